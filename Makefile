@@ -1,0 +1,37 @@
+# `make help` lists the targets. Set-up runs by itself when needed, and again when the files it reads have changed.
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+KIND   := $(if $(CUDA),cuda,cpu)
+STAMP  := .venv/.set-up-$(KIND)
+RUN    := .venv/bin/python
+
+.PHONY: help quickstart test bench setup constraints clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(STAMP)  ## the main job: teach a small policy sums of handwritten digits; ARGS="--steps 10" passes options on
+	@$(RUN) -m recipes.digit_sums $(ARGS)
+
+test: $(STAMP)  ## imports, lint, format, types, tests; ARGS="-k sapo" passes options on to pytest
+	@$(RUN) setup/check_imports.py
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(RUN) -m pytest $(ARGS)
+
+bench: $(STAMP)  ## run every script in bench/; each prints a table and writes JSON
+	@set -e; for script in bench/*.py; do $(RUN) -m bench.$$(basename $$script .py) $(ARGS); done
+
+setup: $(STAMP)  ## create .venv and install; CUDA=1 for NVIDIA GPUs, PYTHON=... for another Python
+
+$(STAMP): pyproject.toml constraints.txt $(wildcard setup/*.py)
+	@$(PYTHON) setup/create_environment.py $(if $(CUDA),--cuda)
+
+constraints:  ## resolve all dependencies anew and pin them in constraints.txt
+	@$(PYTHON) setup/create_environment.py --upgrade
+
+clean:  ## remove .venv, caches and build products; runs/ stays
+	@rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

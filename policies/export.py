@@ -1,0 +1,75 @@
+"""The policy's parameters under the names and layouts of the published checkpoint, for vLLM and for the disk.
+
+transformers keeps the experts of a MoE layer as [E, out, in]; the published checkpoint, and so vLLM, has [E, in, out].
+`save_pretrained` writes transformers' layout, which vLLM rejects; so weight transfer and checkpoints both go through here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from transformers import PreTrainedModel, ProcessorMixin
+
+EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+
+def exported_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields every parameter as the published checkpoint names and lays it out, without copying.
+
+    A tied `lm_head.weight` is left out, as it is from the checkpoint.
+
+    Args:
+        model: A Qwen3-VL, dense or MoE, built or loaded.
+
+    Yields:
+        Name and tensor. The tensors share the model's memory; experts are transposed views: `gate_up_proj` [E, H, 2·I],
+        `down_proj` [E, I, H].
+    """
+    for name, parameter in model.named_parameters():  # a tied parameter comes once, under its first name
+        tensor = parameter.detach()
+        yield name, tensor.transpose(1, 2) if name.endswith(EXPERT_PARAMETERS) else tensor
+
+
+def exported_metadata(model: PreTrainedModel) -> list[tuple[str, torch.dtype, torch.Size]]:
+    """Name, dtype and shape of what `exported_parameters` yields, in its order."""
+    return [(name, tensor.dtype, tensor.shape) for name, tensor in exported_parameters(model)]
+
+
+def save_policy(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    folder: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> Path:
+    """Writes model and processor as a published folder: `from_pretrained` and vLLM load it.
+
+    A crash leaves half a folder: a caller who cannot have that writes aside and renames.
+
+    Args:
+        model: A Qwen3-VL, dense or MoE, built or loaded.
+        processor: Its processor (tokenizer and chat template included).
+        folder: Where to; made if missing, weights in it are replaced.
+        dtype: Precision of the weights on disk. Default: the model's.
+        max_shard_bytes: Larger policies are cut into several files with an index.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = dtype or model.dtype
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 renames the class of what it wraps
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    weights = {name: tensor.to("cpu", dtype) for name, tensor in exported_parameters(model)}
+    save_torch_state_dict(weights, folder, max_shard_size=max_shard_bytes)
+    return folder

@@ -1,0 +1,33 @@
+"""What a step's scores look like on a chart."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
+from rewards.types import Score
+
+
+def reward_metrics(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
+    """Summarises the scores of a step.
+
+    Args:
+        scores: [groups][completions].
+
+    Returns:
+        `reward/errors`, the number of completions without a verdict; over the others `reward/mean`, `reward/std` (of
+        the population) and, for each part, `reward/<part>`, its mean where it was given. Without any verdict there is
+        only `reward/errors`. A part called `mean`, `std` or `errors` is not shown.
+    """
+    flat = [score for group in scores for score in group]
+    judged = [score for score in flat if score.error is None]
+    parts = defaultdict(list)
+    for score in judged:
+        for name, value in score.parts.items():
+            parts[name].append(value)
+    metrics = {f"reward/{name}": fmean(values) for name, values in parts.items()}
+    if judged:
+        rewards = [score.reward for score in judged]
+        metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)}
+    return metrics | {"reward/errors": float(len(flat) - len(judged))}

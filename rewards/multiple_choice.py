@@ -1,0 +1,99 @@
+"""Questions with lettered options: the letter, the letter with its text, or the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from string import ascii_uppercase
+
+from rewards.answer_text import last_boxed, normalised
+from rewards.types import Score
+from rollout.types import Completion, Prompt
+
+TAIL = 1000  # characters of a response that are read, from its end
+
+_ANSWER_PHRASE = re.compile(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
+_MARKUP = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}|\*\*")
+_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
+_LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Z])(?:([)\]][.:]?)\s*|([.:])\s+|\s+)(.+)", re.DOTALL)
+_ANOTHER_LETTER = re.compile(r"(?!^)\b[A-Z]\b|^[A-Z]\W*$")  # an article in front (`B. A cat`) is not another letter
+
+
+def multiple_choice(prompt: Prompt, completion: Completion) -> float | Score:
+    r"""Rewards a response that picks the right option.
+
+    The pick is read from the last `\boxed{...}`, else from what follows the last "answer is" or "answer:", else from
+    the last line. It may be the letter (`B`, `b`, `(B)`, `B.`), the letter with the text of its option (`B. a cat`),
+    or the text of one option (`a cat`).
+
+    `prompt.columns["options"]` holds the options, as a list of texts or a mapping from letters to texts. Without it
+    any text may follow a letter that a mark sets off (`B. a cat`, but not `A cat`, for `A` is also a word).
+    `prompt.answer` is a letter or the text of an option.
+
+    Returns:
+        1.0 or 0.0; a `Score` with an error where the reference names no option.
+    """
+    options = _options(prompt)
+    correct = _pick(str(prompt.answer), options)
+    if correct is None:
+        known = f"one of {list(options)} or the text of an option" if options else "a letter, or add a column 'options'"
+        told = f"multiple_choice cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}; give {known}"
+        return Score(reward=0.0, error=told)
+    return float(_pick(_final_answer(completion.text[-TAIL:]), options) == correct)
+
+
+def _options(prompt: Prompt) -> dict[str, str]:
+    """Returns the normalised text of each option by its letter; empty where the row has no options."""
+    given = prompt.columns.get("options")
+    if given is None:
+        return {}
+    lettered = given.items() if isinstance(given, Mapping) else zip(ascii_uppercase, given, strict=False)
+    return {str(letter).upper(): _bare(str(text), str(letter).upper()) for letter, text in lettered}
+
+
+def _bare(text: str, letter: str) -> str:
+    """Returns an option's text without a letter of its own in front: `(B) a cat` is `a cat`."""
+    own, marked, rest = _split(_unwrapped(text))
+    return _unstopped(rest if marked and own == letter else text)
+
+
+def _final_answer(text: str) -> str:
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    lines = text.strip().splitlines()
+    phrases = list(_ANSWER_PHRASE.finditer(text))
+    if phrases:
+        lines = text[phrases[-1].end() :].strip().splitlines()[:1]
+    return lines[-1] if lines else ""
+
+
+def _pick(answer: str, options: Mapping[str, str]) -> str | None:
+    """Returns the letter that an answer stands for, `None` where it stands for none or for more than one."""
+    answer = _unwrapped(answer)
+    single = _LETTER.fullmatch(answer)
+    if single and (not options or single[1].upper() in options):
+        return single[1].upper()
+    same_text = [letter for letter, text in options.items() if text and text == _unstopped(answer)]
+    if same_text:
+        return same_text[0] if len(same_text) == 1 else None
+    letter, marked, rest = _split(answer)
+    if options:
+        return letter if letter and _unstopped(rest) == options.get(letter) else None
+    return letter if marked and not _ANOTHER_LETTER.search(rest) else None
+
+
+def _split(answer: str) -> tuple[str | None, bool, str]:
+    """Splits `(B) a cat` into its letter, whether a mark sets the letter off from the text, and the text."""
+    match = _LETTER_AND_TEXT.fullmatch(answer)
+    return (match[1], bool(match[2] or match[3]), match[4]) if match else (None, False, answer)
+
+
+def _unwrapped(text: str) -> str:
+    """Returns the text without the quotes, the dollars and the bold type that it may be set in."""
+    return _MARKUP.sub(lambda match: match[1] or "", text).strip(" \t\n$`*\"'")
+
+
+def _unstopped(text: str) -> str:
+    """Returns the text as it is compared: normalised, without markup around it and a full stop at its end."""
+    return normalised(_unwrapped(text)).rstrip(".")

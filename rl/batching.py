@@ -1,0 +1,116 @@
+"""Groups and scores → samples → minibatches → microbatches.
+
+Shapes: L tokens of a sequence, B sequences, T = L − 1 predicted positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from policies.inputs import EncodedImages, join_images, mrope_positions
+from rewards.types import Score
+from rl.advantages import group_advantages
+from rl.types import Microbatch, Sample
+from rollout.types import Completion, Group
+
+
+def make_samples(groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> list[list[Sample]]:
+    """One list of samples per group, each sample with its advantage; completions whose verifier failed are left out."""
+    return [
+        [
+            _make_sample(group, completion, float(advantage))
+            for completion, score, advantage in zip(
+                group.completions, group_scores, group_advantages(group_scores), strict=True
+            )
+            if score.error is None
+        ]
+        for group, group_scores in zip(groups, scores, strict=True)
+    ]
+
+
+def _make_sample(group: Group, completion: Completion, advantage: float) -> Sample:
+    num_prompt = len(group.prompt_token_ids)
+    token_ids = np.concatenate([group.prompt_token_ids, completion.token_ids]).astype(np.int32)
+    loss_mask = np.arange(len(token_ids)) >= num_prompt
+    return Sample(
+        prompt_id=group.prompt.id,
+        token_ids=token_ids,
+        loss_mask=loss_mask,
+        rollout_logprobs=np.concatenate([np.zeros(num_prompt, np.float32), completion.logprobs]).astype(np.float32),
+        advantage=advantage,
+        images=group.prompt.images,
+        policy_version=completion.policy_version,
+    )
+
+
+def split_minibatches(groups: Sequence[Sequence[Sample]], num_minibatches: int) -> list[list[Sample]]:
+    """Equal shares of the step's groups, in order; siblings stay together. Minibatches left empty are dropped."""
+    bounds = np.linspace(0, len(groups), num_minibatches + 1).round().astype(int)
+    shares = [
+        [sample for group in groups[a:b] for sample in group] for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+    return [share for share in shares if share]
+
+
+def plan_microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Which sequences go together: longest first, each microbatch at most `budget` tokens, padding included.
+
+    Args:
+        lengths: Tokens of each sequence.
+        budget: Tokens of one microbatch.
+
+    Returns:
+        Lists of indices into `lengths`; every index once.
+
+    Raises:
+        ValueError: If one sequence alone is longer than the budget.
+    """
+    if max(lengths, default=0) > budget:
+        raise ValueError(
+            f"a sequence of {max(lengths)} tokens does not fit a microbatch of {budget}: raise learner.microbatch_tokens"
+        )
+    plan: list[list[int]] = []
+    # A stable sort keeps siblings, which share their images and often their length, side by side.
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if plan and (len(plan[-1]) + 1) * lengths[plan[-1][0]] <= budget:
+            plan[-1].append(index)
+        else:
+            plan.append([index])
+    return plan
+
+
+def make_microbatch(
+    samples: Sequence[Sample], encoded: Mapping[int, EncodedImages | None], image_token_id: int, merge_size: int
+) -> Microbatch:
+    """Pads samples to one rectangle.
+
+    Args:
+        samples: [B] the sequences.
+        encoded: The processed images of each sample, by `id(sample.images)`.
+        image_token_id: The image placeholder's id.
+        merge_size: Patches per side that merge into one token.
+    """
+    length = max(len(sample.token_ids) for sample in samples)
+    shape = (len(samples), length)
+    tokens_BL, positions_3BL = np.zeros(shape, np.int64), np.zeros((3, *shape), np.int64)
+    mask_BL, logprobs_BL = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    shown = [encoded[id(sample.images)] for sample in samples]
+    for row, (sample, images) in enumerate(zip(samples, shown, strict=True)):
+        num_tokens = len(sample.token_ids)
+        grid_N3 = np.zeros((0, 3), np.int64) if images is None else images.grid_N3.numpy()
+        tokens_BL[row, :num_tokens] = sample.token_ids
+        positions_3BL[:, row, :num_tokens] = mrope_positions(sample.token_ids, grid_N3, image_token_id, merge_size)
+        mask_BL[row, :num_tokens] = sample.loss_mask
+        logprobs_BL[row, :num_tokens] = sample.rollout_logprobs
+    return Microbatch(
+        tokens_BL=torch.from_numpy(tokens_BL),
+        positions_3BL=torch.from_numpy(positions_3BL),
+        mask_BT=torch.from_numpy(mask_BL[:, 1:].copy()),
+        rollout_logprobs_BT=torch.from_numpy(logprobs_BL[:, 1:].copy()),
+        advantages_B=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
+        vision=join_images(shown),
+        prompt_ids=[sample.prompt_id for sample in samples],
+    )

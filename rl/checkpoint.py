@@ -1,0 +1,139 @@
+"""Checkpoints: `checkpoints/step_N/`, each a folder that `from_pretrained` and vLLM load, plus what resuming needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+LOOP_FILE = "loop.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopState:
+    """What the loop itself remembers between steps.
+
+    Attributes:
+        step: Steps done.
+        policy_version: Version of the weights.
+        cursor: Where the prompt stream stands, `PromptStream.state()`.
+        seconds: Training time so far, for the clock of the learning curve.
+        config: The run's choices, to compare with on resume.
+    """
+
+    step: int
+    policy_version: int
+    cursor: dict[str, Any]
+    seconds: float
+    config: dict[str, Any]
+
+
+def save_checkpoint(run_dir: Path, state: LoopState, write: Callable[[Path], None], *, keep: int) -> Path:
+    """Writes aside, then renames: a folder named `step_N` is whole, whenever the run was killed.
+
+    Args:
+        run_dir: The run's folder.
+        state: The loop's state.
+        write: Fills a folder with weights and trainer state.
+        keep: How many checkpoints stay, the newest; 0 keeps all.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = run_dir / "checkpoints" / f"step_{state.step}"
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    (aside / LOOP_FILE).write_text(json.dumps(asdict(state), indent=1))
+    _flush(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    _flush(folder.parent)
+    for old in list_checkpoints(run_dir)[:-keep] if keep else []:
+        shutil.rmtree(old)
+    return folder
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = (run_dir / "checkpoints").glob("step_*")
+    return sorted((path for path in found if (path / LOOP_FILE).is_file()), key=lambda path: int(path.name[5:]))
+
+
+def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
+    """What `--resume` names.
+
+    Args:
+        run_dir: The run's folder.
+        resume: `"auto"` is the newest checkpoint of `run_dir`, or None if there is none; else a checkpoint folder, or a run's
+            folder, whose newest one it is.
+
+    Raises:
+        ValueError: If the folder is no checkpoint.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        return next(reversed(list_checkpoints(run_dir)), None)
+    folder = Path(resume)
+    if (folder / LOOP_FILE).is_file():
+        return folder
+    if newest := list_checkpoints(folder):
+        return newest[-1]
+    raise ValueError(f"--resume {resume}: no checkpoint there ({LOOP_FILE} is missing); pass a checkpoints/step_N folder")
+
+
+def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:
+    """Reads a checkpoint's loop state.
+
+    Args:
+        checkpoint: A checkpoint folder.
+        config: The choices of the run that resumes.
+
+    Raises:
+        ValueError: If the checkpoint was written under other choices, as far as they change what is learnt.
+    """
+    state = LoopState(**json.loads((checkpoint / LOOP_FILE).read_text()))
+    different = [
+        f"{name} = {now!r} (was {was!r})"
+        for name, was, now in _differences(state.config, json.loads(json.dumps(config)))
+        if name.split(".")[0] not in FREE_TO_CHANGE
+    ]
+    if different:
+        raise ValueError(
+            f"{checkpoint} is of another config: {', '.join(different)}; "
+            "pass the old values, or start afresh with this checkpoint as --model"
+        )
+    return state
+
+
+FREE_TO_CHANGE = frozenset(
+    "run_dir steps resume checkpoint_every keep_checkpoints wandb eval reward_workers reward_timeout model".split()
+)
+"""Choices that do not change what a step learns. `model` is replaced by the checkpoint itself."""
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found = []
+    for key in sorted(was.keys() | now.keys()):
+        a, b = was.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append((f"{prefix}{key}", a, b))
+    return found
+
+
+def _flush(folder: Path) -> None:
+    """Asks the kernel to write a folder's files and entries to disk, so that a rename never overtakes its content."""
+    for path in [folder, *folder.rglob("*")]:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

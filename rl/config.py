@@ -1,0 +1,147 @@
+"""Every choice of a run: frozen, printable, saved as `config.json`. Field docstrings are the `--help` of every recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rollout.config import Dtype, RolloutConfig
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, then a constant learning rate."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of AdamW's two moments."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global L2 norm."""
+    warmup_updates: int = 10
+    """Optimizer updates over which the learning rate rises from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """The learner."""
+
+    gpus: int = 0
+    """GPUs of the learner; 0 trains on the CPU."""
+    threads: int = 1
+    """CPU threads of the learner; engines and learner take turns, so this may be every core."""
+    dtype: Dtype = "bfloat16"
+    """Precision of forward and backward passes; master weights are always float32."""
+    microbatch_tokens: int = 16384
+    """Token budget of one forward and backward pass, padding included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Measuring on held-out prompts, before, during and after training."""
+
+    every: int = 0
+    """Steps between evaluations; 0 evaluates before and after the run only."""
+    num_prompts: int = 256
+    """Held-out prompts, the first of them."""
+    num_samples: int = 1
+    """Sampled completions of each prompt, besides the greedy one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run of SAPO. A step is prompts_per_step × group_size completions and num_minibatches optimizer updates."""
+
+    model: str
+    """A folder or hub name that from_pretrained loads."""
+    run_dir: Path = Path("runs/run")
+    """Where config, metrics, samples and checkpoints go."""
+    steps: int = 100
+    """Steps: each one generates, scores, learns and syncs."""
+    seed: int = 0
+    """Seeds the order of prompts and every sampled token."""
+    reward: str | None = None
+    """FILE.py:FUNCTION, a reward of yours that replaces the recipe's."""
+    resume: str | None = None
+    """auto (the newest checkpoint of run_dir, if any) or a checkpoint folder."""
+
+    prompts_per_step: int = 16
+    """Prompts of each step."""
+    group_size: int = 8
+    """Completions per prompt, whose rewards are compared with each other; at least 2."""
+    num_minibatches: int = 2
+    """Optimizer updates of each step; each takes an equal share of the prompts."""
+    tau_pos: float = 1.0
+    """SAPO's gate temperature for positive advantages."""
+    tau_neg: float = 1.05
+    """SAPO's gate temperature for negative (and zero) advantages."""
+
+    checkpoint_every: int = 50
+    """Steps between checkpoints; the last step always writes one. 0: the last step only."""
+    keep_checkpoints: int = 2
+    """Older checkpoints are deleted; 0 keeps all."""
+    samples_every: int = 10
+    """Steps between looks into samples/: the questions, answers and scores of a few prompts."""
+    reward_timeout: float = 10.0
+    """Seconds that one reward call may take."""
+    reward_workers: int = 1
+    """Processes that score completions."""
+    wandb: WandbMode = "auto"
+    """'auto' is online if the user is logged in, else offline."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuses choices that cannot work, before anything is loaded.
+
+    Raises:
+        ValueError: Names the option, its value and the remedy.
+    """
+    rollout, learner, optimizer = config.rollout, config.learner, config.optimizer
+    positive = {
+        "steps": config.steps,
+        "prompts_per_step": config.prompts_per_step,
+        "num_minibatches": config.num_minibatches,
+        "tau_pos": config.tau_pos,
+        "tau_neg": config.tau_neg,
+        "reward_timeout": config.reward_timeout,
+        "reward_workers": config.reward_workers,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.max_grad_norm": optimizer.max_grad_norm,
+        "rollout.num_engines": rollout.num_engines,
+        "rollout.threads_per_engine": rollout.threads_per_engine,
+        "rollout.max_tokens": rollout.max_tokens,
+        "rollout.temperature": rollout.temperature,
+        "learner.threads": learner.threads,
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
+    if config.group_size < 2:
+        raise ValueError(
+            f"group_size must be >= 2, got {config.group_size}: an advantage compares a completion with its siblings"
+        )
+    if config.num_minibatches > config.prompts_per_step:
+        raise ValueError(
+            f"num_minibatches = {config.num_minibatches} exceeds prompts_per_step = {config.prompts_per_step}: "
+            "each minibatch takes whole groups"
+        )
+    if rollout.max_tokens >= rollout.max_model_len:
+        raise ValueError(
+            f"rollout.max_tokens = {rollout.max_tokens} leaves no room for a prompt in "
+            f"rollout.max_model_len = {rollout.max_model_len}: raise max_model_len or lower max_tokens"
+        )
+    if learner.microbatch_tokens < rollout.max_model_len:
+        raise ValueError(
+            f"learner.microbatch_tokens = {learner.microbatch_tokens} cannot hold the longest sequence, "
+            f"rollout.max_model_len = {rollout.max_model_len}: raise the one or lower the other"
+        )

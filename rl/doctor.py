@@ -1,0 +1,192 @@
+"""What works on this machine: `python -m rl.doctor`. Exits with 1 when the main job (`make quickstart`) cannot run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+State = Literal["ok", "warning", "problem"]
+GIB = 2**30
+SETUP = "run `make setup`"
+STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: What was looked at.
+        state: `"problem"` if the main job cannot run, `"warning"` if something is slower or missing.
+        found: What is there.
+        remedy: What to do about it; empty when all is well.
+    """
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def judge(name: str, found: str, *, problem: bool = False, warning: bool = False, remedy: str = "") -> Finding:
+    """A finding that keeps its remedy only where one is called for."""
+    state: State = "problem" if problem else "warning" if warning else "ok"
+    return Finding(name=name, state=state, found=found, remedy="" if state == "ok" else remedy)
+
+
+def check_python() -> Finding:
+    found = f"{sys.version.split()[0]} at {sys.executable}"
+    return judge("python", found, problem=sys.version_info < (3, 11), remedy="use Python 3.11 or newer")
+
+
+def check_torch() -> Finding:
+    """Build, devices and threads."""
+    torch = importlib.import_module("torch")
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    parts = [torch.__version__, build, *(f"{d.name}, {d.total_memory / GIB:.0f} GiB" for d in devices)]
+    parts.append(f"{torch.get_num_threads()} threads")
+    remedy = "an NVIDIA driver is here but torch sees no GPU: run `make setup CUDA=1`"
+    return judge("torch", ", ".join(parts), warning=not devices and bool(shutil.which("nvidia-smi")), remedy=remedy)
+
+
+def check_torchvision() -> Finding:
+    """Its Python parts are enough; `setup/install_repair.py` makes them importable beside a CPU build of torch."""
+    importlib.import_module("torchvision")
+    has_operators = importlib.import_module("torchvision.extension")._has_ops()
+    importlib.import_module("torchvision.transforms.v2")
+    parts = "with its operators" if has_operators else "Python parts only, all that is needed"
+    return judge("torchvision", f"{version('torchvision')}, {parts}")
+
+
+def check_transformers() -> Finding:
+    """The classes of Qwen3-VL, and the module that fails first where torchvision is broken."""
+    transformers = importlib.import_module("transformers")
+    importlib.import_module("transformers.models.qwen3_vl.video_processing_qwen3_vl")
+    lacking = [n for n in ("Qwen3VLProcessor", "Qwen3VLMoeForConditionalGeneration") if not hasattr(transformers, n)]
+    found = f"{transformers.__version__}, {'without ' + ', '.join(lacking) if lacking else 'Qwen3-VL dense and MoE'}"
+    return judge("transformers", found, problem=bool(lacking), remedy=SETUP)
+
+
+def check_vllm() -> Finding:
+    """Whether the engine can be imported, and whether it will find the weight transfer of `rollout/`."""
+    # In a process of its own: a build for another processor does not raise, it dies.
+    probe = "import vllm; from vllm import AsyncEngineArgs, AsyncLLMEngine; print(vllm.__version__)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        return judge("vllm", reason, problem=True, remedy=SETUP)
+    registered = any(e.value.startswith("rollout.weight_transfer:") for e in entry_points(group="vllm.general_plugins"))
+    found = f"{done.stdout.split()[-1]}, weight-transfer plugin {'registered' if registered else 'not registered'}"
+    return judge("vllm", found, problem=not registered, remedy="run `pip install -e . --no-deps` in the repository")
+
+
+def check_ray() -> Finding:
+    ray = importlib.import_module("ray")
+    where = os.environ.get("RAY_ADDRESS") or f"will start here with {len(os.sched_getaffinity(0))} CPUs"
+    return judge("ray", f"{ray.__version__}, {where}")
+
+
+def check_memory() -> Finding:
+    """What programs can still take, in GiB."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    gib = {name: int(kib) * 1024 / GIB for name, kib, *_ in lines}
+    available, total = gib["MemAvailable:"], gib["MemTotal:"]
+    remedy = "close other programs: the small runs take about 6 GiB"
+    return judge("memory", f"{available:.1f} of {total:.1f} GiB available", warning=available < 6, remedy=remedy)
+
+
+def check_memfd() -> Finding:
+    """The weights go from learner to engines through anonymous memory files."""
+    try:
+        os.close(os.memfd_create("doctor"))
+    except (AttributeError, OSError) as error:
+        return judge("memfd", str(error), problem=True, remedy="use Linux: weights go to the engines through memfd")
+    return judge("memfd", "anonymous shared memory for weights")
+
+
+def check_shm() -> Finding:
+    size = shutil.disk_usage("/dev/shm").total / GIB
+    remedy = "give the container more (`--shm-size=8g`): Ray falls back to slower files"
+    return judge("/dev/shm", f"{size:.1f} GiB for Ray's object store", warning=size < 2, remedy=remedy)
+
+
+def check_wandb() -> Finding:
+    logged_in = importlib.import_module("wandb").login(prompt=False, verify=False)
+    found = "logged in" if logged_in else "not logged in, runs are recorded offline"
+    return judge("wandb", f"{version('wandb')}, {found}", warning=not logged_in, remedy="`wandb login` records online")
+
+
+def check_disk() -> Finding:
+    free = shutil.disk_usage(".").free / GIB
+    return judge("disk", f"{free:.0f} GiB free here", problem=free < 1, warning=free < 10, remedy="free some space")
+
+
+def check_optional() -> Finding:
+    has_av = importlib.util.find_spec("av") is not None
+    return judge("optional", "av, for video files" if has_av else "without av: video files cannot be read")
+
+
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "python": check_python,
+    "torch": check_torch,
+    "torchvision": check_torchvision,
+    "transformers": check_transformers,
+    "vllm": check_vllm,
+    "ray": check_ray,
+    "memory": check_memory,
+    "memfd": check_memfd,
+    "/dev/shm": check_shm,
+    "wandb": check_wandb,
+    "disk": check_disk,
+    "optional": check_optional,
+}
+NEEDED = {"python", "torch", "torchvision", "transformers", "vllm", "ray", "memfd"}
+
+
+def examine(name: str) -> Finding:
+    """Runs one check. A check that raises is itself a finding: a broken package must not hide the rest of the report."""
+    try:
+        return CHECKS[name]()
+    except (ModuleNotFoundError, PackageNotFoundError) as error:
+        found = f"not installed ({error})"
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+    return judge(name, found, problem=name in NEEDED, warning=True, remedy=SETUP)
+
+
+def as_table(findings: Sequence[Finding]) -> Table:
+    """One row per finding."""
+    table = Table("", "state", "found", "remedy")
+    for finding in findings:
+        style = STYLES[finding.state]
+        table.add_row(finding.name, f"[{style}]{finding.state}[/]", escape(finding.found), escape(finding.remedy))
+    return table
+
+
+def main() -> int:
+    """Prints the report. Returns 1 if the main job cannot run, else 0."""
+    console = Console()
+    with console.status("looking at this machine, about 20 seconds"):
+        findings = [examine(name) for name in CHECKS]
+    console.print(as_table(findings))
+    problems = [finding.name for finding in findings if finding.state == "problem"]
+    console.print(f"The main job cannot run: {', '.join(problems)}." if problems else "The main job can run.")
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""How good the policy is on held-out prompts: greedy, sampled, and blind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rewards.metrics import reward_metrics
+from rewards.runner import RewardRunner
+from rl.config import TrainConfig
+from rollout.pool import RolloutPool, request_seed
+from rollout.prompts import blind
+from rollout.types import Group, Prompt, Sampling
+
+EVAL_STEP = -1
+"""The seeds of held-out prompts are the same at every evaluation: what changes the score is the policy."""
+
+
+class Evaluator:
+    """Scores the policy on a fixed set of held-out prompts.
+
+    Args:
+        config: The run's choices.
+        prompts: The held-out prompts.
+        pool: The engines.
+        runner: The reward.
+    """
+
+    def __init__(self, config: TrainConfig, prompts: Sequence[Prompt], pool: RolloutPool, runner: RewardRunner) -> None:
+        self.config, self.prompts, self.pool, self.runner = config, prompts, pool, runner
+
+    def run(self, policy_version: int, *, with_blind: bool) -> dict[str, float]:
+        """Evaluates the weights of `policy_version`.
+
+        Args:
+            policy_version: The version that the engines hold.
+            with_blind: Also ask every question with a grey image: what is scored then, the text alone gives away.
+
+        Returns:
+            `eval/greedy`, `eval/sampled` and, where there are images, `eval/blind` (greedy): mean rewards. Empty without prompts.
+        """
+        if not self.prompts:
+            return {}
+        metrics = {
+            "eval/greedy": self._mean_reward(self.prompts, 1, 0.0, policy_version),
+            "eval/sampled": self._mean_reward(
+                self.prompts, self.config.eval.num_samples, self.config.rollout.temperature, policy_version
+            ),
+        }
+        seen = [prompt for prompt in self.prompts if prompt.images and not prompt.videos]
+        if with_blind and seen:
+            metrics["eval/blind"] = self._mean_reward([blind(prompt) for prompt in seen], 1, 0.0, policy_version)
+        return metrics
+
+    def _mean_reward(self, prompts: Sequence[Prompt], samples: int, temperature: float, policy_version: int) -> float:
+        sampling = Sampling(max_tokens=self.config.rollout.max_tokens, temperature=temperature)
+        seeds = [[request_seed(self.config.seed, EVAL_STEP, p.id, i) for i in range(samples)] for p in prompts]
+        groups: list[Group] = self.pool.generate(prompts, sampling, seeds, policy_version)
+        return reward_metrics(self.runner.score(groups)).get("reward/mean", 0.0)

@@ -1,0 +1,234 @@
+"""The learner on one rank: a plain class that needs neither Ray nor vLLM.
+
+Shapes: B sequences, T predicted positions, N response tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.nn.functional import pad
+
+from policies.export import save_policy
+from policies.inputs import encode_images, hidden_states
+from policies.loading import load_policy, load_processor, vision_token_ids
+from policies.logprobs import token_logprobs
+from rl.batching import make_microbatch, plan_microbatches, split_minibatches
+from rl.config import OptimizerConfig, TrainConfig
+from rl.sapo import sapo_loss
+from rl.types import Microbatch, Sample, StepReport
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_UPDATES = 3
+"""Updates in a row without a finite gradient after which going on would only waste time."""
+
+
+class Learner:
+    """Owns the policy that learns, its optimizer and its learning-rate schedule.
+
+    Args:
+        config: The run's choices.
+        model_path: Where to load the policy from: a checkpoint on resume, else `config.model`.
+    """
+
+    def __init__(self, config: TrainConfig, model_path: str | Path) -> None:
+        torch.set_num_threads(config.learner.threads)
+        self.config = config
+        self.device = torch.device("cuda" if config.learner.gpus else "cpu")
+        self.processor = load_processor(model_path)
+        self.model = load_policy(model_path, dtype=torch.float32, device=self.device)
+        self.banned_ids = torch.tensor(vision_token_ids(self.model.config), device=self.device)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.scheduler = make_scheduler(self.optimizer, config.optimizer)
+        self.objective = partial(sapo_loss, tau_pos=config.tau_pos, tau_neg=config.tau_neg)
+        self._skipped_in_a_row = 0
+
+    def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
+        """Learns from one step's rollouts: `num_minibatches` optimizer updates.
+
+        Args:
+            groups: The samples of each prompt, of any number.
+
+        Returns:
+            Metrics of the step: those of the objective averaged over its updates, those of the mismatch between engine and
+            learner over all tokens.
+
+        Raises:
+            FloatingPointError: After MAX_SKIPPED_UPDATES updates in a row had no finite gradient.
+        """
+        clock = [time.perf_counter()]
+        shares = split_minibatches(groups, self.config.num_minibatches)
+        minibatches = [self.make_microbatches(share) for share in shares]
+        clock.append(time.perf_counter())
+        # The first minibatch is on-policy: its old log-probabilities are its own forward pass, before the update.
+        old = [None, *(self.old_logprobs(minibatch) for minibatch in minibatches[1:])]
+        clock.append(time.perf_counter())
+        reports, gaps_N = [], []
+        for minibatch, minibatch_old in zip(minibatches, old, strict=False):
+            report, behaviour = self._update(minibatch, minibatch_old)
+            reports.append(report)
+            gaps_N += [rollout_gaps(batch, logprobs) for batch, logprobs in zip(minibatch, behaviour, strict=True)]
+        clock.append(time.perf_counter())
+        metrics = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]} if reports else {}
+        metrics |= gap_metrics(torch.cat(gaps_N)) if gaps_N else {}
+        names = ("time/learner_inputs", "time/old_logprobs", "time/updates")
+        metrics |= {name: b - a for name, a, b in zip(names, clock, clock[1:], strict=False)}
+        return StepReport(metrics=metrics, num_updates=len(reports))
+
+    def make_microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
+        """Pads a minibatch's samples into microbatches of at most `learner.microbatch_tokens`."""
+        distinct = {id(sample.images): sample.images for sample in samples}
+        encoded = {key: encode_images(self.processor, images) for key, images in distinct.items()}
+        config = self.model.config
+        plan = plan_microbatches([len(sample.token_ids) for sample in samples], self.config.learner.microbatch_tokens)
+        return [
+            make_microbatch(
+                [samples[i] for i in indices], encoded, config.image_token_id, config.vision_config.spatial_merge_size
+            )
+            for indices in plan
+        ]
+
+    @torch.no_grad()
+    def old_logprobs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
+        """[B, T] for each microbatch: log-probabilities under the present weights, 0 outside the mask."""
+        return [self.forward(microbatch)[0] for microbatch in microbatches]
+
+    def forward(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B, T], 0 outside the mask, and entropies [N] of the response tokens."""
+        mask_BT = batch.mask_BT.to(self.device)
+        tokens_BL = batch.tokens_BL.to(self.device)
+        vision = None if batch.vision is None else batch.vision.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.learner.dtype == "bfloat16"):
+            hidden_BLH = hidden_states(self.model, tokens_BL, batch.positions_3BL.to(self.device), vision)
+            logprobs_N, entropies_N = token_logprobs(
+                hidden_BLH[:, :-1][mask_BT],
+                self.model.get_output_embeddings().weight,
+                tokens_BL[:, 1:][mask_BT],
+                self.banned_ids,
+                temperature=self.config.rollout.temperature,
+            )
+        logprobs_BT = torch.zeros(mask_BT.shape, device=self.device).masked_scatter(mask_BT, logprobs_N)
+        return logprobs_BT, entropies_N
+
+    def _update(
+        self, minibatch: Sequence[Microbatch], old: Sequence[Tensor] | None
+    ) -> tuple[dict[str, float], Sequence[Tensor]]:
+        """One optimizer update; returns its metrics and the log-probabilities [B, T] that its ratios started from.
+
+        Every microbatch divides by the minibatch's count, so that any split adds up to the same gradient.
+        """
+        num_sequences = sum(len(batch.prompt_ids) for batch in minibatch)
+        new, entropies = [], []
+        for index, batch in enumerate(minibatch):
+            logprobs_BT, entropies_N = self.forward(batch)
+            old_BT = logprobs_BT if old is None else old[index]
+            advantages_B, mask_BT = batch.advantages_B.to(self.device), batch.mask_BT.to(self.device)
+            loss, _ = self.objective(logprobs_BT, old_BT, advantages_B, mask_BT, num_sequences=num_sequences)
+            loss.backward()
+            new.append(logprobs_BT.detach())
+            entropies.append(entropies_N)
+        old = new if old is None else old
+        # Value and metrics of the whole minibatch at once: the mean of microbatch means is not the mean.
+        advantages_B = torch.cat([batch.advantages_B for batch in minibatch]).to(self.device)
+        mask_BT = _stack([batch.mask_BT for batch in minibatch]).to(self.device)
+        loss, metrics = self.objective(_stack(new), _stack(old), advantages_B, mask_BT, num_sequences=num_sequences)
+        report = {f"policy/{name}": float(value) for name, value in metrics.items()}
+        report |= {"loss/objective": float(loss), "policy/entropy": float(torch.cat(entropies).mean())}
+        return report | self._apply_gradient(minibatch, new), old
+
+    def _apply_gradient(self, minibatch: Sequence[Microbatch], new: Sequence[Tensor]) -> dict[str, float]:
+        """Clips and applies the gradient, or drops it if it is not finite, and says so."""
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+        finite = bool(grad_norm.isfinite())
+        learning_rate = self.scheduler.get_last_lr()[0]
+        if finite:
+            self.optimizer.step()
+            self.scheduler.step()
+            self._skipped_in_a_row = 0
+        else:
+            self._skipped_in_a_row += 1
+            culprits = nonfinite_prompts(minibatch, new) or ["none of the sequences alone"]
+            logger.warning("update skipped: the gradient is not finite; log-probabilities to blame: %s", ", ".join(culprits))
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._skipped_in_a_row >= MAX_SKIPPED_UPDATES:
+            raise FloatingPointError(
+                f"{self._skipped_in_a_row} updates in a row had no finite gradient (learning_rate {learning_rate:g}): "
+                "lower optimizer.learning_rate, or resume from an earlier checkpoint"
+            )
+        norm = float(grad_norm) if finite else 0.0
+        return {"policy/grad_norm": norm, "policy/learning_rate": learning_rate, "policy/skipped_updates": float(not finite)}
+
+    def save(self, folder: Path) -> None:
+        """Writes a folder that `from_pretrained` loads, plus `trainer/` with optimizer, schedule and RNG."""
+        save_policy(self.model, self.processor, folder)
+        state = {"optimizer": get_optimizer_state_dict(self.model, self.optimizer), **self._small_state()}
+        dcp.save(state, checkpoint_id=str(folder / "trainer"), no_dist=True)
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote beside the weights, which `model_path` has brought already."""
+        state = {"optimizer": get_optimizer_state_dict(self.model, self.optimizer), **self._small_state()}
+        dcp.load(state, checkpoint_id=str(folder / "trainer"), no_dist=True)
+        set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["torch_rng"])
+
+    def _small_state(self) -> dict[str, object]:
+        return {"scheduler": self.scheduler.state_dict(), "torch_rng": torch.get_rng_state()}
+
+
+def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW, fused; matrices decay, vectors (norms, biases) do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate rises linearly over `warmup_updates`, then stays."""
+
+    def share(update: int) -> float:
+        return min(1.0, (update + 1) / max(1, config.warmup_updates))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def rollout_gaps(batch: Microbatch, logprobs_BT: Tensor) -> Tensor:
+    """[N] |log p(learner) − log p(engine)| of each response token, under the same weights."""
+    gaps_BT = (logprobs_BT.cpu() - batch.rollout_logprobs_BT).abs()
+    return gaps_BT[batch.mask_BT]
+
+
+def gap_metrics(gaps_N: Tensor) -> dict[str, float]:
+    """Mean and maximum of the on-policy gap between engine and learner."""
+    if not len(gaps_N):
+        return {}
+    return {"rollout/logprob_gap_mean": float(gaps_N.mean()), "rollout/logprob_gap_max": float(gaps_N.max())}
+
+
+def nonfinite_prompts(minibatch: Sequence[Microbatch], logprobs: Sequence[Tensor]) -> list[str]:
+    """The prompts of sequences with a log-probability that is not finite."""
+    return [
+        prompt_id
+        for batch, logprobs_BT in zip(minibatch, logprobs, strict=True)
+        for prompt_id, finite in zip(batch.prompt_ids, logprobs_BT.isfinite().all(1).tolist(), strict=True)
+        if not finite
+    ]
+
+
+def _stack(pieces: Sequence[Tensor]) -> Tensor:
+    """Matrices of different widths under one another, padded with zeros on the right."""
+    width = max(piece.shape[1] for piece in pieces)
+    return torch.cat([pad(piece, (0, width - piece.shape[1])) for piece in pieces])
+

@@ -1,0 +1,263 @@
+"""train(): prompts go round a loop — generate, score, weigh, learn, sync, track, save."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.loading import load_processor, vision_token_ids
+from rewards.loading import load_reward
+from rewards.metrics import reward_metrics
+from rewards.runner import RewardRunner, dry_run
+from rewards.types import Score, Verifier
+from rl.batching import make_samples
+from rl.checkpoint import LoopState, find_checkpoint, list_checkpoints, load_loop_state, save_checkpoint
+from rl.config import TrainConfig, check_config
+from rl.evaluate import Evaluator
+from rl.learner_group import LearnerGroup
+from rl.tracking import Tracker, read_metrics
+from rl.types import RunStopped
+from rollout.pool import RolloutPool, request_seed
+from rollout.prompts import PromptStream, Rows, readable
+from rollout.rendering import fits_context
+from rollout.types import Group, Prompt, Sampling
+from rollout.weight_transfer import choose_backend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        run_dir: Config, metrics, samples and checkpoints.
+        checkpoint: The last checkpoint; `from_pretrained` loads it.
+        before: Metrics of the evaluation before the first step.
+        after: Metrics of the evaluation after the last step.
+    """
+
+    run_dir: Path
+    checkpoint: Path
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts: Rows | None = None) -> RunResult:
+    """Trains a policy by SAPO.
+
+    Args:
+        config: Every choice of the run.
+        prompts: What to learn from: Prompts, or `prompts_from(dataset, to_prompt)`.
+        reward: The verifier; `config.reward` replaces it.
+        eval_prompts: Held-out prompts to measure on before and after; None measures nothing.
+
+    Returns:
+        Where the run is, and what it scored.
+
+    Raises:
+        ValueError: For whatever is wrong with config, prompts, reward or checkpoint; before any engine starts.
+        RunStopped: If the run cannot go on in any useful way.
+    """
+    check_config(config)
+    with ExitStack() as stack:
+        run = _prepare(config, prompts, reward, eval_prompts, stack)
+        if run.state.step == 0:
+            run.tracker.log(0, run.evaluator.run(0, with_blind=True))
+        bar = stack.enter_context(run.tracker.progress(config.steps, run.state.step))
+        version, checkpoint = run.state.policy_version, run.checkpoint
+        sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
+        started = time.perf_counter() - run.state.seconds
+        for step in range(run.state.step + 1, config.steps + 1):
+            watch = Stopwatch()
+            batch = run.stream.next_batch()
+            groups = run.pool.generate(batch, sampling, _seeds(config, step, batch), version)
+            watch.lap("generate")
+            scores = run.runner.score(groups)
+            watch.lap("score")
+            samples = make_samples(groups, scores)
+            report = run.learner.step(samples)
+            _require_agreement(config, step, report.metrics)
+            watch.lap("learn")
+            version += 1
+            sync = run.learner.sync(version)
+            watch.lap("sync")
+            metrics = {
+                **reward_metrics(scores),
+                **rollout_metrics(groups, scores),
+                **report.metrics,
+                **sync,
+                **watch.metrics(num_tokens=sum(len(c.token_ids) for group in groups for c in group.completions)),
+                "rollout/prompts_skipped": run.stream.skipped,
+                "policy/version": version,
+            }
+            last = step == config.steps
+            if last or _due(step, config.eval.every):
+                metrics |= run.evaluator.run(version, with_blind=last)
+            run.tracker.log(step, metrics)
+            if last or _due(step, config.samples_every):
+                run.tracker.save_samples(f"step_{step:06d}", groups, scores)
+            if last or _due(step, config.checkpoint_every):
+                seconds = time.perf_counter() - started
+                state = LoopState(step=step, policy_version=version, cursor=run.stream.state(), seconds=seconds, config=run.plain)
+                checkpoint = save_checkpoint(config.run_dir, state, run.learner.save, keep=config.keep_checkpoints)
+            bar.advance(step, metrics)
+    return _result(config, checkpoint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Everything that one run owns."""
+
+    state: LoopState
+    checkpoint: Path | None
+    plain: dict[str, Any]
+    stream: PromptStream
+    runner: RewardRunner
+    learner: LearnerGroup
+    pool: RolloutPool
+    evaluator: Evaluator
+    tracker: Tracker
+
+
+def _prepare(config: TrainConfig, prompts: Rows, reward: Verifier, eval_prompts: Rows | None, stack: ExitStack) -> _Run:
+    """Opens everything, what is cheap and likely to be wrong first; `stack` closes it again."""
+    plain = json.loads(json.dumps(asdict(config), default=str))
+    checkpoint, state = _starting_point(config, plain)
+    model = checkpoint or config.model
+    processor = load_processor(model)
+    accept = fits_context(
+        processor, max_model_len=config.rollout.max_model_len, max_tokens=config.rollout.max_tokens
+    )
+    stream = PromptStream(prompts, batch_size=config.prompts_per_step, seed=config.seed, accept=accept)
+    if state.cursor:
+        stream.restore(state.cursor)
+    held_out = list(islice(readable(eval_prompts or [], accept), config.eval.num_prompts))
+    verifier = load_reward(config.reward) if config.reward else reward
+    runner = stack.enter_context(RewardRunner(verifier, num_workers=config.reward_workers, timeout=config.reward_timeout))
+    first = next(readable(prompts, accept), None)
+    if first is None:
+        raise ValueError("no prompt can be used: the warnings above name each row and the reason")
+    dry_run(runner, first)
+
+    stack.enter_context(local_ray())
+    learner = LearnerGroup(config, model, checkpoint)
+    stack.callback(learner.close)
+    backend = choose_backend(learner_gpus=config.learner.gpus, gpus_per_engine=config.rollout.gpus_per_engine)
+    pool = RolloutPool(
+        model, config.rollout, backend=backend, banned_ids=vision_token_ids(processor), policy_version=state.policy_version
+    )
+    stack.callback(pool.close)
+    learner.connect(backend, pool.client())
+    tracker = Tracker(config, plain, state.step)
+    stack.callback(tracker.close)
+    return _Run(
+        state=state,
+        checkpoint=checkpoint,
+        plain=plain,
+        stream=stream,
+        runner=runner,
+        learner=learner,
+        pool=pool,
+        evaluator=Evaluator(config, held_out, pool, runner),
+        tracker=tracker,
+    )
+
+
+def _starting_point(config: TrainConfig, plain: dict[str, Any]) -> tuple[Path | None, LoopState]:
+    """The checkpoint to go on from, if any, and the loop's state there."""
+    checkpoint = find_checkpoint(config.run_dir, config.resume)
+    if checkpoint is not None:
+        return checkpoint, load_loop_state(checkpoint, plain)
+    if config.resume is None and (found := list_checkpoints(config.run_dir)):
+        raise ValueError(
+            f"{config.run_dir} already holds a run ({found[-1].name}): pass --resume auto to go on, or another --run-dir"
+        )
+    return None, LoopState(step=0, policy_version=0, cursor={}, seconds=0.0, config=plain)
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS names or that is joined already; else runs Ray on this machine for as long as needed."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Stopwatch:
+    """Seconds of the phases of one step, one behind the other."""
+
+    def __init__(self) -> None:
+        self._begin = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Ends a phase."""
+        now = time.perf_counter()
+        self._seconds[phase] = now - self._last
+        self._last = now
+
+    def metrics(self, *, num_tokens: int) -> dict[str, float]:
+        """`time/<phase>` and `time/step` in seconds, and `rollout/tokens_per_second` while generating."""
+        seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
+        speed = num_tokens / self._seconds["generate"]
+        return {**seconds, "time/step": self._last - self._begin, "rollout/tokens_per_second": speed}
+
+
+def rollout_metrics(groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
+    """How long responses are, and how many groups can teach anything.
+
+    Returns:
+        `rollout/response_tokens` (mean), `rollout/truncated` (share cut at the limit) and
+        `rollout/groups_without_variance` (share whose rewards are all equal).
+    """
+    completions = [completion for group in groups for completion in group.completions]
+    flat = [len({score.reward for score in group if score.error is None}) < 2 for group in scores]
+    return {
+        "rollout/response_tokens": float(np.mean([len(completion.token_ids) for completion in completions])),
+        "rollout/truncated": float(np.mean([completion.finish_reason == "length" for completion in completions])),
+        "rollout/groups_without_variance": float(np.mean(flat)),
+    }
+
+
+def _seeds(config: TrainConfig, step: int, batch: Sequence[Prompt]) -> list[list[int]]:
+    return [[request_seed(config.seed, step, prompt.id, i) for i in range(config.group_size)] for prompt in batch]
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _require_agreement(config: TrainConfig, step: int, metrics: Mapping[str, float]) -> None:
+    """Stops the run when engine and learner no longer mean the same policy."""
+    gap = metrics.get("rollout/logprob_gap_mean", 0.0)
+    bound = config.rollout.gap_bound
+    if not gap <= bound:
+        raise RunStopped(
+            f"step {step}: engine and learner disagree by {gap:.3g} nats per token on the same weights, more than "
+            f"rollout.max_logprob_gap = {bound:g}; the checkpoints up to here are good. Either a sync did not arrive, or the "
+            "engine's numerics differ: compare rollout.dtype with learner.dtype, or raise the bound if that is expected"
+        )
+
+
+def _result(config: TrainConfig, checkpoint: Path | None) -> RunResult:
+    assert checkpoint is not None, "a run ends with a checkpoint"
+    rows = [row for row in read_metrics(config.run_dir) if "eval/greedy" in row]
+    scores = [{name: value for name, value in row.items() if name.startswith("eval/")} for row in rows]
+    before, after = (scores[0], scores[-1]) if scores else ({}, {})
+    return RunResult(run_dir=config.run_dir, checkpoint=checkpoint, before=before, after=after)

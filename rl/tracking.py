@@ -1,0 +1,170 @@
+"""Metrics to `metrics.jsonl`, wandb and the terminal; what was asked, answered and scored to `samples/`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rewards.types import Score
+from rl.config import TrainConfig, WandbMode
+from rollout.types import Group
+
+
+class Tracker:
+    """Writes one run's metrics and samples.
+
+    Args:
+        config: The run's choices.
+        plain: The same as plain data.
+        start_step: Steps done already; later rows of an interrupted run are dropped.
+    """
+
+    def __init__(self, config: TrainConfig, plain: Mapping[str, Any], start_step: int) -> None:
+        self.run_dir = config.run_dir
+        self.samples_dir = self.run_dir / "samples"
+        self.samples_dir.mkdir(parents=True, exist_ok=True)
+        self.metrics_file = self.run_dir / "metrics.jsonl"
+        write_json(self.run_dir / "config.json", plain)
+        keep_steps(self.metrics_file, start_step)
+        self.console = Console()
+        self.wandb = _start_wandb(config.wandb, self.run_dir, plain)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds one row; of one step several rows may exist, as evaluation adds its own."""
+        row = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.wandb is not None:
+            self.wandb.log(dict(row), step=step)
+
+    def save_samples(self, name: str, groups: Sequence[Group], scores: Sequence[Sequence[Score]], limit: int = 4) -> None:
+        """Writes the first groups of a step: `samples/NAME.jsonl`, and their pictures beside it."""
+        rows = []
+        for index, (group, group_scores) in enumerate(zip(groups[:limit], scores[:limit], strict=True)):
+            images = []
+            for number, image in enumerate(group.prompt.images):
+                images.append(f"{name}_{index}_{number}.png")
+                image.save(self.samples_dir / images[-1])
+            rows.append(_sample_row(group, group_scores, images))
+        (self.samples_dir / f"{name}.jsonl").write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
+
+    @contextmanager
+    def progress(self, total: int, done: int) -> Iterator[_Bar]:
+        """A live line with step, reward, accuracy, tokens per second and time left."""
+        columns = (
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, refresh_per_second=2) as progress:
+            task = progress.add_task("train", total=total, completed=done, status="")
+            yield _Bar(progress, task)
+
+    def close(self) -> None:
+        """Ends the wandb run, if any."""
+        if self.wandb is not None:
+            self.wandb.finish(quiet=True)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+        self._live = progress.console.is_terminal
+
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One step is done. Without a terminal every tenth step prints a line."""
+        status = (
+            f"reward {metrics['reward/mean']:.3f}  gap {metrics.get('rollout/logprob_gap_mean', 0):.1e}  "
+            f"{metrics['rollout/tokens_per_second']:.0f} tok/s  {metrics['time/step']:.2f} s/step"
+        )
+        self._progress.update(self._task, completed=step, status=status)
+        if not self._live and (step % 10 == 0 or step == 1):
+            self._progress.console.print(f"step {step:4d}  {status}", highlight=False)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes aside, then renames."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(content, indent=1, default=str))
+    aside.rename(path)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The rows of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def keep_steps(metrics_file: Path, last_step: int) -> None:
+    """Drops rows past `last_step`, and a last line that a kill cut short: a resumed run writes them again."""
+    if not metrics_file.exists():
+        return
+    kept = []
+    for line in metrics_file.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if last_step and row["step"] <= last_step:
+            kept.append(line + "\n")
+    aside = metrics_file.with_suffix(".tmp")
+    aside.write_text("".join(kept))
+    aside.rename(metrics_file)
+
+
+def _sample_row(group: Group, scores: Sequence[Score], images: Sequence[str]) -> dict[str, Any]:
+    prompt = group.prompt
+    return {
+        "prompt_id": prompt.id,
+        "task": prompt.task,
+        "messages": list(prompt.messages),
+        "images": list(images),
+        "answer": prompt.answer,
+        "completions": [
+            {
+                "text": completion.text,
+                "reward": score.reward,
+                "parts": dict(score.parts),
+                "error": score.error,
+                "finish_reason": completion.finish_reason,
+                "policy_version": completion.policy_version,
+            }
+            for completion, score in zip(group.completions, scores, strict=True)
+        ],
+    }
+
+
+def _plain(value: float) -> float | int:
+    value = float(value)
+    return int(value) if value.is_integer() and abs(value) < 1e15 else value
+
+
+def _start_wandb(mode: WandbMode, run_dir: Path, config: Mapping[str, Any]) -> Any:
+    if mode == "disabled":
+        return None
+    import wandb
+
+    if mode == "auto":
+        mode = "online" if _logged_in_to_wandb() else "offline"
+    settings = wandb.Settings(silent=True, console="off")
+    return wandb.init(
+        project="sapo", name=run_dir.name, dir=str(run_dir), mode=mode, config=dict(config), settings=settings
+    )
+
+
+def _logged_in_to_wandb() -> bool:
+    """As `wandb login` leaves it; asked without asking the network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    with suppress(OSError, NetrcParseError):
+        return any("wandb" in host for host in netrc().hosts)
+    return False

@@ -1,0 +1,48 @@
+"""The choices of the rollout engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """The vLLM engines."""
+
+    num_engines: int = 1
+    """Ray actors, each owning one vLLM engine."""
+    gpus_per_engine: int = 0
+    """GPUs of each engine (tensor parallel over all of them); 0 runs vLLM on the CPU."""
+    threads_per_engine: int = 1
+    """CPU threads of each engine."""
+    dtype: Dtype = "bfloat16"
+    """Precision of the engine's weights."""
+    max_tokens: int = 1024
+    """Longest response, in tokens."""
+    max_model_len: int = 4096
+    """Longest prompt plus response, in tokens."""
+    max_batched_tokens: int = 8192
+    """Tokens that an engine processes at once; at least max_model_len."""
+    max_images: int = 1
+    """Most images of one prompt."""
+    max_videos: int = 0
+    """Most videos of one prompt."""
+    temperature: float = 1.0
+    """Sampling temperature; the learner divides its logits by the same number."""
+    kv_cache_gib: int = 1
+    """Key-value cache of each engine, in GiB (CPU engines)."""
+    gpu_memory_utilization: float = 0.85
+    """Share of GPU memory that an engine may take (GPU engines)."""
+    max_logprob_gap: float | None = None
+    """Largest allowed mean |log p(engine) - log p(learner)| on on-policy tokens; the run stops beyond it.
+    Default: 1e-3 in float32, 0.1 in bfloat16."""
+
+    @property
+    def gap_bound(self) -> float:
+        """`max_logprob_gap`, or the dtype's default."""
+        if self.max_logprob_gap is not None:
+            return self.max_logprob_gap
+        return {"float32": 1e-3, "bfloat16": 0.1}[self.dtype]

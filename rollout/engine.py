@@ -1,0 +1,189 @@
+"""One rollout engine: a plain class that owns vLLM. Tokens go in, tokens come out."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rollout.config import RolloutConfig
+from rollout.rendering import render
+from rollout.types import Completion, Group, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+
+BAN = -100.0
+"""Logit bias of banned tokens, the strongest that vLLM takes: their probability vanishes in float32."""
+
+
+class RolloutEngine:
+    """Generates groups of completions with the weights of one policy version.
+
+    Build it inside a running event loop: vLLM attaches itself to it.
+
+    Args:
+        model: A folder or hub name.
+        config: The engine's choices.
+        backend: How new weights arrive, a name of `rollout.weight_transfer.Backend`.
+        banned_ids: Tokens that must never be sampled: a vision placeholder in a response would break the learner's forward.
+        policy_version: The version of the weights in `model`.
+    """
+
+    def __init__(
+        self, model: str | Path, config: RolloutConfig, *, backend: str, banned_ids: Sequence[int], policy_version: int
+    ) -> None:
+        from transformers import AutoProcessor
+        from vllm import AsyncEngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.config = config
+        self.policy_version = self._initial_version = policy_version
+        self._bias = dict.fromkeys(banned_ids, BAN)
+        self._processor = AutoProcessor.from_pretrained(model)
+        args = AsyncEngineArgs(
+            model=str(model),
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            # A seeded request whose prompt is prefilled in pieces kills vLLM's CPU worker: keep prompts whole.
+            max_num_batched_tokens=max(config.max_batched_tokens, config.max_model_len),
+            tensor_parallel_size=max(1, config.gpus_per_engine),
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            # What the policy was sampled from: after temperature and bans.
+            logprobs_mode="processed_logprobs",
+            enforce_eager=not config.gpus_per_engine,
+            limit_mm_per_prompt={"image": config.max_images, "video": config.max_videos},
+            generation_config="vllm",  # the checkpoint's top-p and top-k would bias the ratios
+            weight_transfer_config=WeightTransferConfig(backend=backend),
+            disable_log_stats=True,
+            seed=0,
+        )
+        self._llm = AsyncLLM.from_engine_args(args)
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int) -> Group:
+        """Samples one completion per seed.
+
+        Args:
+            prompt: The question; its images are processed once.
+            sampling: Temperature and length.
+            seeds: [G] one seed for each completion.
+            policy_version: The version that the caller expects this engine to hold.
+
+        Returns:
+            The group, completions in the order of their seeds.
+
+        Raises:
+            RuntimeError: If the engine holds another version, or a completion was made by one, or one is missing.
+        """
+        self._require_version(policy_version)
+        inputs = self._render(prompt)
+        outputs = await asyncio.gather(*(self._complete(inputs, sampling, seed) for seed in seeds))
+        group = Group(
+            prompt=prompt,
+            prompt_token_ids=np.array(outputs[0].prompt_token_ids, np.int32),
+            completions=[self._completion(output) for output in outputs],
+        )
+        stale = {c.policy_version for c in group.completions} - {policy_version}
+        if stale:
+            raise RuntimeError(f"prompt {prompt.id}: completions of versions {sorted(stale)}, expected {policy_version}")
+        return group
+
+    def _require_version(self, policy_version: int) -> None:
+        if policy_version != self.policy_version:
+            raise RuntimeError(
+                f"this engine holds policy version {self.policy_version}, the loop expects {policy_version}: a weight sync "
+                "was lost; resume from the newest checkpoint"
+            )
+
+    def _render(self, prompt: Prompt) -> Any:
+        """The prompt as vLLM takes it: token ids with one placeholder per image, which vLLM expands."""
+        inputs: dict[str, Any] = {"prompt_token_ids": render(self._processor, prompt)}
+        media = {"image": list(prompt.images), "video": list(prompt.videos)}
+        media = {kind: items for kind, items in media.items() if items}
+        if media:
+            inputs["multi_modal_data"] = media
+            # Siblings carry the same name: vLLM processes and encodes the media once, and never hashes pixels.
+            name = uuid.uuid4().hex
+            inputs["multi_modal_uuids"] = {
+                kind: [f"{name}-{kind}-{i}" for i in range(len(items))] for kind, items in media.items()
+            }
+        return inputs
+
+    def _sampling_params(self, sampling: Sampling, seed: int) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            seed=seed if sampling.temperature > 0 else None,
+            logprobs=0,
+            logit_bias=self._bias,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    async def _complete(self, inputs: Any, sampling: Sampling, seed: int) -> RequestOutput:
+        # G requests of one completion each: one request of G loses some, now and then, without an error (vLLM 0.32).
+        final = None
+        async for output in self._llm.generate(inputs, self._sampling_params(sampling, seed), uuid.uuid4().hex):
+            final = output
+        if final is None or not final.finished:
+            raise RuntimeError("vLLM ended a request without a completion")
+        return final
+
+    def _completion(self, output: RequestOutput) -> Completion:
+        (sampled,) = output.outputs
+        token_ids = np.array(sampled.token_ids, np.int32)
+        logprobs = [step[token].logprob for step, token in zip(sampled.logprobs, sampled.token_ids, strict=True)]
+        versions = {span.version for span in sampled.weight_versions or ()}
+        if len(versions) > 1:
+            raise RuntimeError(f"one completion was sampled by several weight versions: {sorted(versions)}")
+        return Completion(
+            text=sampled.text,
+            token_ids=token_ids,
+            logprobs=np.array(logprobs, np.float32),
+            finish_reason=sampled.finish_reason or "length",
+            policy_version=self._version_number(versions.pop() if versions else "default"),
+        )
+
+    def _version_number(self, version: str) -> int:
+        """vLLM calls the weights that it started with "default"."""
+        return self._initial_version if version == "default" else int(version)
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Connects the engine with the learner's sender."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def start_weight_update(self) -> None:
+        """Prepares for new weights."""
+        await self._llm.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives new weights."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+
+    async def finish_weight_update(self, version: int) -> None:
+        """Commits the new weights as `version` and forgets what the old ones computed: all three caches."""
+        await self._llm.finish_weight_update(str(version))
+        await self._llm.reset_prefix_cache()
+        await self._llm.reset_mm_cache()
+        await self._llm.reset_encoder_cache()
+        self.policy_version = version
+
+    async def check_health(self) -> None:
+        """Raises if vLLM's processes have died."""
+        await self._llm.check_health()
+
+    def close(self) -> None:
+        """Ends vLLM's processes."""
+        self._llm.shutdown()

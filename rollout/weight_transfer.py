@@ -1,0 +1,238 @@
+"""New weights from the learner into the engines: one slab of shared memory per node, or vLLM's NCCL and CUDA IPC.
+
+The learner copies its parameters once into a slab, every engine on the node maps the slab and loads from it. A slab is an
+anonymous memory file: nothing appears in `/dev/shm`, and the kernel frees it with its last process, however that dies.
+Engines on another node map a mirror of the slab there (`rollout.pool`). No weight is ever pickled.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+Backend = Literal["shared_memory", "nccl", "ipc"]
+ALIGNMENT = 64
+"""Bytes: every parameter starts on a cache line."""
+
+
+def register() -> None:
+    """vLLM's plugin hook, called in each of its processes: makes the backend `shared_memory` known there."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if "shared_memory" not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(
+            "shared_memory", "rollout.shared_memory_engine", "SharedMemoryWeightTransferEngine"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlabParameter:
+    """Where one parameter lies in a slab: `offset` in bytes, `dtype` as in `torch.<dtype>`, `shape` as published."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    offset: int
+
+
+def plan_slab(
+    parameters: Iterable[tuple[str, torch.dtype, Sequence[int]]],
+) -> tuple[list[SlabParameter], int]:
+    """Lays parameters out one behind the other.
+
+    Args:
+        parameters: Name, dtype on the wire, shape.
+
+    Returns:
+        The layout, and the slab's size in bytes.
+    """
+    layout, offset = [], 0
+    for name, dtype, shape in parameters:
+        layout.append(SlabParameter(name=name, dtype=str(dtype).removeprefix("torch."), shape=list(shape), offset=offset))
+        offset += math.ceil(math.prod(shape) * dtype.itemsize / ALIGNMENT) * ALIGNMENT
+    return layout, offset
+
+
+class WeightSlab:
+    """Anonymous shared memory that other processes of the node map by `path`.
+
+    Args:
+        nbytes: Size in bytes.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._fd = os.memfd_create("policy-weights")
+        os.ftruncate(self._fd, nbytes)
+        self.nbytes = nbytes
+        self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
+        self.buffer = _map(self._fd, nbytes)
+
+    def close(self) -> None:
+        """Lets go of the memory; it is freed when the last process that maps it has done so too."""
+        os.close(self._fd)
+        self.buffer = torch.empty(0, dtype=torch.uint8)
+
+
+def map_slab(path: str, nbytes: int) -> torch.Tensor:
+    """Another process's slab as a uint8 tensor [nbytes], without copying."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        return _map(fd, nbytes)
+    finally:
+        os.close(fd)
+
+
+def _map(fd: int, nbytes: int) -> torch.Tensor:
+    # Populating at once costs one pass of the kernel; faulting page by page inside the first copy costs several times that.
+    return torch.frombuffer(mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE), dtype=torch.uint8)
+
+
+def slab_tensor(buffer: torch.Tensor, parameter: SlabParameter) -> torch.Tensor:
+    """The parameter's view into a slab's bytes."""
+    dtype = getattr(torch, parameter.dtype)
+    size = math.prod(parameter.shape) * dtype.itemsize
+    return buffer[parameter.offset : parameter.offset + size].view(dtype).view(parameter.shape)
+
+
+class EngineClient(Protocol):
+    """The control plane of all engines as one; vLLM's `VLLMWeightSyncClient` with a version to commit."""
+
+    next_version: int
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+    def start_weight_update(self) -> None: ...
+    def update_weights(self, update_info: dict[str, Any]) -> None: ...
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSource:
+    """The learner's parameters under the names and layouts of the published checkpoint.
+
+    Attributes:
+        metadata: Name, dtype and shape of each; touches no data.
+        tensors: Name and tensor of each, in the same order; called once per sync.
+        dtype: The engines' dtype: floating-point parameters are cast to it on their way.
+    """
+
+    metadata: Callable[[], Iterable[tuple[str, torch.dtype, Sequence[int]]]]
+    tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+    dtype: torch.dtype
+
+    def on_the_wire(self) -> list[tuple[str, torch.dtype, Sequence[int]]]:
+        """`metadata` with the dtypes that engines receive."""
+        return [
+            (name, self.dtype if dtype.is_floating_point else dtype, shape) for name, dtype, shape in self.metadata()
+        ]
+
+
+class Sender(Protocol):
+    """Pushes all weights to all engines, then commits `version` there; returns `sync/` metrics."""
+
+    def send_weights(self, version: int) -> dict[str, float]: ...
+
+
+class SharedMemorySender:
+    """The sending end of the backend `shared_memory`.
+
+    Args:
+        source: What to send.
+        client: The engines.
+    """
+
+    def __init__(self, source: WeightSource, client: EngineClient) -> None:
+        self.source, self.client = source, client
+        self.layout, nbytes = plan_slab(source.on_the_wire())
+        self.slab = WeightSlab(nbytes)
+        self._targets = [(parameter.name, slab_tensor(self.slab.buffer, parameter)) for parameter in self.layout]
+        layout = [asdict(parameter) for parameter in self.layout]
+        client.init_weight_transfer_engine({"path": self.slab.path, "nbytes": nbytes, "layout": layout})
+
+    def send_weights(self, version: int) -> dict[str, float]:
+        """Copies the parameters into the slab and has every engine load them.
+
+        Returns:
+            `sync/bytes`; `sync/copy_seconds`, the transport on this node; `sync/load_seconds`, vLLM's loading and repacking
+            (and the way to other nodes, if any); `sync/seconds`, all of it.
+        """
+        start = time.perf_counter()
+        self.copy_to_slab()
+        copied = time.perf_counter()
+        self.client.next_version = version
+        self.client.start_weight_update()
+        self.client.update_weights({})
+        self.client.finish_weight_update()
+        done = time.perf_counter()
+        return {
+            "sync/bytes": float(self.slab.nbytes),
+            "sync/copy_seconds": copied - start,
+            "sync/load_seconds": done - copied,
+            "sync/seconds": done - start,
+        }
+
+    @torch.no_grad()
+    def copy_to_slab(self) -> None:
+        """One pass over all parameters: cast, transposition to the published layout and copy in one."""
+        for (name, target), (source_name, tensor) in zip(self._targets, self.source.tensors(), strict=True):
+            assert name == source_name, f"parameters changed their order: {name} became {source_name}"
+            target.copy_(tensor)
+
+
+class VllmSender:
+    """The sending end of vLLM's own `nccl` (separate GPUs) and `ipc` (one GPU for both) backends.
+
+    Args:
+        backend: `"nccl"` or `"ipc"`.
+        source: What to send.
+        client: The engines.
+        num_workers: GPU workers of all engines together.
+    """
+
+    def __init__(self, backend: Backend, source: WeightSource, client: EngineClient, num_workers: int) -> None:
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        from vllm.utils.network_utils import get_ip, get_open_port
+
+        from rollout.vllm_source import VllmWeightSource
+
+        info = (
+            NCCLTrainerInitInfo(
+                rank=0, master_address=get_ip(), master_port=get_open_port(), world_size=1 + num_workers
+            )
+            if backend == "nccl"
+            else IPCTrainerInitInfo(rank=0, packed=True)
+        )
+        self.client = client
+        self.nbytes = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in source.on_the_wire())
+        self.engine = WeightTransferTrainerFactory.trainer_init(info, client=client, source=VllmWeightSource(source))
+
+    def send_weights(self, version: int) -> dict[str, float]:
+        """Broadcasts the parameters through vLLM's transport.
+
+        Returns:
+            `sync/bytes` and `sync/seconds`.
+        """
+        start = time.perf_counter()
+        self.client.next_version = version
+        self.engine.send_weights()
+        return {"sync/bytes": float(self.nbytes), "sync/seconds": time.perf_counter() - start}
+
+
+def choose_backend(*, learner_gpus: int, gpus_per_engine: int) -> Backend:
+    """Shared memory where either side is a CPU, NCCL between GPUs. `ipc` needs both on one GPU and is chosen by placement."""
+    return "nccl" if learner_gpus and gpus_per_engine else "shared_memory"
+
+
+def make_sender(backend: Backend, source: WeightSource, client: EngineClient, *, num_workers: int) -> Sender:
+    """The sending end of `backend`, connected to the engines."""
+    if backend == "shared_memory":
+        return SharedMemorySender(source, client)
+    return VllmSender(backend, source, client, num_workers)

@@ -1,0 +1,87 @@
+"""A real vLLM engine for tests: owned by an event loop in a thread of its own, driven by plain calls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.loading import load_processor, vision_token_ids
+from rollout.config import RolloutConfig
+from rollout.engine import RolloutEngine
+from rollout.pool import engine_environment
+from rollout.types import Group, Prompt, Sampling
+
+
+class EngineThread:
+    """One `RolloutEngine` without Ray. As an `EngineClient` it takes weight updates from a sender in the test's process."""
+
+    def __init__(self, model: Path, config: RolloutConfig, *, policy_version: int = 0) -> None:
+        os.environ.update(engine_environment(config, model))
+        self.next_version = policy_version
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        banned = vision_token_ids(load_processor(model))
+
+        async def start() -> RolloutEngine:
+            return RolloutEngine(
+                model, config, backend="shared_memory", banned_ids=banned, policy_version=policy_version
+            )
+
+        self.engine = self._run(start())
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=300)
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, num_completions: int = 4, seed: int = 0
+    ) -> list[Group]:
+        """Groups of the version that the engine holds; completion i of prompt p has the seed 1000 · p + i + seed."""
+        version = self.engine.policy_version
+
+        async def all_groups() -> list[Group]:
+            return await asyncio.gather(
+                *(
+                    self.engine.generate(prompt, sampling, [1000 * p + i + seed for i in range(num_completions)], version)
+                    for p, prompt in enumerate(prompts)
+                )
+            )
+
+        return self._run(all_groups())
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._run(self.engine.init_weight_transfer_engine(init_info))
+
+    def start_weight_update(self) -> None:
+        self._run(self.engine.start_weight_update())
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._run(self.engine.update_weights(update_info))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._run(self.engine.finish_weight_update(self.next_version))
+
+    def close(self) -> None:
+        self.engine.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def largest_gap(learner: Any, groups: Sequence[Group]) -> float:
+    """max |log p(engine) − log p(learner)| over all response tokens of the groups, in nats."""
+    from rewards.types import Score
+    from rl.batching import make_samples
+    from rl.learner import rollout_gaps
+
+    scores = [[Score(reward=0.0) for _ in group.completions] for group in groups]
+    samples = [sample for group in make_samples(groups, scores) for sample in group]
+    batches = learner.make_microbatches(samples)
+    gaps = [
+        rollout_gaps(batch, logprobs)
+        for batch, logprobs in zip(batches, learner.old_logprobs(batches), strict=True)
+    ]
+    return float(np.concatenate([gap.numpy() for gap in gaps]).max())

@@ -1,0 +1,66 @@
+"""Rewards made of rewards show their parts and say which of them failed."""
+
+import pytest
+
+from rewards import Score, by_task, exact, weighted
+from rollout import Completion, Prompt
+
+PROMPT = Prompt(id="digits-12", messages=[], answer="17", task="sums")
+
+
+def brevity(prompt: Prompt, completion: Completion) -> float:
+    return 1 / len(completion.text)
+
+
+def test_the_sum_is_weighted_and_the_parts_are_not() -> None:
+    reward = weighted({"accuracy": (exact, 1.0), "brevity": (brevity, 0.5)})
+    score = reward(PROMPT, Completion(text="17"))
+    assert score == Score(reward=1.0 + 0.5 * 0.5, parts={"accuracy": 1.0, "brevity": 0.5})
+
+
+def test_the_parts_of_a_part_stand_under_its_name() -> None:
+    form = weighted({"brevity": (brevity, 2.0), "nothing": (lambda prompt, completion: 0, 1.0)})
+    score = weighted({"accuracy": (exact, 1), "form": (form, -1)})(PROMPT, Completion(text="1234"))
+    parts = {"accuracy": 0.0, "form": 0.5, "form/brevity": 0.25, "form/nothing": 0.0}
+    assert score == Score(reward=-0.5, parts=parts)
+
+
+def test_a_part_that_raises_leaves_no_verdict_and_is_named() -> None:
+    reward = weighted({"accuracy": (exact, 1.0), "brevity": (brevity, 0.5)})
+    score = reward(PROMPT, Completion(text=""))
+    assert isinstance(score, Score)
+    line = brevity.__code__.co_firstlineno + 1
+    told = f"reward 'brevity' raised ZeroDivisionError: division by zero for prompt 'digits-12' ({__file__}:{line})"
+    assert score == Score(reward=0.0, parts={"accuracy": 0.0}, error=f"part 'brevity': {told}")
+
+
+def test_a_part_with_an_error_of_its_own_or_a_bad_value_is_named_too() -> None:
+    nested = weighted({"outer": (weighted({"inner": (lambda prompt, completion: "yes", 1.0)}), 1.0)})
+    error = nested(PROMPT, Completion(text="17")).error
+    assert error is not None and error.startswith("part 'outer': part 'inner': reward '<lambda>' returned 'yes' (str)")
+
+
+@pytest.mark.parametrize("part", [exact, (exact,), ("exact", 1.0), (exact, "1.0")])
+def test_a_part_that_is_no_pair_of_function_and_number_is_refused(part: object) -> None:
+    with pytest.raises(ValueError, match=r"part 'accuracy' of weighted must be a pair \(function, weight\), got "):
+        weighted({"accuracy": part})
+
+
+def test_no_parts_and_no_tasks_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one part"):
+        weighted({})
+    with pytest.raises(ValueError, match="at least one task"):
+        by_task({})
+    with pytest.raises(ValueError, match="the reward of task 'sums' must be a function, got 1"):
+        by_task({"sums": 1})
+
+
+def test_each_task_has_its_own_reward() -> None:
+    reward = by_task({"sums": exact, "length": brevity})
+    assert reward(PROMPT, Completion(text="17")) == 1.0
+    assert reward(Prompt(id="1", messages=[], task="length"), Completion(text="1234")) == 0.25
+
+
+def test_an_unknown_task_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"by_task has no reward for task 'default'; it knows \['length', 'sums'\]"):
+        by_task({"sums": exact, "length": brevity})(Prompt(id="1", messages=[]), Completion(text=""))

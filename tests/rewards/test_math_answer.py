@@ -1,0 +1,119 @@
+"""Numbers and formulas are compared by what they mean, and only the final one counts."""
+
+import signal
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rewards import Score, math_answer
+from rewards.math_answer import LONGEST_FORMULA
+from rollout import Completion, Prompt
+
+
+def score(answer: object, text: str) -> float | Score:
+    return math_answer(Prompt(id="digits-12", messages=[], answer=answer), Completion(text=text))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("17", "3+5+9=17"),
+        (17, "17.0"),
+        ("17", "The answer is 17."),
+        ("17", "It is 17"),
+        ("17", r"first \boxed{16}, then \boxed{3+5+9=17}, more or less"),
+        ("17", "18\n17"),
+        ("17", "so $x = 17$."),
+        ("1/2", "0.5"),
+        (0.5, r"\boxed{\frac{1}{2}}"),
+        (1e-3, "10^{-3}"),
+        ("1,000", "1000"),
+        (300000, r"3\times10^5"),
+        (r"2\sqrt{3}", r"\sqrt{12}"),
+        ("x^2+1", "$1+x^2$"),
+        ("x=17", "17"),
+        ("(1,2)", "(1, 2)"),
+        (r"\text{east}", r"\boxed{\text{east}}"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}"),
+        ("17 apples", "17"),
+        ("#### 17", "17"),
+        ("17", "He pays $8.00 + $9.00 = $17.00 in all.\n#### 17"),
+    ],
+)
+def test_equal_answers_in_another_form_are_right(answer: object, text: str) -> None:
+    assert score(answer, text) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("17", ""),
+        ("17", "3+5+9=18"),
+        ("17", "17=18"),
+        ("17", r"\boxed{16}, or is it 17"),
+        ("17", r"\boxed{17} no, \boxed{16}"),
+        ("17", r"\boxed{17"),
+        ("17", r"\boxed{16, 17}"),
+        ("17", "16 or 17"),
+        ("17", "there are 17 apples, not 18"),
+        ("-3", "3"),
+        ("1", "x^2 + 1"),
+        ("(1,2)", "(1,3)"),
+        ("1,2,3", "3"),
+        (r"\text{east}", r"\boxed{\text{west}}"),
+    ],
+)
+def test_other_answers_are_wrong(answer: object, text: str) -> None:
+    assert score(answer, text) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text", ["3+5+9", r"\boxed{3+5+9}", "The answer is 9 + 8.", "9 8", r"\boxed{9 8}", "3+5+9=9+8"]
+)
+def test_arithmetic_still_to_be_done_is_no_answer(text: str) -> None:
+    assert score("17", text) == 0.0
+
+
+@pytest.mark.parametrize("answer", [None, "", "a cat", ["17"]])
+def test_a_reference_that_cannot_be_read_is_an_error_and_not_a_zero(answer: object) -> None:
+    told = f"math_answer cannot read the answer {answer!r} of prompt 'digits-12'; give a number or LaTeX"
+    assert score(answer, "17") == Score(reward=0.0, error=told)
+
+
+@given(st.text(st.characters(exclude_categories=["N"]), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_text_without_a_digit_never_equals_a_number(text: str) -> None:
+    assert score(17, text) == 0.0
+
+
+@given(st.text(r"\{}[]()$^_=+-*/.,!|&%~ 0123456789boxedfracsqrt\n", max_size=60).filter(lambda text: "17" not in text))
+@settings(max_examples=40, deadline=None)
+def test_strange_text_is_scored_and_never_raises(text: str) -> None:
+    assert score(r"\pi^{17}", text) == 0.0
+
+
+@pytest.mark.parametrize("piece", ["[ ", "$ ", "(", "{", r"\boxed{", r"\frac{", "answer ", "9 ", "-"])
+def test_huge_text_takes_no_longer_than_its_end(piece: str) -> None:
+    start = time.perf_counter()
+    assert score("17", piece * 500_000) == 0.0
+    assert score("17", piece * 500_000 + r"\boxed{17}") == 1.0
+    assert time.perf_counter() - start < 5.0
+
+
+def test_a_formula_beyond_the_bound_is_wrong() -> None:
+    assert score("17", "0" * (LONGEST_FORMULA - 2) + "17") == 1.0
+    assert score("17", "0" * (LONGEST_FORMULA - 1) + "17") == 0.0
+
+
+def test_no_alarm_is_set_so_it_works_in_a_thread_too() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    scores: list[float | Score] = []
+    thread = threading.Thread(target=lambda: scores.append(score("17", r"\boxed{17}")))
+    thread.start()
+    thread.join()
+    assert scores == [1.0]
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

@@ -1,0 +1,24 @@
+"""The numbers on the chart, worked by hand."""
+
+import pytest
+
+from rewards.metrics import reward_metrics
+from rewards.types import Score
+
+
+def test_mean_and_spread_are_over_the_completions_with_a_verdict() -> None:
+    scores = [
+        [Score(reward=1.0, parts={"accuracy": 1.0}), Score(reward=0.0, error="hung")],
+        [Score(reward=0.0, parts={"accuracy": 0.0, "format": 0.5}), Score(reward=2.0)],
+    ]
+    assert reward_metrics(scores) == {
+        "reward/accuracy": 0.5,
+        "reward/format": 0.5,
+        "reward/mean": 1.0,
+        "reward/std": pytest.approx((2 / 3) ** 0.5),
+        "reward/errors": 1.0,
+    }
+
+
+def test_without_a_verdict_there_are_only_errors() -> None:
+    assert reward_metrics([[Score(reward=0.0, error="hung")], []]) == {"reward/errors": 1.0}
