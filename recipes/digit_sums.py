@@ -50,8 +50,8 @@ def run(config: DigitSums) -> None:
     from dataclasses import replace
 
     from rl import train
-    from rl.summary import print_result
     from rl.sft import cold_start
+    from rl.summary import print_result
     from rollout.prompts import prompts_from
     from rollout.sources.digit_sums import digit_sums, to_prompt
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rl.config import TrainConfig, plain_config
+
 LOOP_FILE = "loop.json"
 
 
@@ -65,6 +67,22 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted((path for path in found if (path / LOOP_FILE).is_file()), key=lambda path: int(path.name[5:]))
 
 
+def starting_point(config: TrainConfig) -> tuple[Path | None, LoopState]:
+    """The checkpoint to go on from, if any, and the loop's state there.
+
+    Raises:
+        ValueError: If `resume` names no checkpoint or one of another config, or if `run_dir` holds a run and `resume` is None.
+    """
+    checkpoint, plain = find_checkpoint(config.run_dir, config.resume), plain_config(config)
+    if checkpoint is not None:
+        return checkpoint, load_loop_state(checkpoint, plain)
+    if config.resume is None and (found := list_checkpoints(config.run_dir)):
+        raise ValueError(
+            f"{config.run_dir} already holds a run ({found[-1].name}): pass --resume auto to go on, or another --run-dir"
+        )
+    return None, LoopState(step=0, policy_version=0, cursor={}, seconds=0.0, config=plain)
+
+
 def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
     """What `--resume` names.
 
@@ -85,7 +103,9 @@ def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
         return folder
     if newest := list_checkpoints(folder):
         return newest[-1]
-    raise ValueError(f"--resume {resume}: no checkpoint there ({LOOP_FILE} is missing); pass a checkpoints/step_N folder")
+    raise ValueError(
+        f"--resume {resume}: no checkpoint there ({LOOP_FILE} is missing); pass a checkpoints/step_N folder"
+    )
 
 
 def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rollout.config import Dtype, RolloutConfig
 
@@ -54,6 +55,26 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ColdStartConfig:
+    """How the small policy is made before RL."""
+
+    kind: Literal["dense", "moe"] = "dense"
+    """Architecture: Qwen3-VL or Qwen3-VL-MoE."""
+    updates: int = 300
+    """Optimizer updates."""
+    batch_size: int = 32
+    """Prompts of each update."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; it rises over the first twentieth of the updates and falls to a tenth of the peak."""
+    seed: int = 0
+    """Seeds the initial weights and the order of prompts."""
+    threads: int = 2
+    """CPU threads."""
+    cache_dir: Path = Path("runs/cold_start")
+    """Where the result is kept, under the hash of what made it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run of SAPO. A step is prompts_per_step × group_size completions and num_minibatches optimizer updates."""
 
@@ -98,6 +119,12 @@ class TrainConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def plain_config(config: TrainConfig) -> dict[str, Any]:
+    """The choices as JSON has them: what `config.json` and checkpoints keep."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return plain
 
 
 def check_config(config: TrainConfig) -> None:

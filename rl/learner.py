@@ -78,7 +78,9 @@ class Learner:
             reports.append(report)
             gaps_N += [rollout_gaps(batch, logprobs) for batch, logprobs in zip(minibatch, behaviour, strict=True)]
         clock.append(time.perf_counter())
-        metrics = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]} if reports else {}
+        metrics = (
+            {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]} if reports else {}
+        )
         metrics |= gap_metrics(torch.cat(gaps_N)) if gaps_N else {}
         names = ("time/learner_inputs", "time/old_logprobs", "time/updates")
         metrics |= {name: b - a for name, a, b in zip(names, clock, clock[1:], strict=False)}
@@ -157,7 +159,9 @@ class Learner:
         else:
             self._skipped_in_a_row += 1
             culprits = nonfinite_prompts(minibatch, new) or ["none of the sequences alone"]
-            logger.warning("update skipped: the gradient is not finite; log-probabilities to blame: %s", ", ".join(culprits))
+            logger.warning(
+                "update skipped: the gradient is not finite; log-probabilities to blame: %s", ", ".join(culprits)
+            )
         self.optimizer.zero_grad(set_to_none=True)
         if self._skipped_in_a_row >= MAX_SKIPPED_UPDATES:
             raise FloatingPointError(
@@ -165,7 +169,11 @@ class Learner:
                 "lower optimizer.learning_rate, or resume from an earlier checkpoint"
             )
         norm = float(grad_norm) if finite else 0.0
-        return {"policy/grad_norm": norm, "policy/learning_rate": learning_rate, "policy/skipped_updates": float(not finite)}
+        return {
+            "policy/grad_norm": norm,
+            "policy/learning_rate": learning_rate,
+            "policy/skipped_updates": float(not finite),
+        }
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `from_pretrained` loads, plus `trainer/` with optimizer, schedule and RNG."""
@@ -231,4 +239,3 @@ def _stack(pieces: Sequence[Tensor]) -> Tensor:
     """Matrices of different widths under one another, padded with zeros on the right."""
     width = max(piece.shape[1] for piece in pieces)
     return torch.cat([pad(piece, (0, width - piece.shape[1])) for piece in pieces])
-

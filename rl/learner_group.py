@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,13 @@ class LearnerGroup:
     """
 
     def __init__(self, config: TrainConfig, model_path: str | Path, resume_from: str | Path | None) -> None:
-        environment = {"OMP_NUM_THREADS": str(config.learner.threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+        environment = {
+            "OMP_NUM_THREADS": str(config.learner.threads),
+            # Threads that spin while they wait would take the engines' cores.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "KMP_BLOCKTIME": "0",
+            "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+        }
         actor = ray.remote(_LearnerActor).options(
             # The learner works while the engines wait, so it claims no CPU of its own.
             num_cpus=0,

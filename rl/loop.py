@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from rewards.metrics import reward_metrics
 from rewards.runner import RewardRunner, dry_run
 from rewards.types import Score, Verifier
 from rl.batching import make_samples
-from rl.checkpoint import LoopState, find_checkpoint, list_checkpoints, load_loop_state, save_checkpoint
-from rl.config import TrainConfig, check_config
+from rl.checkpoint import LoopState, save_checkpoint, starting_point
+from rl.config import TrainConfig, check_config, plain_config
 from rl.evaluate import Evaluator
 from rl.learner_group import LearnerGroup
 from rl.tracking import Tracker, read_metrics
@@ -107,7 +106,9 @@ def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts:
                 run.tracker.save_samples(f"step_{step:06d}", groups, scores)
             if last or _due(step, config.checkpoint_every):
                 seconds = time.perf_counter() - started
-                state = LoopState(step=step, policy_version=version, cursor=run.stream.state(), seconds=seconds, config=run.plain)
+                state = LoopState(
+                    step=step, policy_version=version, cursor=run.stream.state(), seconds=seconds, config=run.plain
+                )
                 checkpoint = save_checkpoint(config.run_dir, state, run.learner.save, keep=config.keep_checkpoints)
             bar.advance(step, metrics)
     return _result(config, checkpoint)
@@ -130,19 +131,19 @@ class _Run:
 
 def _prepare(config: TrainConfig, prompts: Rows, reward: Verifier, eval_prompts: Rows | None, stack: ExitStack) -> _Run:
     """Opens everything, what is cheap and likely to be wrong first; `stack` closes it again."""
-    plain = json.loads(json.dumps(asdict(config), default=str))
-    checkpoint, state = _starting_point(config, plain)
+    plain = plain_config(config)
+    checkpoint, state = starting_point(config)
     model = checkpoint or config.model
     processor = load_processor(model)
-    accept = fits_context(
-        processor, max_model_len=config.rollout.max_model_len, max_tokens=config.rollout.max_tokens
-    )
+    accept = fits_context(processor, max_model_len=config.rollout.max_model_len, max_tokens=config.rollout.max_tokens)
     stream = PromptStream(prompts, batch_size=config.prompts_per_step, seed=config.seed, accept=accept)
     if state.cursor:
         stream.restore(state.cursor)
     held_out = list(islice(readable(eval_prompts or [], accept), config.eval.num_prompts))
     verifier = load_reward(config.reward) if config.reward else reward
-    runner = stack.enter_context(RewardRunner(verifier, num_workers=config.reward_workers, timeout=config.reward_timeout))
+    runner = stack.enter_context(
+        RewardRunner(verifier, num_workers=config.reward_workers, timeout=config.reward_timeout)
+    )
     first = next(readable(prompts, accept), None)
     if first is None:
         raise ValueError("no prompt can be used: the warnings above name each row and the reason")
@@ -153,7 +154,11 @@ def _prepare(config: TrainConfig, prompts: Rows, reward: Verifier, eval_prompts:
     stack.callback(learner.close)
     backend = choose_backend(learner_gpus=config.learner.gpus, gpus_per_engine=config.rollout.gpus_per_engine)
     pool = RolloutPool(
-        model, config.rollout, backend=backend, banned_ids=vision_token_ids(processor), policy_version=state.policy_version
+        model,
+        config.rollout,
+        backend=backend,
+        banned_ids=vision_token_ids(processor),
+        policy_version=state.policy_version,
     )
     stack.callback(pool.close)
     learner.connect(backend, pool.client())
@@ -172,18 +177,6 @@ def _prepare(config: TrainConfig, prompts: Rows, reward: Verifier, eval_prompts:
     )
 
 
-def _starting_point(config: TrainConfig, plain: dict[str, Any]) -> tuple[Path | None, LoopState]:
-    """The checkpoint to go on from, if any, and the loop's state there."""
-    checkpoint = find_checkpoint(config.run_dir, config.resume)
-    if checkpoint is not None:
-        return checkpoint, load_loop_state(checkpoint, plain)
-    if config.resume is None and (found := list_checkpoints(config.run_dir)):
-        raise ValueError(
-            f"{config.run_dir} already holds a run ({found[-1].name}): pass --resume auto to go on, or another --run-dir"
-        )
-    return None, LoopState(step=0, policy_version=0, cursor={}, seconds=0.0, config=plain)
-
-
 @contextmanager
 def local_ray() -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names or that is joined already; else runs Ray on this machine for as long as needed."""
@@ -192,7 +185,7 @@ def local_ray() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.WARNING)
+    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

@@ -54,7 +54,7 @@ def sapo_loss(
     mask_BT = mask_BT.bool()
     log_ratio_BT = masked_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
     advantages_B1 = advantages_B.to(log_ratio_BT.dtype)[:, None]
-    tau_B1 = torch.where(advantages_B1 > 0, tau_pos, tau_neg).to(log_ratio_BT.dtype)
+    tau_B1 = torch.full_like(advantages_B1, tau_neg).masked_fill(advantages_B1 > 0, tau_pos)
 
     ratio_BT = log_ratio_BT.exp()
     gate_BT = torch.sigmoid(tau_B1 * (ratio_BT - 1)) * (4 / tau_B1)

@@ -7,7 +7,7 @@ import inspect
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -20,32 +20,13 @@ from policies.export import save_policy
 from policies.inputs import encode_images, expand_image_tokens, hidden_states
 from policies.loading import load_policy, load_processor
 from policies.logprobs import token_logprobs
-from policies.small import Kind, save_small_policy
+from policies.small import save_small_policy
 from rl.batching import make_microbatch
+from rl.config import ColdStartConfig
 from rl.types import Microbatch, Sample
 from rollout.prompts import PromptStream, Rows, prompts_from
 from rollout.rendering import render
 from rollout.types import Prompt
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColdStartConfig:
-    """How the small policy is made before RL."""
-
-    kind: Kind = "dense"
-    """Architecture: Qwen3-VL or Qwen3-VL-MoE."""
-    updates: int = 300
-    """Optimizer updates."""
-    batch_size: int = 32
-    """Prompts of each update."""
-    learning_rate: float = 1e-3
-    """Peak learning rate; it rises over the first twentieth of the updates and falls to a tenth of the peak."""
-    seed: int = 0
-    """Seeds the initial weights and the order of prompts."""
-    threads: int = 2
-    """CPU threads."""
-    cache_dir: Path = Path("runs/cold_start")
-    """Where the result is kept, under the hash of what made it."""
 
 
 def cold_start(config: ColdStartConfig, prompts: Rows) -> Path:
@@ -57,7 +38,13 @@ def cold_start(config: ColdStartConfig, prompts: Rows) -> Path:
 
     Returns:
         A folder that `from_pretrained` and vLLM load; found again by the hash of config, prompts and code when it exists.
+
+    Raises:
+        ValueError: If a number in config is not positive, or a prompt has no answer.
     """
+    for name in ("updates", "batch_size", "learning_rate", "threads"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} of the cold start must be > 0, got {getattr(config, name)}")
     prompts = prompts_from(prompts)
     folder = config.cache_dir / _fingerprint(config, prompts)
     if (folder / "cold_start.json").is_file():
@@ -95,7 +82,9 @@ def supervise(folder: Path, config: ColdStartConfig, prompts: Rows) -> list[floa
     """
     processor = load_processor(folder)
     model = load_policy(folder, dtype=torch.float32, device="cpu")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rise_and_fall, num_updates=config.updates))
     stream = PromptStream(prompts, batch_size=config.batch_size, seed=config.seed)
     no_ban = torch.zeros(0, dtype=torch.long)
@@ -135,7 +124,9 @@ def supervised_batch(processor, model_config, prompts: Sequence[Prompt]) -> Micr
     samples, encoded = [], {}
     for prompt in prompts:
         if prompt.answer is None:
-            raise ValueError(f"prompt {prompt.id!r} has no answer to learn from: a cold start needs prompts with answers")
+            raise ValueError(
+                f"prompt {prompt.id!r} has no answer to learn from: a cold start needs prompts with answers"
+            )
         images = encode_images(processor, prompt.images)
         encoded[id(prompt.images)] = images
         grid_N3 = np.zeros((0, 3), np.int64) if images is None else images.grid_N3.numpy()

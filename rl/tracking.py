@@ -45,7 +45,9 @@ class Tracker:
         if self.wandb is not None:
             self.wandb.log(dict(row), step=step)
 
-    def save_samples(self, name: str, groups: Sequence[Group], scores: Sequence[Sequence[Score]], limit: int = 4) -> None:
+    def save_samples(
+        self, name: str, groups: Sequence[Group], scores: Sequence[Sequence[Score]], limit: int = 4
+    ) -> None:
         """Writes the first groups of a step: `samples/NAME.jsonl`, and their pictures beside it."""
         rows = []
         for index, (group, group_scores) in enumerate(zip(groups[:limit], scores[:limit], strict=True)):

@@ -62,6 +62,7 @@ class RolloutEngine:
             generation_config="vllm",  # the checkpoint's top-p and top-k would bias the ratios
             weight_transfer_config=WeightTransferConfig(backend=backend),
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             seed=0,
         )
         self._llm = AsyncLLM.from_engine_args(args)
@@ -91,7 +92,9 @@ class RolloutEngine:
         )
         stale = {c.policy_version for c in group.completions} - {policy_version}
         if stale:
-            raise RuntimeError(f"prompt {prompt.id}: completions of versions {sorted(stale)}, expected {policy_version}")
+            raise RuntimeError(
+                f"prompt {prompt.id}: completions of versions {sorted(stale)}, expected {policy_version}"
+            )
         return group
 
     def _require_version(self, policy_version: int) -> None:

@@ -39,6 +39,9 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
+        # What is left of these libraries' chatter on the terminal is not for the user of a recipe.
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "sapo_weight_transfer"),
     }
     if not config.gpus_per_engine:
@@ -54,7 +57,9 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
 class _EngineActor:
     """A `RolloutEngine` in a process of its own."""
 
-    async def start(self, model: str, config: RolloutConfig, backend: Backend, banned_ids: Sequence[int], version: int) -> None:
+    async def start(
+        self, model: str, config: RolloutConfig, backend: Backend, banned_ids: Sequence[int], version: int
+    ) -> None:
         try:
             self._engine = RolloutEngine(model, config, backend=backend, banned_ids=banned_ids, policy_version=version)
         except Exception as error:
@@ -107,7 +112,13 @@ class RolloutPool:
     """
 
     def __init__(
-        self, model: str | Path, config: RolloutConfig, *, backend: Backend, banned_ids: Sequence[int], policy_version: int
+        self,
+        model: str | Path,
+        config: RolloutConfig,
+        *,
+        backend: Backend,
+        banned_ids: Sequence[int],
+        policy_version: int,
     ) -> None:
         self.config = config
         _require_resources(config)
@@ -184,7 +195,9 @@ class RayEngineClient:
         """Tells each engine where its weights will come from."""
         if "path" in init_info:
             paths = self._slab_paths(init_info["path"], init_info["nbytes"])
-            calls = [a.init_weight_transfer_engine.remote(init_info | {"path": paths[node]}) for a, node in self.engines]
+            calls = [
+                a.init_weight_transfer_engine.remote(init_info | {"path": paths[node]}) for a, node in self.engines
+            ]
         elif "rank_offset" in init_info:
             width = max(1, self.config.gpus_per_engine)
             calls = [

@@ -55,7 +55,9 @@ def plan_slab(
     """
     layout, offset = [], 0
     for name, dtype, shape in parameters:
-        layout.append(SlabParameter(name=name, dtype=str(dtype).removeprefix("torch."), shape=list(shape), offset=offset))
+        layout.append(
+            SlabParameter(name=name, dtype=str(dtype).removeprefix("torch."), shape=list(shape), offset=offset)
+        )
         offset += math.ceil(math.prod(shape) * dtype.itemsize / ALIGNMENT) * ALIGNMENT
     return layout, offset
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from policies.loading import load_processor, vision_token_ids
 from rollout.config import RolloutConfig
@@ -47,7 +48,9 @@ class EngineThread:
         async def all_groups() -> list[Group]:
             return await asyncio.gather(
                 *(
-                    self.engine.generate(prompt, sampling, [1000 * p + i + seed for i in range(num_completions)], version)
+                    self.engine.generate(
+                        prompt, sampling, [1000 * p + i + seed for i in range(num_completions)], version
+                    )
                     for p, prompt in enumerate(prompts)
                 )
             )
@@ -71,6 +74,14 @@ class EngineThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
 
+def change_weights(learner: Any, seed: int) -> None:
+    """Moves every parameter, the vision tower's included, by about a tenth of its size."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in learner.model.parameters():
+            parameter += 0.1 * parameter.std().nan_to_num(1.0) * torch.randn(parameter.shape, generator=generator)
+
+
 def largest_gap(learner: Any, groups: Sequence[Group]) -> float:
     """max |log p(engine) − log p(learner)| over all response tokens of the groups, in nats."""
     from rewards.types import Score
@@ -81,7 +92,6 @@ def largest_gap(learner: Any, groups: Sequence[Group]) -> float:
     samples = [sample for group in make_samples(groups, scores) for sample in group]
     batches = learner.make_microbatches(samples)
     gaps = [
-        rollout_gaps(batch, logprobs)
-        for batch, logprobs in zip(batches, learner.old_logprobs(batches), strict=True)
+        rollout_gaps(batch, logprobs) for batch, logprobs in zip(batches, learner.old_logprobs(batches), strict=True)
     ]
     return float(np.concatenate([gap.numpy() for gap in gaps]).max())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from rollout.prompts import prompts_from
 from rollout.sources.digit_sums import digit_sums, to_prompt
 from rollout.types import Sampling
 from rollout.weight_transfer import SharedMemorySender, WeightSource
-from tests.engines import EngineThread, largest_gap
+from tests.engines import EngineThread, change_weights, largest_gap
 
 pytestmark = pytest.mark.engine
 
@@ -40,14 +39,6 @@ def pair(request, tmp_path_factory):
     )
     yield engine, learner, SharedMemorySender(source, engine)
     engine.close()
-
-
-def change_weights(learner: Learner, seed: int) -> None:
-    """Moves every parameter, the vision tower's included, by about a tenth of its size."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in learner.model.parameters():
-            parameter += 0.1 * parameter.std().nan_to_num(1.0) * torch.randn(parameter.shape, generator=generator)
 
 
 def test_engine_and_learner_agree_on_images_before_any_sync(pair):

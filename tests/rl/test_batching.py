@@ -1,0 +1,155 @@
+"""Groups → samples → minibatches → microbatches: nothing is lost, nothing is doubled, siblings share their images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.inputs import EncodedImages
+from rewards.types import Score
+from rl.batching import make_microbatch, make_samples, plan_microbatches, split_minibatches
+from rl.types import Sample
+from rollout.types import Completion, Group, Prompt
+
+IMAGE = 9
+"""The image placeholder of these tests."""
+
+
+def sample(token_ids: list[int], num_prompt: int, *, advantage: float = 0.0, images: object = (), name: str = "p") -> Sample:
+    return Sample(
+        prompt_id=name,
+        token_ids=np.array(token_ids, np.int32),
+        loss_mask=np.arange(len(token_ids)) >= num_prompt,
+        rollout_logprobs=-np.arange(len(token_ids), dtype=np.float32) * (np.arange(len(token_ids)) >= num_prompt),
+        advantage=advantage,
+        images=images,
+        policy_version=0,
+    )
+
+
+def completion(*token_ids: int, version: int = 3) -> Completion:
+    logprobs = np.array([-0.5 * token for token in token_ids], np.float32)
+    return Completion(text="", token_ids=np.array(token_ids, np.int32), logprobs=logprobs, policy_version=version)
+
+
+def test_a_sample_is_prompt_and_response_with_the_response_marked():
+    prompt = Prompt(id="q", messages=[], images=["picture"])
+    group = Group(
+        prompt=prompt,
+        prompt_token_ids=np.array([5, 6, 7], np.int32),
+        completions=[completion(1, 2), completion(4, version=2)],
+    )
+    [[first, second]] = make_samples([group], [[Score(reward=1.0), Score(reward=0.0)]])
+    assert first.token_ids.tolist() == [5, 6, 7, 1, 2]
+    assert first.loss_mask.tolist() == [False, False, False, True, True]
+    assert first.rollout_logprobs.tolist() == [0.0, 0.0, 0.0, -0.5, -1.0]
+    assert (first.advantage, second.advantage) == (1.0, -1.0)
+    assert (first.policy_version, second.policy_version) == (3, 2)
+    assert first.images is second.images is prompt.images
+    assert (first.prompt_id, first.token_ids.dtype, first.rollout_logprobs.dtype) == ("q", np.int32, np.float32)
+
+
+def test_completions_whose_verifier_failed_are_left_out_and_do_not_count():
+    group = Group(
+        prompt=Prompt(id="q", messages=[]),
+        prompt_token_ids=np.array([5], np.int32),
+        completions=[completion(1), completion(2), completion(3)],
+    )
+    scores = [Score(reward=1.0), Score(reward=0.0, error="broken"), Score(reward=0.0)]
+    [samples] = make_samples([group], [scores])
+    assert [(s.token_ids[-1], s.advantage) for s in samples] == [(1, 1.0), (3, -1.0)]
+
+
+def test_scores_that_do_not_match_the_completions_are_refused():
+    group = Group(prompt=Prompt(id="q", messages=[]), prompt_token_ids=np.zeros(1, np.int32), completions=[completion(1)])
+    with pytest.raises(ValueError):
+        make_samples([group], [[Score(reward=1.0), Score(reward=0.0)]])
+
+
+@given(st.lists(st.integers(0, 4), max_size=20), st.integers(1, 8))
+def test_minibatches_hold_every_sample_once_in_order_and_keep_siblings_together(sizes: list[int], num_minibatches: int):
+    groups = [[sample([1, 2], 1, name=f"{g}") for _ in range(size)] for g, size in enumerate(sizes)]
+    shares = split_minibatches(groups, num_minibatches)
+    assert [id(s) for share in shares for s in share] == [id(s) for group in groups for s in group]
+    assert all(shares)
+    assert len(shares) <= num_minibatches
+    homes = [{s.prompt_id for s in share} for share in shares]
+    assert sum(map(len, homes)) == sum(size > 0 for size in sizes)
+
+
+@given(st.integers(1, 20), st.integers(1, 8))
+def test_minibatches_differ_by_at_most_one_group(num_groups: int, num_minibatches: int):
+    shares = split_minibatches([[sample([1, 2], 1)] for _ in range(num_groups)], num_minibatches)
+    assert len(shares) == min(num_groups, num_minibatches)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_sixteen_groups_make_two_minibatches_of_eight():
+    groups = [[sample([1, 2], 1, name=f"{g}")] * 4 for g in range(16)]
+    first, second = split_minibatches(groups, 2)
+    assert [s.prompt_id for s in first[::4]] == [f"{g}" for g in range(8)]
+    assert len(first) == len(second) == 32
+
+
+def test_microbatches_take_the_longest_first_and_count_padding():
+    # 10·1; 8 and 7 as 2·8 = 16 ≤ 20, a third would make 24; 5, 3 and 2 as 3·5 = 15
+    assert plan_microbatches([5, 10, 3, 8, 7, 2], 20) == [[1, 3], [4, 0], [2, 5]]
+    assert plan_microbatches([5, 10, 3, 8, 7, 2], 16) == [[1], [3, 4], [0, 2, 5]]
+    assert plan_microbatches([4, 4, 4], 8) == [[0, 1], [2]]
+    assert plan_microbatches([], 8) == []
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 400))
+def test_every_sequence_is_in_one_microbatch_and_none_exceeds_the_budget(lengths: list[int], budget: int):
+    plan = plan_microbatches(lengths, budget)
+    assert sorted(index for part in plan for index in part) == list(range(len(lengths)))
+    assert all(len(part) * max(lengths[index] for index in part) <= budget for part in plan)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 400))
+def test_a_microbatch_is_closed_only_when_one_more_would_not_fit(lengths: list[int], budget: int):
+    plan = plan_microbatches(lengths, budget)
+    assert all((len(part) + 1) * lengths[part[0]] > budget for part in plan[:-1])
+
+
+def test_sequence_over_the_budget_is_named_with_the_remedy():
+    with pytest.raises(ValueError, match="a sequence of 51 tokens does not fit a microbatch of 50: raise learner.microbatch_"):
+        plan_microbatches([3, 51], 50)
+
+
+def test_microbatch_of_text_is_worked_by_hand():
+    long = sample([1, 2, 3, 4], 2, advantage=1.5, name="long")
+    short = sample([5, 6, 7], 2, advantage=-0.5, name="short")
+    batch = make_microbatch([long, short], {id(()): None}, IMAGE, 2)
+    assert batch.tokens_BL.tolist() == [[1, 2, 3, 4], [5, 6, 7, 0]]
+    assert batch.positions_3BL.tolist() == [[[0, 1, 2, 3], [0, 1, 2, 0]]] * 3
+    assert batch.mask_BT.tolist() == [[False, True, True], [False, True, False]]  # at t: is token t + 1 of the response?
+    assert batch.rollout_logprobs_BT.tolist() == [[0, -2, -3], [0, -2, 0]]
+    assert batch.advantages_B.tolist() == [1.5, -0.5]
+    assert batch.prompt_ids == ["long", "short"]
+    assert batch.vision is None
+    assert (batch.tokens_BL.dtype, batch.mask_BT.dtype, batch.advantages_B.dtype) == (torch.int64, torch.bool, torch.float32)
+
+
+def test_microbatch_with_images_shows_each_picture_once():
+    # A picture of 2·4 patches is 1·2 tokens: positions 1..2 from where it starts, and the text goes on at 1 + 2.
+    wide = EncodedImages(pixels=torch.full((8, 3), 1.0), grid_N3=torch.tensor([[1, 2, 4]]))
+    tall = EncodedImages(pixels=torch.full((8, 3), 2.0), grid_N3=torch.tensor([[1, 4, 2]]))
+    ours, theirs = ["wide"], ["tall"]
+    samples = [
+        sample([1, IMAGE, IMAGE, 2, 3], 4, images=ours),
+        sample([1, IMAGE, IMAGE, 2, 3], 4, images=theirs),
+        sample([1, IMAGE, IMAGE, 2, 4, 5], 4, images=ours),
+        sample([1, 2], 1),
+    ]
+    batch = make_microbatch(samples, {id(ours): wide, id(theirs): tall, id(()): None}, IMAGE, 2)
+    assert batch.vision.pixels[:, 0].tolist() == [1.0] * 8 + [2.0] * 8
+    assert batch.vision.grid_U3.tolist() == [[1, 2, 4], [1, 4, 2]]
+    assert batch.vision.order_N.tolist() == [0, 1, 0]
+    time, height, width = batch.positions_3BL.tolist()
+    assert (time[0], height[0], width[0]) == ([0, 1, 1, 3, 4, 0], [0, 1, 1, 3, 4, 0], [0, 1, 2, 3, 4, 0])
+    assert (time[1], height[1], width[1]) == ([0, 1, 1, 3, 4, 0], [0, 1, 2, 3, 4, 0], [0, 1, 1, 3, 4, 0])
+    assert batch.mask_BT.int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1], [1, 0, 0, 0, 0]]
