@@ -66,7 +66,8 @@ def save_policy(
     dtype = dtype or model.dtype
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 renames the class of what it wraps
-    config.dtype = dtype
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = dtype
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)

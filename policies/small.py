@@ -71,16 +71,9 @@ MAX_PIXELS = 512 * 512
 MAX_VIDEO_PIXELS = 2 * MAX_PIXELS
 """Over all frames of a video: as many tokens as the largest picture, since two frames share a token."""
 
-# For learning from scratch. After 250 steps of SFT on sums of digits (held out, greedy, mean of two seeds) 0.44 were
-# right with the usual 0.02, 0.49 with 0.05, and 0.62 with 0.05 and what each layer adds scaled down.
+# From scratch 0.05 learns a little faster than the usual 0.02: 250 steps of SFT on sums of digits ended at a loss of 0.14
+# against 0.18 (means over seeds). 0.07, and layers scaled down as GPT-2's are, made no difference beyond the noise.
 INITIALIZER_RANGE = 0.05
-RESIDUAL_OUTPUTS = (
-    "o_proj.weight",
-    "down_proj.weight",
-    "experts.down_proj",
-    "attn.proj.weight",
-    "mlp.linear_fc2.weight",
-)
 
 
 def small_config(kind: Kind, **text: Any) -> Qwen3VLConfig | Qwen3VLMoeConfig:
@@ -154,20 +147,10 @@ def small_model(config: Qwen3VLConfig | Qwen3VLMoeConfig, *, seed: int) -> PreTr
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-    _scale_residual_outputs(model.get_submodule("model.visual"), config.vision_config.depth)
-    _scale_residual_outputs(model.get_submodule("model.language_model"), config.text_config.num_hidden_layers)
     model.generation_config = GenerationConfig(
         eos_token_id=TOKEN_IDS["<|im_end|>"], pad_token_id=TOKEN_IDS["<|endoftext|>"]
     )
     return model
-
-
-@torch.no_grad()
-def _scale_residual_outputs(tower: torch.nn.Module, num_layers: int) -> None:
-    """Divides what each layer adds to the residual stream by sqrt(2 · layers), as GPT-2 does."""
-    for name, parameter in tower.named_parameters():
-        if name.endswith(RESIDUAL_OUTPUTS):
-            parameter.mul_((2 * num_layers) ** -0.5)
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:

@@ -6,11 +6,14 @@ Shapes: B sequences, T predicted positions, N response tokens.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -84,7 +87,8 @@ class Learner:
         metrics |= gap_metrics(torch.cat(gaps_N)) if gaps_N else {}
         names = ("time/learner_inputs", "time/old_logprobs", "time/updates")
         metrics |= {name: b - a for name, a, b in zip(names, clock, clock[1:], strict=False)}
-        return StepReport(metrics=metrics, num_updates=len(reports))
+        num_updates = sum(not report["policy/skipped_updates"] for report in reports)
+        return StepReport(metrics=metrics, num_updates=num_updates)
 
     def make_microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
         """Pads a minibatch's samples into microbatches of at most `learner.microbatch_tokens`."""
@@ -187,10 +191,29 @@ class Learner:
         dcp.load(state, checkpoint_id=str(folder / "trainer"), no_dist=True)
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["torch_rng"])
+        set_rng_state(state["rng"])
 
-    def _small_state(self) -> dict[str, object]:
-        return {"scheduler": self.scheduler.state_dict(), "torch_rng": torch.get_rng_state()}
+    def _small_state(self) -> dict[str, Any]:
+        return {"scheduler": self.scheduler.state_dict(), "rng": get_rng_state()}
+
+
+def get_rng_state() -> dict[str, Any]:
+    """The state of every random generator of this process: Python's, NumPy's, torch's on CPU and GPUs."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=True),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restores what `get_rng_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -200,7 +223,13 @@ def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.opt
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    # AdamW would leave out parameters without a gradient so far, such as the vision tower while all prompts are text; torch's
+    # get_optimizer_state_dict then fails on resume, and on an optimizer without any state takes a step of its own.
+    for parameter in parameters:
+        moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+    return optimizer
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch.optim.lr_scheduler.LambdaLR:

@@ -14,8 +14,9 @@ from policies.export import exported_metadata, exported_parameters
 from rl.config import TrainConfig
 from rl.learner import Learner
 from rl.types import Sample, StepReport
-from rollout.pool import RayEngineClient, get
-from rollout.weight_transfer import Backend, WeightSource, make_sender
+from rollout.config import Backend
+from rollout.pool import GPU_SHARE, RayEngineClient, get
+from rollout.weight_transfer import WeightSource, make_sender
 
 
 class _LearnerActor:
@@ -53,9 +54,12 @@ class LearnerGroup:
         config: The run's choices.
         model_path: Where to load the policy from.
         resume_from: A checkpoint whose optimizer state to restore; None starts afresh.
+        backend: How weights will leave for the engines.
     """
 
-    def __init__(self, config: TrainConfig, model_path: str | Path, resume_from: str | Path | None) -> None:
+    def __init__(
+        self, config: TrainConfig, model_path: str | Path, resume_from: str | Path | None, backend: Backend
+    ) -> None:
         environment = {
             "OMP_NUM_THREADS": str(config.learner.threads),
             # Threads that spin while they wait would take the engines' cores.
@@ -66,22 +70,23 @@ class LearnerGroup:
         actor = ray.remote(_LearnerActor).options(
             # The learner works while the engines wait, so it claims no CPU of its own.
             num_cpus=0,
-            num_gpus=config.learner.gpus,
+            num_gpus=GPU_SHARE if backend == "ipc" else config.learner.gpus,
             runtime_env={"env_vars": environment},
         )
+        self._backend = backend
         self._actor = actor.remote()
         self._started = self._actor.start.remote(
             config, str(model_path), None if resume_from is None else str(resume_from)
         )
 
-    def connect(self, backend: Backend, client: RayEngineClient) -> None:
+    def connect(self, client: RayEngineClient) -> None:
         """Opens the way for weights from the learner to the engines.
 
         Raises:
             RuntimeError: If the learner has not started; the message is its own.
         """
         get(self._started)
-        get(self._actor.connect.remote(backend, client))
+        get(self._actor.connect.remote(self._backend, client))
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
         """Learns from one step's samples; see `Learner.step`."""

@@ -132,6 +132,7 @@ class _Run:
 def _prepare(config: TrainConfig, prompts: Rows, reward: Verifier, eval_prompts: Rows | None, stack: ExitStack) -> _Run:
     """Opens everything, what is cheap and likely to be wrong first; `stack` closes it again."""
     plain = plain_config(config)
+    backend = choose_backend(config.rollout, learner_gpus=config.learner.gpus)
     checkpoint, state = starting_point(config)
     model = checkpoint or config.model
     processor = load_processor(model)
@@ -150,9 +151,8 @@ def _prepare(config: TrainConfig, prompts: Rows, reward: Verifier, eval_prompts:
     dry_run(runner, first)
 
     stack.enter_context(local_ray())
-    learner = LearnerGroup(config, model, checkpoint)
+    learner = LearnerGroup(config, model, checkpoint, backend)
     stack.callback(learner.close)
-    backend = choose_backend(learner_gpus=config.learner.gpus, gpus_per_engine=config.rollout.gpus_per_engine)
     pool = RolloutPool(
         model,
         config.rollout,
@@ -161,7 +161,7 @@ def _prepare(config: TrainConfig, prompts: Rows, reward: Verifier, eval_prompts:
         policy_version=state.policy_version,
     )
     stack.callback(pool.close)
-    learner.connect(backend, pool.client())
+    learner.connect(pool.client())
     tracker = Tracker(config, plain, state.step)
     stack.callback(tracker.close)
     return _Run(

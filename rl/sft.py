@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import time
 from collections.abc import Sequence
@@ -60,7 +59,6 @@ def cold_start(config: ColdStartConfig, prompts: Rows) -> Path:
     report = {
         "config": asdict(config),
         "seconds": time.perf_counter() - started,
-        "parameters": "float32",
         "loss_first": losses[0],
         "loss_last": float(np.mean(losses[-10:])),
     }
@@ -153,8 +151,8 @@ def _fingerprint(config: ColdStartConfig, prompts: Sequence[Prompt]) -> str:
     choices = {name: value for name, value in asdict(config).items() if name not in ("cache_dir", "threads")}
     digest.update(json.dumps(choices, sort_keys=True).encode())
     digest.update(torch.__version__.encode())
-    for module in (policies.small, inspect.getmodule(_fingerprint)):
-        digest.update(inspect.getsource(module).encode())
+    for code in (policies.small.__file__, __file__):
+        digest.update(Path(code).read_bytes())
     digest.update(str(len(prompts)).encode())
     for prompt in prompts[:64]:
         digest.update(f"{prompt.id}\n{prompt.messages}\n{prompt.answer}".encode())

@@ -82,11 +82,14 @@ class _Bar:
     def __init__(self, progress: Progress, task: Any) -> None:
         self._progress, self._task = progress, task
         self._live = progress.console.is_terminal
+        self._held_out = ""
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         """One step is done. Without a terminal every tenth step prints a line."""
+        if "eval/greedy" in metrics:
+            self._held_out = f"held-out {metrics['eval/greedy']:.3f}  "
         status = (
-            f"reward {metrics['reward/mean']:.3f}  gap {metrics.get('rollout/logprob_gap_mean', 0):.1e}  "
+            f"{self._held_out}reward {metrics['reward/mean']:.3f}  gap {metrics.get('rollout/logprob_gap_mean', 0):.1e}  "
             f"{metrics['rollout/tokens_per_second']:.0f} tok/s  {metrics['time/step']:.2f} s/step"
         )
         self._progress.update(self._task, completed=step, status=status)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["float32", "bfloat16"]
+Backend = Literal["shared_memory", "nccl", "ipc"]
+"""How weights reach the engines: see `rollout.weight_transfer`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,9 @@ class RolloutConfig:
     """Key-value cache of each engine, in GiB (CPU engines)."""
     gpu_memory_utilization: float = 0.85
     """Share of GPU memory that an engine may take (GPU engines)."""
+    weight_transfer: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
+    """How new weights reach the engines: nccl between GPUs, ipc where engine and learner share one GPU, shared_memory else.
+    auto is nccl if both sides have GPUs, else shared_memory."""
     max_logprob_gap: float | None = None
     """Largest allowed mean |log p(engine) - log p(learner)| on on-policy tokens; the run stops beyond it.
     Default: 1e-3 in float32, 0.1 in bfloat16."""

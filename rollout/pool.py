@@ -7,20 +7,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from rollout.config import RolloutConfig
+from rollout.config import Backend, RolloutConfig
 from rollout.engine import RolloutEngine
 from rollout.types import Group, Prompt, Sampling
-from rollout.weight_transfer import Backend, WeightSlab, map_slab
+from rollout.weight_transfer import WeightSlab, map_slab
 
 MIRROR_PIECE = 256 << 20
 """Bytes of a slab that travel to another node at once: what Ray's object store must have room for."""
-T = TypeVar("T")
+GPU_SHARE = 0.5
+"""What engine and learner each claim of a GPU that they share."""
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
@@ -124,7 +125,7 @@ class RolloutPool:
         _require_resources(config)
         actor = ray.remote(_EngineActor).options(
             num_cpus=config.threads_per_engine,
-            num_gpus=config.gpus_per_engine,
+            num_gpus=GPU_SHARE if backend == "ipc" else config.gpus_per_engine,
             scheduling_strategy="SPREAD",
             max_concurrency=10_000,
             runtime_env={"env_vars": engine_environment(config, model)},

@@ -66,8 +66,8 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SlabInfo, SlabUpdate
 def _forget_moe_kernels(model: torch.nn.Module) -> None:
     """On a CPU vLLM 0.32 repacks experts only when a layer has no kernel yet: a reload would leave them unpacked, silently."""
     for module in model.modules():
-        quant_method = getattr(module, "quant_method", None)
-        if getattr(quant_method, "moe_kernel", None) is not None:
+        quant_method: Any = getattr(module, "quant_method", None)
+        if hasattr(quant_method, "moe_kernel"):
             quant_method.moe_kernel = None
 
 

@@ -13,11 +13,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
-Backend = Literal["shared_memory", "nccl", "ipc"]
+from rollout.config import Backend, RolloutConfig
+
 ALIGNMENT = 64
 """Bytes: every parameter starts on a cache line."""
 
@@ -228,9 +229,26 @@ class VllmSender:
         return {"sync/bytes": float(self.nbytes), "sync/seconds": time.perf_counter() - start}
 
 
-def choose_backend(*, learner_gpus: int, gpus_per_engine: int) -> Backend:
-    """Shared memory where either side is a CPU, NCCL between GPUs. `ipc` needs both on one GPU and is chosen by placement."""
-    return "nccl" if learner_gpus and gpus_per_engine else "shared_memory"
+def choose_backend(config: RolloutConfig, *, learner_gpus: int) -> Backend:
+    """What `rollout.weight_transfer` says, or what fits the devices.
+
+    Raises:
+        ValueError: If the choice does not fit the devices.
+    """
+    on_gpus = learner_gpus > 0 and config.gpus_per_engine > 0
+    if config.weight_transfer == "auto":
+        return "nccl" if on_gpus else "shared_memory"
+    if config.weight_transfer != "shared_memory" and not on_gpus:
+        raise ValueError(
+            f"rollout.weight_transfer = {config.weight_transfer} needs GPUs on both sides, got learner.gpus = {learner_gpus} "
+            f"and rollout.gpus_per_engine = {config.gpus_per_engine}: use shared_memory"
+        )
+    if config.weight_transfer == "ipc" and (learner_gpus, config.num_engines, config.gpus_per_engine) != (1, 1, 1):
+        raise ValueError(
+            "rollout.weight_transfer = ipc is for one engine and the learner on one GPU, got "
+            f"learner.gpus = {learner_gpus}, {config.num_engines} engines of {config.gpus_per_engine} GPUs: use nccl"
+        )
+    return config.weight_transfer
 
 
 def make_sender(backend: Backend, source: WeightSource, client: EngineClient, *, num_workers: int) -> Sender:

@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from policies.small import save_small_policy
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """On busy cores, small tensors take seconds when several OpenMP threads wait for one another."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

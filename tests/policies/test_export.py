@@ -82,7 +82,8 @@ def test_precision_on_disk_can_be_chosen_and_the_model_stays_as_it_was(tmp_path:
     model = built("moe")
     save_policy(model, small_processor(), tmp_path, dtype=torch.bfloat16)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["dtype"] == config["text_config"]["dtype"] == config["vision_config"]["dtype"] == "bfloat16"
     assert again.dtype == torch.bfloat16
     assert model.dtype == model.config.dtype == torch.float32
     assert torch.equal(again.lm_head.weight, model.lm_head.weight.bfloat16())

@@ -129,7 +129,12 @@ def sibling_batch() -> tuple[list[np.ndarray], list[EncodedImages | None]]:
     """Two siblings of one picture, one of two other pictures, one of text only; of four different lengths."""
     shared = encode_images(PROCESSOR, [picture(96, 64, seed=1)])
     two = encode_images(PROCESSOR, [picture(32, 32, seed=2), picture(64, 96, seed=3)])
-    rows = [(text_with(1) + "7", shared), (text_with(2) + "1+2=3", two), (text_with(1) + "99", shared), (text_with(0), None)]
+    rows = [
+        (text_with(1) + "7", shared),
+        (text_with(2) + "1+2=3", two),
+        (text_with(1) + "99", shared),
+        (text_with(0), None),
+    ]
     sequences = [
         expand_image_tokens(
             PROCESSOR.tokenizer.encode(text, add_special_tokens=False),
@@ -193,7 +198,10 @@ def test_siblings_that_share_an_image_equal_the_models_own_forward_with_the_imag
 def test_text_only_equals_the_models_own_forward_and_leaves_the_vision_tower_alone(model: PreTrainedModel):
     tokens_BL = torch.tensor([list(b"3+5+9=17"), list(b"1+1+1=3.")])
     positions_3BL = torch.arange(8).expand(3, 2, 8)
-    ours, theirs = hidden_states(model, tokens_BL, positions_3BL, None), model.model(input_ids=tokens_BL).last_hidden_state
+    ours, theirs = (
+        hidden_states(model, tokens_BL, positions_3BL, None),
+        model.model(input_ids=tokens_BL).last_hidden_state,
+    )
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
     assert not [name for name in gradients(model, ours) if name.startswith("model.visual")]
 

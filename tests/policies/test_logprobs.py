@@ -43,7 +43,9 @@ def gradients(inputs, logprobs_N: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("tokens_per_chunk", [1, 5, 13, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 @pytest.mark.parametrize("banned", [[], [40], [41, 44, 49]])
-def test_values_gradients_and_entropies_equal_a_plain_log_softmax(monkeypatch, inputs, banned, temperature, tokens_per_chunk):
+def test_values_gradients_and_entropies_equal_a_plain_log_softmax(
+    monkeypatch, inputs, banned, temperature, tokens_per_chunk
+):
     chunked(monkeypatch, tokens_per_chunk)
     expected, expected_entropy = naive(inputs, banned, temperature)
     got, entropy = token_logprobs(*inputs, torch.tensor(banned, dtype=torch.long), temperature=temperature)

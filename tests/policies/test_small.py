@@ -73,22 +73,15 @@ def test_one_seed_gives_one_policy_and_leaves_the_random_state_alone():
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
-def test_layers_start_by_adding_little_to_the_residual_stream(kind: str):
+def test_every_matrix_starts_at_one_scale(kind: str):
     model = small_model(small_config(kind), seed=0)
-    std = {name: parameter.std().item() for name, parameter in model.named_parameters()}
-    down = "model.language_model.layers.0.mlp." + ("down_proj.weight" if kind == "dense" else "experts.down_proj")
-    added = [
-        down,
-        "model.language_model.layers.3.self_attn.o_proj.weight",
-        "model.visual.blocks.0.mlp.linear_fc2.weight",
-    ]
-    assert [std[name] for name in added] == pytest.approx([0.05 / 8**0.5] * 3, rel=0.02)  # 4 layers, 2 additions each
-    assert std["model.language_model.layers.0.self_attn.q_proj.weight"] == pytest.approx(0.05, rel=0.02)
-    assert std["model.visual.merger.linear_fc2.weight"] == pytest.approx(0.05, rel=0.02)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            assert parameter.std().item() == pytest.approx(0.05, rel=0.1), name
 
 
 @settings(deadline=None)
-@given(st.text())
+@given(st.text().filter(lambda text: not any(token in text for token in SPECIAL_TOKENS)))
 def test_any_text_survives_the_tokenizer_byte_by_byte(text: str):
     token_ids = TOKENIZER(text).input_ids
     assert token_ids == list(text.encode())

@@ -18,7 +18,9 @@ IMAGE = 9
 """The image placeholder of these tests."""
 
 
-def sample(token_ids: list[int], num_prompt: int, *, advantage: float = 0.0, images: object = (), name: str = "p") -> Sample:
+def sample(
+    token_ids: list[int], num_prompt: int, *, advantage: float = 0.0, images: object = (), name: str = "p"
+) -> Sample:
     return Sample(
         prompt_id=name,
         token_ids=np.array(token_ids, np.int32),
@@ -64,7 +66,9 @@ def test_completions_whose_verifier_failed_are_left_out_and_do_not_count():
 
 
 def test_scores_that_do_not_match_the_completions_are_refused():
-    group = Group(prompt=Prompt(id="q", messages=[]), prompt_token_ids=np.zeros(1, np.int32), completions=[completion(1)])
+    group = Group(
+        prompt=Prompt(id="q", messages=[]), prompt_token_ids=np.zeros(1, np.int32), completions=[completion(1)]
+    )
     with pytest.raises(ValueError):
         make_samples([group], [[Score(reward=1.0), Score(reward=0.0)]])
 
@@ -116,7 +120,9 @@ def test_a_microbatch_is_closed_only_when_one_more_would_not_fit(lengths: list[i
 
 
 def test_sequence_over_the_budget_is_named_with_the_remedy():
-    with pytest.raises(ValueError, match="a sequence of 51 tokens does not fit a microbatch of 50: raise learner.microbatch_"):
+    with pytest.raises(
+        ValueError, match="a sequence of 51 tokens does not fit a microbatch of 50: raise learner.microbatch_"
+    ):
         plan_microbatches([3, 51], 50)
 
 
@@ -126,12 +132,19 @@ def test_microbatch_of_text_is_worked_by_hand():
     batch = make_microbatch([long, short], {id(()): None}, IMAGE, 2)
     assert batch.tokens_BL.tolist() == [[1, 2, 3, 4], [5, 6, 7, 0]]
     assert batch.positions_3BL.tolist() == [[[0, 1, 2, 3], [0, 1, 2, 0]]] * 3
-    assert batch.mask_BT.tolist() == [[False, True, True], [False, True, False]]  # at t: is token t + 1 of the response?
+    assert batch.mask_BT.tolist() == [
+        [False, True, True],
+        [False, True, False],
+    ]  # at t: is token t + 1 of the response?
     assert batch.rollout_logprobs_BT.tolist() == [[0, -2, -3], [0, -2, 0]]
     assert batch.advantages_B.tolist() == [1.5, -0.5]
     assert batch.prompt_ids == ["long", "short"]
     assert batch.vision is None
-    assert (batch.tokens_BL.dtype, batch.mask_BT.dtype, batch.advantages_B.dtype) == (torch.int64, torch.bool, torch.float32)
+    assert (batch.tokens_BL.dtype, batch.mask_BT.dtype, batch.advantages_B.dtype) == (
+        torch.int64,
+        torch.bool,
+        torch.float32,
+    )
 
 
 def test_microbatch_with_images_shows_each_picture_once():

@@ -1,0 +1,344 @@
+"""The learner on small real policies, dense and MoE, with pictures and without."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from policies.inputs import encode_images, expand_image_tokens
+from policies.loading import load_policy
+from policies.small import TOKEN_IDS, small_processor
+from rewards.types import Score
+from rl.batching import make_samples
+from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
+from rl.learner import Learner, make_optimizer, make_scheduler
+from rl.types import Sample
+from rollout.config import RolloutConfig
+from rollout.rendering import render
+from rollout.types import Completion, Group, Prompt
+
+PROCESSOR = small_processor()
+VISION_START = TOKEN_IDS["<|vision_start|>"]
+CONTENT = pytest.mark.parametrize("with_images", [True, False], ids=["images", "text"])
+
+
+def config(
+    *, microbatch_tokens: int = 4096, dtype: str = "float32", num_minibatches: int = 1, **optimizer
+) -> TrainConfig:
+    return TrainConfig(
+        model="unused",
+        num_minibatches=num_minibatches,
+        optimizer=OptimizerConfig(**{"learning_rate": 1e-3, "warmup_updates": 1} | optimizer),
+        rollout=RolloutConfig(dtype="float32", temperature=1.2),
+        learner=LearnerConfig(dtype=dtype, microbatch_tokens=microbatch_tokens),
+    )
+
+
+def rollout(*, with_images: bool = True, num_groups: int = 4, seed: int = 0) -> list[list[Sample]]:
+    """What the loop hands to the learner: groups of 3, prompts and responses of different lengths, rewards 0 and 1."""
+    rng = np.random.default_rng(seed)
+    groups, scores = [], []
+    for number in range(num_groups):
+        groups.append(make_group(rng, number, with_images))
+        scores.append([Score(reward=float(r)) for r in ([1, 0, 0], [1, 1, 0])[number % 2]])
+    return make_samples(groups, scores)
+
+
+def make_group(rng: np.random.Generator, number: int, with_images: bool) -> Group:
+    images: list[Image.Image] = []
+    if with_images:
+        size = (32 * (1 + number % 2), 32 * (1 + number % 3), 3)
+        images = [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for _ in range(1 + number % 2)]
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": "sum?" * (1 + number)}]
+    prompt = Prompt(id=f"prompt-{number}", messages=[{"role": "user", "content": content}], images=images)
+    encoded = encode_images(PROCESSOR, images)
+    grid_N3 = np.zeros((0, 3), np.int64) if encoded is None else encoded.grid_N3.numpy()
+    token_ids = expand_image_tokens(render(PROCESSOR, prompt), grid_N3, TOKEN_IDS["<|image_pad|>"], 2)
+    lengths = rng.integers(1, 9, 3)
+    completions = [
+        Completion(text="", token_ids=rng.integers(0, 256, n).astype(np.int32), logprobs=-np.ones(n, np.float32))
+        for n in lengths
+    ]
+    return Group(prompt=prompt, prompt_token_ids=token_ids, completions=completions)
+
+
+def with_token(sample: Sample, token_id: int) -> Sample:
+    """The same, the last response token replaced."""
+    token_ids = sample.token_ids.copy()
+    token_ids[-1] = token_id
+    return replace(sample, token_ids=token_ids)
+
+
+def parameters(learner: Learner) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
+
+
+def watch_gradients(learner: Learner) -> list[Tensor]:
+    """Every gradient that the optimizer is given, as one long vector; zeros where there is none."""
+    seen: list[Tensor] = []
+
+    def remember(*_) -> None:
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.model.parameters()]
+        seen.append(torch.cat([part.flatten() for part in parts]))
+
+    learner.optimizer.register_step_pre_hook(remember)
+    return seen
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """‖ours − theirs‖ / ‖theirs‖."""
+    return ((ours - theirs).double().norm() / theirs.double().norm()).item()
+
+
+@CONTENT
+def test_any_split_into_microbatches_gives_the_same_update(policy: Path, with_images: bool):
+    groups = rollout(with_images=with_images)
+    longest = max(len(sample.token_ids) for group in groups for sample in group)
+    results = []
+    for budget, num_expected in [(4096, 1), (3 * longest, range(3, 6)), (longest, range(8, 13))]:
+        learner = Learner(config(microbatch_tokens=budget), policy)
+        num_microbatches = len(learner.make_microbatches([sample for group in groups for sample in group]))
+        assert num_microbatches in (num_expected if isinstance(num_expected, range) else [num_expected])
+        gradients = watch_gradients(learner)
+        report = learner.step(groups)
+        results.append((gradients[0], torch.cat([p.flatten() for p in parameters(learner).values()]), report.metrics))
+    for gradient, weights, metrics in results[1:]:
+        assert difference(gradient, results[0][0]) <= 1e-6
+        assert difference(weights, results[0][1]) <= 1e-6
+        assert {name: value for name, value in metrics.items() if "time/" not in name} == pytest.approx(
+            {name: value for name, value in results[0][2].items() if "time/" not in name}, rel=1e-5, abs=1e-6
+        )
+
+
+def test_off_policy_any_split_gives_the_same_gradient_too(dense_policy: Path):
+    groups = rollout()
+    first, second = [], []
+    for budget in (4096, 60):
+        learner = Learner(config(microbatch_tokens=budget, num_minibatches=2, learning_rate=3e-3), dense_policy)
+        gradients = watch_gradients(learner)
+        report = learner.step(groups)
+        assert report.num_updates == 2
+        assert report.metrics["policy/ratio_max"] > 1.01  # of two updates the second is off-policy
+        first.append(gradients[0])
+        second.append(gradients[1])
+    assert difference(first[1], first[0]) <= 1e-6
+    # AdamW's first update turns rounding of the gradient, where that is next to nothing, into whole steps.
+    assert difference(second[1], second[0]) <= 1e-3
+
+
+def test_first_minibatch_is_on_policy_to_the_last_bit(policy: Path):
+    metrics = Learner(config(microbatch_tokens=60), policy).step(rollout()).metrics
+    names = ("ratio_mean", "ratio_min", "ratio_max", "gate_mean", "gate_below_half", "log_ratio_variance")
+    assert [metrics[f"policy/{name}"] for name in names] == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_loss_on_policy_is_the_value_worked_by_hand(dense_policy: Path):
+    metrics = Learner(config(), dense_policy).step(rollout()).metrics
+    # Pass rates 1/3 and 2/3: the mean of −2/τ · A is −½ · (2 − 2/1.05) · 2 · √(1/3 · 2/3) in both kinds of groups.
+    assert metrics["loss/objective"] == pytest.approx(-(2 - 2 / 1.05) * math.sqrt(2 / 9), abs=1e-6)
+
+
+def test_gap_to_the_engine_is_measured_over_every_response_token(dense_policy: Path):
+    learner = Learner(config(num_minibatches=2), dense_policy)
+    groups = rollout()
+    batches = [learner.make_microbatches(group) for group in groups]
+    shifted = []
+    for shift, group, [batch] in zip([0.5, -0.25, 0.25, 0.0], groups, batches, strict=True):
+        [logprobs_BT] = learner.old_logprobs([batch])
+        by_tokens = {tuple(t.tolist()): row for t, row in zip(batch.tokens_BL, logprobs_BT, strict=True)}
+        shifted.append([])
+        for sample in group:
+            padded = tuple(np.pad(sample.token_ids, (0, batch.tokens_BL.shape[1] - len(sample.token_ids))).tolist())
+            logprobs = np.concatenate([[0], by_tokens[padded].numpy()])[: len(sample.token_ids)]
+            shifted[-1].append(
+                replace(sample, rollout_logprobs=(logprobs + shift * sample.loss_mask).astype(np.float32))
+            )
+    metrics = learner.step(shifted).metrics
+    counts = [sum(sample.loss_mask.sum() for sample in group) for group in groups]
+    expected = (0.5 * counts[0] + 0.25 * counts[1] + 0.25 * counts[2]) / sum(counts)
+    assert metrics["rollout/logprob_gap_mean"] == pytest.approx(expected, abs=1e-5)
+    assert metrics["rollout/logprob_gap_max"] == pytest.approx(0.5, abs=1e-5)
+
+
+@CONTENT
+def test_logprobs_are_those_of_the_whole_model_without_the_banned_tokens(policy: Path, with_images: bool):
+    groups = rollout(with_images=with_images, num_groups=2)
+    learner = Learner(config(), policy)
+    [batch] = learner.make_microbatches([sample for group in groups for sample in group])
+    [old_BT] = learner.old_logprobs([batch])
+    new_BT, entropies_N = learner.forward(batch)
+    assert torch.equal(old_BT, new_BT.detach())
+    assert not old_BT.requires_grad and new_BT.requires_grad
+
+    model = load_policy(policy, dtype=torch.float32, device="cpu")
+    for row, sample in zip(range(len(batch.tokens_BL)), in_order_of(batch.tokens_BL, groups), strict=True):
+        tokens_1L = torch.tensor(sample.token_ids)[None].long()
+        encoded = encode_images(PROCESSOR, sample.images)
+        vision = {} if encoded is None else {"pixel_values": encoded.pixels, "image_grid_thw": encoded.grid_N3}
+        types = (tokens_1L == TOKEN_IDS["<|image_pad|>"]).int()
+        with torch.no_grad():
+            logits_LV = model(input_ids=tokens_1L, mm_token_type_ids=types, **vision).logits[0] / 1.2
+        logits_LV[:, [259, 260, 261, 262]] = -torch.inf
+        expected_T = logits_LV.log_softmax(1)[:-1].gather(1, tokens_1L[0, 1:, None])[:, 0]
+        mask_T = torch.from_numpy(sample.loss_mask[1:])
+        assert torch.allclose(old_BT[row, : len(mask_T)][mask_T], expected_T[mask_T], rtol=0, atol=1e-5)
+    assert torch.equal(old_BT != 0, batch.mask_BT)
+    assert len(entropies_N) == batch.mask_BT.sum()
+    assert (entropies_N > 0).all() and (entropies_N <= math.log(263 - 4)).all()
+
+
+def in_order_of(tokens_BL: Tensor, groups: Sequence[Sequence[Sample]]) -> list[Sample]:
+    samples = [sample for group in groups for sample in group]
+    return [
+        next(
+            s
+            for s in samples
+            if row[: len(s.token_ids)].tolist() == s.token_ids.tolist() and not row[len(s.token_ids) :].any()
+        )
+        for row in tokens_BL
+    ]
+
+
+def test_prompts_whose_rewards_are_equal_change_nothing(dense_policy: Path):
+    learner = Learner(config(), dense_policy)
+    before = parameters(learner)
+    report = learner.step([[replace(sample, advantage=0.0) for sample in group] for group in rollout()])
+    assert report.metrics["policy/grad_norm"] == report.metrics["loss/objective"] == 0.0
+    assert all(torch.equal(before[name], after) for name, after in parameters(learner).items())
+
+
+def test_a_step_without_any_sample_updates_nothing(dense_policy: Path):
+    report = Learner(config(), dense_policy).step([[], []])
+    assert report.num_updates == 0
+
+
+def test_gradient_is_clipped_to_the_global_norm_and_reported_unclipped(dense_policy: Path):
+    learner = Learner(config(max_grad_norm=1e-3), dense_policy)
+    gradients = watch_gradients(learner)
+    norm = learner.step(rollout()).metrics["policy/grad_norm"]
+    assert norm > 1e-2
+    assert gradients[0].norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_learning_rate_rises_over_the_warm_up_and_stays(dense_policy: Path):
+    learner = Learner(config(num_minibatches=2, learning_rate=1e-3, warmup_updates=4), dense_policy)
+    rates = [learner.step(rollout(num_groups=2)).metrics["policy/learning_rate"] for _ in range(3)]
+    # Updates take 1/4, 2/4 | 3/4, 4/4 | 1, 1 of the peak; a step reports the mean of its two.
+    assert rates == pytest.approx([0.375e-3, 0.875e-3, 1e-3])
+
+
+def test_matrices_decay_and_vectors_do_not():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    optimizer = make_optimizer(module, OptimizerConfig(weight_decay=0.1, warmup_updates=0))
+    assert [[p.dim() for p in group["params"]] for group in optimizer.param_groups] == [[2], [1, 1, 1]]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert make_scheduler(optimizer, OptimizerConfig(learning_rate=2e-6, warmup_updates=0)).get_last_lr() == [
+        1e-6,
+        1e-6,
+    ]
+
+
+def poisoned(groups: list[list[Sample]], number: int) -> list[list[Sample]]:
+    """One response holds a token that can never be sampled: its log-probability is −inf."""
+    return [[with_token(s, VISION_START) for s in group] if g == number else group for g, group in enumerate(groups)]
+
+
+def test_update_without_a_finite_gradient_is_skipped_counted_and_named(dense_policy: Path, caplog):
+    learner = Learner(config(), dense_policy)
+    before = parameters(learner)
+    with caplog.at_level(logging.WARNING):
+        report = learner.step(poisoned(rollout(), 2))
+    assert report.metrics["policy/skipped_updates"] == 1.0
+    assert report.metrics["policy/grad_norm"] == 0.0
+    assert report.num_updates == 0
+    assert "update skipped" in caplog.text and "prompt-2" in caplog.text
+    assert not [name for name in ("prompt-0", "prompt-1", "prompt-3") if name in caplog.text]
+    assert all(torch.equal(before[name], after) for name, after in parameters(learner).items())
+    assert {state["step"].item() for state in learner.optimizer.state.values()} == {0.0}
+    assert learner.step(rollout()).num_updates == 1
+
+
+def test_one_bad_minibatch_of_two_costs_one_update(dense_policy: Path):
+    report = Learner(config(num_minibatches=2), dense_policy).step(poisoned(rollout(), 0))
+    assert (report.num_updates, report.metrics["policy/skipped_updates"]) == (1, 0.5)
+
+
+def test_three_skipped_updates_in_a_row_stop_the_run_and_a_good_one_in_between_does_not(dense_policy: Path):
+    learner = Learner(config(learning_rate=1e-5), dense_policy)
+    good, bad = rollout(num_groups=1), poisoned(rollout(num_groups=1), 0)
+    for groups in (bad, bad, good, bad, bad):
+        learner.step(groups)
+    with pytest.raises(
+        FloatingPointError, match=r"^3 updates in a row had no finite gradient \(learning_rate 1e-05\): lower"
+    ):
+        learner.step(bad)
+
+
+@CONTENT
+def test_saved_and_loaded_learner_goes_on_as_if_nothing_had_happened(policy: Path, with_images: bool, tmp_path: Path):
+    options = config(num_minibatches=2, warmup_updates=6, weight_decay=0.01)
+    steps = [rollout(with_images=with_images, seed=seed) for seed in range(4)]
+    uninterrupted = Learner(options, policy)
+    expected = [uninterrupted.step(groups).metrics for groups in steps]
+
+    interrupted = Learner(options, policy)
+    for groups in steps[:2]:
+        interrupted.step(groups)
+    interrupted.save(tmp_path / "step_2")
+    draw = torch.rand(3)
+    resumed = Learner(options, tmp_path / "step_2")
+    resumed.load(tmp_path / "step_2")
+    assert torch.equal(torch.rand(3), draw)
+    got = [resumed.step(groups).metrics for groups in steps[2:]]
+
+    ours, theirs = parameters(resumed), parameters(uninterrupted)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    for a, b in zip(got, expected[2:], strict=True):
+        assert {n: v for n, v in a.items() if "time/" not in n} == {n: v for n, v in b.items() if "time/" not in n}
+
+
+def test_a_policy_that_learnt_from_text_goes_on_with_images(dense_policy: Path, tmp_path: Path):
+    learner = Learner(config(), dense_policy)
+    learner.step(rollout(with_images=False))
+    learner.save(tmp_path)
+    resumed = Learner(config(), tmp_path)
+    resumed.load(tmp_path)
+    for each in (learner, resumed):
+        each.step(rollout(with_images=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(parameters(learner).values(), parameters(resumed).values(), strict=True)
+    )
+
+
+def test_saving_does_not_change_what_follows(dense_policy: Path, tmp_path: Path):
+    def run(between: Callable[[Learner], object]) -> dict[str, Tensor]:
+        learner = Learner(config(), dense_policy)
+        between(learner)
+        learner.step(rollout(num_groups=1))
+        return parameters(learner)
+
+    saved, not_saved = run(lambda learner: learner.save(tmp_path)), run(lambda learner: None)
+    assert all(torch.equal(saved[name], weight) for name, weight in not_saved.items())
+
+
+def test_bfloat16_learner_keeps_float32_weights_and_learns(policy: Path):
+    learner, exact = (Learner(config(dtype=dtype), policy) for dtype in ("bfloat16", "float32"))
+    groups = rollout()
+    [batch] = learner.make_microbatches([sample for group in groups for sample in group])
+    gap = (learner.old_logprobs([batch])[0] - exact.old_logprobs([batch])[0]).abs()
+    assert 0 < gap.max() < 0.1
+    before = parameters(learner)
+    report = learner.step(groups)
+    assert all(math.isfinite(value) for value in report.metrics.values())
+    after = parameters(learner)
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
