@@ -12,7 +12,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(STAMP)  ## the main job: teach a small policy sums of handwritten digits; ARGS="--steps 10" passes options on
-	@$(RUN) -m recipes.digit_sums $(ARGS)
+	@$(RUN) -m recipes.digit_sums --resume auto $(ARGS)
 
 test: $(STAMP)  ## imports, lint, format, types, tests; ARGS="-k sapo" passes options on to pytest
 	@$(RUN) setup/check_imports.py

@@ -1,7 +1,7 @@
 """The policy's parameters under the names and layouts of the published checkpoint, for vLLM and for the disk.
 
 transformers keeps the experts of a MoE layer as [E, out, in]; the published checkpoint, and so vLLM, has [E, in, out].
-`save_pretrained` writes transformers' layout, which vLLM rejects; so weight transfer and checkpoints both go through here.
+`save_pretrained` writes transformers' layout, which vLLM rejects; so weight transfer and checkpoints both come here.
 """
 
 from __future__ import annotations

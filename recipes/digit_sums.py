@@ -5,16 +5,14 @@ A cold start teaches the answer format, SAPO the reading. Held-out digits are ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rewards import Score
 from rl import TrainConfig
 from rl.cli import main
-from rl.config import EvalConfig, LearnerConfig, OptimizerConfig
-from rl.sft import ColdStartConfig
+from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
 from rollout import Completion, Prompt
-from rollout.config import RolloutConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +27,11 @@ class DigitSums(TrainConfig):
     """Steps: each one generates, scores, learns and syncs."""
     num_digits: int = 3
     """Digits in a picture."""
-    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-4))
-    rollout: RolloutConfig = field(
-        default_factory=lambda: RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
-    )
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(dtype="float32", threads=2))
-    eval: EvalConfig = field(default_factory=lambda: EvalConfig(num_prompts=400))
+    cold_start: ColdStartConfig = ColdStartConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
+    rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
+    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
+    eval: EvalConfig = EvalConfig(num_prompts=400)
 
 
 def sum_is_right(prompt: Prompt, completion: Completion) -> Score:
@@ -47,8 +43,7 @@ def sum_is_right(prompt: Prompt, completion: Completion) -> Score:
 
 def run(config: DigitSums) -> None:
     """Cold start, then SAPO."""
-    from dataclasses import replace
-
+    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
     from rl.sft import cold_start
     from rl.summary import print_result

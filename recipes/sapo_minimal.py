@@ -1,19 +1,21 @@
-"""SAPO on one screen, to be read rather than used: digit sums on a CPU, without Ray and without vLLM.
+"""SAPO on one screen, to be read rather than used: sums of handwritten digits on a CPU, without Ray and vLLM.
 
-What train() does beyond this is engineering: engines in other processes, weight sync, checkpoints, resume, isolation.
-
-Shapes: Q prompts of a step, G completions of each, B = Q·G sequences of P prompt and T response tokens, V vocabulary.
+What train() does beyond this is engineering: fast engines, weight sync, isolated rewards, checkpoints, metrics.
+Shapes: G completions of each prompt, B sequences in all, P prompt and T response tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from policies.export import save_policy
 from policies.loading import load_policy, load_processor, vision_token_ids
 from rewards.checking import attempt
 from rewards.loading import load_reward
@@ -27,30 +29,24 @@ from rollout.sources.digit_sums import digit_sums, to_prompt
 
 @dataclass(frozen=True, kw_only=True)
 class SapoMinimal:
-    """SAPO, the bare algorithm."""
+    """The bare algorithm."""
 
+    model: str = "cold-start"
+    """A folder that from_pretrained loads; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/sapo_minimal")
-    """Where metrics.jsonl and the learnt policy go."""
-    steps: int = 40
+    """Where the learnt policy goes, a folder that from_pretrained loads."""
+    steps: int = 60
     """Steps: each one generates, scores, weighs and learns."""
     seed: int = 0
     """Seeds the order of prompts and every sampled token."""
     reward: str | None = None
-    """FILE.py:FUNCTION, a reward of yours instead of sum_is_right."""
+    """FILE.py:FUNCTION, a reward of yours that replaces the recipe's."""
     prompts_per_step: int = 16
-    """Q, prompts of each step."""
+    """Prompts of each step."""
     group_size: int = 8
-    """G, completions per prompt; at least 2."""
+    """Completions per prompt, whose rewards are compared with each other."""
     num_minibatches: int = 2
     """Optimizer updates of each step."""
-    learning_rate: float = 2e-4
-    """Of AdamW."""
-    tau_pos: float = 1.0
-    """Gate temperature for positive advantages."""
-    tau_neg: float = 1.05
-    """Gate temperature for the others."""
-    max_tokens: int = 16
-    """Longest response, in tokens."""
 
 
 def sum_is_right(prompt: Prompt, completion: Completion) -> float:
@@ -58,43 +54,33 @@ def sum_is_right(prompt: Prompt, completion: Completion) -> float:
     return float(completion.text.rpartition("=")[2] == prompt.answer.rpartition("=")[2])
 
 
-def sapo_loss(
-    logprobs_BT: Tensor, old_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor, config: SapoMinimal
-) -> Tensor:
-    """− 1/B Σ_i A_i · 1/|y_i| Σ_t f(r_it),  f(r) = 4/τ · σ(τ (r − 1)),  r = π_new / π_old  (arXiv 2511.20347, Eq. 5, 6)."""
+def sapo_loss(logprobs_BT: Tensor, old_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """− 1/B Σ_i A_i · 1/|y_i| Σ_t f(r_it),  f(r) = 4/τ · σ(τ (r − 1)),  r = π_θ / π_old  (arXiv 2511.20347, Eq. 5 and 6)."""
     advantages_B1 = advantages_B[:, None]
-    tau_B1 = torch.where(advantages_B1 > 0, config.tau_pos, config.tau_neg)
+    tau_B1 = torch.where(advantages_B1 > 0, 1.0, 1.05)
     ratio_BT = (logprobs_BT - old_BT).masked_fill(~mask_BT, 0).clamp(-20, 20).exp()
     gate_BT = 4 / tau_B1 * torch.sigmoid(tau_B1 * (ratio_BT - 1))
     token_mean_B = (gate_BT * advantages_B1 * mask_BT).sum(1) / mask_BT.sum(1)
     return -token_mean_B.mean()
 
 
-def ask(processor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Prompts → what the model's forward takes. All pictures are of one size and all questions equal: no padding."""
-    texts = [
-        processor.apply_chat_template(list(p.messages), tokenize=False, add_generation_prompt=True) for p in prompts
-    ]
-    return dict(processor(text=texts, images=[p.images for p in prompts], return_tensors="pt"))
+def model_inputs(processor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """Chat template, pixels, and the placeholders expanded. All pictures have one size, all questions one length: no padding."""
+    texts = [processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True) for prompt in prompts]
+    return dict(processor(text=texts, images=[prompt.images for prompt in prompts], return_tensors="pt"))
 
 
-def repeated(inputs: dict[str, Tensor], times: int) -> dict[str, Tensor]:
-    """Each prompt `times` times, one behind the other; the patches of a picture stay together."""
-    num_prompts = len(inputs["input_ids"])
-    return {k: x.unflatten(0, (num_prompts, -1)).repeat_interleave(times, 0).flatten(0, 1) for k, x in inputs.items()}
-
-
-def response_logprobs(policy, inputs: dict[str, Tensor], responses_BT: Tensor, banned: list[int]) -> Tensor:
-    """[B, T] log π(token): vision tokens, which sampling never takes, have no share in the probability here either."""
+def response_logprobs(policy, inputs: dict[str, Tensor], responses_BT: Tensor, banned_ids: list[int]) -> Tensor:
+    """[B, T] log π(token). Vision tokens are never sampled, so they take no part in the normalisation either."""
     num_new = responses_BT.shape[1]
-    extended = {
+    whole = {
         **inputs,
         "input_ids": torch.cat([inputs["input_ids"], responses_BT], 1),
-        "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, num_new), value=1),
-        "mm_token_type_ids": torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, num_new)),
+        "attention_mask": pad(inputs["attention_mask"], (0, num_new), value=1),
+        "mm_token_type_ids": pad(inputs["mm_token_type_ids"], (0, num_new)),
     }
-    logits_BTV = policy(**extended, use_cache=False, logits_to_keep=num_new + 1).logits[:, :-1]
-    logits_BTV[..., banned] = -torch.inf
+    logits_BTV = policy(**whole, use_cache=False, logits_to_keep=num_new + 1).logits[:, :-1]
+    logits_BTV = logits_BTV.index_fill(-1, torch.tensor(banned_ids), -torch.inf)
     return logits_BTV.log_softmax(-1).gather(-1, responses_BT[..., None])[..., 0]
 
 
@@ -102,48 +88,49 @@ def run(config: SapoMinimal) -> None:
     """The loop."""
     torch.manual_seed(config.seed)
     prompts = prompts_from(digit_sums("train"), to_prompt)
-    start = cold_start(ColdStartConfig(), prompts)
-    processor, policy = load_processor(start), load_policy(start, dtype=torch.float32, device="cpu").eval()
+    model = config.model if config.model != "cold-start" else cold_start(ColdStartConfig(), prompts)
+    processor, policy = load_processor(model), load_policy(model, dtype=torch.float32, device="cpu").eval()
+    banned_ids, end_id = vision_token_ids(processor), processor.tokenizer.eos_token_id
     reward = load_reward(config.reward) if config.reward else sum_is_right
-    banned, end = vision_token_ids(processor), processor.tokenizer.eos_token_id
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-4, betas=(0.9, 0.99), weight_decay=0.0)
     stream = PromptStream(prompts, batch_size=config.prompts_per_step, seed=config.seed)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
 
     for step in range(1, config.steps + 1):
-        # Generate: G completions of each prompt, sampled from the policy as it is (no top-k or top-p, which would bias r).
-        batch = stream.next_batch()
-        inputs = repeated(ask(processor, batch), config.group_size)
-        tokens_BL = policy.generate(
-            **inputs, max_new_tokens=config.max_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            suppress_tokens=banned,
-        )  # fmt: skip
+        began = time.perf_counter()
+        # Generate, from the policy as it is: top-k or top-p would make the ratios wrong.
+        asked = [prompt for prompt in stream.next_batch() for _ in range(config.group_size)]
+        inputs = model_inputs(processor, asked)
+        sampling = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, suppress_tokens=banned_ids)
+        tokens_BL = policy.generate(**inputs, **sampling, max_new_tokens=16)
         responses_BT = tokens_BL[:, inputs["input_ids"].shape[1] :]
-        ended_BT = (responses_BT == end).cumsum(1)
-        mask_BT = (ended_BT - (responses_BT == end).long()) == 0  # up to the first end token, and with it
+        is_end_BT = (responses_BT == end_id).long()
+        mask_BT = is_end_BT.cumsum(1) - is_end_BT == 0  # all up to the first end token, and that one too
+        chosen = [row[mask] for row, mask in zip(responses_BT, mask_BT, strict=True)]
 
         # Score.
-        completions = [Completion(text=text) for text in processor.batch_decode(responses_BT, skip_special_tokens=True)]
-        asked = [prompt for prompt in batch for _ in range(config.group_size)]
-        rewards_B = torch.tensor([attempt(reward, p, c).reward for p, c in zip(asked, completions, strict=True)])
+        texts = processor.batch_decode(responses_BT, skip_special_tokens=True)
+        completions = [Completion(text=text, token_ids=ids.numpy()) for text, ids in zip(texts, chosen, strict=True)]
+        scores = [attempt(reward, prompt, completion) for prompt, completion in zip(asked, completions, strict=True)]
+        if errors := [score.error for score in scores if score.error]:
+            raise ValueError(errors[0])
+        rewards_B = torch.tensor([score.reward for score in scores])
 
         # Weigh: a completion is as good as it is better than its siblings.
-        rewards_QG = rewards_B.view(-1, config.group_size)
-        std_Q1, mean_Q1 = torch.std_mean(rewards_QG, 1, correction=0, keepdim=True)
-        advantages_B = ((rewards_QG - mean_Q1) / (std_Q1 + 1e-6)).flatten()
+        deviation, mean = torch.std_mean(rewards_B.view(-1, config.group_size), 1, correction=0, keepdim=True)
+        advantages_B = ((rewards_B.view(-1, config.group_size) - mean) / (deviation + 1e-6)).flatten()
 
-        # Learn: π_old is the policy that sampled; from the second minibatch on the ratios leave 1, and the gate works.
+        # Learn. In the first minibatch all ratios are 1; from the second on they are not, and the gate has work to do.
         with torch.no_grad():
-            old_BT = response_logprobs(policy, inputs, responses_BT, banned)
-        for share in torch.arange(len(responses_BT)).chunk(config.num_minibatches):
-            part = {k: x.unflatten(0, (len(responses_BT), -1))[share].flatten(0, 1) for k, x in inputs.items()}
-            logprobs_BT = response_logprobs(policy, part, responses_BT[share], banned)
-            loss = sapo_loss(logprobs_BT, old_BT[share], advantages_B[share], mask_BT[share], config)
-            loss.backward()
+            old_BT = response_logprobs(policy, inputs, responses_BT, banned_ids)
+        for share in torch.arange(len(asked)).chunk(config.num_minibatches):
+            part = {name: x.unflatten(0, (len(asked), -1))[share].flatten(0, 1) for name, x in inputs.items()}
+            logprobs_BT = response_logprobs(policy, part, responses_BT[share], banned_ids)
+            sapo_loss(logprobs_BT, old_BT[share], advantages_B[share], mask_BT[share]).backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        print(f"step {step:3d}  reward {rewards_B.mean():.3f}", flush=True)
+        print(f"step {step:3d}  reward {rewards_B.mean():.3f}  {time.perf_counter() - began:.1f} s", flush=True)
+    print(f"policy: {save_policy(policy, processor, config.run_dir)}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def save_checkpoint(run_dir: Path, state: LoopState, write: Callable[[Path], Non
         run_dir: The run's folder.
         state: The loop's state.
         write: Fills a folder with weights and trainer state.
-        keep: How many checkpoints stay, the newest; 0 keeps all.
+        keep: How many checkpoints stay, the newest; 0 keeps all. Those of later steps go in any case: the run that wrote them
+            was taken up again at an earlier step.
 
     Returns:
         The checkpoint's folder.
@@ -53,12 +54,23 @@ def save_checkpoint(run_dir: Path, state: LoopState, write: Callable[[Path], Non
     write(aside)
     (aside / LOOP_FILE).write_text(json.dumps(asdict(state), indent=1))
     _flush(aside)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        _remove(folder)
     aside.rename(folder)
     _flush(folder.parent)
-    for old in list_checkpoints(run_dir)[:-keep] if keep else []:
-        shutil.rmtree(old)
+    steps = list_checkpoints(run_dir)
+    newest = steps.index(folder) + 1  # a run that went back to an earlier step has left what lies beyond
+    for old in steps[newest:] + (steps[:newest][:-keep] if keep else []):
+        _remove(old)
     return folder
+
+
+def _remove(folder: Path) -> None:
+    """Renames, then deletes: a kill half-way leaves nothing that goes by the name of a checkpoint."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -133,7 +145,7 @@ def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:
 
 
 FREE_TO_CHANGE = frozenset(
-    "run_dir steps resume checkpoint_every keep_checkpoints wandb eval reward_workers reward_timeout model".split()
+    "run_dir steps resume checkpoint_every keep_checkpoints samples_every wandb eval reward_workers reward_timeout model".split()
 )
 """Choices that do not change what a step learns. `model` is replaced by the checkpoint itself."""
 

@@ -32,6 +32,8 @@ from rollout.rendering import fits_context
 from rollout.types import Group, Prompt, Sampling
 from rollout.weight_transfer import choose_backend
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
@@ -67,20 +69,25 @@ def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts:
         RunStopped: If the run cannot go on in any useful way.
     """
     check_config(config)
+    checkpoint, state = starting_point(config)
+    if state.step >= config.steps:
+        return _result(config, checkpoint)
     with ExitStack() as stack:
-        run = _prepare(config, prompts, reward, eval_prompts, stack)
-        if run.state.step == 0:
+        given = _Given(prompts=prompts, reward=reward, eval_prompts=eval_prompts or [])
+        run = _prepare(config, checkpoint, state, given, stack)
+        if state.step == 0:
             run.tracker.log(0, run.evaluator.run(0, with_blind=True))
-        bar = stack.enter_context(run.tracker.progress(config.steps, run.state.step))
-        version, checkpoint = run.state.policy_version, run.checkpoint
+        bar = stack.enter_context(run.tracker.progress(config.steps, state.step))
+        version = state.policy_version
         sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
-        started = time.perf_counter() - run.state.seconds
-        for step in range(run.state.step + 1, config.steps + 1):
+        started = time.perf_counter() - state.seconds
+        for step in range(state.step + 1, config.steps + 1):
             watch = Stopwatch()
             batch = run.stream.next_batch()
             groups = run.pool.generate(batch, sampling, _seeds(config, step, batch), version)
             watch.lap("generate")
             scores = run.runner.score(groups)
+            _report_errors(step, scores)
             watch.lap("score")
             samples = make_samples(groups, scores)
             report = run.learner.step(samples)
@@ -95,6 +102,7 @@ def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts:
                 **report.metrics,
                 **sync,
                 **watch.metrics(num_tokens=sum(len(c.token_ids) for group in groups for c in group.completions)),
+                "time/elapsed": time.perf_counter() - started,
                 "rollout/prompts_skipped": run.stream.skipped,
                 "policy/version": version,
             }
@@ -105,9 +113,12 @@ def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts:
             if last or _due(step, config.samples_every):
                 run.tracker.save_samples(f"step_{step:06d}", groups, scores)
             if last or _due(step, config.checkpoint_every):
-                seconds = time.perf_counter() - started
                 state = LoopState(
-                    step=step, policy_version=version, cursor=run.stream.state(), seconds=seconds, config=run.plain
+                    step=step,
+                    policy_version=version,
+                    cursor=run.stream.state(),
+                    seconds=metrics["time/elapsed"],
+                    config=run.plain,
                 )
                 checkpoint = save_checkpoint(config.run_dir, state, run.learner.save, keep=config.keep_checkpoints)
             bar.advance(step, metrics)
@@ -118,8 +129,6 @@ def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts:
 class _Run:
     """Everything that one run owns."""
 
-    state: LoopState
-    checkpoint: Path | None
     plain: dict[str, Any]
     stream: PromptStream
     runner: RewardRunner
@@ -129,23 +138,30 @@ class _Run:
     tracker: Tracker
 
 
-def _prepare(config: TrainConfig, prompts: Rows, reward: Verifier, eval_prompts: Rows | None, stack: ExitStack) -> _Run:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """The arguments of train()."""
+
+    prompts: Rows
+    reward: Verifier
+    eval_prompts: Rows
+
+
+def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, given: _Given, stack: ExitStack) -> _Run:
     """Opens everything, what is cheap and likely to be wrong first; `stack` closes it again."""
-    plain = plain_config(config)
     backend = choose_backend(config.rollout, learner_gpus=config.learner.gpus)
-    checkpoint, state = starting_point(config)
     model = checkpoint or config.model
     processor = load_processor(model)
     accept = fits_context(processor, max_model_len=config.rollout.max_model_len, max_tokens=config.rollout.max_tokens)
-    stream = PromptStream(prompts, batch_size=config.prompts_per_step, seed=config.seed, accept=accept)
+    stream = PromptStream(given.prompts, batch_size=config.prompts_per_step, seed=config.seed, accept=accept)
     if state.cursor:
         stream.restore(state.cursor)
-    held_out = list(islice(readable(eval_prompts or [], accept), config.eval.num_prompts))
-    verifier = load_reward(config.reward) if config.reward else reward
+    held_out = list(islice(readable(given.eval_prompts, accept), config.eval.num_prompts))
+    verifier = load_reward(config.reward) if config.reward else given.reward
     runner = stack.enter_context(
         RewardRunner(verifier, num_workers=config.reward_workers, timeout=config.reward_timeout)
     )
-    first = next(readable(prompts, accept), None)
+    first = next(readable(given.prompts, accept), None)
     if first is None:
         raise ValueError("no prompt can be used: the warnings above name each row and the reason")
     dry_run(runner, first)
@@ -162,11 +178,10 @@ def _prepare(config: TrainConfig, prompts: Rows, reward: Verifier, eval_prompts:
     )
     stack.callback(pool.close)
     learner.connect(pool.client())
+    plain = plain_config(config)
     tracker = Tracker(config, plain, state.step)
     stack.callback(tracker.close)
     return _Run(
-        state=state,
-        checkpoint=checkpoint,
         plain=plain,
         stream=stream,
         runner=runner,
@@ -234,6 +249,16 @@ def _seeds(config: TrainConfig, step: int, batch: Sequence[Prompt]) -> list[list
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _report_errors(step: int, scores: Sequence[Sequence[Score]]) -> None:
+    """Shows one of the step's failed verdicts; a reward that fails on every completion ends the run."""
+    flat = [score for group in scores for score in group]
+    errors = [score.error for score in flat if score.error is not None]
+    if errors and len(errors) == len(flat):
+        raise RunStopped(f"step {step}: the reward failed on all {len(flat)} completions; the first: {errors[0]}")
+    if errors:
+        logger.warning("step %d: no verdict on %d of %d completions; one: %s", step, len(errors), len(flat), errors[0])
 
 
 def _require_agreement(config: TrainConfig, step: int, metrics: Mapping[str, float]) -> None:

@@ -89,7 +89,7 @@ class _Bar:
         if "eval/greedy" in metrics:
             self._held_out = f"held-out {metrics['eval/greedy']:.3f}  "
         status = (
-            f"{self._held_out}reward {metrics['reward/mean']:.3f}  gap {metrics.get('rollout/logprob_gap_mean', 0):.1e}  "
+            f"{self._held_out}reward {metrics.get('reward/mean', 0.0):.3f}  gap {metrics.get('rollout/logprob_gap_mean', 0):.1e}  "
             f"{metrics['rollout/tokens_per_second']:.0f} tok/s  {metrics['time/step']:.2f} s/step"
         )
         self._progress.update(self._task, completed=step, status=status)

@@ -27,7 +27,6 @@ from rollout.rendering import render
 from rollout.types import Completion, Group, Prompt
 
 PROCESSOR = small_processor()
-VISION_START = TOKEN_IDS["<|vision_start|>"]
 CONTENT = pytest.mark.parametrize("with_images", [True, False], ids=["images", "text"])
 
 
@@ -71,13 +70,6 @@ def make_group(rng: np.random.Generator, number: int, with_images: bool) -> Grou
     return Group(prompt=prompt, prompt_token_ids=token_ids, completions=completions)
 
 
-def with_token(sample: Sample, token_id: int) -> Sample:
-    """The same, the last response token replaced."""
-    token_ids = sample.token_ids.copy()
-    token_ids[-1] = token_id
-    return replace(sample, token_ids=token_ids)
-
-
 def parameters(learner: Learner) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
 
@@ -99,40 +91,52 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).double().norm() / theirs.double().norm()).item()
 
 
-@CONTENT
-def test_any_split_into_microbatches_gives_the_same_update(policy: Path, with_images: bool):
+def learner_in_float64(options: TrainConfig, folder: Path) -> Learner:
+    """All but the logits in double precision: what is left of rounding does not hide a wrong denominator."""
+    learner = Learner(options, folder)
+    learner.model.double().set_experts_implementation("eager")
+    learner.optimizer = make_optimizer(learner.model, options.optimizer)
+    learner.scheduler = make_scheduler(learner.optimizer, options.optimizer)
+    return learner
+
+
+def updates_by_split(
+    make: Callable[[TrainConfig, Path], Learner], folder: Path, *, with_images: bool, **options
+) -> list[tuple[list[Tensor], Tensor, dict[str, float]]]:
+    """The gradients, the new weights and the metrics of one step, with one microbatch, several, and one per sequence."""
     groups = rollout(with_images=with_images)
-    longest = max(len(sample.token_ids) for group in groups for sample in group)
-    results = []
-    for budget, num_expected in [(4096, 1), (3 * longest, range(3, 6)), (longest, range(8, 13))]:
-        learner = Learner(config(microbatch_tokens=budget), policy)
-        num_microbatches = len(learner.make_microbatches([sample for group in groups for sample in group]))
-        assert num_microbatches in (num_expected if isinstance(num_expected, range) else [num_expected])
+    samples = [sample for group in groups for sample in group]
+    longest = max(len(sample.token_ids) for sample in samples)
+    results, num_microbatches = [], []
+    for budget in (4096, 3 * longest, longest):
+        learner = make(config(microbatch_tokens=budget, **options), folder)
+        num_microbatches.append(len(learner.make_microbatches(samples)))
         gradients = watch_gradients(learner)
-        report = learner.step(groups)
-        results.append((gradients[0], torch.cat([p.flatten() for p in parameters(learner).values()]), report.metrics))
-    for gradient, weights, metrics in results[1:]:
-        assert difference(gradient, results[0][0]) <= 1e-6
-        assert difference(weights, results[0][1]) <= 1e-6
-        assert {name: value for name, value in metrics.items() if "time/" not in name} == pytest.approx(
-            {name: value for name, value in results[0][2].items() if "time/" not in name}, rel=1e-5, abs=1e-6
-        )
+        metrics = learner.step(groups).metrics
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("time/")}
+        results.append((gradients, torch.cat([p.flatten() for p in parameters(learner).values()]), metrics))
+    assert num_microbatches[0] == 1 < num_microbatches[1] < num_microbatches[2]
+    return results
 
 
-def test_off_policy_any_split_gives_the_same_gradient_too(dense_policy: Path):
-    groups = rollout()
-    first, second = [], []
-    for budget in (4096, 60):
-        learner = Learner(config(microbatch_tokens=budget, num_minibatches=2, learning_rate=3e-3), dense_policy)
-        gradients = watch_gradients(learner)
-        report = learner.step(groups)
-        assert report.num_updates == 2
-        assert report.metrics["policy/ratio_max"] > 1.01  # of two updates the second is off-policy
-        first.append(gradients[0])
-        second.append(gradients[1])
-    assert difference(first[1], first[0]) <= 1e-6
-    # AdamW's first update turns rounding of the gradient, where that is next to nothing, into whole steps.
-    assert difference(second[1], second[0]) <= 1e-3
+@CONTENT
+def test_any_split_into_microbatches_gives_the_same_updates(policy: Path, with_images: bool):
+    one, *others = updates_by_split(learner_in_float64, policy, with_images=with_images, num_minibatches=2)
+    assert one[2]["policy/ratio_max"] > 1.5  # the second update is off-policy
+    for gradients, weights, metrics in others:
+        assert difference(gradients[0], one[0][0]) <= 1e-7
+        assert difference(gradients[1], one[0][1]) <= 2e-6  # AdamW turns what rounding leaves of a gradient of 0 into steps
+        assert difference(weights, one[1]) <= 1e-6
+        assert metrics == pytest.approx(one[2], rel=1e-5, abs=1e-7)
+
+
+@CONTENT
+def test_any_split_into_microbatches_gives_the_same_update_up_to_rounding_in_float32(policy: Path, with_images: bool):
+    one, *others = updates_by_split(Learner, policy, with_images=with_images, learning_rate=1e-4)
+    for gradients, weights, metrics in others:
+        assert difference(weights, one[1]) <= 1e-6
+        assert difference(gradients[0], one[0][0]) <= 3e-6  # 2⁻²⁴ = 6e-8 through a dozen layers
+        assert metrics == pytest.approx(one[2], rel=1e-5, abs=1e-6)
 
 
 def test_first_minibatch_is_on_policy_to_the_last_bit(policy: Path):
@@ -247,39 +251,46 @@ def test_matrices_decay_and_vectors_do_not():
     ]
 
 
-def poisoned(groups: list[list[Sample]], number: int) -> list[list[Sample]]:
-    """One response holds a token that can never be sampled: its log-probability is −inf."""
-    return [[with_token(s, VISION_START) for s in group] if g == number else group for g, group in enumerate(groups)]
+def blind(learner: Learner) -> Learner:
+    """A vision tower that has gone to NaN: prompts with images have no finite gradient, those of text are as before."""
+    with torch.no_grad():
+        learner.model.get_parameter("model.visual.patch_embed.proj.bias").fill_(torch.nan)
+    return learner
+
+
+def with_images_in(number: int) -> list[list[Sample]]:
+    """Four groups of which one has images."""
+    return [rollout(with_images=g == number)[g] for g in range(4)]
 
 
 def test_update_without_a_finite_gradient_is_skipped_counted_and_named(dense_policy: Path, caplog):
-    learner = Learner(config(), dense_policy)
+    learner = blind(Learner(config(), dense_policy))
     before = parameters(learner)
-    with caplog.at_level(logging.WARNING):
-        report = learner.step(poisoned(rollout(), 2))
+    with caplog.at_level(logging.WARNING, logger="rl.learner"):
+        report = learner.step(with_images_in(2))
     assert report.metrics["policy/skipped_updates"] == 1.0
     assert report.metrics["policy/grad_norm"] == 0.0
     assert report.num_updates == 0
-    assert "update skipped" in caplog.text and "prompt-2" in caplog.text
-    assert not [name for name in ("prompt-0", "prompt-1", "prompt-3") if name in caplog.text]
-    assert all(torch.equal(before[name], after) for name, after in parameters(learner).items())
+    [message] = [record.message for record in caplog.records if record.name == "rl.learner"]
+    assert message.startswith("update skipped: the gradient is not finite")
+    assert message.count("prompt-2") == message.count("prompt-") == 3
+    assert all(torch.allclose(before[n], w, rtol=0, atol=0, equal_nan=True) for n, w in parameters(learner).items())
     assert {state["step"].item() for state in learner.optimizer.state.values()} == {0.0}
-    assert learner.step(rollout()).num_updates == 1
+    assert learner.scheduler.last_epoch == 0
 
 
 def test_one_bad_minibatch_of_two_costs_one_update(dense_policy: Path):
-    report = Learner(config(num_minibatches=2), dense_policy).step(poisoned(rollout(), 0))
+    learner = blind(Learner(config(num_minibatches=2), dense_policy))
+    report = learner.step(with_images_in(0))
     assert (report.num_updates, report.metrics["policy/skipped_updates"]) == (1, 0.5)
 
 
 def test_three_skipped_updates_in_a_row_stop_the_run_and_a_good_one_in_between_does_not(dense_policy: Path):
-    learner = Learner(config(learning_rate=1e-5), dense_policy)
-    good, bad = rollout(num_groups=1), poisoned(rollout(num_groups=1), 0)
+    learner = blind(Learner(config(learning_rate=1e-5), dense_policy))
+    good, bad = rollout(num_groups=1, with_images=False), rollout(num_groups=1)
     for groups in (bad, bad, good, bad, bad):
         learner.step(groups)
-    with pytest.raises(
-        FloatingPointError, match=r"^3 updates in a row had no finite gradient \(learning_rate 1e-05\): lower"
-    ):
+    with pytest.raises(FloatingPointError, match=r"^3 updates in a row had no finite gradient \(learning_rate 1e-05\): lower"):
         learner.step(bad)
 
 

@@ -1,0 +1,54 @@
+"""Teaches a small Qwen3-VL to answer questions about a coloured shape: "what color is the triangle?" → `blue`.
+
+The questions are balanced: their wording gives nothing away, as the blind control (grey pictures) confirms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rewards import exact
+from rl import TrainConfig
+from rl.cli import main
+from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EasyVqa(TrainConfig):
+    """SAPO on easy-VQA."""
+
+    model: str = "cold-start"
+    """A folder or hub name; cold-start makes and teaches the small policy first."""
+    run_dir: Path = Path("runs/easy_vqa")
+    """Where config, metrics, samples and checkpoints go."""
+    steps: int = 150
+    """Steps: each one generates, scores, learns and syncs."""
+    questions: Literal["color_and_shape", "yes_no_balanced", "mixed"] = "color_and_shape"
+    """Guessing unseen is right in 0.23 of color_and_shape, 0.50 of yes_no_balanced, 0.36 of mixed."""
+    cold_start: ColdStartConfig = ColdStartConfig(updates=100)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
+    rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=12, max_model_len=128)
+    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
+    eval: EvalConfig = EvalConfig(num_prompts=400)
+
+
+def run(config: EasyVqa) -> None:
+    """Cold start, then SAPO."""
+    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    from rl import train
+    from rl.sft import cold_start
+    from rl.summary import print_result
+    from rollout.prompts import prompts_from
+    from rollout.sources.easy_vqa import easy_vqa, to_prompt
+
+    prompts = prompts_from(easy_vqa("train", questions=config.questions), to_prompt)
+    held_out = prompts_from(easy_vqa("test", questions=config.questions), to_prompt)
+    if config.model == "cold-start":
+        config = replace(config, model=str(cold_start(config.cold_start, prompts)))
+    print_result(train(config, prompts=prompts, reward=exact, eval_prompts=held_out))
+
+
+if __name__ == "__main__":
+    main(run, EasyVqa, __doc__)

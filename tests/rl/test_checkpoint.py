@@ -1,0 +1,189 @@
+"""Checkpoints: a folder named step_N is whole, and a run goes on only where it left off."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from rl.checkpoint import LoopState, find_checkpoint, list_checkpoints, load_loop_state, save_checkpoint
+from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig
+
+CONFIG = TrainConfig(model="small")
+
+
+def plain(config: TrainConfig) -> dict:
+    """As the loop makes it."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def state(step: int) -> LoopState:
+    cursor = {"epoch": 0, "position": 16 * step, "postponed": [3]}
+    return LoopState(step=step, policy_version=step, cursor=cursor, seconds=1.5 * step, config=plain(CONFIG))
+
+
+def save(run_dir: Path, *steps: int, keep: int = 0) -> Path:
+    def write(folder: Path) -> None:
+        (folder / "trainer").mkdir()
+        (folder / "trainer" / "weights").write_text("w")
+
+    for step in steps:
+        folder = save_checkpoint(run_dir, state(step), write, keep=keep)
+    return folder
+
+
+def names(run_dir: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(run_dir)]
+
+
+def test_what_was_saved_comes_back(tmp_path: Path):
+    folder = save(tmp_path, 7)
+    assert folder == tmp_path / "checkpoints" / "step_7"
+    assert (folder / "trainer" / "weights").read_text() == "w"
+    assert load_loop_state(folder, plain(CONFIG)) == state(7)
+
+
+def test_checkpoints_are_listed_by_number_and_not_by_name(tmp_path: Path):
+    save(tmp_path, 10, 9, 100)
+    save(tmp_path, 2)
+    assert names(tmp_path)[0] == "step_2"
+    save(tmp_path, 9, 10, 100)
+    assert names(tmp_path) == ["step_2", "step_9", "step_10", "step_100"]
+
+
+class Killed(BaseException):
+    """What a test can do of a SIGKILL."""
+
+
+def test_a_checkpoint_that_was_cut_short_is_none(tmp_path: Path):
+    save(tmp_path, 5)
+
+    def write(folder: Path) -> None:
+        (folder / "weights").write_text("half of th")
+        raise Killed
+
+    with pytest.raises(Killed):
+        save_checkpoint(tmp_path, state(10), write, keep=0)
+    assert names(tmp_path) == ["step_5"]
+    assert find_checkpoint(tmp_path, "auto") == tmp_path / "checkpoints" / "step_5"
+    assert load_loop_state(save(tmp_path, 10), plain(CONFIG)).step == 10
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_10", "step_5"]
+    assert not (tmp_path / "checkpoints" / "step_10" / "weights").exists()  # nothing of the half is left
+
+
+def test_a_folder_without_the_loops_state_is_no_checkpoint(tmp_path: Path):
+    save(tmp_path, 5)
+    (tmp_path / "checkpoints" / "step_6").mkdir()
+    assert names(tmp_path) == ["step_5"]
+
+
+def test_a_checkpoint_is_replaced_as_a_whole(tmp_path: Path):
+    (save(tmp_path, 5) / "old_file").write_text("")
+    assert not (save(tmp_path, 5) / "old_file").exists()
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(tmp_path: Path, monkeypatch):
+    """Deleting takes the files one by one: whatever is left must not go by the name of a checkpoint."""
+    save(tmp_path, 1)
+
+    def killed_half_way(path: Path, **_: object) -> None:
+        if (path / "trainer" / "weights").exists():
+            (path / "trainer" / "weights").unlink()
+            raise Killed
+
+    monkeypatch.setattr("shutil.rmtree", killed_half_way)
+    with pytest.raises(Killed):
+        save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step_2"]
+    assert (list_checkpoints(tmp_path)[0] / "trainer" / "weights").exists()
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [(1, ["step_15"]), (2, ["step_10", "step_15"]), (0, ["step_5", "step_10", "step_15"])],
+)
+def test_the_newest_are_kept_and_zero_keeps_all(tmp_path: Path, keep: int, expected: list[str]):
+    save(tmp_path, 5, 10, 15, keep=keep)
+    assert names(tmp_path) == expected
+
+
+def test_a_run_that_went_back_to_an_earlier_checkpoint_keeps_what_it_writes_and_drops_what_it_left(tmp_path: Path):
+    save(tmp_path, 10, 20, 30)
+    written = save(tmp_path, 15, keep=2)  # after --resume .../step_10
+    assert written.is_dir()
+    assert names(tmp_path) == ["step_10", "step_15"]
+    assert find_checkpoint(tmp_path, "auto") == written
+
+
+def test_auto_is_the_newest_checkpoint_or_none(tmp_path: Path):
+    assert find_checkpoint(tmp_path, None) is None
+    assert find_checkpoint(tmp_path, "auto") is None
+    save(tmp_path, 9, 10)
+    assert find_checkpoint(tmp_path, "auto") == tmp_path / "checkpoints" / "step_10"
+    assert find_checkpoint(tmp_path, None) is None
+
+
+def test_a_checkpoint_folder_and_the_folder_of_a_run_can_be_named(tmp_path: Path):
+    save(tmp_path / "other", 9, 10)
+    folder = tmp_path / "other" / "checkpoints" / "step_9"
+    assert find_checkpoint(tmp_path / "mine", str(folder)) == folder
+    assert find_checkpoint(tmp_path / "mine", str(tmp_path / "other")) == folder.with_name("step_10")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_folder_that_holds_no_checkpoint_is_named_with_the_remedy(tmp_path: Path, name: str):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no checkpoint there .loop.json is missing.; pass a checkpoints/step_N folder") as e:
+        find_checkpoint(tmp_path, str(tmp_path / name))
+    assert str(e.value).startswith(f"--resume {tmp_path / name}: ")
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"tau_neg": 1.2}, r"tau_neg = 1.2 \(was 1.05\)"),
+        ({"group_size": 4}, r"group_size = 4 \(was 8\)"),
+        ({"seed": 1}, r"seed = 1 \(was 0\)"),
+        ({"reward": "mine.py:f"}, r"reward = 'mine.py:f' \(was None\)"),
+        ({"optimizer": OptimizerConfig(betas=(0.9, 0.95))}, r"optimizer.betas = \[0.9, 0.95\] \(was \[0.9, 0.99\]\)"),
+        ({"learner": LearnerConfig(dtype="float32")}, r"learner.dtype = 'float32' \(was 'bfloat16'\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_another_config_is_refused_with_the_field_and_both_values(tmp_path: Path, changed: dict, expected: str):
+    folder = save(tmp_path, 5)
+    with pytest.raises(ValueError, match=f"is of another config: {expected}; pass the old values, or start afresh") as e:
+        load_loop_state(folder, plain(replace(CONFIG, **changed)))
+    assert str(folder) in str(e.value)
+
+
+def test_every_difference_is_named(tmp_path: Path):
+    changed = replace(CONFIG, tau_pos=0.9, num_minibatches=4, steps=7)
+    with pytest.raises(ValueError, match=r"num_minibatches = 4 \(was 2\), tau_pos = 0.9 \(was 1.0\); pass"):
+        load_loop_state(save(tmp_path, 5), plain(changed))
+
+
+def test_choices_of_a_recipe_that_came_or_went_are_differences_too(tmp_path: Path):
+    folder = save(tmp_path, 5)
+    with pytest.raises(ValueError, match=r"num_digits = 3 \(was None\)"):
+        load_loop_state(folder, plain(CONFIG) | {"num_digits": 3})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"steps": 1000},
+        {"run_dir": Path("elsewhere")},
+        {"resume": "auto"},
+        {"model": "a/checkpoint"},
+        {"checkpoint_every": 1, "keep_checkpoints": 9},
+        {"wandb": "disabled"},
+        {"samples_every": 1},
+        {"eval": EvalConfig(every=5)},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_choices_that_do_not_change_what_is_learnt_may_change(tmp_path: Path, changed: dict):
+    assert load_loop_state(save(tmp_path, 5), plain(replace(CONFIG, **changed))).step == 5
