@@ -29,7 +29,7 @@ class ColdStart:
     """Which questions of easy_vqa."""
     num_digits: int = 3
     """Digits in a picture of digit_sums."""
-    steps: Annotated[int, tyro.conf.arg(aliases=["--updates"])] = 300
+    steps: Annotated[int, tyro.conf.arg(aliases=["--updates"])] = 250
     """Optimizer updates; as many as a recipe's --cold-start.updates, and the recipe finds the result made here."""
     run_dir: Path = Path("runs/cold_start")
     """Where the policy is kept, in a folder named by the hash of what made it."""
@@ -38,7 +38,7 @@ class ColdStart:
     batch_size: int = 32
     """Prompts of each update."""
     learning_rate: float = 1e-3
-    """Peak learning rate; it rises over the first twentieth of the updates and falls to a tenth of the peak."""
+    """Peak learning rate; it rises over the first twentieth of the updates and stays."""
     threads: int = 2
     """CPU threads."""
 

@@ -35,7 +35,7 @@ class SapoMinimal:
     """A folder that from_pretrained loads; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/sapo_minimal")
     """Where the learnt policy goes, a folder that from_pretrained loads."""
-    steps: int = 60
+    steps: int = 40
     """Steps: each one generates, scores, weighs and learns."""
     seed: int = 0
     """Seeds the order of prompts and every sampled token."""
@@ -47,6 +47,8 @@ class SapoMinimal:
     """Completions per prompt, whose rewards are compared with each other."""
     num_minibatches: int = 2
     """Optimizer updates of each step."""
+    learning_rate: float = 2e-5
+    """AdamW's."""
 
 
 def sum_is_right(prompt: Prompt, completion: Completion) -> float:
@@ -92,7 +94,7 @@ def run(config: SapoMinimal) -> None:
     processor, policy = load_processor(model), load_policy(model, dtype=torch.float32, device="cpu").eval()
     banned_ids, end_id = vision_token_ids(processor), processor.tokenizer.eos_token_id
     reward = load_reward(config.reward) if config.reward else sum_is_right
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-4, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     stream = PromptStream(prompts, batch_size=config.prompts_per_step, seed=config.seed)
 
     for step in range(1, config.steps + 1):

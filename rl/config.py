@@ -60,12 +60,12 @@ class ColdStartConfig:
 
     kind: Literal["dense", "moe"] = "dense"
     """Architecture: Qwen3-VL or Qwen3-VL-MoE."""
-    updates: int = 300
+    updates: int = 250
     """Optimizer updates."""
     batch_size: int = 32
     """Prompts of each update."""
     learning_rate: float = 1e-3
-    """Peak learning rate; it rises over the first twentieth of the updates and falls to a tenth of the peak."""
+    """Peak learning rate; it rises over the first twentieth of the updates and stays."""
     seed: int = 0
     """Seeds the initial weights and the order of prompts."""
     threads: int = 2

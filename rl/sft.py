@@ -83,7 +83,7 @@ def supervise(folder: Path, config: ColdStartConfig, prompts: Rows) -> list[floa
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rise_and_fall, num_updates=config.updates))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rise, num_updates=config.updates))
     stream = PromptStream(prompts, batch_size=config.batch_size, seed=config.seed)
     no_ban = torch.zeros(0, dtype=torch.long)
     losses = []
@@ -107,12 +107,13 @@ def supervise(folder: Path, config: ColdStartConfig, prompts: Rows) -> list[floa
     return losses
 
 
-def _rise_and_fall(update: int, *, num_updates: int) -> float:
-    """The share of the peak learning rate: up over a twentieth of the updates, then down to a tenth, both linear."""
-    rise = max(1, num_updates // 20)
-    if update < rise:
-        return (update + 1) / rise
-    return 1.0 - 0.9 * (update - rise) / max(1, num_updates - rise)
+def _rise(update: int, *, num_updates: int) -> float:
+    """The share of the peak learning rate: up over a twentieth of the updates, then level.
+
+    It does not fall at the end. A falling rate scores higher, but ends in a valley so narrow that RL's first noisy updates
+    throw the policy out of it: on sums of digits the sampled reward fell from 0.73 to 0.30 within 20 steps.
+    """
+    return min(1.0, (update + 1) / max(1, num_updates // 20))
 
 
 def supervised_batch(processor, model_config, prompts: Sequence[Prompt]) -> Microbatch:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rl.checkpoint import LoopState, find_checkpoint, list_checkpoints, load_loop_state, save_checkpoint
-from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig
+from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig, plain_config
 
 CONFIG = TrainConfig(model="small")
 
 
-def plain(config: TrainConfig) -> dict:
-    """As the loop makes it."""
-    return json.loads(json.dumps(asdict(config), default=str))
-
-
 def state(step: int) -> LoopState:
     cursor = {"epoch": 0, "position": 16 * step, "postponed": [3]}
-    return LoopState(step=step, policy_version=step, cursor=cursor, seconds=1.5 * step, config=plain(CONFIG))
+    return LoopState(step=step, policy_version=step, cursor=cursor, seconds=1.5 * step, config=plain_config(CONFIG))
 
 
 def save(run_dir: Path, *steps: int, keep: int = 0) -> Path:
@@ -42,7 +36,7 @@ def test_what_was_saved_comes_back(tmp_path: Path):
     folder = save(tmp_path, 7)
     assert folder == tmp_path / "checkpoints" / "step_7"
     assert (folder / "trainer" / "weights").read_text() == "w"
-    assert load_loop_state(folder, plain(CONFIG)) == state(7)
+    assert load_loop_state(folder, plain_config(CONFIG)) == state(7)
 
 
 def test_checkpoints_are_listed_by_number_and_not_by_name(tmp_path: Path):
@@ -68,7 +62,7 @@ def test_a_checkpoint_that_was_cut_short_is_none(tmp_path: Path):
         save_checkpoint(tmp_path, state(10), write, keep=0)
     assert names(tmp_path) == ["step_5"]
     assert find_checkpoint(tmp_path, "auto") == tmp_path / "checkpoints" / "step_5"
-    assert load_loop_state(save(tmp_path, 10), plain(CONFIG)).step == 10
+    assert load_loop_state(save(tmp_path, 10), plain_config(CONFIG)).step == 10
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_10", "step_5"]
     assert not (tmp_path / "checkpoints" / "step_10" / "weights").exists()  # nothing of the half is left
 
@@ -135,7 +129,9 @@ def test_a_checkpoint_folder_and_the_folder_of_a_run_can_be_named(tmp_path: Path
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_a_folder_that_holds_no_checkpoint_is_named_with_the_remedy(tmp_path: Path, name: str):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no checkpoint there .loop.json is missing.; pass a checkpoints/step_N folder") as e:
+    with pytest.raises(
+        ValueError, match="no checkpoint there .loop.json is missing.; pass a checkpoints/step_N folder"
+    ) as e:
         find_checkpoint(tmp_path, str(tmp_path / name))
     assert str(e.value).startswith(f"--resume {tmp_path / name}: ")
 
@@ -154,21 +150,23 @@ def test_a_folder_that_holds_no_checkpoint_is_named_with_the_remedy(tmp_path: Pa
 )
 def test_another_config_is_refused_with_the_field_and_both_values(tmp_path: Path, changed: dict, expected: str):
     folder = save(tmp_path, 5)
-    with pytest.raises(ValueError, match=f"is of another config: {expected}; pass the old values, or start afresh") as e:
-        load_loop_state(folder, plain(replace(CONFIG, **changed)))
+    with pytest.raises(
+        ValueError, match=f"is of another config: {expected}; pass the old values, or start afresh"
+    ) as e:
+        load_loop_state(folder, plain_config(replace(CONFIG, **changed)))
     assert str(folder) in str(e.value)
 
 
 def test_every_difference_is_named(tmp_path: Path):
     changed = replace(CONFIG, tau_pos=0.9, num_minibatches=4, steps=7)
     with pytest.raises(ValueError, match=r"num_minibatches = 4 \(was 2\), tau_pos = 0.9 \(was 1.0\); pass"):
-        load_loop_state(save(tmp_path, 5), plain(changed))
+        load_loop_state(save(tmp_path, 5), plain_config(changed))
 
 
 def test_choices_of_a_recipe_that_came_or_went_are_differences_too(tmp_path: Path):
     folder = save(tmp_path, 5)
     with pytest.raises(ValueError, match=r"num_digits = 3 \(was None\)"):
-        load_loop_state(folder, plain(CONFIG) | {"num_digits": 3})
+        load_loop_state(folder, plain_config(CONFIG) | {"num_digits": 3})
 
 
 @pytest.mark.parametrize(
@@ -186,4 +184,4 @@ def test_choices_of_a_recipe_that_came_or_went_are_differences_too(tmp_path: Pat
     ids=lambda changed: next(iter(changed)),
 )
 def test_choices_that_do_not_change_what_is_learnt_may_change(tmp_path: Path, changed: dict):
-    assert load_loop_state(save(tmp_path, 5), plain(replace(CONFIG, **changed))).step == 5
+    assert load_loop_state(save(tmp_path, 5), plain_config(replace(CONFIG, **changed))).step == 5

@@ -1,0 +1,111 @@
+"""Choices that cannot work are refused before anything is loaded, each in one sentence with value and remedy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rl.config import LearnerConfig, OptimizerConfig, TrainConfig, check_config, plain_config
+from rollout.config import RolloutConfig
+
+CONFIG = TrainConfig(model="small")
+
+
+def refusal(**changed: object) -> str:
+    """The message; `optimizer__learning_rate` names a field of a part."""
+    config = CONFIG
+    for name, value in changed.items():
+        part, _, field = name.rpartition("__")
+        config = replace(
+            config, **({part: replace(getattr(config, part), **{field: value})} if part else {name: value})
+        )
+    with pytest.raises(ValueError) as error:
+        check_config(config)
+    return str(error.value)
+
+
+def test_the_defaults_are_accepted():
+    check_config(CONFIG)
+    check_config(replace(CONFIG, group_size=2, num_minibatches=16, steps=1))
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "steps",
+        "prompts_per_step",
+        "num_minibatches",
+        "reward_workers",
+        "rollout__num_engines",
+        "rollout__threads_per_engine",
+        "rollout__max_tokens",
+        "learner__threads",
+    ],
+)
+def test_counts_must_be_positive(name: str, value: int):
+    assert refusal(**{name: value}) == f"{name.replace('__', '.')} must be > 0, got {value}"
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tau_pos",
+        "tau_neg",
+        "reward_timeout",
+        "optimizer__learning_rate",
+        "optimizer__max_grad_norm",
+        "rollout__temperature",
+    ],
+)
+def test_numbers_must_be_positive(name: str, value: float):
+    assert refusal(**{name: value}) == f"{name.replace('__', '.')} must be > 0, got {value}"
+
+
+@pytest.mark.parametrize("size", [1, 0, -3])
+def test_a_group_of_one_has_nothing_to_compare(size: int):
+    expected = f"group_size must be >= 2, got {size}: an advantage compares a completion with its siblings"
+    assert refusal(group_size=size) == expected
+
+
+def test_more_minibatches_than_prompts_are_refused_with_both_numbers():
+    assert refusal(num_minibatches=5, prompts_per_step=4) == (
+        "num_minibatches = 5 exceeds prompts_per_step = 4: each minibatch takes whole groups"
+    )
+
+
+@pytest.mark.parametrize("max_tokens", [4096, 5000])
+def test_a_response_as_long_as_the_context_leaves_no_room_for_a_prompt(max_tokens: int):
+    assert refusal(rollout__max_tokens=max_tokens) == (
+        f"rollout.max_tokens = {max_tokens} leaves no room for a prompt in rollout.max_model_len = 4096: "
+        "raise max_model_len or lower max_tokens"
+    )
+
+
+def test_a_microbatch_must_hold_the_longest_sequence():
+    assert refusal(learner__microbatch_tokens=4095) == (
+        "learner.microbatch_tokens = 4095 cannot hold the longest sequence, rollout.max_model_len = 4096: "
+        "raise the one or lower the other"
+    )
+    check_config(replace(CONFIG, learner=LearnerConfig(microbatch_tokens=4096)))
+
+
+def test_choices_survive_json():
+    config = replace(CONFIG, run_dir=Path("runs/a"), optimizer=OptimizerConfig(betas=(0.9, 0.95)))
+    plain = plain_config(config)
+    assert json.loads(json.dumps(plain)) == plain
+    assert (plain["run_dir"], plain["optimizer"]["betas"], plain["rollout"]["dtype"]) == (
+        "runs/a",
+        [0.9, 0.95],
+        "bfloat16",
+    )
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_bound_on_the_gap_between_engine_and_learner_follows_the_precision(dtype: str, bound: float):
+    assert RolloutConfig(dtype=dtype).gap_bound == bound
+    assert RolloutConfig(dtype=dtype, max_logprob_gap=0.02).gap_bound == 0.02
