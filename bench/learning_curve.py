@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -115,8 +114,8 @@ def draw(curves: dict[str, dict[str, dict[int, float]]], output: Path) -> None:
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
     """One line per run, and their mean."""
-    table = Table(title="held-out reward, before → after", box=SIMPLE)
-    for head in ("run", "greedy", "sampled", "blind", "steps", "s/step", "minutes"):
+    table = Table(title="held-out reward, before → after", box=None, padding=(0, 2, 0, 0))
+    for head in ("run", "greedy", "sampled", "blind", "steps", "s/step", "min"):
         table.add_column(head, no_wrap=True)
     if len(rows) > 1:
         shared = set.intersection(*map(set, rows.values()))

@@ -41,8 +41,7 @@ def save_checkpoint(run_dir: Path, state: LoopState, write: Callable[[Path], Non
         run_dir: The run's folder.
         state: The loop's state.
         write: Fills a folder with weights and trainer state.
-        keep: How many checkpoints stay, the newest; 0 keeps all. Those of later steps go in any case: the run that wrote them
-            was taken up again at an earlier step.
+        keep: How many checkpoints stay, the newest; 0 keeps all.
 
     Returns:
         The checkpoint's folder.
@@ -58,9 +57,7 @@ def save_checkpoint(run_dir: Path, state: LoopState, write: Callable[[Path], Non
         _remove(folder)
     aside.rename(folder)
     _flush(folder.parent)
-    steps = list_checkpoints(run_dir)
-    newest = steps.index(folder) + 1  # a run that went back to an earlier step has left what lies beyond
-    for old in steps[newest:] + (steps[:newest][:-keep] if keep else []):
+    for old in list_checkpoints(run_dir)[:-keep] if keep else []:
         _remove(old)
     return folder
 
@@ -83,12 +80,21 @@ def starting_point(config: TrainConfig) -> tuple[Path | None, LoopState]:
     """The checkpoint to go on from, if any, and the loop's state there.
 
     Raises:
-        ValueError: If `resume` names no checkpoint or one of another config, or if `run_dir` holds a run and `resume` is None.
+        ValueError: If `resume` names no checkpoint or one of another config, or if `run_dir` holds a run and `resume` is
+            None, or later checkpoints than the one to resume.
     """
     checkpoint, plain = find_checkpoint(config.run_dir, config.resume), plain_config(config)
+    found = list_checkpoints(config.run_dir)
     if checkpoint is not None:
-        return checkpoint, load_loop_state(checkpoint, plain)
-    if config.resume is None and (found := list_checkpoints(config.run_dir)):
+        state = load_loop_state(checkpoint, plain)
+        # Going on here would overwrite or prune work that somebody may still want.
+        if found and int(found[-1].name.removeprefix("step_")) > state.step:
+            raise ValueError(
+                f"--resume {config.resume} goes back to step {state.step}, but {config.run_dir} holds {found[-1].name}: "
+                "pass another --run-dir, or move the later checkpoints away"
+            )
+        return checkpoint, state
+    if config.resume is None and found:
         raise ValueError(
             f"{config.run_dir} already holds a run ({found[-1].name}): pass --resume auto to go on, or another --run-dir"
         )
@@ -134,7 +140,7 @@ def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:
     different = [
         f"{name} = {now!r} (was {was!r})"
         for name, was, now in _differences(state.config, json.loads(json.dumps(config)))
-        if name.split(".")[0] not in FREE_TO_CHANGE
+        if name not in FREE_TO_CHANGE and name.split(".")[0] not in FREE_TO_CHANGE
     ]
     if different:
         raise ValueError(
@@ -145,9 +151,14 @@ def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:
 
 
 FREE_TO_CHANGE = frozenset(
-    "run_dir steps resume checkpoint_every keep_checkpoints samples_every wandb eval reward_workers reward_timeout model".split()
+    """
+    run_dir steps resume checkpoint_every keep_checkpoints samples_every wandb eval reward_workers reward_timeout model
+    cold_start learner.threads rollout.num_engines rollout.threads_per_engine rollout.kv_cache_gib
+    rollout.gpu_memory_utilization rollout.weight_transfer rollout.max_logprob_gap
+    """.split()
 )
-"""Choices that do not change what a step learns. `model` is replaced by the checkpoint itself."""
+"""Choices that do not change what a step learns: how long, where, on what machine. The checkpoint itself stands for `model`
+and for the `cold_start` that made it."""
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

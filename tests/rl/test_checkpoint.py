@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.checkpoint import LoopState, find_checkpoint, list_checkpoints, load_loop_state, save_checkpoint
+from rl.checkpoint import LoopState, find_checkpoint, list_checkpoints, load_loop_state, save_checkpoint, starting_point
 from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig, plain_config
 
 CONFIG = TrainConfig(model="small")
@@ -103,12 +103,14 @@ def test_the_newest_are_kept_and_zero_keeps_all(tmp_path: Path, keep: int, expec
     assert names(tmp_path) == expected
 
 
-def test_a_run_that_went_back_to_an_earlier_checkpoint_keeps_what_it_writes_and_drops_what_it_left(tmp_path: Path):
+def test_going_back_behind_a_later_checkpoint_of_the_same_run_is_refused_and_elsewhere_allowed(tmp_path: Path):
     save(tmp_path, 10, 20, 30)
-    written = save(tmp_path, 15, keep=2)  # after --resume .../step_10
-    assert written.is_dir()
-    assert names(tmp_path) == ["step_10", "step_15"]
-    assert find_checkpoint(tmp_path, "auto") == written
+    earlier = str(tmp_path / "checkpoints" / "step_10")
+    with pytest.raises(ValueError, match=r"goes back to step 10, but .* holds step_30: pass another --run-dir"):
+        starting_point(replace(CONFIG, run_dir=tmp_path, resume=earlier))
+    checkpoint, found = starting_point(replace(CONFIG, run_dir=tmp_path / "branch", resume=earlier))
+    assert str(checkpoint) == earlier
+    assert found.step == 10
 
 
 def test_auto_is_the_newest_checkpoint_or_none(tmp_path: Path):
@@ -180,6 +182,7 @@ def test_choices_of_a_recipe_that_came_or_went_are_differences_too(tmp_path: Pat
         {"wandb": "disabled"},
         {"samples_every": 1},
         {"eval": EvalConfig(every=5)},
+        {"learner": LearnerConfig(threads=7)},
     ],
     ids=lambda changed: next(iter(changed)),
 )

@@ -105,7 +105,7 @@ def learner_in_float64(options: TrainConfig, folder: Path) -> Learner:
 def updates_by_split(
     make: Callable[[TrainConfig, Path], Learner], folder: Path, num_splits: int, *, with_images: bool, **options
 ) -> list[tuple[list[Tensor], Tensor, dict[str, float]]]:
-    """The gradients, the new weights and the metrics of one step, with one microbatch, several, and one per sequence."""
+    """Gradients, new weights and metrics of one step, with one microbatch, with several, and with one per sequence."""
     groups = rollout(with_images=with_images)
     samples = [sample for group in groups for sample in group]
     longest = max(len(sample.token_ids) for sample in samples)

@@ -1,4 +1,4 @@
-"""The objective against its closed form: gradient −A · r · sech²(τ (r − 1) / 2) / (N |y|), and numbers worked by hand."""
+"""The objective against its closed form: gradient −A·r·sech²(τ(r − 1)/2) / (N·|y|), and numbers worked by hand."""
 
 from __future__ import annotations
 

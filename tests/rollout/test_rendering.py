@@ -1,4 +1,4 @@
-"""How long a prompt will be is known without touching a pixel, and a prompt that does not fit is refused with the numbers."""
+"""A prompt's length is known without touching a pixel, and one that does not fit is refused with the numbers."""
 
 from __future__ import annotations
 
