@@ -18,7 +18,7 @@ from rewards.types import Score, Verifier
 from rollout.types import Completion, Group, Prompt
 
 LOADING_LIMIT = 120.0  # seconds for a worker to start and to import what the reward needs
-FIRST_CALL_EXTRA = 5.0  # seconds more for a worker's first call, in which verifiers import their libraries
+FIRST_CALL_EXTRA = 30.0  # seconds more for a worker's first call, in which verifiers import their libraries
 
 
 @dataclass(slots=True)

@@ -270,9 +270,14 @@ def test_a_prompt_that_cannot_travel_is_an_error_of_its_group_alone(value: objec
     assert good == [Score(reward=2.0)]
 
 
-def test_a_formula_without_end_is_stopped_and_the_next_is_scored() -> None:
+def test_a_formula_without_end_is_stopped_and_the_next_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "FIRST_CALL_EXTRA", 60.0)
     with RewardRunner(math_answer, timeout=1.0) as rewards:
-        [[endless, right]] = rewards.score([group("p-7", r"\boxed{9^{9^{9^9}}}", r"\boxed{17}", answer="17")])
+        # The first completion has the worker import what math_answer needs; the formula's own time begins after that.
+        [[warm, endless, right]] = rewards.score(
+            [group("p-7", "17", r"\boxed{9^{9^{9^9}}}", r"\boxed{17}", answer="17")]
+        )
+    assert warm == Score(reward=1.0)
     assert endless.error == "reward 'math_answer' took longer than 1 s for prompt 'p-7'"
     assert right == Score(reward=1.0)
 
