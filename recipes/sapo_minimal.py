@@ -35,7 +35,7 @@ class SapoMinimal:
     """A folder that from_pretrained loads; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/sapo_minimal")
     """Where the learnt policy goes, a folder that from_pretrained loads."""
-    steps: int = 40
+    steps: int = 60
     """Steps: each one generates, scores, weighs and learns."""
     seed: int = 0
     """Seeds the order of prompts and every sampled token."""
@@ -47,7 +47,7 @@ class SapoMinimal:
     """Completions per prompt, whose rewards are compared with each other."""
     num_minibatches: int = 2
     """Optimizer updates of each step."""
-    learning_rate: float = 2e-5
+    learning_rate: float = 5e-5
     """AdamW's."""
 
 

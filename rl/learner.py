@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import resource
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -85,6 +86,7 @@ class Learner:
             {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]} if reports else {}
         )
         metrics |= gap_metrics(torch.cat(gaps_N)) if gaps_N else {}
+        metrics["memory/learner_peak_bytes"] = float(peak_memory(self.device))
         names = ("time/learner_inputs", "time/old_logprobs", "time/updates")
         metrics |= {name: b - a for name, a, b in zip(names, clock, clock[1:], strict=False)}
         num_updates = sum(not report["policy/skipped_updates"] for report in reports)
@@ -195,6 +197,13 @@ class Learner:
 
     def _small_state(self) -> dict[str, Any]:
         return {"scheduler": self.scheduler.state_dict(), "rng": get_rng_state()}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that this process has held so far, on its GPU if it has one, else in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def get_rng_state() -> dict[str, Any]:
