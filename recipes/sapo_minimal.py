@@ -47,8 +47,8 @@ class SapoMinimal:
     """Completions per prompt, whose rewards are compared with each other."""
     num_minibatches: int = 2
     """Optimizer updates of each step."""
-    learning_rate: float = 5e-5
-    """AdamW's."""
+    learning_rate: float = 1e-4
+    """AdamW's, after a rise over the first ten updates."""
 
 
 def sum_is_right(prompt: Prompt, completion: Completion) -> float:
@@ -95,6 +95,7 @@ def run(config: SapoMinimal) -> None:
     banned_ids, end_id = vision_token_ids(processor), processor.tokenizer.eos_token_id
     reward = load_reward(config.reward) if config.reward else sum_is_right
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / 10))
     stream = PromptStream(prompts, batch_size=config.prompts_per_step, seed=config.seed)
 
     for step in range(1, config.steps + 1):
@@ -130,6 +131,7 @@ def run(config: SapoMinimal) -> None:
             sapo_loss(logprobs_BT, old_BT[share], advantages_B[share], mask_BT[share]).backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
+            schedule.step()
             optimizer.zero_grad()
         print(f"step {step:3d}  reward {rewards_B.mean():.3f}  {time.perf_counter() - began:.1f} s", flush=True)
     print(f"policy: {save_policy(policy, processor, config.run_dir)}")

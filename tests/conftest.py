@@ -3,9 +3,38 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """After the last test no process that the suite started lives on, and no segment of shared memory stays."""
+    before = set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
+    yield
+    deadline = time.monotonic() + 30
+    while (left := [*_children(), *(set(SHARED_MEMORY.iterdir()) - before)]) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left, f"the suite left behind: {left}"
+
+
+def _children() -> list[str]:
+    """Living descendants of this process; Python's own trackers of resources end with it."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(process.cmdline())
+            if process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in command:
+                found.append(f"{process.pid} {command[:80]}")
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)
