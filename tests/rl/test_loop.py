@@ -1,0 +1,113 @@
+"""The parts of the loop that decide whether to go on, and what a step's rows say; the loop itself runs in test_resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rewards import Score
+from rl.checkpoint import LoopState, save_checkpoint
+from rl.config import TrainConfig, plain_config
+from rl.loop import _report_errors, _require_agreement, rollout_metrics, train
+from rl.types import RunStopped
+from rollout import Completion, Group, Prompt
+from rollout.config import RolloutConfig
+from rollout.pool import request_seed
+from rollout.weight_transfer import choose_backend
+
+CONFIG = TrainConfig(model="small", rollout=RolloutConfig(dtype="float32"))
+FAILED = Score(reward=0.0, error="reward 'r' raised KeyError for prompt 'p-7'")
+
+
+def group(*lengths: int, finish_reason: str = "stop") -> Group:
+    completions = [
+        Completion(text="x", token_ids=np.zeros(length, np.int32), finish_reason=finish_reason) for length in lengths
+    ]
+    return Group(prompt=Prompt(id="p", messages=[]), prompt_token_ids=np.zeros(3, np.int32), completions=completions)
+
+
+def test_a_gap_within_the_bound_goes_on():
+    _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": 9e-4})
+
+
+@pytest.mark.parametrize("gap", [2e-3, math.nan, math.inf])
+def test_a_gap_beyond_the_bound_stops_the_run_with_step_gap_and_bound(gap: float):
+    with pytest.raises(RunStopped, match=rf"step 3: .* disagree by {gap:.3g} .* rollout.max_logprob_gap = 0.001"):
+        _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": gap})
+
+
+def test_the_bound_is_the_users_where_given():
+    config = replace(CONFIG, rollout=RolloutConfig(dtype="float32", max_logprob_gap=0.5))
+    _require_agreement(config, 3, {"rollout/logprob_gap_mean": 0.4})
+
+
+def test_some_failed_verdicts_are_shown_and_the_run_goes_on(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        _report_errors(5, [[FAILED, Score(reward=1.0)], [Score(reward=0.0), FAILED]])
+    assert caplog.messages == [f"step 5: no verdict on 2 of 4 completions; one: {FAILED.error}"]
+
+
+def test_a_reward_that_fails_on_every_completion_stops_the_run_in_its_own_words():
+    with pytest.raises(RunStopped, match="failed on all 2 completions; the first: reward 'r' raised KeyError"):
+        _report_errors(5, [[FAILED], [FAILED]])
+
+
+def test_rollout_metrics_of_two_groups():
+    # 2, 4, 6 tokens stopped, 8 tokens cut: mean 5, a quarter cut; the second group's rewards are all equal.
+    groups = [group(2, 4), Group(**{**fields(group(6)), "completions": [*group(6).completions, *cut(8)]})]
+    scores = [[Score(reward=1.0), Score(reward=0.0)], [Score(reward=1.0), Score(reward=1.0)]]
+    assert rollout_metrics(groups, scores) == {
+        "rollout/response_tokens": 5.0,
+        "rollout/truncated": 0.25,
+        "rollout/groups_without_variance": 0.5,
+    }
+
+
+def cut(length: int) -> list[Completion]:
+    return list(group(length, finish_reason="length").completions)
+
+
+def fields(of: Group) -> dict:
+    return {"prompt": of.prompt, "prompt_token_ids": of.prompt_token_ids, "completions": of.completions}
+
+
+def test_a_request_has_the_same_seed_wherever_it_runs_and_another_for_every_other():
+    asked = [(run, step, prompt, i) for run in (0, 1) for step in (1, 2) for prompt in ("a", "b") for i in (0, 1)]
+    seeds = [request_seed(*request) for request in asked]
+    assert len(set(seeds)) == len(asked)
+    assert seeds == [request_seed(*request) for request in asked]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_run_that_is_finished_returns_its_result_without_starting_anything(tmp_path: Path):
+    config = replace(CONFIG, run_dir=tmp_path, steps=4, resume="auto")
+    state = LoopState(step=4, policy_version=4, cursor={}, seconds=9.0, config=plain_config(config))
+    checkpoint = save_checkpoint(tmp_path, state, lambda folder: None, keep=0)
+    rows = [{"step": 0, "eval/greedy": 0.25}, {"step": 4, "eval/greedy": 0.75}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = train(config, prompts=[], reward=lambda prompt, completion: 0.0)
+    assert (result.checkpoint, result.before, result.after) == (
+        checkpoint,
+        {"eval/greedy": 0.25},
+        {"eval/greedy": 0.75},
+    )
+
+
+@pytest.mark.parametrize(
+    ("transfer", "learner_gpus", "engine_gpus", "expected"),
+    [("auto", 0, 0, "shared_memory"), ("auto", 1, 1, "nccl"), ("auto", 1, 0, "shared_memory"), ("ipc", 1, 1, "ipc")],
+)
+def test_weights_take_the_way_that_fits_the_devices(transfer, learner_gpus, engine_gpus, expected):
+    config = RolloutConfig(weight_transfer=transfer, gpus_per_engine=engine_gpus)
+    assert choose_backend(config, learner_gpus=learner_gpus) == expected
+
+
+def test_nccl_without_gpus_is_refused_with_both_counts():
+    with pytest.raises(ValueError, match=r"nccl needs GPUs on both sides, got learner.gpus = 1 and .*per_engine = 0"):
+        choose_backend(RolloutConfig(weight_transfer="nccl"), learner_gpus=1)
