@@ -73,6 +73,9 @@ class ColdStartConfig:
     cache_dir: Path = Path("runs/cold_start")
     """Where the result is kept, under the hash of what made it."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cache_dir", Path(self.cache_dir))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -119,6 +122,11 @@ class TrainConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        # Who writes a recipe need not remember which of the two is a Path.
+        object.__setattr__(self, "model", str(self.model))
+        object.__setattr__(self, "run_dir", Path(self.run_dir))
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:

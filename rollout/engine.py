@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from rollout.config import RolloutConfig
 from rollout.rendering import render
+from rollout.shared_segments import remove_unmapped, segments_of
 from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -188,5 +190,9 @@ class RolloutEngine:
         await self._llm.check_health()
 
     def close(self) -> None:
-        """Ends vLLM's processes."""
+        """Ends vLLM's processes, and removes the shared memory that they leave."""
+        workers = psutil.Process().children(recursive=True)
+        segments = segments_of(workers)
         self._llm.shutdown()
+        psutil.wait_procs(workers, timeout=10)
+        remove_unmapped(segments)

@@ -1,0 +1,31 @@
+"""The shared memory that vLLM's processes talk through: they leave it behind in /dev/shm when they are told to end (0.32)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+SHARED_MEMORY = "/dev/shm/"
+NAMES = ("psm_", "sem.")
+"""What Python's multiprocessing calls its segments and semaphores; Ray's own files have other names."""
+
+
+def segments_of(processes: Iterable[psutil.Process]) -> set[Path]:
+    """The files in /dev/shm that any of the processes maps."""
+    found: set[Path] = set()
+    for process in processes:
+        with suppress(OSError):  # it has ended in the meantime
+            for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
+                _, mark, name = line.partition(SHARED_MEMORY)
+                if mark and name.startswith(NAMES) and not name.endswith("(deleted)"):
+                    found.add(Path(SHARED_MEMORY + name))
+    return found
+
+
+def remove_unmapped(segments: Iterable[Path]) -> None:
+    """Removes those that no process maps any more."""
+    for segment in set(segments) - segments_of(psutil.process_iter()):
+        segment.unlink(missing_ok=True)
