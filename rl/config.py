@@ -14,7 +14,7 @@ WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, then a constant learning rate."""
+    """AdamW with linear warm-up, then a constant or a falling learning rate."""
 
     learning_rate: float = 1e-6
     """Peak learning rate."""
@@ -26,6 +26,9 @@ class OptimizerConfig:
     """Gradients are scaled down to this global L2 norm."""
     warmup_updates: int = 10
     """Optimizer updates over which the learning rate rises from 0."""
+    decay_updates: int = 0
+    """Optimizer updates, counted from the first, over which the learning rate falls linearly to a tenth of its peak; there it
+    stays. 0: it does not fall."""
 
 
 @dataclass(frozen=True, kw_only=True)

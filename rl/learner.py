@@ -242,10 +242,12 @@ def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.opt
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate rises linearly over `warmup_updates`, then stays."""
+    """The learning rate rises over `warmup_updates`, and falls to a tenth over `decay_updates` if there are any; linear both."""
 
     def share(update: int) -> float:
-        return min(1.0, (update + 1) / max(1, config.warmup_updates))
+        rise = min(1.0, (update + 1) / max(1, config.warmup_updates))
+        fall = max(0.1, 1 - 0.9 * update / config.decay_updates) if config.decay_updates else 1.0
+        return min(rise, fall)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 

@@ -115,7 +115,7 @@ def updates_by_split(
         num_microbatches.append(len(learner.make_microbatches(samples)))
         gradients = watch_gradients(learner)
         metrics = learner.step(groups).metrics
-        metrics = {name: value for name, value in metrics.items() if not name.startswith("time/")}
+        metrics = {name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))}
         results.append((gradients, torch.cat([p.flatten() for p in parameters(learner).values()]), metrics))
     assert num_microbatches[0] == 1
     assert sorted(set(num_microbatches)) == num_microbatches
@@ -342,7 +342,9 @@ def test_saved_and_loaded_learner_goes_on_as_if_nothing_had_happened(policy: Pat
     ours, theirs = parameters(resumed), parameters(uninterrupted)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     for a, b in zip(got, expected[2:], strict=True):
-        assert {n: v for n, v in a.items() if "time/" not in n} == {n: v for n, v in b.items() if "time/" not in n}
+        assert {n: v for n, v in a.items() if not n.startswith(("time/", "memory/"))} == {
+            n: v for n, v in b.items() if not n.startswith(("time/", "memory/"))
+        }
 
 
 def test_a_policy_that_learnt_from_text_goes_on_with_images(dense_policy: Path, tmp_path: Path):
@@ -381,3 +383,16 @@ def test_bfloat16_learner_keeps_float32_weights_and_learns(policy: Path):
     after = parameters(learner)
     assert {weight.dtype for weight in after.values()} == {torch.float32}
     assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth_and_stays():
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(learning_rate=1.0))
+    scheduler = make_scheduler(optimizer, OptimizerConfig(learning_rate=1.0, warmup_updates=4, decay_updates=10))
+    rates = []
+    for _ in range(13):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    # Up by quarters; from the fourth on 1 − 0.09 n, which the rise has reached by then.
+    expected = [0.25, 0.5, 0.75, 0.73, 0.64, 0.55, 0.46, 0.37, 0.28, 0.19, 0.1, 0.1, 0.1]
+    assert rates == pytest.approx(expected)
