@@ -75,7 +75,10 @@ class Tracker:
     def close(self) -> None:
         """Ends the wandb run, if any."""
         if self.wandb is not None:
-            self.wandb.finish(quiet=True)
+            import wandb
+
+            self.wandb.finish()
+            wandb.teardown()  # its service would live on as long as this process
 
 
 class _Bar:

@@ -140,3 +140,12 @@ def test_without_a_terminal_the_first_and_every_tenth_step_print_a_line(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ") and "/20" not in line]
     assert [line.split()[1] for line in lines] == ["1", "10", "20"]
     assert "reward 0.625  gap 2.0e-07  321 tok/s  1.50 s/step" in lines[0]
+
+
+def test_wandb_keeps_an_offline_run_in_the_runs_folder_and_closes(tmp_path: Path):
+    config = TrainConfig(model="small", run_dir=tmp_path / "run", wandb="offline")
+    tracker = Tracker(config, plain_config(config), 0)
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.close()
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert any(offline.glob("run-*.wandb"))
