@@ -75,7 +75,7 @@ def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts:
     with ExitStack() as stack:
         given = _Given(prompts=prompts, reward=reward, eval_prompts=eval_prompts or [])
         run = _prepare(config, checkpoint, state, given, stack)
-        if state.step == 0:
+        if state.step == 0 and run.evaluator.prompts:
             run.tracker.log(0, run.evaluator.run(0, with_blind=True))
         bar = stack.enter_context(run.tracker.progress(config.steps, state.step))
         version = state.policy_version
@@ -152,7 +152,12 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     backend = choose_backend(config.rollout, learner_gpus=config.learner.gpus)
     model = checkpoint or config.model
     processor = load_processor(model)
-    accept = fits_context(processor, max_model_len=config.rollout.max_model_len, max_tokens=config.rollout.max_tokens)
+    accept = fits_context(
+        processor,
+        max_model_len=config.rollout.max_model_len,
+        max_tokens=config.rollout.max_tokens,
+        max_images=config.rollout.max_images,
+    )
     stream = PromptStream(given.prompts, batch_size=config.prompts_per_step, seed=config.seed, accept=accept)
     if state.cursor:
         stream.restore(state.cursor)

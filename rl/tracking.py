@@ -64,7 +64,7 @@ class Tracker:
         columns = (
             TextColumn("[bold]step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
         )
@@ -85,19 +85,23 @@ class _Bar:
     def __init__(self, progress: Progress, task: Any) -> None:
         self._progress, self._task = progress, task
         self._live = progress.console.is_terminal
-        self._held_out = ""
+        self._held_out: float | None = None
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         """One step is done. Without a terminal every tenth step prints a line."""
         if "eval/greedy" in metrics:
-            self._held_out = f"held-out {metrics['eval/greedy']:.3f}  "
-        status = (
-            f"{self._held_out}reward {metrics.get('reward/mean', 0.0):.3f}  gap {metrics.get('rollout/logprob_gap_mean', 0):.1e}  "
-            f"{metrics['rollout/tokens_per_second']:.0f} tok/s  {metrics['time/step']:.2f} s/step"
+            self._held_out = metrics["eval/greedy"]
+        held_out = "" if self._held_out is None else f"held-out {self._held_out:.3f}  "
+        reward, seconds = metrics.get("reward/mean", 0.0), metrics["time/step"]
+        speed = f"{metrics['rollout/tokens_per_second']:.0f} tok/s"
+        # The live line is for terminals of 80 columns; a log may have more.
+        self._progress.update(
+            self._task, completed=step, status=f"{held_out}reward {reward:.3f}  {speed}  {seconds:.1f} s"
         )
-        self._progress.update(self._task, completed=step, status=status)
         if not self._live and (step % 10 == 0 or step == 1):
-            self._progress.console.print(f"step {step:4d}  {status}", highlight=False)
+            gap = metrics.get("rollout/logprob_gap_mean", 0.0)
+            line = f"step {step:4d}  {held_out}reward {reward:.3f}  gap {gap:.1e}  {speed}  {seconds:.2f} s/step"
+            self._progress.console.print(line, highlight=False)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -27,16 +27,21 @@ def prompt_length(processor: ProcessorMixin, prompt: Prompt) -> int:
     return length
 
 
-def fits_context(processor: ProcessorMixin, *, max_model_len: int, max_tokens: int) -> Callable[[Prompt], str | None]:
-    """An `accept` for `PromptStream`: refuses prompts that leave no room for a whole response.
+def fits_context(
+    processor: ProcessorMixin, *, max_model_len: int, max_tokens: int, max_images: int | None = None
+) -> Callable[[Prompt], str | None]:
+    """An `accept` for `PromptStream`: refuses prompts that leave no room for a whole response, or have too many images.
 
     Args:
         processor: The policy's processor.
         max_model_len: Longest prompt plus response, in tokens.
         max_tokens: Longest response, in tokens.
+        max_images: Most images of a prompt that the engines take; None is no limit.
     """
 
     def accept(prompt: Prompt) -> str | None:
+        if max_images is not None and len(prompt.images) > max_images:
+            return f"{len(prompt.images)} images exceed rollout.max_images = {max_images}: raise max_images"
         length = prompt_length(processor, prompt)
         if length + max_tokens <= max_model_len:
             return None

@@ -68,6 +68,12 @@ def test_a_prompt_that_leaves_no_room_for_a_whole_response_is_refused_with_the_n
     )
 
 
+def test_a_prompt_with_more_images_than_the_engines_take_is_refused():
+    accept = fits_context(PROCESSOR, max_model_len=64, max_tokens=16, max_images=1)
+    assert accept(prompt((32, 32))) is None
+    assert accept(prompt((32, 32), (32, 32))) == "2 images exceed rollout.max_images = 1: raise max_images"
+
+
 def test_a_stream_skips_and_counts_prompts_that_are_too_long_and_names_them(caplog: pytest.LogCaptureFixture):
     questions = [prompt(id="short"), prompt(id="long", text="x" * 100)]
     accept = fits_context(PROCESSOR, max_model_len=64, max_tokens=16)
