@@ -1,7 +1,7 @@
 """Makes a small Qwen3-VL and teaches it an answer format by supervised learning; RL starts from its partial skill.
 
-The recipes that train by RL do this by themselves; `--model FOLDER` hands them a policy made here. Nothing is rewarded in
-supervised learning, so there is no --reward.
+The recipes that train by RL do this by themselves; `--model FOLDER` hands them a policy made here. Nothing is rewarded
+in supervised learning, so there is no --reward.
 """
 
 from __future__ import annotations

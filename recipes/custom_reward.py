@@ -22,8 +22,8 @@ from rollout import Completion, Prompt
 def my_reward(prompt: Prompt, completion: Completion) -> Score:
     """Half a point for the digits read, half a point for the sum, a little less for every token too many.
 
-    What you may use: `prompt.images` (PIL), `prompt.answer`, `prompt.messages`, `prompt.task`, every other column of the
-    dataset row as `prompt.columns[...]`; `completion.text`, `.token_ids`, `.logprobs`, `.finish_reason`.
+    What you may use: `prompt.images` (PIL), `prompt.answer`, `prompt.messages`, `prompt.task`, every other column of
+    the dataset row as `prompt.columns[...]`; `completion.text`, `.token_ids`, `.logprobs`, `.finish_reason`.
 
     What to return: a number, or a `Score` whose `parts` become the metrics `reward/<part>`. If there is no verdict on a
     response, return `Score(reward=0.0, error="why")`: it is then left out of training and counted, not taken for wrong.

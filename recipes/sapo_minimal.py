@@ -57,7 +57,7 @@ def sum_is_right(prompt: Prompt, completion: Completion) -> float:
 
 
 def sapo_loss(logprobs_BT: Tensor, old_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """− 1/B Σ_i A_i · 1/|y_i| Σ_t f(r_it),  f(r) = 4/τ · σ(τ (r − 1)),  r = π_θ / π_old  (arXiv 2511.20347, Eq. 5 and 6)."""
+    """− 1/B Σ_i A_i · 1/|y_i| Σ_t f(r_it),  f(r) = 4/τ · σ(τ (r − 1)),  r = π_θ / π_old  (arXiv 2511.20347)."""
     advantages_B1 = advantages_B[:, None]
     tau_B1 = torch.where(advantages_B1 > 0, 1.0, 1.05)
     ratio_BT = (logprobs_BT - old_BT).masked_fill(~mask_BT, 0).clamp(-20, 20).exp()
@@ -67,7 +67,7 @@ def sapo_loss(logprobs_BT: Tensor, old_BT: Tensor, advantages_B: Tensor, mask_BT
 
 
 def model_inputs(processor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Chat template, pixels, and the placeholders expanded. All pictures have one size, all questions one length: no padding."""
+    """Chat template, pixels, placeholders expanded. Pictures have one size, questions one length: no padding."""
     texts = [processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True) for prompt in prompts]
     return dict(processor(text=texts, images=[prompt.images for prompt in prompts], return_tensors="pt"))
 

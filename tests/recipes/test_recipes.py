@@ -1,4 +1,4 @@
-"""Recipes as a user meets them: help, mistyped options, bad values, and what their rewards give. No engine starts here."""
+"""Recipes as a user meets them: help, mistyped options, bad values, what their rewards give. No engine starts."""
 
 from __future__ import annotations
 
