@@ -126,8 +126,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def planned(checkout: Path, *arguments: str) -> str:
     """What `make` would do there, unmoved by the options of a `make test` that this test may run in."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "CUDA")}
-    command = ["make", "-n", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "CUDA")}
+    command = ["make", "-n", "--no-print-directory", *arguments]
     return subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True, text=True).stdout
 
 
