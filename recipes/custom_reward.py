@@ -51,7 +51,7 @@ class CustomReward(TrainConfig):
     run_dir: Path = Path("runs/custom_reward")
     """Where config, metrics, samples and checkpoints go."""
     cold_start: ColdStartConfig = ColdStartConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=200)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
     learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)

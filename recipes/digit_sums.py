@@ -28,7 +28,7 @@ class DigitSums(TrainConfig):
     num_digits: int = 3
     """Digits in a picture."""
     cold_start: ColdStartConfig = ColdStartConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=400)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
     learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)

@@ -28,7 +28,7 @@ class EasyVqa(TrainConfig):
     questions: Literal["color_and_shape", "yes_no_balanced", "mixed"] = "color_and_shape"
     """Guessing unseen is right in 0.23 of color_and_shape, 0.50 of yes_no_balanced, 0.36 of mixed."""
     cold_start: ColdStartConfig = ColdStartConfig(updates=220)
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=300)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=12, max_model_len=128)
     learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)

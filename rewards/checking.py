@@ -10,8 +10,6 @@ from pathlib import Path
 from reprlib import Repr
 from traceback import extract_tb
 
-import numpy as np
-
 from rewards.types import Score, Verifier
 from rollout.types import Completion, Prompt
 
@@ -71,6 +69,8 @@ def describe(error: BaseException) -> str:
 
 
 def _finite(value: object, role: str, reward: Verifier, prompt: Prompt) -> float:
+    import numpy as np  # late: importing a verifier does not wait for it
+
     try:
         number = float(value) if isinstance(value, Real | np.bool_) else math.nan
     except OverflowError:

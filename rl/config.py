@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,32 +139,30 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
+POSITIVE = """
+    steps prompts_per_step num_minibatches tau_pos tau_neg reward_timeout reward_workers optimizer.learning_rate
+    optimizer.max_grad_norm rollout.num_engines rollout.threads_per_engine rollout.max_tokens rollout.temperature
+    rollout.kv_cache_gib rollout.gpu_memory_utilization learner.threads eval.num_samples
+    """.split()
+NOT_NEGATIVE = """
+    checkpoint_every keep_checkpoints samples_every optimizer.weight_decay optimizer.warmup_updates optimizer.decay_updates
+    rollout.gpus_per_engine rollout.max_images rollout.max_videos learner.gpus eval.every eval.num_prompts
+    """.split()
+
+
 def check_config(config: TrainConfig) -> None:
     """Refuses choices that cannot work, before anything is loaded.
 
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    rollout, learner, optimizer = config.rollout, config.learner, config.optimizer
-    positive = {
-        "steps": config.steps,
-        "prompts_per_step": config.prompts_per_step,
-        "num_minibatches": config.num_minibatches,
-        "tau_pos": config.tau_pos,
-        "tau_neg": config.tau_neg,
-        "reward_timeout": config.reward_timeout,
-        "reward_workers": config.reward_workers,
-        "optimizer.learning_rate": optimizer.learning_rate,
-        "optimizer.max_grad_norm": optimizer.max_grad_norm,
-        "rollout.num_engines": rollout.num_engines,
-        "rollout.threads_per_engine": rollout.threads_per_engine,
-        "rollout.max_tokens": rollout.max_tokens,
-        "rollout.temperature": rollout.temperature,
-        "learner.threads": learner.threads,
-    }
-    for name, value in positive.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
+    for name in POSITIVE:
+        if not attrgetter(name)(config) > 0:
+            raise ValueError(f"{name} must be > 0, got {attrgetter(name)(config)}")
+    for name in NOT_NEGATIVE:
+        if not attrgetter(name)(config) >= 0:
+            raise ValueError(f"{name} must be >= 0, got {attrgetter(name)(config)}")
+    rollout, learner = config.rollout, config.learner
     if config.group_size < 2:
         raise ValueError(
             f"group_size must be >= 2, got {config.group_size}: an advantage compares a completion with its siblings"

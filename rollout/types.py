@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def _no_tokens() -> np.ndarray:
+    import numpy as np  # late: who only writes a reward does not wait for it
+
     return np.zeros(0, np.int32)
 
 
 def _no_logprobs() -> np.ndarray:
+    import numpy as np
+
     return np.zeros(0, np.float32)
 
 

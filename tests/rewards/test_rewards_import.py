@@ -17,6 +17,10 @@ def test_importing_rewards_imports_nothing_heavy() -> None:
     assert output_of(f"{code}; print([name for name in {HEAVY} if name in sys.modules])") == "[]\n"
 
 
+def test_importing_the_verifiers_does_not_even_import_numpy() -> None:
+    assert output_of("import rewards, sys; print('numpy' in sys.modules)") == "False\n"
+
+
 def test_the_verifiers_are_functions_however_they_are_imported() -> None:
     code = "import rewards.exact, rewards.math_answer, rewards.multiple_choice; from rewards import *"
     assert output_of(f"{code}; print(*map(callable, (exact, math_answer, multiple_choice)))") == "True True True\n"

@@ -66,6 +66,24 @@ def test_numbers_must_be_positive(name: str, value: float):
     assert refusal(**{name: value}) == f"{name.replace('__', '.')} must be > 0, got {value}"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoint_every",
+        "keep_checkpoints",
+        "samples_every",
+        "optimizer__warmup_updates",
+        "optimizer__decay_updates",
+        "rollout__gpus_per_engine",
+        "learner__gpus",
+        "eval__every",
+        "eval__num_prompts",
+    ],
+)
+def test_numbers_of_which_none_is_a_choice_must_not_be_negative(name: str):
+    assert refusal(**{name: -1}) == f"{name.replace('__', '.')} must be >= 0, got -1"
+
+
 @pytest.mark.parametrize("size", [1, 0, -3])
 def test_a_group_of_one_has_nothing_to_compare(size: int):
     expected = f"group_size must be >= 2, got {size}: an advantage compares a completion with its siblings"
