@@ -1,16 +1,21 @@
-"""Log-probabilities and entropies of chosen tokens, a chunk at a time: no [tokens × vocabulary] tensor outlives its chunk.
+"""Log-probabilities and entropies of chosen tokens, a chunk at a time: no [tokens × vocabulary] tensor exists.
+
+The backward pass computes each chunk's logits again, and from them the gradients at once; autograd never sees logits.
 
 Shapes: N chosen tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 1 << 25
 """Logits that exist at once: 128 MiB in float32."""
+BANNED_LOGIT = -1e30
+"""Finite, unlike −inf: its probability is 0, and so is 0 · logit in the entropy."""
 
 
 def token_logprobs(
@@ -20,6 +25,7 @@ def token_logprobs(
     banned_ids: Tensor,
     *,
     temperature: float = 1.0,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
     """log p(target | hidden) and the entropy of the whole distribution, as the engine samples from it.
 
@@ -29,38 +35,88 @@ def token_logprobs(
         targets_N: int64, the tokens that were chosen.
         banned_ids: int64, tokens that the engine never samples: left out of the normalisation here as there.
         temperature: Divides the logits; the engine's sampling temperature.
+        chunk_elements: Logits that may exist at once; at least one token's are computed.
 
     Returns:
-        Log-probabilities [N] with gradient, and entropies [N] in nats without; both float32.
+        Log-probabilities [N] with gradient, and entropies [N] in nats without; both float32 (float64 of float64).
     """
-    chunk = max(1, CHUNK_ELEMENTS // len(weight_VH))
-    pieces = []
-    for start in range(0, len(hidden_NH), chunk):
-        args = (hidden_NH[start : start + chunk], weight_VH, targets_N[start : start + chunk], banned_ids, temperature)
-        # A single chunk's logits may as well be kept for the backward pass; of several, only one may exist at a time.
-        if len(hidden_NH) > chunk and torch.is_grad_enabled():
-            pieces.append(checkpoint(_chunk_logprobs, *args, use_reentrant=False))
-        else:
-            pieces.append(_chunk_logprobs(*args))
-    if not pieces:
-        empty = hidden_NH.float().sum(1)
-        return empty, empty.detach()
-    logprobs, entropies = zip(*pieces, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies).detach()
+    if torch.is_autocast_enabled(hidden_NH.device.type):
+        dtype = torch.get_autocast_dtype(hidden_NH.device.type)
+        # Once for all chunks, and by autograd's own cast: the gradient comes back in the parameter's precision.
+        hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
+    chunk = max(1, chunk_elements // len(weight_VH))
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        return _TokenLogprobs.apply(hidden_NH, weight_VH, targets_N, banned_ids, temperature, chunk)
 
 
-def _chunk_logprobs(
-    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, banned_ids: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    logits_NV = (hidden_NH @ weight_VH.T).float()
+class _TokenLogprobs(torch.autograd.Function):
+    """With z = h Wᵀ / temperature and p = softmax(z): ∂ log p_target / ∂z = 1_target − p."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        targets_N: Tensor,
+        banned_ids: Tensor,
+        temperature: float,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
+        logprobs_N, entropies_N, normalisers_N = hidden_NH.new_empty(3, len(hidden_NH), dtype=dtype).unbind()
+        for part in _chunks(len(hidden_NH), chunk):
+            logits_CV = _logits(hidden_NH[part], weight_VH, banned_ids, temperature, dtype)
+            target_C = logits_CV.gather(1, targets_N[part, None])[:, 0]
+            target_C.masked_fill_(target_C <= BANNED_LOGIT, float("-inf"))
+            largest_C1 = logits_CV.max(1, keepdim=True).values
+            logits_CV -= largest_C1
+            odds_CV = logits_CV.exp()  # p · total
+            total_C = odds_CV.sum(1)
+            log_total_C = total_C.log()
+            normalisers_N[part] = log_total_C + largest_C1[:, 0]
+            logprobs_N[part] = target_C - normalisers_N[part]
+            entropies_N[part] = log_total_C - torch.linalg.vecdot(odds_CV, logits_CV) / total_C
+        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, banned_ids, normalisers_N)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropies_N)
+        return logprobs_N, entropies_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_NH, weight_VH, targets_N, banned_ids, normalisers_N = ctx.saved_tensors
+        gradient_N = gradients[0]
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        hidden_gradient = torch.empty_like(hidden_NH) if for_hidden else None
+        weight_gradient = torch.zeros_like(weight_VH, dtype=normalisers_N.dtype) if for_weight else None
+        for part in _chunks(len(hidden_NH), ctx.chunk):
+            slope_CV = _logits(hidden_NH[part], weight_VH, banned_ids, ctx.temperature, normalisers_N.dtype)
+            slope_CV.sub_(normalisers_N[part, None]).exp_()  # p
+            scale_C1 = gradient_N[part, None] / ctx.temperature
+            slope_CV.mul_(-scale_C1).scatter_add_(1, targets_N[part, None], scale_C1)
+            slope_CV = slope_CV.index_fill_(1, banned_ids, 0).to(weight_VH.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[part] = slope_CV @ weight_VH
+            if weight_gradient is not None:
+                _add_product(weight_gradient, slope_CV, hidden_NH[part])
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(weight_VH.dtype)
+        return hidden_gradient, weight_gradient, None, None, None, None
+
+
+def _chunks(length: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, length, chunk)]
+
+
+def _logits(hidden_CH: Tensor, weight_VH: Tensor, banned_ids: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    logits_CV = (hidden_CH @ weight_VH.T).to(dtype)
     if temperature != 1.0:
-        logits_NV = logits_NV / temperature
-    logits_NV = logits_NV.index_fill(1, banned_ids, float("-inf"))
-    log_normaliser_N = logits_NV.logsumexp(1)
-    logprobs_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - log_normaliser_N
-    with torch.no_grad():
-        probabilities_NV = (logits_NV - log_normaliser_N[:, None]).exp()
-        # p · logit with p = 0 and logit = −inf is NaN: give banned tokens a finite logit.
-        mean_logit_N = (probabilities_NV * logits_NV.index_fill(1, banned_ids, 0.0)).sum(1)
-        entropies_N = log_normaliser_N - mean_logit_N
-    return logprobs_N, entropies_N
+        logits_CV /= temperature
+    return logits_CV.index_fill_(1, banned_ids, BANNED_LOGIT)
+
+
+def _add_product(sum_VH: Tensor, slope_CV: Tensor, hidden_CH: Tensor) -> None:
+    """sum += slopeᵀ · hidden, in the sum's precision."""
+    if sum_VH.dtype == slope_CV.dtype:
+        sum_VH.addmm_(slope_CV.T, hidden_CH)
+    else:
+        sum_VH += slope_CV.T @ hidden_CH

@@ -1,4 +1,4 @@
-"""A user's reward function, from a file of the user's own."""
+"""A user's function, a reward or an objective, from a file of the user's own."""
 
 from __future__ import annotations
 
@@ -6,33 +6,43 @@ import hashlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from rewards.checking import describe
-from rewards.types import Score, Verifier
-from rollout.types import Completion, Prompt
 
 
-class FileReward:
-    """A reward function that knows the file it came from.
+class FileFunction:
+    """A function that knows the file it came from.
 
     It is pickled as file and name, and loaded afresh where it is unpickled: the file's own module-level state (caches,
     a model, compiled expressions) then exists in every worker process, and none of it has to be picklable.
     """
 
-    def __init__(self, path: Path, function: Verifier, name: str) -> None:
-        self._path, self._function, self.__name__ = path, function, name
+    def __init__(self, path: Path, function: Callable[..., Any], name: str, kind: str) -> None:
+        self._path, self._kind, self.__name__ = path, kind, name
+        self.__wrapped__ = function  # where `inspect.signature` looks
 
-    def __call__(self, prompt: Prompt, completion: Completion) -> float | Score:
-        return self._function(prompt, completion)
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.__wrapped__(*args, **options)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return load_reward, (f"{self._path}:{self.__name__}",)
+        return load_function, (f"{self._path}:{self.__name__}", self._kind)
 
 
-def load_reward(spec: str) -> FileReward:
-    """Returns the reward function that `FILE.py:FUNCTION` names; the file may import its neighbours.
+def load_reward(spec: str) -> FileFunction:
+    """Returns the reward function that `FILE.py:FUNCTION` names; see `load_function`."""
+    return load_function(spec, "reward")
+
+
+def load_function(spec: str, kind: str) -> FileFunction:
+    """Returns the function that `FILE.py:FUNCTION` names; the file may import its neighbours.
+
+    Args:
+        spec: File and function.
+        kind: What the function is for, to name it in errors: `"reward"`.
 
     Raises:
         ValueError: The text has no colon, the file does not exist or raises when it is run, or it defines no such
@@ -40,23 +50,24 @@ def load_reward(spec: str) -> FileReward:
     """
     file, colon, name = spec.rpartition(":")
     if not colon or not file or not name:
-        raise ValueError(f"a reward is given as FILE.py:FUNCTION, for example my_reward.py:score, got {spec!r}")
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise ValueError(f"{article} {kind} is given as FILE.py:FUNCTION, for example my_{kind}.py:score, got {spec!r}")
     path = Path(file).expanduser().resolve()
     if not path.is_file():
-        raise ValueError(f"reward {spec!r}: there is no file {path}; give the path of a Python file")
-    module = _run(path)
+        raise ValueError(f"{kind} {spec!r}: there is no file {path}; give the path of a Python file")
+    module = _run(path, kind)
     if not hasattr(module, name):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        raise ValueError(f"reward {spec!r}: {path} defines no {name!r}; it defines {', '.join(own) or 'no functions'}")
+        raise ValueError(f"{kind} {spec!r}: {path} defines no {name!r}; it defines {', '.join(own) or 'no functions'}")
     function = getattr(module, name)
     if not callable(function):
-        raise ValueError(f"reward {spec!r}: {name!r} is a {type(function).__name__}; name a function of {path}")
-    return FileReward(path, function, name)
+        raise ValueError(f"{kind} {spec!r}: {name!r} is a {type(function).__name__}; name a function of {path}")
+    return FileFunction(path, function, name, kind)
 
 
-def _run(path: Path) -> ModuleType:
+def _run(path: Path, kind: str) -> ModuleType:
     """Imports a file under a name that no module has: a reward file may be called `rewards.py` or `types.py`."""
-    name = f"reward_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = f"{kind}_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be run as Python; name a file that ends in .py")
@@ -67,7 +78,7 @@ def _run(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ValueError(f"reward file {path} raised {describe(error)} (line {_line(path, error)})") from error
+        raise ValueError(f"{kind} file {path} raised {describe(error)} (line {_line(path, error)})") from error
     return module
 
 

@@ -1,4 +1,4 @@
-"""Rewards of a group → advantages of its completions."""
+"""Rewards of a step → advantages of its completions."""
 
 from __future__ import annotations
 
@@ -7,27 +7,62 @@ from collections.abc import Sequence
 import numpy as np
 
 from rewards.types import Score
+from rl.config import AdvantageKind
 
 EPSILON = 1e-6
 """Rewards that differ by rounding only must not be blown up to unit variance."""
 
 
-def group_advantages(scores: Sequence[Score]) -> np.ndarray:
-    """A_i = (R_i − mean) / std over the completions of one prompt; std is the population's, as in arXiv 2511.20347.
+def step_advantages(
+    scores: Sequence[Sequence[Score]], tasks: Sequence[str], kind: AdvantageKind = "group_std"
+) -> list[np.ndarray]:
+    """The advantages of all completions of a step.
 
     Args:
-        scores: [G] the verdicts on one prompt's completions. Those with an error have no reward to compare: they take no
-            part in mean and std, and their advantage is 0.
+        scores: [groups][G] the verdicts. Those with an error have no reward to compare: they take no part in any mean or
+            std, and their advantage is 0.
+        tasks: The task of each group.
+        kind: How rewards R of a group become advantages:
+            `group_std`, (R − mean) / std with the population's std, as in arXiv 2511.20347;
+            `group_std_sample`, the same with the sample's std (G − 1), as GRPO's implementations have it;
+            `group_mean`, R − mean, as in Dr. GRPO (arXiv 2503.20783);
+            `leave_one_out`, R − mean of the *other* rewards, as in RLOO (arXiv 2402.14740);
+            `task_std`, (R − mean) / std of that difference over all groups of the task in this step, so that a task whose
+            rewards are large does not drown the others.
+
+    Returns:
+        [groups] of [G] float32; all 0 for a group whose rewards are equal.
+    """
+    advantages = [group_advantages(group, kind) for group in scores]
+    if kind != "task_std":
+        return advantages
+    for task in set(tasks):
+        members = [i for i, its in enumerate(tasks) if its == task]
+        judged = np.concatenate([advantages[i][[s.error is None for s in scores[i]]] for i in members])
+        std = judged.std() if len(judged) else 0.0
+        for i in members:
+            advantages[i] = advantages[i] / std if std > EPSILON else np.zeros_like(advantages[i])
+    return advantages
+
+
+def group_advantages(scores: Sequence[Score], kind: AdvantageKind = "group_std") -> np.ndarray:
+    """The advantages of one group; see `step_advantages`, whose `task_std` is here the difference alone.
 
     Returns:
         [G] float32 advantages; all 0 where the rewards are equal.
     """
-    rewards_G = np.array([score.reward for score in scores], np.float64)
     valid_G = np.array([score.error is None for score in scores], bool)
+    rewards_V = np.array([score.reward for score in scores], np.float64)[valid_G]
     advantages_G = np.zeros(len(scores), np.float32)
-    if valid_G.any():
-        centred = rewards_G[valid_G] - rewards_G[valid_G].mean()
-        std = centred.std()
-        if std > EPSILON:
-            advantages_G[valid_G] = centred / std
+    if len(rewards_V) < 2 or rewards_V.std() <= EPSILON:
+        return advantages_G
+    centred_V = rewards_V - rewards_V.mean()
+    if kind == "group_std":
+        centred_V /= rewards_V.std()
+    elif kind == "group_std_sample":
+        centred_V /= rewards_V.std(ddof=1)
+    elif kind == "leave_one_out":
+        # R − (ΣR − R) / (V − 1) = (R − mean) · V / (V − 1)
+        centred_V *= len(rewards_V) / (len(rewards_V) - 1)
+    advantages_G[valid_G] = centred_V
     return advantages_G

@@ -12,22 +12,24 @@ import torch
 
 from policies.inputs import EncodedImages, join_images, mrope_positions
 from rewards.types import Score
-from rl.advantages import group_advantages
+from rl.advantages import step_advantages
+from rl.config import AdvantageKind
 from rl.types import Microbatch, Sample
 from rollout.types import Completion, Group
 
 
-def make_samples(groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> list[list[Sample]]:
+def make_samples(
+    groups: Sequence[Group], scores: Sequence[Sequence[Score]], advantage: AdvantageKind = "group_std"
+) -> list[list[Sample]]:
     """One list of samples per group, each sample with its advantage; completions whose verifier failed are left out."""
+    advantages = step_advantages(scores, [group.prompt.task for group in groups], advantage)
     return [
         [
             _make_sample(group, completion, float(advantage))
-            for completion, score, advantage in zip(
-                group.completions, group_scores, group_advantages(group_scores), strict=True
-            )
+            for completion, score, advantage in zip(group.completions, group_scores, its_advantages, strict=True)
             if score.error is None
         ]
-        for group, group_scores in zip(groups, scores, strict=True)
+        for group, group_scores, its_advantages in zip(groups, scores, advantages, strict=True)
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rollout.config import Dtype, RolloutConfig
 
+AdvantageKind = Literal["group_std", "group_std_sample", "group_mean", "leave_one_out", "task_std"]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
@@ -42,8 +43,22 @@ class LearnerConfig:
     """CPU threads of the learner; engines and learner take turns, so this may be every core."""
     dtype: Dtype = "bfloat16"
     """Precision of forward and backward passes; master weights are always float32."""
+    routing_replay: Literal["off", "R2"] = "R2"
+    """MoE only: R2 trains stale minibatches through the experts that the old policy chose for them; the router still learns."""
     microbatch_tokens: int = 16384
     """Token budget of one forward and backward pass, padding included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionConfig:
+    """What to do about the mismatch between engine and learner: weights on π_old/μ, each off unless set."""
+
+    token_cap: float = 0.0
+    """Each token's gradient is multiplied by min(π_old/μ, this); 0: off. Published runs take 2 to 5."""
+    token_band: tuple[float, float] | None = None
+    """Tokens whose π_old/μ leaves this band are dropped, for example 0.5 2.0."""
+    sequence_band: tuple[float, float] | None = None
+    """Responses whose geometric mean of π_old/μ leaves this band are dropped whole, for example 0.99 1.01."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +119,21 @@ class TrainConfig:
     """Completions per prompt, whose rewards are compared with each other; at least 2."""
     num_minibatches: int = 2
     """Optimizer updates of each step; each takes an equal share of the prompts."""
+    objective: str = "sapo"
+    """sapo, grpo, gspo, dapo, dr_grpo, cispo, vespo, policy_gradient, or FILE.py:FUNCTION, an objective of yours."""
     tau_pos: float = 1.0
     """SAPO's gate temperature for positive advantages."""
     tau_neg: float = 1.05
     """SAPO's gate temperature for negative (and zero) advantages."""
+    clip_low: float | None = None
+    """How far a ratio may fall below 1 in objectives that clip. Default: the objective's own."""
+    clip_high: float | None = None
+    """How far a ratio may rise above 1 in objectives that clip. Default: the objective's own."""
+    advantage: AdvantageKind = "group_std"
+    """How rewards become advantages: less the group's mean, divided by its std (of the population, or of the sample); less the
+    mean alone; less the mean of the others; less the group's mean, divided by the std over the task in this step."""
+    kl_coefficient: float = 0.0
+    """Weight of a KL penalty to the policy that the run started from; 0: off, and no second copy of the policy."""
 
     checkpoint_every: int = 50
     """Steps between checkpoints; the last step always writes one. 0: the last step only."""
@@ -122,6 +148,7 @@ class TrainConfig:
     wandb: WandbMode = "auto"
     """'auto' is online if the user is logged in, else offline."""
 
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -145,7 +172,7 @@ POSITIVE = """
     rollout.kv_cache_gib rollout.gpu_memory_utilization learner.threads eval.num_samples
     """.split()
 NOT_NEGATIVE = """
-    checkpoint_every keep_checkpoints samples_every optimizer.weight_decay optimizer.warmup_updates optimizer.decay_updates
+    kl_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay optimizer.warmup_updates optimizer.decay_updates
     rollout.gpus_per_engine rollout.max_images rollout.max_videos learner.gpus eval.every eval.num_prompts
     """.split()
 
@@ -162,6 +189,13 @@ def check_config(config: TrainConfig) -> None:
     for name in NOT_NEGATIVE:
         if not attrgetter(name)(config) >= 0:
             raise ValueError(f"{name} must be >= 0, got {attrgetter(name)(config)}")
+    for name in ("clip_low", "clip_high"):
+        if (value := getattr(config, name)) is not None and not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
+    for name in ("token_band", "sequence_band"):
+        band = getattr(config.correction, name)
+        if band is not None and not 0 <= band[0] < 1 < band[1]:
+            raise ValueError(f"correction.{name} must be a band around 1, such as 0.5 2.0, got {band[0]} {band[1]}")
     rollout, learner = config.rollout, config.learner
     if config.group_size < 2:
         raise ValueError(

@@ -10,7 +10,7 @@ import random
 import resource
 import time
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from policies.export import save_policy
 from policies.inputs import encode_images, hidden_states
 from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.logprobs import token_logprobs
+from policies.routing import UNKNOWN, RoutingReplay
 from rl.batching import make_microbatch, plan_microbatches, split_minibatches
 from rl.config import OptimizerConfig, TrainConfig
-from rl.sapo import sapo_loss
+from rl.corrections import mismatch_metrics, mismatch_weights, scale_gradient
+from rl.objectives import Objective, accepted, choose_objective, kl_penalty
 from rl.types import Microbatch, Sample, StepReport
 
 logger = logging.getLogger(__name__)
@@ -36,15 +38,29 @@ MAX_SKIPPED_UPDATES = 3
 """Updates in a row without a finite gradient after which going on would only waste time."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OldPolicy:
+    """What the policy made of a microbatch before the step's first update.
+
+    Attributes:
+        logprobs_BT: Its log-probabilities, 0 outside the mask.
+        experts_KNk: The experts that it chose, as `RoutingReplay` has them, to be replayed; None where there are none.
+    """
+
+    logprobs_BT: Tensor
+    experts_KNk: Tensor | None = None
+
+
 class Learner:
     """Owns the policy that learns, its optimizer and its learning-rate schedule.
 
     Args:
         config: The run's choices.
         model_path: Where to load the policy from: a checkpoint on resume, else `config.model`.
+        objective: The loss, as `rl.objectives` has them; default: what the config names.
     """
 
-    def __init__(self, config: TrainConfig, model_path: str | Path) -> None:
+    def __init__(self, config: TrainConfig, model_path: str | Path, objective: Objective | None = None) -> None:
         torch.set_num_threads(config.learner.threads)
         self.config = config
         self.device = torch.device("cuda" if config.learner.gpus else "cpu")
@@ -53,7 +69,10 @@ class Learner:
         self.banned_ids = torch.tensor(vision_token_ids(self.model.config), device=self.device)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scheduler = make_scheduler(self.optimizer, config.optimizer)
-        self.objective = partial(sapo_loss, tau_pos=config.tau_pos, tau_neg=config.tau_neg)
+        self.objective = objective or choose_objective(config)
+        self.routing = RoutingReplay(self.model)
+        # On resume, too, the reference is the policy that the run started from.
+        self.reference = self._frozen(config.model) if config.kl_coefficient else None
         self._skipped_in_a_row = 0
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
@@ -74,7 +93,7 @@ class Learner:
         minibatches = [self.make_microbatches(share) for share in shares]
         clock.append(time.perf_counter())
         # The first minibatch is on-policy: its old log-probabilities are its own forward pass, before the update.
-        old = [None, *(self.old_logprobs(minibatch) for minibatch in minibatches[1:])]
+        old = [None, *(self.old_policy(minibatch) for minibatch in minibatches[1:])]
         clock.append(time.perf_counter())
         reports, gaps_N = [], []
         for minibatch, minibatch_old in zip(minibatches, old, strict=False):
@@ -86,6 +105,8 @@ class Learner:
             {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]} if reports else {}
         )
         metrics |= gap_metrics(torch.cat(gaps_N)) if gaps_N else {}
+        if (agreement := self.routing.take_agreement()) is not None:
+            metrics["policy/routing_agreement"] = agreement
         metrics["memory/learner_peak_bytes"] = float(peak_memory(self.device))
         names = ("time/learner_inputs", "time/old_logprobs", "time/updates")
         metrics |= {name: b - a for name, a, b in zip(names, clock, clock[1:], strict=False)}
@@ -105,53 +126,90 @@ class Learner:
             for indices in plan
         ]
 
-    @torch.no_grad()
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
         """[B, T] for each microbatch: log-probabilities under the present weights, 0 outside the mask."""
-        return [self.forward(microbatch)[0] for microbatch in microbatches]
+        return [old.logprobs_BT for old in self.old_policy(microbatches)]
 
-    def forward(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [B, T], 0 outside the mask, and entropies [N] of the response tokens."""
+    @torch.no_grad()
+    def old_policy(self, microbatches: Sequence[Microbatch]) -> list[OldPolicy]:
+        """Log-probabilities under the present weights, and the experts that were chosen on the way."""
+        passes = []
+        for batch in microbatches:
+            with self.routing.record() as recorded:
+                logprobs_BT, _ = self.forward(batch)
+            experts_KNk = None
+            if recorded and self.config.learner.routing_replay == "R2":
+                seen_N = _seen(batch.mask_BT).flatten().to(self.device)
+                experts_KNk = recorded[0].masked_fill(~seen_N[None, :, None], UNKNOWN)
+            passes.append(OldPolicy(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
+        return passes
+
+    def forward(self, batch: Microbatch, model: torch.nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B, T], 0 outside the mask, and entropies [N] of the response tokens; of the policy by default."""
+        model = model or self.model
         mask_BT = batch.mask_BT.to(self.device)
         tokens_BL = batch.tokens_BL.to(self.device)
         vision = None if batch.vision is None else batch.vision.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.learner.dtype == "bfloat16"):
-            hidden_BLH = hidden_states(self.model, tokens_BL, batch.positions_3BL.to(self.device), vision)
+            hidden_BLH = hidden_states(model, tokens_BL, batch.positions_3BL.to(self.device), vision)
             logprobs_N, entropies_N = token_logprobs(
                 hidden_BLH[:, :-1][mask_BT],
-                self.model.get_output_embeddings().weight,
+                model.get_output_embeddings().weight,
                 tokens_BL[:, 1:][mask_BT],
                 self.banned_ids,
                 temperature=self.config.rollout.temperature,
             )
-        logprobs_BT = torch.zeros(mask_BT.shape, device=self.device).masked_scatter(mask_BT, logprobs_N)
+        logprobs_BT = logprobs_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_N)
         return logprobs_BT, entropies_N
 
+    def _frozen(self, model_path: str | Path) -> torch.nn.Module:
+        return load_policy(model_path, dtype=torch.float32, device=self.device).requires_grad_(False)
+
     def _update(
-        self, minibatch: Sequence[Microbatch], old: Sequence[Tensor] | None
+        self, minibatch: Sequence[Microbatch], old: Sequence[OldPolicy] | None
     ) -> tuple[dict[str, float], Sequence[Tensor]]:
         """One optimizer update; returns its metrics and the log-probabilities [B, T] that its ratios started from.
 
-        Every microbatch divides by the minibatch's count, so that any split adds up to the same gradient.
+        Every microbatch divides by the minibatch's counts, so that any split adds up to the same gradient.
         """
-        num_sequences = sum(len(batch.prompt_ids) for batch in minibatch)
-        new, entropies = [], []
+        num_tokens = sum(int(batch.mask_BT.sum()) for batch in minibatch)
+        counts = {"num_sequences": sum(len(batch.prompt_ids) for batch in minibatch), "num_tokens": num_tokens}
+        counts = accepted(self.objective, counts)
+        new, entropies, weights, kl = [], [], [], 0.0
         for index, batch in enumerate(minibatch):
-            logprobs_BT, entropies_N = self.forward(batch)
-            old_BT = logprobs_BT if old is None else old[index]
-            advantages_B, mask_BT = batch.advantages_B.to(self.device), batch.mask_BT.to(self.device)
-            loss, _ = self.objective(logprobs_BT, old_BT, advantages_B, mask_BT, num_sequences=num_sequences)
-            loss.backward()
+            with self.routing.replay(None if old is None else old[index].experts_KNk):
+                logprobs_BT, entropies_N = self.forward(batch)
+                old_BT = logprobs_BT.detach() if old is None else old[index].logprobs_BT
+                advantages_B, mask_BT = batch.advantages_B.to(self.device), batch.mask_BT.to(self.device)
+                rollout_BT = batch.rollout_logprobs_BT.to(self.device)
+                weights_BT = mismatch_weights(old_BT, rollout_BT, mask_BT, self.config.correction)
+                scaled_BT = scale_gradient(logprobs_BT, weights_BT)
+                loss, _ = self.objective(scaled_BT, old_BT, advantages_B, mask_BT, **counts)
+                if self.reference is not None:
+                    penalty = self._kl(batch, logprobs_BT, sum(len(batch.prompt_ids) for batch in minibatch))
+                    kl, loss = kl + penalty.item(), loss + self.config.kl_coefficient * penalty
+                loss.backward()
             new.append(logprobs_BT.detach())
             entropies.append(entropies_N)
-        old = new if old is None else old
+            weights.append(weights_BT)
+        behaviour = new if old is None else [its.logprobs_BT for its in old]
         # Value and metrics of the whole minibatch at once: the mean of microbatch means is not the mean.
         advantages_B = torch.cat([batch.advantages_B for batch in minibatch]).to(self.device)
         mask_BT = _stack([batch.mask_BT for batch in minibatch]).to(self.device)
-        loss, metrics = self.objective(_stack(new), _stack(old), advantages_B, mask_BT, num_sequences=num_sequences)
+        rollout_BT = _stack([batch.rollout_logprobs_BT for batch in minibatch]).to(self.device)
+        loss, metrics = self.objective(_stack(new), _stack(behaviour), advantages_B, mask_BT, **counts)
         report = {f"policy/{name}": float(value) for name, value in metrics.items()}
         report |= {"loss/objective": float(loss), "policy/entropy": float(torch.cat(entropies).mean())}
-        return report | self._apply_gradient(minibatch, new), old
+        report |= mismatch_metrics(_stack(behaviour), rollout_BT, _stack(weights), mask_BT)
+        if self.reference is not None:
+            report["policy/kl"] = kl
+        return report | self._apply_gradient(minibatch, new), behaviour
+
+    def _kl(self, batch: Microbatch, logprobs_BT: Tensor, num_sequences: int) -> Tensor:
+        """The penalty's share of this microbatch."""
+        with torch.no_grad():
+            reference_BT, _ = self.forward(batch, self.reference)
+        return kl_penalty(logprobs_BT, reference_BT, batch.mask_BT.to(self.device), num_sequences)
 
     def _apply_gradient(self, minibatch: Sequence[Microbatch], new: Sequence[Tensor]) -> dict[str, float]:
         """Clips and applies the gradient, or drops it if it is not finite, and says so."""
@@ -273,6 +331,11 @@ def nonfinite_prompts(minibatch: Sequence[Microbatch], logprobs: Sequence[Tensor
         for prompt_id, finite in zip(batch.prompt_ids, logprobs_BT.isfinite().all(1).tolist(), strict=True)
         if not finite
     ]
+
+
+def _seen(mask_BT: Tensor) -> Tensor:
+    """[B, L] True at tokens that some prediction of the loss depends on: all up to the last one before the end."""
+    return pad(mask_BT.flip(1).cumsum(1).flip(1) > 0, (0, 1))
 
 
 def _stack(pieces: Sequence[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from policies.export import exported_metadata, exported_parameters
 from rl.config import TrainConfig
 from rl.learner import Learner
+from rl.objectives import Objective
 from rl.types import Sample, StepReport
 from rollout.config import Backend
 from rollout.pool import GPU_SHARE, RayEngineClient, get
@@ -22,8 +23,8 @@ from rollout.weight_transfer import WeightSource, make_sender
 class _LearnerActor:
     """A `Learner` and the sending end of the weight transfer in a process of its own."""
 
-    def start(self, config: TrainConfig, model_path: str, resume_from: str | None) -> None:
-        self._learner = Learner(config, model_path)
+    def start(self, config: TrainConfig, model_path: str, resume_from: str | None, objective: Objective) -> None:
+        self._learner = Learner(config, model_path, objective)
         if resume_from is not None:
             self._learner.load(Path(resume_from))
 
@@ -55,10 +56,16 @@ class LearnerGroup:
         model_path: Where to load the policy from.
         resume_from: A checkpoint whose optimizer state to restore; None starts afresh.
         backend: How weights will leave for the engines.
+        objective: The loss.
     """
 
     def __init__(
-        self, config: TrainConfig, model_path: str | Path, resume_from: str | Path | None, backend: Backend
+        self,
+        config: TrainConfig,
+        model_path: str | Path,
+        resume_from: str | Path | None,
+        backend: Backend,
+        objective: Objective,
     ) -> None:
         environment = {
             "OMP_NUM_THREADS": str(config.learner.threads),
@@ -76,7 +83,7 @@ class LearnerGroup:
         self._backend = backend
         self._actor = actor.remote()
         self._started = self._actor.start.remote(
-            config, str(model_path), None if resume_from is None else str(resume_from)
+            config, str(model_path), None if resume_from is None else str(resume_from), objective
         )
 
     def connect(self, client: RayEngineClient) -> None:

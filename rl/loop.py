@@ -24,6 +24,7 @@ from rl.checkpoint import LoopState, save_checkpoint, starting_point
 from rl.config import TrainConfig, check_config, plain_config
 from rl.evaluate import Evaluator
 from rl.learner_group import LearnerGroup
+from rl.objectives import Objective, check_objective, choose_objective
 from rl.tracking import Tracker, read_metrics
 from rl.types import RunStopped
 from rollout.pool import RolloutPool, request_seed
@@ -52,14 +53,22 @@ class RunResult:
     after: dict[str, float]
 
 
-def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts: Rows | None = None) -> RunResult:
-    """Trains a policy by SAPO.
+def train(
+    config: TrainConfig,
+    *,
+    prompts: Rows,
+    reward: Verifier,
+    eval_prompts: Rows | None = None,
+    objective: Objective | None = None,
+) -> RunResult:
+    """Trains a policy, by SAPO unless told otherwise.
 
     Args:
         config: Every choice of the run.
         prompts: What to learn from: Prompts, or `prompts_from(dataset, to_prompt)`.
         reward: The verifier; `config.reward` replaces it.
         eval_prompts: Held-out prompts to measure on before and after; None measures nothing.
+        objective: A loss of your own, with `sapo_loss`'s signature; default: the one that `config.objective` names.
 
     Returns:
         Where the run is, and what it scored.
@@ -73,7 +82,7 @@ def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts:
     if state.step >= config.steps:
         return _result(config, checkpoint)
     with ExitStack() as stack:
-        given = _Given(prompts=prompts, reward=reward, eval_prompts=eval_prompts or [])
+        given = _Given(prompts=prompts, reward=reward, eval_prompts=eval_prompts or [], objective=objective)
         run = _prepare(config, checkpoint, state, given, stack)
         if state.step == 0 and run.evaluator.prompts:
             run.tracker.log(0, run.evaluator.run(0, with_blind=True))
@@ -89,7 +98,7 @@ def train(config: TrainConfig, *, prompts: Rows, reward: Verifier, eval_prompts:
             scores = run.runner.score(groups)
             _report_errors(step, scores)
             watch.lap("score")
-            samples = make_samples(groups, scores)
+            samples = make_samples(groups, scores, config.advantage)
             report = run.learner.step(samples)
             _require_agreement(config, step, report.metrics)
             watch.lap("learn")
@@ -145,11 +154,14 @@ class _Given:
     prompts: Rows
     reward: Verifier
     eval_prompts: Rows
+    objective: Objective | None
 
 
 def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, given: _Given, stack: ExitStack) -> _Run:
     """Opens everything, what is cheap and likely to be wrong first; `stack` closes it again."""
     backend = choose_backend(config.rollout, learner_gpus=config.learner.gpus)
+    objective = given.objective or choose_objective(config)
+    check_objective(objective)
     model = checkpoint or config.model
     processor = load_processor(model)
     accept = fits_context(
@@ -172,7 +184,7 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     dry_run(runner, first)
 
     stack.enter_context(local_ray())
-    learner = LearnerGroup(config, model, checkpoint, backend)
+    learner = LearnerGroup(config, model, checkpoint, backend, objective)
     stack.callback(learner.close)
     pool = RolloutPool(
         model,

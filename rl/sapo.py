@@ -50,18 +50,29 @@ def sapo_loss(
     for name, tau in (("tau_pos", tau_pos), ("tau_neg", tau_neg)):
         if not tau > 0:
             raise ValueError(f"{name} must be > 0, got {tau}")
-    check_shapes(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
-    mask_BT = mask_BT.bool()
-    log_ratio_BT = masked_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
-    advantages_B1 = advantages_B.to(log_ratio_BT.dtype)[:, None]
+    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     tau_B1 = torch.full_like(advantages_B1, tau_neg).masked_fill(advantages_B1 > 0, tau_pos)
 
     ratio_BT = log_ratio_BT.exp()
     gate_BT = torch.sigmoid(tau_B1 * (ratio_BT - 1)) * (4 / tau_B1)
-    objective_BT = torch.where(mask_BT, gate_BT * advantages_B1, 0)
-    token_mean_B = objective_BT.sum(1) / mask_BT.sum(1).clamp(min=1)
-    loss = -token_mean_B.sum() / (num_sequences or len(mask_BT))
-    return loss, gate_metrics(log_ratio_BT.detach(), tau_B1, mask_BT)
+    loss = -sequence_means(gate_BT * advantages_B1, mask_BT).sum() / (num_sequences or len(mask_BT))
+    weight_BT = 1 / torch.cosh(tau_B1 * (ratio_BT.detach() - 1) / 2).square()
+    return loss, gate_metrics(log_ratio_BT, weight_BT, advantages_B1, mask_BT)
+
+
+def prepare(
+    logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What every objective starts from: the mask as bool, log r with gradient, and the advantages as a column [B, 1]."""
+    check_shapes(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    mask_BT = mask_BT.bool()
+    log_ratio_BT = masked_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
+    return mask_BT, log_ratio_BT, advantages_B.to(log_ratio_BT.dtype)[:, None]
+
+
+def sequence_means(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """[B] the mean over each sequence's own tokens; 0 for a sequence without any."""
+    return torch.where(mask_BT, values_BT, 0).sum(1) / mask_BT.sum(1).clamp(min=1)
 
 
 def masked_log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -73,37 +84,41 @@ def masked_log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tens
     return log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def gate_metrics(log_ratio_BT: Tensor, tau_B1: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
-    """How far the policy has moved from the one that sampled (Section 4.1).
+@torch.no_grad()
+def gate_metrics(
+    log_ratio_BT: Tensor, weight_BT: Tensor, advantages_B1: Tensor, mask_BT: Tensor
+) -> dict[str, Tensor]:
+    """How far the policy has moved from the one that sampled, and what the objective makes of it (Section 4.1).
 
     Args:
-        log_ratio_BT: log r, without gradient.
-        tau_B1: The gate temperature of each sequence.
+        log_ratio_BT: log r.
+        weight_BT: What the objective multiplies a token's gradient A · r · ∇log π by: 1 lets it pass, 0 cuts it off.
+        advantages_B1: Their signs tell the two halves apart.
         mask_BT: True at response tokens.
 
     Returns:
-        `ratio_mean`, `ratio_min`, `ratio_max` over tokens; `gate_mean`, the mean of w = sech²(τ (r − 1) / 2);
-        `gate_below_half`, the share of tokens with w < 1/2; `log_ratio_variance`, Var_i inside a response, averaged over responses.
-        Zeros (ones for ratio and gate) where there is no token.
+        `ratio_mean`, `ratio_min`, `ratio_max` and the percentiles `ratio_p01`, `ratio_p50`, `ratio_p99` over tokens; `gate_mean`,
+        the mean weight; `gate_below_half`, the share of tokens with a weight < 1/2; both also with `_positive` and
+        `_negative` behind, over the tokens of such an advantage; `log_ratio_variance`, Var_i inside a response, averaged over
+        responses. Ones for ratio and gate, zeros else, where there is no token.
     """
-    ratio_BT = log_ratio_BT.exp()
-    weight_BT = 1 / torch.cosh(tau_B1 * (ratio_BT - 1) / 2).square()
-    ratio_N, weight_N = ratio_BT[mask_BT], weight_BT[mask_BT]
-    if not len(ratio_N):
-        one, zero = ratio_BT.new_tensor(1.0), ratio_BT.new_tensor(0.0)
-        names = ("ratio_mean", "ratio_min", "ratio_max", "gate_mean")
-        return {**dict.fromkeys(names, one), "gate_below_half": zero, "log_ratio_variance": zero}
     length_B = mask_BT.sum(1)
-    mean_B1 = (log_ratio_BT.sum(1) / length_B.clamp(min=1))[:, None]
-    variance_B = torch.where(mask_BT, (log_ratio_BT - mean_B1).square(), 0).sum(1) / length_B.clamp(min=1)
-    return {
-        "ratio_mean": ratio_N.mean(),
-        "ratio_min": ratio_N.min(),
-        "ratio_max": ratio_N.max(),
-        "gate_mean": weight_N.mean(),
-        "gate_below_half": (weight_N < 0.5).to(weight_N.dtype).mean(),
-        "log_ratio_variance": variance_B[length_B > 0].mean(),
-    }
+    variance_B = sequence_means((log_ratio_BT - sequence_means(log_ratio_BT, mask_BT)[:, None]).square(), mask_BT)
+    metrics = ratio_metrics(log_ratio_BT.exp()[mask_BT])
+    signs = {"": mask_BT, "_positive": mask_BT & (advantages_B1 > 0), "_negative": mask_BT & (advantages_B1 < 0)}
+    for sign, chosen_BT in signs.items():
+        weight_N = weight_BT.expand_as(mask_BT)[chosen_BT]
+        metrics[f"gate_mean{sign}"] = weight_N.mean() if len(weight_N) else weight_BT.new_tensor(1.0)
+        metrics[f"gate_below_half{sign}"] = (weight_N < 0.5).sum() / max(1, len(weight_N))
+    return metrics | {"log_ratio_variance": variance_B.sum() / (length_B > 0).sum().clamp(min=1)}
+
+
+def ratio_metrics(ratio_N: Tensor) -> dict[str, Tensor]:
+    """Mean, extremes and percentiles (the nearest rank) of the tokens' ratios; ones where there is no token."""
+    ordered_N = ratio_N.sort().values if len(ratio_N) else ratio_N.new_ones(1)
+    ranks = {"min": 0.0, "p01": 0.01, "p50": 0.5, "p99": 0.99, "max": 1.0}
+    picked = {f"ratio_{name}": ordered_N[round(share * (len(ordered_N) - 1))] for name, share in ranks.items()}
+    return {"ratio_mean": ordered_N.mean(), **picked}
 
 
 def gate_weight(ratio: float, tau: float) -> float:

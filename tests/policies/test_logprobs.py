@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies import logprobs
 from policies.logprobs import token_logprobs
 
 NUM_TOKENS, HIDDEN, VOCABULARY = 13, 8, 50
@@ -24,7 +23,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def chunked(monkeypatch: pytest.MonkeyPatch, tokens_per_chunk: int) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", tokens_per_chunk * VOCABULARY)
+    monkeypatch.setitem(token_logprobs.__kwdefaults__, "chunk_elements", tokens_per_chunk * VOCABULARY)
 
 
 def naive(inputs, banned: list[int], temperature: float) -> tuple[Tensor, Tensor]:
@@ -73,10 +72,32 @@ def shapes_kept_for_backward(inputs) -> set[tuple[int, ...]]:
     return saved
 
 
-def test_of_several_chunks_no_logits_are_kept_for_the_backward_pass(monkeypatch, inputs):
-    assert (NUM_TOKENS, VOCABULARY) in shapes_kept_for_backward(inputs)
-    chunked(monkeypatch, 4)
-    assert not [shape for shape in shapes_kept_for_backward(inputs) if shape in ((4, VOCABULARY), (1, VOCABULARY))]
+def test_no_logits_are_kept_for_the_backward_pass(monkeypatch, inputs):
+    for tokens_per_chunk in (NUM_TOKENS, 4):
+        chunked(monkeypatch, tokens_per_chunk)
+        assert {shape for shape in shapes_kept_for_backward(inputs) if len(shape) == 2} == {
+            (NUM_TOKENS, HIDDEN),
+            (VOCABULARY, HIDDEN),
+        }
+
+
+def test_handwritten_gradient_agrees_with_finite_differences(inputs):
+    hidden_NH, weight_VH, targets_N = (x.detach() for x in inputs)
+    hidden_NH, weight_VH = hidden_NH[:4].double().requires_grad_(), weight_VH.double().requires_grad_()
+
+    def logprobs_in_chunks(hidden: Tensor, weight: Tensor) -> Tensor:
+        banned = torch.tensor([40, 44])
+        return token_logprobs(hidden, weight, targets_N[:4], banned, temperature=0.7, chunk_elements=3 * VOCABULARY)[0]
+
+    assert torch.autograd.gradcheck(logprobs_in_chunks, (hidden_NH, weight_VH))
+
+
+def test_a_frozen_vocabulary_gets_no_gradient_and_leaves_that_of_the_hidden_states_alone(inputs):
+    hidden_NH, weight_VH, targets_N = inputs
+    expected, _ = gradients(inputs, token_logprobs(*inputs, NO_BAN)[0])
+    got, _ = token_logprobs(hidden_NH, weight_VH.detach(), targets_N, NO_BAN)
+    (gradient,) = torch.autograd.grad((torch.linspace(-1, 1, NUM_TOKENS) * got).sum(), hidden_NH)
+    assert torch.equal(gradient, expected)
 
 
 def test_uniform_distribution_has_the_log_of_its_size():

@@ -19,8 +19,9 @@ from policies.loading import load_policy
 from policies.small import TOKEN_IDS, small_processor
 from rewards.types import Score
 from rl.batching import make_samples
-from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
+from rl.config import CorrectionConfig, LearnerConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner, make_optimizer, make_scheduler
+from rl.objectives import OBJECTIVES, kl_penalty
 from rl.types import Sample
 from rollout.config import RolloutConfig
 from rollout.rendering import render
@@ -396,3 +397,119 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth_and_stays():
     # Up by quarters; from the fourth on 1 − 0.09 n, which the rise has reached by then.
     expected = [0.25, 0.5, 0.75, 0.73, 0.64, 0.55, 0.46, 0.37, 0.28, 0.19, 0.1, 0.1, 0.1]
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_any_split_gives_the_same_update_under_every_objective(dense_policy: Path, name: str):
+    results = []
+    for budget in (4096, 60):
+        options = replace(config(microbatch_tokens=budget, num_minibatches=2, max_grad_norm=1e9), objective=name)
+        learner = learner_in_float64(options, dense_policy)
+        gradients = watch_gradients(learner)
+        learner.step(rollout())
+        results.append(gradients)
+    for one, other in zip(*results, strict=True):
+        assert difference(other, one) <= 2e-6
+
+
+def test_an_objective_of_the_users_own_is_what_is_minimised(dense_policy: Path):
+    def push_up(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT, *, num_tokens):
+        return -(logprobs_BT * mask_BT).sum() / num_tokens, {"mine": mask_BT.sum()}
+
+    groups = rollout(num_groups=2)
+    learner = Learner(config(learning_rate=1e-4), dense_policy, push_up)
+    [batch] = learner.make_microbatches([sample for group in groups for sample in group])
+    [before_BT] = learner.old_logprobs([batch])
+    metrics = learner.step(groups).metrics
+    assert metrics["loss/objective"] == pytest.approx(-before_BT[batch.mask_BT].mean().item(), abs=1e-5)
+    assert metrics["policy/mine"] == batch.mask_BT.sum()
+    assert learner.old_logprobs([batch])[0].sum() > before_BT.sum()
+
+
+def test_a_penalty_to_the_reference_holds_the_policy_back(dense_policy: Path):
+    distances = {}
+    for coefficient in (0.0, 100.0):
+        options = replace(config(learning_rate=1e-3), kl_coefficient=coefficient, model=str(dense_policy))
+        learner = Learner(options, dense_policy)
+        start = parameters(learner)
+        reports = [learner.step(rollout()).metrics for _ in range(4)]
+        distances[coefficient] = sum((start[n] - w).square().sum().item() for n, w in parameters(learner).items())
+    assert reports[0]["policy/kl"] == pytest.approx(0.0, abs=1e-7)  # it starts as its own reference
+    assert reports[1]["policy/kl"] > 0
+    assert distances[100.0] < distances[0.0]
+
+
+def test_the_penalty_is_that_worked_by_hand():
+    # d = log(reference / π) = ln 2 and −ln 2 in one response, 0 in the other: e^d − d − 1 = 1 − ln 2 and ½ + ln 2 − 1.
+    logprobs_BT = torch.tensor([[-1.0, -1.0], [-1.0, -5.0]], requires_grad=True)
+    reference_BT = logprobs_BT.detach() + torch.tensor([[math.log(2), -math.log(2)], [0.0, 3.0]])
+    mask_BT = torch.tensor([[True, True], [True, False]])
+    penalty = kl_penalty(logprobs_BT, reference_BT, mask_BT, 2)
+    assert penalty.item() == pytest.approx((1 - 0.5) / 2 / 2, abs=1e-6)
+    penalty.backward()
+    # ∂/∂ log π = 1 − e^d: −1 and ½, over 2 tokens and 2 responses.
+    assert logprobs_BT.grad[0].tolist() == pytest.approx([-0.25, 0.125])
+    assert logprobs_BT.grad[1].tolist() == [0.0, 0.0]
+
+
+def test_the_mismatch_to_the_engine_weighs_the_gradient(dense_policy: Path):
+    """All rollout log-probabilities are −1: π_old/μ is e^(log π + 1), far below 1, which a truncated weight keeps."""
+    norms, reports = {}, {}
+    for cap in (0.0, 2.0):
+        learner = Learner(replace(config(), correction=CorrectionConfig(token_cap=cap)), dense_policy)
+        reports[cap] = learner.step(rollout()).metrics
+        norms[cap] = reports[cap]["policy/grad_norm"]
+    assert norms[2.0] < 0.1 * norms[0.0]
+    assert reports[0.0]["loss/objective"] == reports[2.0]["loss/objective"]
+    assert 0 < reports[2.0]["rollout/mismatch_ess"] < 1
+
+
+def stale_moe(folder: Path, routing_replay: str, dtype: str) -> tuple[Learner, list, list, list]:
+    """A learner whose weights have moved since its old-policy pass over two microbatches."""
+    options = config(dtype=dtype, microbatch_tokens=150, learning_rate=3e-3)
+    options = replace(options, learner=replace(options.learner, routing_replay=routing_replay))
+    learner = Learner(options, folder)
+    groups = rollout()
+    batches = learner.make_microbatches([sample for group in groups[2:] for sample in group])
+    old = learner.old_policy(batches)
+    return learner, groups, batches, old
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replayed_on_unchanged_weights_every_log_probability_is_the_old_one(moe_policy: Path, dtype: str):
+    learner, _, batches, old = stale_moe(moe_policy, "R2", dtype)
+    for batch, its in zip(batches, old, strict=True):
+        with torch.no_grad(), learner.routing.replay(its.experts_KNk):
+            assert torch.equal(learner.forward(batch)[0], its.logprobs_BT)
+    assert learner.routing.take_agreement() == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_stale_minibatch_goes_through_the_experts_of_the_old_policy(moe_policy: Path, dtype: str):
+    learner, groups, batches, old = stale_moe(moe_policy, "R2", dtype)
+    learner.step(groups[:2])
+    learner.routing.take_agreement()
+    for batch, its in zip(batches, old, strict=True):
+        seen_N = (its.experts_KNk != -1).all(2)[0]
+        with torch.no_grad(), learner.routing.record() as free:
+            learner.forward(batch)
+        taken = []
+        for layer, router in enumerate(learner.routing.routers):  # what the experts are really called with
+            block = learner.model.model.language_model.layers[layer].mlp
+            assert block.gate is router
+            block.experts.register_forward_pre_hook(lambda _, args: taken.append(args[1].clone()))
+        with torch.no_grad(), learner.routing.replay(its.experts_KNk):
+            learner.forward(batch)
+        assert torch.equal(torch.stack(taken)[:, seen_N].short(), its.experts_KNk[:, seen_N])  # 100 %
+        assert not torch.equal(free[0][:, seen_N], its.experts_KNk[:, seen_N])  # and it would have chosen otherwise
+        for layer in range(len(learner.routing.routers)):
+            learner.model.model.language_model.layers[layer].mlp.experts._forward_pre_hooks.clear()
+    assert learner.routing.take_agreement() < 1
+
+
+def test_replay_can_be_switched_off_and_a_dense_policy_has_none(moe_policy: Path, dense_policy: Path):
+    assert all(its.experts_KNk is None for its in stale_moe(moe_policy, "off", "float32")[3])
+    metrics = Learner(config(num_minibatches=2), dense_policy).step(rollout()).metrics
+    assert "policy/routing_agreement" not in metrics
+    metrics = Learner(config(num_minibatches=2), moe_policy).step(rollout()).metrics
+    assert 0 < metrics["policy/routing_agreement"] <= 1

@@ -160,11 +160,9 @@ def test_a_response_without_tokens_contributes_nothing_but_counts():
     loss, metrics = sapo_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), torch.zeros(1, 2))
     assert loss.item() == 0.0
     assert {name: value.item() for name, value in metrics.items()} == {
-        "ratio_mean": 1.0,
-        "ratio_min": 1.0,
-        "ratio_max": 1.0,
-        "gate_mean": 1.0,
-        "gate_below_half": 0.0,
+        **{f"ratio_{name}": 1.0 for name in ("mean", "min", "p01", "p50", "p99", "max")},
+        **{f"gate_mean{sign}": 1.0 for sign in ("", "_positive", "_negative")},
+        **{f"gate_below_half{sign}": 0.0 for sign in ("", "_positive", "_negative")},
         "log_ratio_variance": 0.0,
     }
 
@@ -266,8 +264,15 @@ def test_metrics_are_those_worked_by_hand():
         {
             "ratio_mean": 2.5,
             "ratio_min": 0.5,
+            "ratio_p01": 0.5,
+            "ratio_p50": 2.0,
+            "ratio_p99": 5.0,
             "ratio_max": 5.0,
             "gate_mean": (0.9400 + 0.7864 + 0.0582) / 3,
+            "gate_mean_positive": (0.9400 + 0.7864) / 2,
+            "gate_mean_negative": 0.0582,
+            "gate_below_half_positive": 0.0,
+            "gate_below_half_negative": 1.0,
             "gate_below_half": 1 / 3,
             "log_ratio_variance": math.log(2) ** 2 / 2,  # (ln² 2 + 0) / 2: one token has no variance
         },

@@ -1,0 +1,114 @@
+"""Mixture of experts: which experts each token went to, recorded in one forward pass and replayed in others.
+
+A stale minibatch is trained on weights that would send some tokens to other experts than the old policy did; the ratio then
+compares two different networks. Replaying the old policy's choice (R2, or R3 where the engine's choice is replayed;
+arXiv 2512.01374) removes that jump. Only the *choice* is replayed: the weights of the chosen experts are computed from the
+router's present logits, so the router still learns.
+
+Shapes: K MoE layers, N tokens of a batch in row order (B·L), k experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+UNKNOWN = -1
+"""In place of an expert's number: let the router choose."""
+
+
+class RoutingReplay:
+    """Hooks on every router of a model: record its choices, or replace them.
+
+    Args:
+        model: A policy; one without routers has nothing to record.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.routers = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+        self._recorded: list[Tensor | None] | None = None
+        self._given_KNk: Tensor | None = None
+        self._agreeing, self._compared = 0, 0
+        for layer, router in enumerate(self.routers):
+            router.register_forward_hook(partial(self._after_router, layer))
+
+    @contextmanager
+    def record(self) -> Iterator[list[Tensor]]:
+        """Collects the choices of the one forward pass inside.
+
+        Yields:
+            A list that holds, after the block, one tensor [K, N, k] int16; it stays empty without routers.
+        """
+        found: list[Tensor] = []
+        self._recorded = [None] * len(self.routers)
+        try:
+            yield found
+            if self.routers:
+                found.append(torch.stack([choice for choice in self._recorded if choice is not None]))
+        finally:
+            self._recorded = None
+
+    @contextmanager
+    def replay(self, experts_KNk: Tensor | None) -> Iterator[None]:
+        """Every forward pass inside takes these experts, as does the second forward of gradient checkpointing.
+
+        So `backward` belongs inside, too.
+
+        Args:
+            experts_KNk: As `record` gives them; a token of which any is UNKNOWN is routed afresh. None replays nothing.
+
+        Raises:
+            ValueError: If the shape is not that of this model, or all experts are number 0, which no router chooses.
+        """
+        if experts_KNk is not None:
+            self._check(experts_KNk)
+        self._given_KNk = experts_KNk
+        try:
+            yield
+        finally:
+            self._given_KNk = None
+
+    def take_agreement(self) -> float | None:
+        """The share of (token, layer) whose router would have made the replayed choice, since the last call; None without any."""
+        share = self._agreeing / self._compared if self._compared else None
+        self._agreeing, self._compared = 0, 0
+        return share
+
+    def _check(self, experts_KNk: Tensor) -> None:
+        top_k = self.routers[0].top_k if self.routers else 0
+        num_layers, _, width = experts_KNk.shape
+        if (num_layers, width) != (len(self.routers), top_k):
+            raise ValueError(
+                f"recorded experts are [layers, tokens, experts per token] = {list(experts_KNk.shape)}, but the model has "
+                f"{len(self.routers)} routers that choose {top_k} experts"
+            )
+        if top_k > 1 and not experts_KNk.any():
+            raise ValueError(
+                "every recorded expert is number 0: the engine did not capture its routing; use routing_replay R2"
+            )
+
+    def _after_router(self, layer: int, router: nn.Module, _args: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
+        logits_NE, _, own_Nk = output
+        if self._recorded is not None:
+            self._recorded[layer] = own_Nk.to(torch.int16)
+        if self._given_KNk is None:
+            return None
+        given_Nk = self._given_KNk[layer].to(own_Nk.device, own_Nk.dtype)
+        known_N1 = (given_Nk != UNKNOWN).all(1, keepdim=True)
+        chosen_Nk = torch.where(known_N1, given_Nk, own_Nk)
+        self._compare(own_Nk, given_Nk, known_N1)
+        weights_Nk = logits_NE.softmax(-1, dtype=torch.float32).gather(1, chosen_Nk)
+        weights_Nk = weights_Nk / weights_Nk.sum(1, keepdim=True)
+        return logits_NE, weights_Nk.to(logits_NE.dtype), chosen_Nk
+
+    @torch.no_grad()
+    def _compare(self, own_Nk: Tensor, given_Nk: Tensor, known_N1: Tensor) -> None:
+        """Counts tokens whose two choices are the same set; order does not matter."""
+        same_N = (own_Nk.sort(1).values == given_Nk.sort(1).values).all(1)
+        self._agreeing += int((same_N & known_N1[:, 0]).sum())
+        self._compared += int(known_N1.sum())

@@ -1,0 +1,73 @@
+"""The mismatch between the engine that sampled (μ) and the learner (π_old), which share weights but not numerics.
+
+A token of the loss should be weighted by π_old/μ on top of π_θ/π_old (arXiv 2512.01374). The weight multiplies the token's
+*gradient*, so it works with every objective, a user's own included, and leaves the loss's value alone.
+
+Shapes: B sequences, T token positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl.config import CorrectionConfig
+from rl.sapo import masked_log_ratio, sequence_means
+
+
+def mismatch_weights(
+    old_logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, mask_BT: Tensor, config: CorrectionConfig
+) -> Tensor:
+    """What each token's gradient is multiplied by; 1 everywhere if all corrections are off.
+
+    Args:
+        old_logprobs_BT: log π_old, of the learner.
+        rollout_logprobs_BT: log μ, of the engine, on the same tokens.
+        mask_BT: True at response tokens.
+        config: Which corrections to apply. Where a mask drops a token, the denominators of the loss still count it.
+
+    Returns:
+        [B, T] weights without gradient, 1 outside the mask.
+    """
+    log_ratio_BT = masked_log_ratio(old_logprobs_BT, rollout_logprobs_BT, mask_BT).detach()
+    ratio_BT = log_ratio_BT.exp()
+    weights_BT = ratio_BT.clamp(max=config.token_cap) if config.token_cap else torch.ones_like(ratio_BT)
+    if config.token_band is not None:
+        weights_BT = weights_BT * _inside(ratio_BT, config.token_band)
+    if config.sequence_band is not None:
+        mean_ratio_B1 = sequence_means(log_ratio_BT, mask_BT).exp()[:, None]
+        weights_BT = weights_BT * _inside(mean_ratio_B1, config.sequence_band)
+    return weights_BT.masked_fill(~mask_BT, 1.0)
+
+
+def scale_gradient(logprobs_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """The same values to the last bit, with gradients multiplied by the weights."""
+    fixed_BT = logprobs_BT.detach()
+    return fixed_BT + weights_BT * (logprobs_BT - fixed_BT)
+
+
+def mismatch_metrics(
+    old_logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, weights_BT: Tensor, mask_BT: Tensor
+) -> dict[str, float]:
+    """How far engine and learner are apart, and what the corrections do about it.
+
+    Returns:
+        `rollout/mismatch_ess`, the effective sample size (Σ ρ)² / (N Σ ρ²) of ρ = π_old/μ over the N tokens, 1 without
+        mismatch; `rollout/mismatch_capped`, the share of tokens whose ρ was cut down by the cap; `rollout/mismatch_masked`,
+        the share of tokens whose gradient was dropped. Empty without tokens.
+    """
+    ratio_N = masked_log_ratio(old_logprobs_BT, rollout_logprobs_BT, mask_BT).exp()[mask_BT].double()
+    weights_N = weights_BT[mask_BT].double()
+    if not len(ratio_N):
+        return {}
+    capped_N = (weights_N > 1) & (weights_N < ratio_N)
+    return {
+        "rollout/mismatch_ess": float(ratio_N.sum() ** 2 / (len(ratio_N) * ratio_N.square().sum())),
+        "rollout/mismatch_capped": float(capped_N.double().mean()),
+        "rollout/mismatch_masked": float((weights_N == 0).double().mean()),
+    }
+
+
+def _inside(ratio: Tensor, band: tuple[float, float]) -> Tensor:
+    low, high = band
+    return ((ratio >= low) & (ratio <= high)).to(ratio.dtype)

@@ -1,0 +1,280 @@
+"""The other objectives, each a pure function of `sapo_loss`'s signature: for comparisons, and as patterns for your own.
+
+An objective takes `(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)` and, by keyword, whichever counts of the *whole*
+minibatch its mean divides by: `num_sequences`, `num_tokens`. So the losses of microbatches, however they are cut, add up to
+the minibatch's. It returns a scalar to minimise and a dict of scalar metrics.
+
+Shapes: B sequences, T token positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from rewards.loading import load_function
+from rl.config import TrainConfig
+from rl.sapo import MAX_LOG_RATIO, gate_metrics, masked_log_ratio, prepare, sapo_loss, sequence_means
+
+Objective: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+COUNTS = ("num_sequences", "num_tokens")
+
+
+def policy_gradient_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    num_sequences: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The plain policy gradient with importance sampling: f(r) = r, no gate; mean over sequences of the mean over tokens."""
+    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    loss = -sequence_means(log_ratio_BT.exp() * advantages_B1, mask_BT).sum() / (num_sequences or len(mask_BT))
+    return loss, gate_metrics(log_ratio_BT, torch.ones_like(log_ratio_BT), advantages_B1, mask_BT)
+
+
+def grpo_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.27,
+    num_sequences: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """GRPO (arXiv 2402.03300, Eq. 3): min(r A, clip(r, 1 − low, 1 + high) A); mean over sequences of the mean over tokens.
+
+    The bounds are those that SAPO's paper compares with.
+    """
+    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    objective_BT, inside_BT = _clipped(log_ratio_BT.exp(), advantages_B1, clip_low, clip_high)
+    loss = -sequence_means(objective_BT, mask_BT).sum() / (num_sequences or len(mask_BT))
+    return loss, gate_metrics(log_ratio_BT, inside_BT, advantages_B1, mask_BT)
+
+
+def dapo_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    num_tokens: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """DAPO (arXiv 2503.14476, Eq. 8): GRPO's clipping, higher above than below; the mean over all tokens."""
+    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    objective_BT, inside_BT = _clipped(log_ratio_BT.exp(), advantages_B1, clip_low, clip_high)
+    loss = -_token_mean(objective_BT, mask_BT, num_tokens)
+    return loss, gate_metrics(log_ratio_BT, inside_BT, advantages_B1, mask_BT)
+
+
+def dr_grpo_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    max_tokens: int | None = None,
+    num_sequences: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Dr. GRPO (arXiv 2503.20783): GRPO's clipping; each sequence's sum divided by one fixed length, not by its own.
+
+    Its advantages are not divided by a standard deviation either: that is `advantage = group_mean`.
+
+    Args:
+        logprobs_BT: As in `sapo_loss`, like all others.
+        old_logprobs_BT: As there.
+        advantages_B: As there.
+        mask_BT: As there.
+        clip_low: 1 − r beyond which a token with a negative advantage is cut off.
+        clip_high: r − 1 beyond which a token with a positive advantage is cut off.
+        max_tokens: The fixed length, in tokens. Default T, the padded length; a run passes `rollout.max_tokens`.
+        num_sequences: As in `sapo_loss`.
+    """
+    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    objective_BT, inside_BT = _clipped(log_ratio_BT.exp(), advantages_B1, clip_low, clip_high)
+    length = max_tokens or mask_BT.shape[1]
+    loss = -torch.where(mask_BT, objective_BT, 0).sum() / ((num_sequences or len(mask_BT)) * length)
+    return loss, gate_metrics(log_ratio_BT, inside_BT, advantages_B1, mask_BT)
+
+
+def gspo_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    num_sequences: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """GSPO (arXiv 2507.18071, Eq. 5): clips the whole response by its ratio s = exp(mean over tokens of log r)."""
+    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    ratio_B1 = sequence_means(log_ratio_BT, mask_BT).exp()[:, None]
+    objective_B1, inside_B1 = _clipped(ratio_B1, advantages_B1, clip_low, clip_high)
+    any_token_B1 = mask_BT.any(1, keepdim=True)
+    loss = -torch.where(any_token_B1, objective_B1, 0).sum() / (num_sequences or len(mask_BT))
+    return loss, gate_metrics(log_ratio_BT, inside_B1, advantages_B1, mask_BT)
+
+
+def cispo_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    clip_high: float = 4.0,
+    num_tokens: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """CISPO (arXiv 2506.13585, Eq. 4): − sg[min(r, 1 + high)] · A · log π; a clipped token keeps its gradient. Mean over tokens."""
+    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    ratio_BT = log_ratio_BT.detach().exp()
+    weight_BT = ratio_BT.clamp(max=1 + clip_high)
+    loss = -_token_mean(weight_BT * advantages_B1 * logprobs_BT.masked_fill(~mask_BT, 0), mask_BT, num_tokens)
+    return loss, gate_metrics(log_ratio_BT, weight_BT / ratio_BT, advantages_B1, mask_BT)
+
+
+def vespo_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    kernel_pos: tuple[float, float] = (2.0, 3.0),
+    kernel_neg: tuple[float, float] = (3.0, 2.0),
+    num_tokens: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """VESPO (arXiv 2602.10693): − sg[φ(W)] · A · log π with φ(W) = W^a · exp(b (1 − W)); the mean over tokens.
+
+    W is the ratio of the whole response, the product of its tokens' ratios, without normalisation by length.
+
+    Args:
+        logprobs_BT: As in `sapo_loss`, like all others.
+        old_logprobs_BT: As there.
+        advantages_B: As there.
+        mask_BT: As there.
+        kernel_pos: (a, b) where the advantage is positive.
+        kernel_neg: (a, b) elsewhere.
+        num_tokens: Tokens of the whole minibatch. Default: of this batch.
+    """
+    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    log_ratio_B1 = log_ratio_BT.detach().sum(1, keepdim=True).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    power_B1, rate_B1 = (
+        torch.where(advantages_B1 > 0, torch.full_like(advantages_B1, pos), neg)
+        for pos, neg in zip(kernel_pos, kernel_neg, strict=True)
+    )
+    kernel_B1 = torch.exp(power_B1 * log_ratio_B1 + rate_B1 * (1 - log_ratio_B1.exp()))
+    loss = -_token_mean(kernel_B1 * advantages_B1 * logprobs_BT.masked_fill(~mask_BT, 0), mask_BT, num_tokens)
+    return loss, gate_metrics(log_ratio_BT, kernel_B1 / log_ratio_BT.detach().exp(), advantages_B1, mask_BT)
+
+
+OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
+    {
+        "sapo": sapo_loss,
+        "grpo": grpo_loss,
+        "gspo": gspo_loss,
+        "dapo": dapo_loss,
+        "dr_grpo": dr_grpo_loss,
+        "cispo": cispo_loss,
+        "vespo": vespo_loss,
+        "policy_gradient": policy_gradient_loss,
+    }
+)
+"""Every objective by its name."""
+
+
+def choose_objective(config: TrainConfig) -> Objective:
+    """The objective that the config names, a file's function included, with the options of the config that it takes.
+
+    Raises:
+        ValueError: For an unknown name, a function that is not there, or an option that the objective does not have.
+    """
+    if ":" in config.objective:
+        objective: Objective = load_function(config.objective, "objective")
+    elif config.objective in OBJECTIVES:
+        objective = OBJECTIVES[config.objective]
+    else:
+        known = ", ".join(OBJECTIVES)
+        raise ValueError(f"objective must be one of {known}, or FILE.py:FUNCTION, got {config.objective!r}")
+    clips = {"clip_low": config.clip_low, "clip_high": config.clip_high}
+    asked = {name: value for name, value in clips.items() if value is not None}
+    if extra := asked.keys() - accepted(objective, asked).keys():
+        raise ValueError(f"objective {config.objective!r} has no {', '.join(sorted(extra))}: leave it out")
+    given = {"tau_pos": config.tau_pos, "tau_neg": config.tau_neg, "max_tokens": config.rollout.max_tokens, **asked}
+    return partial(objective, **accepted(objective, given))
+
+
+def check_objective(objective: Objective) -> None:
+    """Tries an objective on two small microbatches, so that a mistake shows before anything costly starts.
+
+    Raises:
+        ValueError: If it raises, returns no loss with a gradient, or does not take the counts of the whole minibatch: the
+            update would then depend on how the minibatch is cut into microbatches.
+    """
+    name = getattr(getattr(objective, "func", objective), "__name__", repr(objective))
+    counts = accepted(objective, dict.fromkeys(COUNTS, 2))
+    if not counts:
+        raise ValueError(f"objective {name!r} takes neither {' nor '.join(COUNTS)}: it could not be split into microbatches")
+    logprobs_BT = torch.full((2, 3), -1.0, requires_grad=True)
+    mask_BT = torch.tensor([[True, True, False], [True, False, False]])
+    try:
+        loss, metrics = objective(logprobs_BT, torch.full((2, 3), -1.1), torch.tensor([1.0, -1.0]), mask_BT, **counts)
+        (gradient_BT,) = torch.autograd.grad(loss, logprobs_BT)
+        plain = {str(key): float(value) for key, value in metrics.items()}
+    except Exception as error:
+        raise ValueError(f"objective {name!r} failed on a trial batch: {type(error).__name__}: {error}") from error
+    if not (gradient_BT.isfinite().all() and not gradient_BT[~mask_BT].any() and loss.isfinite() and plain is not None):
+        raise ValueError(
+            f"objective {name!r} gave loss {loss.item():g} and gradient {gradient_BT.tolist()} on a trial batch: both must be "
+            "finite, and the gradient 0 outside the mask"
+        )
+
+
+def kl_penalty(logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, num_sequences: int) -> Tensor:
+    """KL(π ‖ reference), estimated on the sampled tokens by e^d − d − 1 with d = log reference − log π.
+
+    The estimator is unbiased and never negative (Schulman, "Approximating KL Divergence", k3).
+
+    Args:
+        logprobs_BT: log π, with gradient.
+        reference_BT: log of the frozen reference.
+        mask_BT: True at response tokens.
+        num_sequences: Sequences of the whole minibatch.
+
+    Returns:
+        The sum over sequences of their token means, divided by `num_sequences`, in nats per token.
+    """
+    difference_BT = -masked_log_ratio(logprobs_BT, reference_BT, mask_BT)
+    return sequence_means(difference_BT.exp() - difference_BT - 1, mask_BT).sum() / num_sequences
+
+
+def accepted(objective: Objective, available: Mapping[str, object]) -> dict[str, object]:
+    """Those of the available keyword arguments that an objective takes; all of them if it takes any."""
+    parameters = inspect.signature(objective).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(available)
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in available.items() if name in names}
+
+
+def _clipped(ratio: Tensor, advantages_B1: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic clipping: min(r A, clip(r) A), and 1 where the gradient passes, 0 beyond the favoured side."""
+    objective = torch.minimum(ratio * advantages_B1, ratio.clamp(1 - low, 1 + high) * advantages_B1)
+    inside = torch.where(advantages_B1 > 0, ratio <= 1 + high, ratio >= 1 - low)
+    return objective, inside.to(ratio.dtype)
+
+
+def _token_mean(values_BT: Tensor, mask_BT: Tensor, num_tokens: int | None) -> Tensor:
+    count = mask_BT.sum().clamp(min=1) if num_tokens is None else max(1, num_tokens)
+    return torch.where(mask_BT, values_BT, 0).sum() / count
