@@ -14,29 +14,45 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel, ProcessorMixin
 
-EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+from policies.lora import EXPERT_PARAMETERS, adapters, is_adapter, published_name
 
 
 def exported_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields every parameter as the published checkpoint names and lays it out, without copying.
+    """Yields every parameter as the published checkpoint names and lays it out; only LoRA's sums are copies.
 
     A tied `lm_head.weight` is left out, as it is from the checkpoint.
 
     Args:
-        model: A Qwen3-VL, dense or MoE, built or loaded.
+        model: A Qwen3-VL, dense or MoE, built or loaded, with or without LoRA.
 
     Yields:
-        Name and tensor. The tensors share the model's memory; experts are transposed views: `gate_up_proj` [E, H, 2·I],
-        `down_proj` [E, I, H].
+        Name and tensor. Adapters are merged into the parameters that they adapt. The other tensors share the model's
+        memory; experts are transposed views: `gate_up_proj` [E, H, 2·I], `down_proj` [E, I, H].
     """
-    for name, parameter in model.named_parameters():  # a tied parameter comes once, under its first name
+    adapted = adapters(model)
+    for name, parameter in _published_parameters(model):
         tensor = parameter.detach()
-        yield name, tensor.transpose(1, 2) if name.endswith(EXPERT_PARAMETERS) else tensor
+        if name in adapted:
+            tensor = tensor + adapted[name].get_delta_weight("default").detach()
+        yield name, _published_layout(name, tensor)
 
 
 def exported_metadata(model: PreTrainedModel) -> list[tuple[str, torch.dtype, torch.Size]]:
     """Name, dtype and shape of what `exported_parameters` yields, in its order."""
-    return [(name, tensor.dtype, tensor.shape) for name, tensor in exported_parameters(model)]
+    return [
+        (name, parameter.dtype, _published_layout(name, parameter).shape)
+        for name, parameter in _published_parameters(model)
+    ]
+
+
+def _published_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    for name, parameter in model.named_parameters():  # a tied parameter comes once, under its first name
+        if not is_adapter(name):
+            yield published_name(name), parameter
+
+
+def _published_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.transpose(1, 2) if name.endswith(EXPERT_PARAMETERS) else tensor
 
 
 def save_policy(

@@ -35,7 +35,7 @@ def token_logprobs(
         targets_N: int64, the tokens that were chosen.
         banned_ids: int64, tokens that the engine never samples: left out of the normalisation here as there.
         temperature: Divides the logits; the engine's sampling temperature.
-        chunk_elements: Logits that may exist at once; at least one token's are computed.
+        chunk_elements: Logits that exist at once; one token's at least.
 
     Returns:
         Log-probabilities [N] with gradient, and entropies [N] in nats without; both float32 (float64 of float64).
@@ -44,9 +44,8 @@ def token_logprobs(
         dtype = torch.get_autocast_dtype(hidden_NH.device.type)
         # Once for all chunks, and by autograd's own cast: the gradient comes back in the parameter's precision.
         hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
-    chunk = max(1, chunk_elements // len(weight_VH))
     with torch.autocast(hidden_NH.device.type, enabled=False):
-        return _TokenLogprobs.apply(hidden_NH, weight_VH, targets_N, banned_ids, temperature, chunk)
+        return _TokenLogprobs.apply(hidden_NH, weight_VH, targets_N, banned_ids, temperature, chunk_elements)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -60,12 +59,15 @@ class _TokenLogprobs(torch.autograd.Function):
         targets_N: Tensor,
         banned_ids: Tensor,
         temperature: float,
-        chunk: int,
+        chunk_elements: int,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
         logprobs_N, entropies_N, normalisers_N = hidden_NH.new_empty(3, len(hidden_NH), dtype=dtype).unbind()
-        for part in _chunks(len(hidden_NH), chunk):
-            logits_CV = _logits(hidden_NH[part], weight_VH, banned_ids, temperature, dtype)
+        for part in _chunks(len(hidden_NH), max(1, chunk_elements // len(weight_VH))):
+            logits_CV = (hidden_NH[part] @ weight_VH.T).to(dtype)
+            if temperature != 1.0:
+                logits_CV /= temperature
+            logits_CV.index_fill_(1, banned_ids, BANNED_LOGIT)
             target_C = logits_CV.gather(1, targets_N[part, None])[:, 0]
             target_C.masked_fill_(target_C <= BANNED_LOGIT, float("-inf"))
             largest_C1 = logits_CV.max(1, keepdim=True).values
@@ -77,46 +79,39 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs_N[part] = target_C - normalisers_N[part]
             entropies_N[part] = log_total_C - torch.linalg.vecdot(odds_CV, logits_CV) / total_C
         ctx.save_for_backward(hidden_NH, weight_VH, targets_N, banned_ids, normalisers_N)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk_elements = temperature, chunk_elements
         ctx.mark_non_differentiable(entropies_N)
         return logprobs_N, entropies_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, targets_N, banned_ids, normalisers_N = ctx.saved_tensors
-        gradient_N = gradients[0]
         for_hidden, for_weight = ctx.needs_input_grad[:2]
-        hidden_gradient = torch.empty_like(hidden_NH) if for_hidden else None
-        weight_gradient = torch.zeros_like(weight_VH, dtype=normalisers_N.dtype) if for_weight else None
-        for part in _chunks(len(hidden_NH), ctx.chunk):
-            slope_CV = _logits(hidden_NH[part], weight_VH, banned_ids, ctx.temperature, normalisers_N.dtype)
-            slope_CV.sub_(normalisers_N[part, None]).exp_()  # p
-            scale_C1 = gradient_N[part, None] / ctx.temperature
-            slope_CV.mul_(-scale_C1).scatter_add_(1, targets_N[part, None], scale_C1)
-            slope_CV = slope_CV.index_fill_(1, banned_ids, 0).to(weight_VH.dtype)
+        hidden_gradient = torch.zeros_like(hidden_NH, dtype=normalisers_N.dtype) if for_hidden else None
+        weight_gradient = torch.empty_like(weight_VH) if for_weight else None
+        scale_N1 = gradients[0][:, None] / ctx.temperature
+        banned = banned_ids.tolist()
+        # Chunks of the vocabulary this time, now that the normalisers are known: each row of the weight's gradient is then
+        # written once, in its own precision, and only the small gradient of the hidden states is a running sum.
+        for part in _chunks(len(weight_VH), max(1, ctx.chunk_elements // max(1, len(hidden_NH)))):
+            slope_NC = (hidden_NH @ weight_VH[part].T).to(normalisers_N.dtype)
+            if ctx.temperature != 1.0:
+                slope_NC /= ctx.temperature
+            slope_NC.sub_(normalisers_N[:, None]).exp_().mul_(-scale_N1)
+            column_N1 = targets_N[:, None] - part.start
+            inside_N1 = (column_N1 >= 0) & (column_N1 < slope_NC.shape[1])
+            slope_NC.scatter_add_(1, column_N1.clamp(0, slope_NC.shape[1] - 1), scale_N1 * inside_N1)
+            if columns := [token - part.start for token in banned if part.start <= token < part.stop]:
+                slope_NC[:, columns] = 0
+            slope_NC = slope_NC.to(weight_VH.dtype)
             if hidden_gradient is not None:
-                hidden_gradient[part] = slope_CV @ weight_VH
+                hidden_gradient += slope_NC @ weight_VH[part]
             if weight_gradient is not None:
-                _add_product(weight_gradient, slope_CV, hidden_NH[part])
-        if weight_gradient is not None:
-            weight_gradient = weight_gradient.to(weight_VH.dtype)
+                torch.mm(slope_NC.T, hidden_NH, out=weight_gradient[part])
+        if hidden_gradient is not None:
+            hidden_gradient = hidden_gradient.to(hidden_NH.dtype)
         return hidden_gradient, weight_gradient, None, None, None, None
 
 
 def _chunks(length: int, chunk: int) -> list[slice]:
-    return [slice(start, start + chunk) for start in range(0, length, chunk)]
-
-
-def _logits(hidden_CH: Tensor, weight_VH: Tensor, banned_ids: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    logits_CV = (hidden_CH @ weight_VH.T).to(dtype)
-    if temperature != 1.0:
-        logits_CV /= temperature
-    return logits_CV.index_fill_(1, banned_ids, BANNED_LOGIT)
-
-
-def _add_product(sum_VH: Tensor, slope_CV: Tensor, hidden_CH: Tensor) -> None:
-    """sum += slopeᵀ · hidden, in the sum's precision."""
-    if sum_VH.dtype == slope_CV.dtype:
-        sum_VH.addmm_(slope_CV.T, hidden_CH)
-    else:
-        sum_VH += slope_CV.T @ hidden_CH
+    return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]

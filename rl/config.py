@@ -20,6 +20,8 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-6
     """Peak learning rate."""
+    vision_learning_rate: float | None = None
+    """Peak learning rate of the vision tower; default: learning_rate; 0 freezes the tower."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = 0.0
@@ -45,8 +47,22 @@ class LearnerConfig:
     """Precision of forward and backward passes; master weights are always float32."""
     routing_replay: Literal["off", "R2"] = "R2"
     """MoE only: R2 trains stale minibatches through the experts that the old policy chose for them; the router still learns."""
+    gradient_checkpointing: bool = False
+    """Keeps one tensor per layer and computes the rest again in the backward pass: less memory, a third more time."""
     microbatch_tokens: int = 16384
     """Token budget of one forward and backward pass, padding included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters instead of all weights; merged wherever weights leave the learner."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: no LoRA, all weights learn."""
+    alpha: float = 32.0
+    """An adapter's product is scaled by alpha / rank."""
+    parts: tuple[Literal["language", "vision", "experts"], ...] = ("language",)
+    """What gets adapters: the language model's linear layers, the vision tower's, the experts of a MoE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +167,7 @@ class TrainConfig:
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -169,11 +186,11 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
 POSITIVE = """
     steps prompts_per_step num_minibatches tau_pos tau_neg reward_timeout reward_workers optimizer.learning_rate
     optimizer.max_grad_norm rollout.num_engines rollout.threads_per_engine rollout.max_tokens rollout.temperature
-    rollout.kv_cache_gib rollout.gpu_memory_utilization learner.threads eval.num_samples
+    rollout.kv_cache_gib rollout.gpu_memory_utilization learner.threads lora.alpha eval.num_samples
     """.split()
 NOT_NEGATIVE = """
     kl_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay optimizer.warmup_updates optimizer.decay_updates
-    rollout.gpus_per_engine rollout.max_images rollout.max_videos learner.gpus eval.every eval.num_prompts
+    lora.rank rollout.gpus_per_engine rollout.max_images rollout.max_videos learner.gpus eval.every eval.num_prompts
     """.split()
 
 
@@ -192,6 +209,10 @@ def check_config(config: TrainConfig) -> None:
     for name in ("clip_low", "clip_high"):
         if (value := getattr(config, name)) is not None and not value > 0:
             raise ValueError(f"{name} must be > 0, got {value}")
+    if (rate := config.optimizer.vision_learning_rate) is not None and not rate >= 0:
+        raise ValueError(f"optimizer.vision_learning_rate must be >= 0, got {rate}")
+    if config.lora.rank and not config.lora.parts:
+        raise ValueError(f"lora.rank = {config.lora.rank} with no lora.parts trains nothing: name language, vision or experts")
     for name in ("token_band", "sequence_band"):
         band = getattr(config.correction, name)
         if band is not None and not 0 <= band[0] < 1 < band[1]:

@@ -25,6 +25,7 @@ from policies.export import save_policy
 from policies.inputs import encode_images, hidden_states
 from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.logprobs import token_logprobs
+from policies.lora import adapters_off, add_lora, is_adapter
 from policies.routing import UNKNOWN, RoutingReplay
 from rl.batching import make_microbatch, plan_microbatches, split_minibatches
 from rl.config import OptimizerConfig, TrainConfig
@@ -65,14 +66,21 @@ class Learner:
         self.config = config
         self.device = torch.device("cuda" if config.learner.gpus else "cpu")
         self.processor = load_processor(model_path)
-        self.model = load_policy(model_path, dtype=torch.float32, device=self.device)
+        # With LoRA a checkpoint's merged weights are for others; the learner keeps base and adapters apart.
+        base = config.model if config.lora.rank else model_path
+        self.model = load_policy(base, dtype=torch.float32, device=self.device)
+        choose_what_learns(self.model, config)
+        if config.learner.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.train()  # Qwen3-VL has no dropout; transformers asks for it
         self.banned_ids = torch.tensor(vision_token_ids(self.model.config), device=self.device)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scheduler = make_scheduler(self.optimizer, config.optimizer)
         self.objective = objective or choose_objective(config)
         self.routing = RoutingReplay(self.model)
-        # On resume, too, the reference is the policy that the run started from.
-        self.reference = self._frozen(config.model) if config.kl_coefficient else None
+        # On resume, too, the reference is the policy that the run started from. With LoRA it is the adapters switched off.
+        apart = config.kl_coefficient and not config.lora.rank
+        self.reference = self._frozen(config.model) if apart else None
         self._skipped_in_a_row = 0
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
@@ -162,6 +170,14 @@ class Learner:
         logprobs_BT = logprobs_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_N)
         return logprobs_BT, entropies_N
 
+    @torch.no_grad()
+    def reference_logprobs(self, batch: Microbatch) -> Tensor:
+        """[B, T] log-probabilities under the policy that the run started from."""
+        if self.reference is not None:
+            return self.forward(batch, self.reference)[0]
+        with adapters_off(self.model):
+            return self.forward(batch)[0]
+
     def _frozen(self, model_path: str | Path) -> torch.nn.Module:
         return load_policy(model_path, dtype=torch.float32, device=self.device).requires_grad_(False)
 
@@ -172,11 +188,12 @@ class Learner:
 
         Every microbatch divides by the minibatch's counts, so that any split adds up to the same gradient.
         """
+        num_sequences = sum(len(batch.prompt_ids) for batch in minibatch)
         num_tokens = sum(int(batch.mask_BT.sum()) for batch in minibatch)
-        counts = {"num_sequences": sum(len(batch.prompt_ids) for batch in minibatch), "num_tokens": num_tokens}
-        counts = accepted(self.objective, counts)
+        counts = accepted(self.objective, {"num_sequences": num_sequences, "num_tokens": num_tokens})
         new, entropies, weights, kl = [], [], [], 0.0
         for index, batch in enumerate(minibatch):
+            reference_BT = self.reference_logprobs(batch) if self.config.kl_coefficient else None
             with self.routing.replay(None if old is None else old[index].experts_KNk):
                 logprobs_BT, entropies_N = self.forward(batch)
                 old_BT = logprobs_BT.detach() if old is None else old[index].logprobs_BT
@@ -185,8 +202,8 @@ class Learner:
                 weights_BT = mismatch_weights(old_BT, rollout_BT, mask_BT, self.config.correction)
                 scaled_BT = scale_gradient(logprobs_BT, weights_BT)
                 loss, _ = self.objective(scaled_BT, old_BT, advantages_B, mask_BT, **counts)
-                if self.reference is not None:
-                    penalty = self._kl(batch, logprobs_BT, sum(len(batch.prompt_ids) for batch in minibatch))
+                if reference_BT is not None:
+                    penalty = kl_penalty(logprobs_BT, reference_BT, mask_BT, num_sequences)
                     kl, loss = kl + penalty.item(), loss + self.config.kl_coefficient * penalty
                 loss.backward()
             new.append(logprobs_BT.detach())
@@ -201,15 +218,9 @@ class Learner:
         report = {f"policy/{name}": float(value) for name, value in metrics.items()}
         report |= {"loss/objective": float(loss), "policy/entropy": float(torch.cat(entropies).mean())}
         report |= mismatch_metrics(_stack(behaviour), rollout_BT, _stack(weights), mask_BT)
-        if self.reference is not None:
+        if self.config.kl_coefficient:
             report["policy/kl"] = kl
         return report | self._apply_gradient(minibatch, new), behaviour
-
-    def _kl(self, batch: Microbatch, logprobs_BT: Tensor, num_sequences: int) -> Tensor:
-        """The penalty's share of this microbatch."""
-        with torch.no_grad():
-            reference_BT, _ = self.forward(batch, self.reference)
-        return kl_penalty(logprobs_BT, reference_BT, batch.mask_BT.to(self.device), num_sequences)
 
     def _apply_gradient(self, minibatch: Sequence[Microbatch], new: Sequence[Tensor]) -> dict[str, float]:
         """Clips and applies the gradient, or drops it if it is not finite, and says so."""
@@ -242,19 +253,25 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Writes a folder that `from_pretrained` loads, plus `trainer/` with optimizer, schedule and RNG."""
         save_policy(self.model, self.processor, folder)
-        state = {"optimizer": get_optimizer_state_dict(self.model, self.optimizer), **self._small_state()}
+        state = self._state()
         dcp.save(state, checkpoint_id=str(folder / "trainer"), no_dist=True)
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote beside the weights, which `model_path` has brought already."""
-        state = {"optimizer": get_optimizer_state_dict(self.model, self.optimizer), **self._small_state()}
+        state = self._state()
         dcp.load(state, checkpoint_id=str(folder / "trainer"), no_dist=True)
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         set_rng_state(state["rng"])
 
-    def _small_state(self) -> dict[str, Any]:
-        return {"scheduler": self.scheduler.state_dict(), "rng": get_rng_state()}
+    def _state(self) -> dict[str, Any]:
+        """What resuming needs beside the weights; adapters in place, so that loading fills them."""
+        return {
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": get_rng_state(),
+            "adapters": {n: p.detach() for n, p in self.model.named_parameters() if is_adapter(n)},
+        }
 
 
 def peak_memory(device: torch.device) -> int:
@@ -283,14 +300,36 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def choose_what_learns(model: torch.nn.Module, config: TrainConfig) -> None:
+    """All weights, or LoRA's adapters alone; in either case without the vision tower if its learning rate is 0.
+
+    Raises:
+        ValueError: If a part that LoRA is to adapt does not exist in this model.
+    """
+    if config.lora.rank:
+        add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, parts=config.lora.parts, seed=config.seed)
+    if config.optimizer.vision_learning_rate == 0:
+        model.model.visual.requires_grad_(False)
+
+
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW, fused; matrices decay, vectors (norms, biases) do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    """AdamW, fused; matrices decay, vectors (norms, biases) do not; the vision tower may have a learning rate of its own."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((".visual." in name, parameter.dim() >= 2), []).append(parameter)
+    vision_rate = config.learning_rate if config.vision_learning_rate is None else config.vision_learning_rate
+    options = [
+        {
+            "params": group,
+            "lr": vision_rate if is_vision else config.learning_rate,
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
+        }
+        # The language model first: the metric `policy/learning_rate` is that of the first group.
+        for (is_vision, is_matrix), group in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    optimizer = torch.optim.AdamW(options, betas=config.betas, fused=True)
+    parameters = [parameter for group in groups.values() for parameter in group]
     # AdamW would leave out parameters without a gradient so far, such as the vision tower while all prompts are text; torch's
     # get_optimizer_state_dict then fails on resume, and on an optimizer without any state takes a step of its own.
     for parameter in parameters:

@@ -191,6 +191,15 @@ RewardRunner(my_reward, timeout=1000).score([group])
     assert is_true_soon(lambda: not is_alive(worker))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A suite started in the background of a shell inherits that SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_round_leaves_nothing_for_the_next() -> None:
     with RewardRunner(misbehaving(), timeout=60.0) as rewards:
         rewards.score([group("1", "abc")])

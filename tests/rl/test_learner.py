@@ -16,10 +16,11 @@ from torch import Tensor
 
 from policies.inputs import encode_images, expand_image_tokens
 from policies.loading import load_policy
+from policies.lora import is_adapter
 from policies.small import TOKEN_IDS, small_processor
 from rewards.types import Score
 from rl.batching import make_samples
-from rl.config import CorrectionConfig, LearnerConfig, OptimizerConfig, TrainConfig
+from rl.config import CorrectionConfig, LearnerConfig, LoraConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner, make_optimizer, make_scheduler
 from rl.objectives import OBJECTIVES, kl_penalty
 from rl.types import Sample
@@ -513,3 +514,83 @@ def test_replay_can_be_switched_off_and_a_dense_policy_has_none(moe_policy: Path
     assert "policy/routing_agreement" not in metrics
     metrics = Learner(config(num_minibatches=2), moe_policy).step(rollout()).metrics
     assert 0 < metrics["policy/routing_agreement"] <= 1
+
+
+def with_lora(options: TrainConfig, folder: Path, parts: tuple[str, ...] = ("language",)) -> TrainConfig:
+    return replace(options, model=str(folder), lora=LoraConfig(rank=4, alpha=8.0, parts=parts))
+
+
+def adapter_weights(learner: Learner) -> dict[str, Tensor]:
+    return {name: value for name, value in parameters(learner).items() if is_adapter(name)}
+
+
+def test_lora_learns_by_its_adapters_alone(policy: Path):
+    parts = ("language", "experts") if policy.name == "moe" else ("language", "vision")
+    learner = Learner(with_lora(config(learning_rate=1e-2), policy, parts), policy)
+    before = parameters(learner)
+    for _ in range(2):
+        learner.step(rollout())
+    moved = {name for name, value in parameters(learner).items() if not torch.equal(value, before[name])}
+    assert moved == set(adapter_weights(learner))
+
+
+def test_under_lora_the_reference_is_the_adapters_switched_off(dense_policy: Path):
+    options = replace(with_lora(config(learning_rate=3e-2), dense_policy), kl_coefficient=0.1)
+    learner = Learner(options, dense_policy)
+    assert learner.reference is None
+    first, second = (learner.step(rollout()).metrics["policy/kl"] for _ in range(2))
+    assert first == pytest.approx(0.0, abs=1e-7)
+    assert second > 1e-4
+
+
+def test_a_lora_run_resumes_to_the_last_bit(dense_policy: Path, tmp_path: Path):
+    options = with_lora(config(num_minibatches=2), dense_policy)
+    learner = Learner(options, dense_policy)
+    learner.step(rollout(seed=1))
+    learner.save(tmp_path)
+    resumed = Learner(options, tmp_path)
+    resumed.load(tmp_path)
+    ours, theirs = (its.step(rollout(seed=2)).metrics for its in (resumed, learner))
+    kept = [name for name in ours if not name.startswith(("time/", "memory/"))]
+    assert {name: ours[name] for name in kept} == {name: theirs[name] for name in kept}
+    for name, value in parameters(learner).items():
+        assert torch.equal(value, parameters(resumed)[name])
+
+
+def test_the_vision_tower_may_have_a_learning_rate_of_its_own_or_none():
+    class Policy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.ModuleDict({"visual": torch.nn.Linear(2, 2), "text": torch.nn.Linear(2, 2)})
+
+    optimizer = make_optimizer(Policy(), OptimizerConfig(learning_rate=1e-3, vision_learning_rate=1e-4, weight_decay=0.1))
+    seen = [([p.dim() for p in g["params"]], g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+    assert seen == [([2], 1e-3, 0.1), ([1], 1e-3, 0.0), ([2], 1e-4, 0.1), ([1], 1e-4, 0.0)]
+
+
+def test_a_frozen_vision_tower_stays_as_it_is(dense_policy: Path):
+    learner = Learner(config(vision_learning_rate=0.0), dense_policy)
+    before = parameters(learner)
+    learner.step(rollout())
+    moved = {name for name, value in parameters(learner).items() if not torch.equal(value, before[name])}
+    assert moved and not any(".visual." in name for name in moved)
+    assert not any(".visual." in name for name, p in learner.model.named_parameters() if p.requires_grad)
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_update(policy: Path):
+    results = []
+    for checkpointing in (False, True):
+        options = config(num_minibatches=2)
+        options = replace(options, learner=replace(options.learner, gradient_checkpointing=checkpointing))
+        learner = learner_in_float64(options, policy)
+        gradients = watch_gradients(learner)
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            [batch] = learner.make_microbatches([sample for group in rollout() for sample in group])
+            learner.forward(batch)
+        learner.step(rollout())
+        results.append((gradients, sum(kept)))
+    (plain, plain_kept), (checkpointed, checkpointed_kept) = results
+    assert checkpointed_kept < plain_kept / 3
+    for one, other in zip(plain, checkpointed, strict=True):
+        assert difference(other, one) <= 1e-9

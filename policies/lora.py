@@ -1,0 +1,96 @@
+"""LoRA (arXiv 2106.09685) through peft, on parts of a policy that are chosen by name; merged whenever weights leave the learner."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from transformers import PreTrainedModel
+
+Part: TypeAlias = Literal["language", "vision", "experts"]
+
+MODULES: dict[Part, str] = {
+    "language": r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+    "vision": r"model\.visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])|(deepstack_)?merger\S*\.linear_fc[12])",
+}
+"""Linear layers of each part, as regular expressions over module names."""
+EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+
+def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, parts: Sequence[Part], seed: int) -> None:
+    """Freezes the policy and adds trainable low-rank adapters, which change nothing yet.
+
+    Args:
+        model: A Qwen3-VL, dense or MoE; changed in place, its class and config stay.
+        rank: Of each adapter.
+        alpha: An adapter's product is scaled by alpha / rank.
+        parts: Which parts get adapters.
+        seed: Of the adapters' random half.
+
+    Raises:
+        ValueError: If a part matches nothing in this model.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    patterns = [MODULES[part] for part in parts if part in MODULES]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            target_modules="|".join(f"({pattern})" for pattern in patterns) or [],
+            target_parameters=list(EXPERT_PARAMETERS) if "experts" in parts else None,
+        )
+        _require_matches(model, parts)
+        inject_adapter_in_model(config, model)
+
+
+def _require_matches(model: PreTrainedModel, parts: Sequence[Part]) -> None:
+    modules = [name for name, _ in model.named_modules()]
+    matching: dict[str, bool] = {
+        part: any(re.fullmatch(pattern, name) for name in modules) for part, pattern in MODULES.items()
+    }
+    matching["experts"] = any(name.endswith(EXPERT_PARAMETERS) for name, _ in model.named_parameters())
+    for part in parts:
+        if not matching.get(part):
+            available = ", ".join(name for name in get_args(Part) if matching[name])
+            raise ValueError(
+                f"lora.parts: {part!r} matches nothing in a {type(model).__name__}; it has {available or 'no known parts'}"
+            )
+
+
+def adapters(model: torch.nn.Module) -> dict[str, Any]:
+    """The adapter of each adapted parameter, under the parameter's name in the published checkpoint."""
+    found = {}
+    for path, module in model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            # An adapter of a bare parameter says which one; the others wrap a linear layer.
+            leaf = getattr(module, "parameter_name", "weight")
+            found[f"{published_name(path)}.{leaf}"] = module
+    return found
+
+
+def published_name(name: str) -> str:
+    """A parameter's or module's name without the wrappers that peft puts around it."""
+    return name.replace(".base_layer", "")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter and not to the published checkpoint."""
+    return ".lora_" in name
+
+
+@contextmanager
+def adapters_off(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the policy is the one that LoRA started from."""
+    layers = list(adapters(model).values())
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
