@@ -7,6 +7,7 @@ Shapes: N chosen tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def token_logprobs(
         targets_N: int64, the tokens that were chosen.
         banned_ids: int64, tokens that the engine never samples: left out of the normalisation here as there.
         temperature: Divides the logits; the engine's sampling temperature.
-        chunk_elements: Logits that exist at once; one token's at least.
+        chunk_elements: Logits that exist at once; a chunk has all tokens and a part of the vocabulary, one token of it at least.
 
     Returns:
         Log-probabilities [N] with gradient, and entropies [N] in nats without; both float32 (float64 of float64).
@@ -45,7 +46,7 @@ def token_logprobs(
         # Once for all chunks, and by autograd's own cast: the gradient comes back in the parameter's precision.
         hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
     with torch.autocast(hidden_NH.device.type, enabled=False):
-        return _TokenLogprobs.apply(hidden_NH, weight_VH, targets_N, banned_ids, temperature, chunk_elements)
+        return _TokenLogprobs.apply(hidden_NH, weight_VH, targets_N, banned_ids.tolist(), temperature, chunk_elements)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -57,52 +58,48 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_NH: Tensor,
         weight_VH: Tensor,
         targets_N: Tensor,
-        banned_ids: Tensor,
+        banned: Sequence[int],
         temperature: float,
         chunk_elements: int,
     ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(hidden_NH, weight_VH, targets_N)
+        ctx.banned, ctx.temperature, ctx.chunk_elements = banned, temperature, chunk_elements
+        # The online softmax: Σ e^(z − m) and Σ e^(z − m) (z − m) over the vocabulary so far, with m the largest z so far.
         dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
-        logprobs_N, entropies_N, normalisers_N = hidden_NH.new_empty(3, len(hidden_NH), dtype=dtype).unbind()
-        for part in _chunks(len(hidden_NH), max(1, chunk_elements // len(weight_VH))):
-            logits_CV = (hidden_NH[part] @ weight_VH.T).to(dtype)
-            if temperature != 1.0:
-                logits_CV /= temperature
-            logits_CV.index_fill_(1, banned_ids, BANNED_LOGIT)
-            target_C = logits_CV.gather(1, targets_N[part, None])[:, 0]
-            target_C.masked_fill_(target_C <= BANNED_LOGIT, float("-inf"))
-            largest_C1 = logits_CV.max(1, keepdim=True).values
-            logits_CV -= largest_C1
-            odds_CV = logits_CV.exp()  # p · total
-            total_C = odds_CV.sum(1)
-            log_total_C = total_C.log()
-            normalisers_N[part] = log_total_C + largest_C1[:, 0]
-            logprobs_N[part] = target_C - normalisers_N[part]
-            entropies_N[part] = log_total_C - torch.linalg.vecdot(odds_CV, logits_CV) / total_C
-        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, banned_ids, normalisers_N)
-        ctx.temperature, ctx.chunk_elements = temperature, chunk_elements
+        largest_N1 = hidden_NH.new_full((len(hidden_NH), 1), BANNED_LOGIT, dtype=dtype)
+        total_N1, moment_N1, target_N1 = largest_N1.new_zeros(3, len(hidden_NH), 1).unbind()
+        for part, logits_NC in _chunks(hidden_NH, weight_VH, banned, temperature, chunk_elements):
+            column_N1, inside_N1 = _columns(targets_N, part)
+            target_N1 = torch.where(inside_N1, logits_NC.gather(1, column_N1), target_N1)
+            new_largest_N1 = torch.maximum(largest_N1, logits_NC.max(1, keepdim=True).values)
+            shift_N1 = largest_N1 - new_largest_N1
+            decay_N1 = shift_N1.exp()
+            odds_NC = logits_NC.sub_(new_largest_N1).exp()
+            moment_N1 = decay_N1 * (moment_N1 + shift_N1 * total_N1)
+            moment_N1 += torch.linalg.vecdot(odds_NC, logits_NC)[:, None]
+            total_N1 = decay_N1 * total_N1 + odds_NC.sum(1, keepdim=True)
+            largest_N1 = new_largest_N1
+        ctx.normaliser_N1 = total_N1.log() + largest_N1
+        logprobs_N = (target_N1 - ctx.normaliser_N1)[:, 0]
+        logprobs_N = logprobs_N.masked_fill(target_N1[:, 0] <= BANNED_LOGIT, float("-inf"))
+        entropies_N = (total_N1.log() - moment_N1 / total_N1)[:, 0]
         ctx.mark_non_differentiable(entropies_N)
         return logprobs_N, entropies_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, targets_N, banned_ids, normalisers_N = ctx.saved_tensors
+        hidden_NH, weight_VH, targets_N = ctx.saved_tensors
+        banned = ctx.banned
         for_hidden, for_weight = ctx.needs_input_grad[:2]
-        hidden_gradient = torch.zeros_like(hidden_NH, dtype=normalisers_N.dtype) if for_hidden else None
+        hidden_gradient = torch.zeros_like(hidden_NH, dtype=ctx.normaliser_N1.dtype) if for_hidden else None
+        # Each row is written once, in its own precision: a chunk is of the vocabulary and has all tokens.
         weight_gradient = torch.empty_like(weight_VH) if for_weight else None
         scale_N1 = gradients[0][:, None] / ctx.temperature
-        banned = banned_ids.tolist()
-        # Chunks of the vocabulary this time, now that the normalisers are known: each row of the weight's gradient is then
-        # written once, in its own precision, and only the small gradient of the hidden states is a running sum.
-        for part in _chunks(len(weight_VH), max(1, ctx.chunk_elements // max(1, len(hidden_NH)))):
-            slope_NC = (hidden_NH @ weight_VH[part].T).to(normalisers_N.dtype)
-            if ctx.temperature != 1.0:
-                slope_NC /= ctx.temperature
-            slope_NC.sub_(normalisers_N[:, None]).exp_().mul_(-scale_N1)
-            column_N1 = targets_N[:, None] - part.start
-            inside_N1 = (column_N1 >= 0) & (column_N1 < slope_NC.shape[1])
-            slope_NC.scatter_add_(1, column_N1.clamp(0, slope_NC.shape[1] - 1), scale_N1 * inside_N1)
-            if columns := [token - part.start for token in banned if part.start <= token < part.stop]:
-                slope_NC[:, columns] = 0
+        for part, logits_NC in _chunks(hidden_NH, weight_VH, banned, ctx.temperature, ctx.chunk_elements):
+            column_N1, inside_N1 = _columns(targets_N, part)
+            slope_NC = logits_NC.sub_(ctx.normaliser_N1).exp_().mul_(-scale_N1)
+            slope_NC.scatter_add_(1, column_N1, scale_N1 * inside_N1)
+            slope_NC[:, _banned_columns(banned, part)] = 0
             slope_NC = slope_NC.to(weight_VH.dtype)
             if hidden_gradient is not None:
                 hidden_gradient += slope_NC @ weight_VH[part]
@@ -113,5 +110,26 @@ class _TokenLogprobs(torch.autograd.Function):
         return hidden_gradient, weight_gradient, None, None, None, None
 
 
-def _chunks(length: int, chunk: int) -> list[slice]:
-    return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
+def _chunks(
+    hidden_NH: Tensor, weight_VH: Tensor, banned: Sequence[int], temperature: float, chunk_elements: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Ranges of the vocabulary, and all tokens' logits there."""
+    width = max(1, chunk_elements // max(1, len(hidden_NH)))
+    for start in range(0, len(weight_VH), width):
+        part = slice(start, min(start + width, len(weight_VH)))
+        logits_NC = (hidden_NH @ weight_VH[part].T).to(torch.promote_types(hidden_NH.dtype, torch.float32))
+        if temperature != 1.0:
+            logits_NC /= temperature
+        logits_NC[:, _banned_columns(banned, part)] = BANNED_LOGIT
+        yield part, logits_NC
+
+
+def _banned_columns(banned: Sequence[int], part: slice) -> list[int]:
+    return [token - part.start for token in banned if part.start <= token < part.stop]
+
+
+def _columns(targets_N: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """[N, 1] each token's target as a column of this chunk, and whether it lies in there at all."""
+    column_N1 = targets_N[:, None] - part.start
+    inside_N1 = (column_N1 >= 0) & (column_N1 < part.stop - part.start)
+    return column_N1.clamp(0, part.stop - part.start - 1), inside_N1

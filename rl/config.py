@@ -189,8 +189,9 @@ POSITIVE = """
     rollout.kv_cache_gib rollout.gpu_memory_utilization learner.threads lora.alpha eval.num_samples
     """.split()
 NOT_NEGATIVE = """
-    kl_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay optimizer.warmup_updates optimizer.decay_updates
-    lora.rank rollout.gpus_per_engine rollout.max_images rollout.max_videos learner.gpus eval.every eval.num_prompts
+    kl_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay
+    optimizer.warmup_updates optimizer.decay_updates lora.rank rollout.gpus_per_engine rollout.max_images
+    rollout.max_videos learner.gpus eval.every eval.num_prompts
     """.split()
 
 
@@ -212,7 +213,9 @@ def check_config(config: TrainConfig) -> None:
     if (rate := config.optimizer.vision_learning_rate) is not None and not rate >= 0:
         raise ValueError(f"optimizer.vision_learning_rate must be >= 0, got {rate}")
     if config.lora.rank and not config.lora.parts:
-        raise ValueError(f"lora.rank = {config.lora.rank} with no lora.parts trains nothing: name language, vision or experts")
+        raise ValueError(
+            f"lora.rank = {config.lora.rank} with no lora.parts trains nothing: name language, vision or experts"
+        )
     for name in ("token_band", "sequence_band"):
         band = getattr(config.correction, name)
         if band is not None and not 0 <= band[0] < 1 < band[1]:

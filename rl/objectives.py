@@ -225,7 +225,9 @@ def check_objective(objective: Objective) -> None:
     name = getattr(getattr(objective, "func", objective), "__name__", repr(objective))
     counts = accepted(objective, dict.fromkeys(COUNTS, 2))
     if not counts:
-        raise ValueError(f"objective {name!r} takes neither {' nor '.join(COUNTS)}: it could not be split into microbatches")
+        raise ValueError(
+            f"objective {name!r} takes neither {' nor '.join(COUNTS)}: it could not be split into microbatches"
+        )
     logprobs_BT = torch.full((2, 3), -1.0, requires_grad=True)
     mask_BT = torch.tensor([[True, True, False], [True, False, False]])
     try:

@@ -85,9 +85,7 @@ def masked_log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tens
 
 
 @torch.no_grad()
-def gate_metrics(
-    log_ratio_BT: Tensor, weight_BT: Tensor, advantages_B1: Tensor, mask_BT: Tensor
-) -> dict[str, Tensor]:
+def gate_metrics(log_ratio_BT: Tensor, weight_BT: Tensor, advantages_B1: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
     """How far the policy has moved from the one that sampled, and what the objective makes of it (Section 4.1).
 
     Args:

@@ -280,7 +280,9 @@ def test_a_config_hands_its_options_to_the_objective_that_takes_them():
 
 
 def test_an_unknown_objective_is_refused_with_all_known_ones():
-    message = "objective must be one of sapo, grpo, gspo, dapo, dr_grpo, cispo, vespo, policy_gradient, or FILE.py:FUNCTION"
+    message = (
+        "objective must be one of sapo, grpo, gspo, dapo, dr_grpo, cispo, vespo, policy_gradient, or FILE.py:FUNCTION"
+    )
     with pytest.raises(ValueError, match=f"^{message}, got 'ppo'$"):
         choose_objective(config(objective="ppo"))
 
