@@ -11,6 +11,8 @@ from typing import Any, Literal
 from rollout.config import Dtype, RolloutConfig
 
 AdvantageKind = Literal["group_std", "group_std_sample", "group_mean", "leave_one_out", "task_std"]
+OBJECTIVE_NAMES = ("sapo", "grpo", "gspo", "dapo", "dr_grpo", "cispo", "vespo", "policy_gradient")
+"""The keys of `rl.objectives.OBJECTIVES`, here to check a name without waiting for torch."""
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
@@ -207,6 +209,9 @@ def check_config(config: TrainConfig) -> None:
     for name in NOT_NEGATIVE:
         if not attrgetter(name)(config) >= 0:
             raise ValueError(f"{name} must be >= 0, got {attrgetter(name)(config)}")
+    if ":" not in config.objective and config.objective not in OBJECTIVE_NAMES:
+        known = ", ".join(OBJECTIVE_NAMES)
+        raise ValueError(f"objective must be one of {known}, or FILE.py:FUNCTION, got {config.objective!r}")
     for name in ("clip_low", "clip_high"):
         if (value := getattr(config, name)) is not None and not value > 0:
             raise ValueError(f"{name} must be > 0, got {value}")

@@ -198,15 +198,10 @@ def choose_objective(config: TrainConfig) -> Objective:
     """The objective that the config names, a file's function included, with the options of the config that it takes.
 
     Raises:
-        ValueError: For an unknown name, a function that is not there, or an option that the objective does not have.
+        ValueError: For a function that is not there, or an option that the objective does not have.
     """
-    if ":" in config.objective:
-        objective: Objective = load_function(config.objective, "objective")
-    elif config.objective in OBJECTIVES:
-        objective = OBJECTIVES[config.objective]
-    else:
-        known = ", ".join(OBJECTIVES)
-        raise ValueError(f"objective must be one of {known}, or FILE.py:FUNCTION, got {config.objective!r}")
+    named = ":" not in config.objective  # and known, says `check_config`
+    objective = OBJECTIVES[config.objective] if named else load_function(config.objective, "objective")
     clips = {"clip_low": config.clip_low, "clip_high": config.clip_high}
     asked = {name: value for name, value in clips.items() if value is not None}
     if extra := asked.keys() - accepted(objective, asked).keys():

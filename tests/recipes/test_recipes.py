@@ -109,6 +109,11 @@ def test_unknown_option_is_named(recipe: Callable[..., Ended], name: str) -> Non
         ("--tau-neg 0", "tau_neg must be > 0, got 0.0"),
         ("--tau-pos -1", "tau_pos must be > 0, got -1.0"),
         (
+            "--objective ppo",
+            "objective must be one of sapo, grpo, gspo, dapo, dr_grpo, cispo, vespo, policy_gradient, or FILE.py:FUNCTION, "
+            "got 'ppo'",
+        ),
+        (
             "--group-size 1",
             "group_size must be >= 2, got 1: an advantage compares a completion with its siblings",
         ),

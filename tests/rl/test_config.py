@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.config import LearnerConfig, OptimizerConfig, TrainConfig, check_config, plain_config
+from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TrainConfig, check_config, plain_config
 from rollout.config import RolloutConfig
 
 CONFIG = TrainConfig(model="small")
@@ -94,6 +94,33 @@ def test_more_minibatches_than_prompts_are_refused_with_both_numbers():
     assert refusal(num_minibatches=5, prompts_per_step=4) == (
         "num_minibatches = 5 exceeds prompts_per_step = 4: each minibatch takes whole groups"
     )
+
+
+def test_an_unknown_objective_is_refused_with_all_known_ones():
+    known = "sapo, grpo, gspo, dapo, dr_grpo, cispo, vespo, policy_gradient"
+    assert refusal(objective="ppo") == f"objective must be one of {known}, or FILE.py:FUNCTION, got 'ppo'"
+    check_config(replace(CONFIG, objective="my_loss.py:mine"))
+
+
+@pytest.mark.parametrize("band", [(1.1, 2.0), (0.5, 0.9), (-1.0, 2.0)])
+def test_a_band_must_lie_around_1(band: tuple[float, float]):
+    expected = f"correction.token_band must be a band around 1, such as 0.5 2.0, got {band[0]} {band[1]}"
+    assert refusal(correction__token_band=band) == expected
+    assert refusal(correction__sequence_band=band) == expected.replace("token", "sequence")
+
+
+def test_clipping_that_cuts_off_everything_is_refused():
+    assert refusal(objective="grpo", clip_high=0.0) == "clip_high must be > 0, got 0.0"
+
+
+def test_lora_without_any_part_is_refused():
+    message = "lora.rank = 8 with no lora.parts trains nothing: name language, vision or experts"
+    with pytest.raises(ValueError, match=message):
+        check_config(replace(CONFIG, lora=LoraConfig(rank=8, parts=())))
+
+
+def test_a_negative_learning_rate_of_the_vision_tower_is_refused():
+    assert refusal(optimizer__vision_learning_rate=-1e-6) == "optimizer.vision_learning_rate must be >= 0, got -1e-06"
 
 
 @pytest.mark.parametrize("max_tokens", [4096, 5000])
