@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +30,10 @@ def _orphans(before: set[Path]) -> set[Path]:
     from rollout.shared_segments import NAMES, segments_of
 
     new = {path for path in set(SHARED_MEMORY.iterdir()) - before if path.name.startswith(NAMES)}
-    return new - segments_of(psutil.process_iter())
+    # joblib's carry the number of their process and are not mapped all the time.
+    numbered = {path: re.findall(r"loky-(\d+)-", path.name) for path in new}
+    alive = {path for path, pids in numbered.items() if any(psutil.pid_exists(int(pid)) for pid in pids)}
+    return new - alive - segments_of(psutil.process_iter())
 
 
 def _children() -> list[str]:
