@@ -6,7 +6,6 @@ Shapes: B sequences, T predicted positions, N response tokens.
 from __future__ import annotations
 
 import logging
-import random
 import resource
 import time
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -25,12 +23,14 @@ from policies.export import save_policy
 from policies.inputs import encode_images, hidden_states
 from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.logprobs import token_logprobs
-from policies.lora import adapters_off, add_lora, is_adapter
+from policies.lora import adapters_off, is_adapter
 from policies.routing import UNKNOWN, RoutingReplay
 from rl.batching import make_microbatch, plan_microbatches, split_minibatches
-from rl.config import OptimizerConfig, TrainConfig
+from rl.config import TrainConfig
 from rl.corrections import mismatch_metrics, mismatch_weights, scale_gradient
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
+from rl.optimizer import choose_what_learns, make_optimizer, make_scheduler
+from rl.rng import get_rng_state, set_rng_state
 from rl.types import Microbatch, Sample, StepReport
 
 logger = logging.getLogger(__name__)
@@ -279,74 +279,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def get_rng_state() -> dict[str, Any]:
-    """The state of every random generator of this process: Python's, NumPy's, torch's on CPU and GPUs."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=True),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restores what `get_rng_state` returned."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def choose_what_learns(model: torch.nn.Module, config: TrainConfig) -> None:
-    """All weights, or LoRA's adapters alone; in either case without the vision tower if its learning rate is 0.
-
-    Raises:
-        ValueError: If a part that LoRA is to adapt does not exist in this model.
-    """
-    if config.lora.rank:
-        add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, parts=config.lora.parts, seed=config.seed)
-    if config.optimizer.vision_learning_rate == 0:
-        model.model.visual.requires_grad_(False)
-
-
-def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW, fused; matrices decay, vectors (norms, biases) do not; the vision tower may have a learning rate of its own."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((".visual." in name, parameter.dim() >= 2), []).append(parameter)
-    vision_rate = config.learning_rate if config.vision_learning_rate is None else config.vision_learning_rate
-    options = [
-        {
-            "params": group,
-            "lr": vision_rate if is_vision else config.learning_rate,
-            "weight_decay": config.weight_decay if is_matrix else 0.0,
-        }
-        # The language model first: the metric `policy/learning_rate` is that of the first group.
-        for (is_vision, is_matrix), group in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
-    ]
-    optimizer = torch.optim.AdamW(options, betas=config.betas, fused=True)
-    parameters = [parameter for group in groups.values() for parameter in group]
-    # AdamW would leave out parameters without a gradient so far, such as the vision tower while all prompts are text; torch's
-    # get_optimizer_state_dict then fails on resume, and on an optimizer without any state takes a step of its own.
-    for parameter in parameters:
-        moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
-    return optimizer
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate rises over `warmup_updates`, and falls to a tenth over `decay_updates` if there are any; linear both."""
-
-    def share(update: int) -> float:
-        rise = min(1.0, (update + 1) / max(1, config.warmup_updates))
-        fall = max(0.1, 1 - 0.9 * update / config.decay_updates) if config.decay_updates else 1.0
-        return min(rise, fall)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def rollout_gaps(batch: Microbatch, logprobs_BT: Tensor) -> Tensor:

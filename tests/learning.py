@@ -14,7 +14,8 @@ from policies.small import TOKEN_IDS, small_processor
 from rewards.types import Score
 from rl.batching import make_samples
 from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
-from rl.learner import Learner, make_optimizer, make_scheduler
+from rl.learner import Learner
+from rl.optimizer import make_optimizer, make_scheduler
 from rl.types import Sample
 from rollout.config import RolloutConfig
 from rollout.rendering import render

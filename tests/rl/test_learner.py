@@ -17,7 +17,8 @@ from policies.inputs import encode_images
 from policies.loading import load_policy
 from policies.small import TOKEN_IDS
 from rl.config import OptimizerConfig, TrainConfig
-from rl.learner import Learner, make_optimizer, make_scheduler
+from rl.learner import Learner
+from rl.optimizer import make_optimizer, make_scheduler
 from rl.types import Sample
 from tests.learning import PROCESSOR, config, difference, learner_in_float64, parameters, rollout, watch_gradients
 

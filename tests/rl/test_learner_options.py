@@ -12,8 +12,9 @@ from torch import Tensor
 
 from policies.lora import is_adapter
 from rl.config import CorrectionConfig, LoraConfig, OptimizerConfig, TrainConfig
-from rl.learner import Learner, make_optimizer
+from rl.learner import Learner
 from rl.objectives import OBJECTIVES, kl_penalty
+from rl.optimizer import make_optimizer
 from tests.learning import config, difference, learner_in_float64, parameters, rollout, watch_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")

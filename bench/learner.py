@@ -1,0 +1,183 @@
+"""One SAPO step of the learner on made-up rollouts: tokens per second, model-FLOP utilisation, peak memory.
+
+    python -m bench.learner                                          the small policy, on a CPU
+    python -m bench.learner --shape 2B --device cuda --response-tokens 1024 --learner.gradient-checkpointing
+
+The published shapes have random weights. It imports neither Ray nor vLLM. Model FLOPs are 6 per parameter and token for an
+update and 2 for the pass of the old policy, and attention's; what gradient checkpointing computes again does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from transformers import Qwen3VLConfig
+
+from policies.export import save_policy
+from policies.inputs import encode_images, expand_image_tokens
+from policies.small import TOKEN_IDS, small_config, small_model, small_processor
+from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, RolloutConfig, TrainConfig
+from rl.learner import Learner
+from rl.types import Sample
+
+SHAPES: dict[str, dict[str, int]] = {
+    "2B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
+    "4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
+}
+"""What differs between the published dense shapes; both have 8 key-value heads of 128, and the same vision tower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    shape: Literal["small", "2B", "4B"] = "small"
+    """The policy."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where."""
+    prompts: int = 8
+    """Prompts of a step."""
+    group_size: int = 8
+    """Completions per prompt."""
+    response_tokens: int = 64
+    """Longest response; lengths are uniform from half of it."""
+    image_side: int = 256
+    """Pixels per side of each prompt's picture."""
+    steps: int = 3
+    """Steps measured, after one to warm up."""
+    peak_teraflops: float = 989.0
+    """What the device can do in its dtype; 989 is an H100's or H200's dense bfloat16."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(threads=2))
+    output: Path = Path("bench/results/learner.json")
+    """Where the figures go."""
+
+
+def main(options: Options) -> None:
+    """Measures, prints a table, writes JSON."""
+    with tempfile.TemporaryDirectory() as scratch:
+        torch.manual_seed(0)
+        folder = save_policy(small_model(model_config(options.shape), seed=0), small_processor(), scratch)
+        config = TrainConfig(
+            model=str(folder),
+            prompts_per_step=options.prompts,
+            group_size=options.group_size,
+            optimizer=OptimizerConfig(learning_rate=1e-6),
+            rollout=RolloutConfig(max_tokens=options.response_tokens),
+            lora=options.lora,
+            learner=replace(options.learner, gpus=int(options.device == "cuda")),
+        )
+        learner = Learner(config, folder)
+    groups = rollout(options)
+    learner.step(groups)
+    begin = time.perf_counter()
+    reports = [learner.step(groups).metrics for _ in range(options.steps)]
+    seconds = (time.perf_counter() - begin) / options.steps
+    report(options, learner, groups, seconds, reports[-1])
+
+
+def model_config(shape: str) -> Qwen3VLConfig:
+    """The small policy's config, or a published one with the small tokenizer's ids."""
+    if shape == "small":
+        return small_config("dense")
+    text: dict[str, Any] = {
+        **SHAPES[shape],
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": [24, 20, 20],
+            "mrope_interleaved": True,
+        },
+    }
+    config = small_config("dense", **text)
+    for name, value in {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+    }.items():
+        setattr(config.vision_config, name, value)
+    return config
+
+
+def rollout(options: Options) -> list[list[Sample]]:
+    """Groups of random responses to a random picture each."""
+    rng = np.random.default_rng(0)
+    groups = []
+    for number in range(options.prompts):
+        pixels = rng.integers(0, 256, (options.image_side, options.image_side, 3), dtype=np.uint8)
+        images = [Image.fromarray(pixels)]
+        encoded = encode_images(small_processor(), images)
+        assert encoded is not None
+        question = [*b"What is this?", TOKEN_IDS["<|vision_start|>"], TOKEN_IDS["<|image_pad|>"]]
+        prompt = expand_image_tokens(question, encoded.grid_N3.numpy(), TOKEN_IDS["<|image_pad|>"], 2)
+        groups.append([sample(rng, number, prompt, images, options) for _ in range(options.group_size)])
+    return groups
+
+
+def sample(rng: np.random.Generator, number: int, prompt: np.ndarray, images: list[Any], options: Options) -> Sample:
+    """One response of random letters."""
+    length = int(rng.integers(options.response_tokens // 2, options.response_tokens + 1))
+    token_ids = np.concatenate([prompt, rng.integers(0, 256, length)]).astype(np.int32)
+    return Sample(
+        prompt_id=str(number),
+        token_ids=token_ids,
+        loss_mask=np.arange(len(token_ids)) >= len(prompt),
+        rollout_logprobs=np.full(len(token_ids), -5.0, np.float32),
+        advantage=float(rng.normal()),
+        images=images,
+        policy_version=0,
+    )
+
+
+def report(
+    options: Options, learner: Learner, groups: list[list[Sample]], seconds: float, metrics: dict[str, float]
+) -> None:
+    """Prints the table and writes the figures."""
+    lengths = np.array([len(sample.token_ids) for group in groups for sample in group])
+    text = learner.model.config.text_config
+    parameters = sum(p.numel() for name, p in learner.model.named_parameters() if ".visual." not in name)
+    # A causal token attends to half of its sequence on average: 2 products of 2 FLOPs per layer, head and channel.
+    attention = (
+        2 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * (lengths.astype(float) ** 2).sum()
+    )
+    forward = 2.0 * parameters * lengths.sum() + attention
+    passes = 3 + (learner.config.num_minibatches - 1) / learner.config.num_minibatches
+    teraflops = passes * forward / seconds / 1e12
+    figures = {
+        "parameters": float(sum(p.numel() for p in learner.model.parameters())),
+        "tokens": float(lengths.sum()),
+        "seconds": seconds,
+        "tokens_per_second": float(lengths.sum()) / seconds,
+        "teraflops": teraflops,
+        "utilisation": teraflops / options.peak_teraflops,
+        "peak_bytes": metrics["memory/learner_peak_bytes"],
+    }
+    table = Table(
+        "", "", title=f"{options.shape} on {options.device}, {options.learner.dtype}, torch {torch.__version__}"
+    )
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}")
+    Console().print(table)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
