@@ -62,6 +62,7 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         chunk_elements: int,
     ) -> tuple[Tensor, Tensor]:
+        """One pass over the vocabulary; of it only the normaliser [N, 1] is kept."""
         ctx.save_for_backward(hidden_NH, weight_VH, targets_N)
         ctx.banned, ctx.temperature, ctx.chunk_elements = banned, temperature, chunk_elements
         # The online softmax: Σ e^(z − m) and Σ e^(z − m) (z − m) over the vocabulary so far, with m the largest z so far.
@@ -88,6 +89,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """A second pass, which computes the logits again."""
         hidden_NH, weight_VH, targets_N = ctx.saved_tensors
         banned = ctx.banned
         for_hidden, for_weight = ctx.needs_input_grad[:2]

@@ -50,7 +50,7 @@ class LearnerConfig:
     routing_replay: Literal["off", "R2"] = "R2"
     """MoE only: R2 trains stale minibatches through the experts that the old policy chose for them; the router still learns."""
     gradient_checkpointing: bool = False
-    """Keeps one tensor per layer and computes the rest again in the backward pass: less memory, a third more time."""
+    """Keeps one tensor per layer and computes the rest again in the backward pass: less memory, one more forward pass."""
     microbatch_tokens: int = 16384
     """Token budget of one forward and backward pass, padding included."""
 
@@ -220,6 +220,10 @@ def check_config(config: TrainConfig) -> None:
     if config.lora.rank and not config.lora.parts:
         raise ValueError(
             f"lora.rank = {config.lora.rank} with no lora.parts trains nothing: name language, vision or experts"
+        )
+    if config.lora.rank and "vision" in config.lora.parts and rate == 0:
+        raise ValueError(
+            "lora.parts has vision, but optimizer.vision_learning_rate = 0 freezes the tower: leave out one of the two"
         )
     for name in ("token_band", "sequence_band"):
         band = getattr(config.correction, name)

@@ -54,12 +54,12 @@ def mismatch_metrics(
     Returns:
         `rollout/mismatch_ess`, the effective sample size (Σ ρ)² / (N Σ ρ²) of ρ = π_old/μ over the N tokens, 1 without
         mismatch; `rollout/mismatch_capped`, the share of tokens whose ρ was cut down by the cap; `rollout/mismatch_masked`,
-        the share of tokens whose gradient was dropped. Empty without tokens.
+        the share of tokens whose gradient was dropped. 1, 0 and 0 without tokens.
     """
     ratio_N = masked_log_ratio(old_logprobs_BT, rollout_logprobs_BT, mask_BT).exp()[mask_BT].double()
     weights_N = weights_BT[mask_BT].double()
-    if not len(ratio_N):
-        return {}
+    if not len(ratio_N):  # as if engine and learner agreed
+        ratio_N = weights_N = ratio_N.new_ones(1)
     capped_N = (weights_N > 1) & (weights_N < ratio_N)
     return {
         "rollout/mismatch_ess": float(ratio_N.sum() ** 2 / (len(ratio_N) * ratio_N.square().sum())),

@@ -29,6 +29,7 @@ class _LearnerActor:
             self._learner.load(Path(resume_from))
 
     def connect(self, backend: Backend, client: RayEngineClient) -> None:
+        """Opens the way for weights."""
         model, rollout = self._learner.model, self._learner.config.rollout
         source = WeightSource(
             metadata=partial(exported_metadata, model),

@@ -61,6 +61,7 @@ class _EngineActor:
     async def start(
         self, model: str, config: RolloutConfig, backend: Backend, banned_ids: Sequence[int], version: int
     ) -> None:
+        """Starts vLLM; its errors arrive as words."""
         try:
             self._engine = RolloutEngine(model, config, backend=backend, banned_ids=banned_ids, policy_version=version)
         except Exception as error:

@@ -69,12 +69,11 @@ def test_each_part_of_a_moe_policy_is_chosen_by_name(moe_policy: Path, parts: tu
 
 
 def test_the_seed_decides_the_adapters_and_leaves_the_random_state_alone(dense_policy: Path):
+    models = [load_policy(dense_policy, dtype=torch.float32, device="cpu") for _ in range(3)]
     state = torch.get_rng_state()
-    folders = [load_policy(dense_policy, dtype=torch.float32, device="cpu") for _ in range(3)]
-    state = torch.get_rng_state()
-    for model, seed in zip(folders, (0, 0, 1), strict=True):
+    for model, seed in zip(models, (0, 0, 1), strict=True):
         add_lora(model, rank=4, alpha=8.0, parts=("language",), seed=seed)
-    first, again, other = (dict(model.named_parameters()) for model in folders)
+    first, again, other = (dict(model.named_parameters()) for model in models)
     name = "model.language_model.layers.0.self_attn.q_proj.lora_A.default.weight"
     assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
     assert torch.equal(torch.get_rng_state(), state)

@@ -77,7 +77,8 @@ def test_agreement_is_the_share_of_equal_sets_whatever_their_order(model: torch.
     turned[0, 0, 0] = (experts[0, 0, 1] + 1 + (experts[0, 0, 0] == experts[0, 0, 1] + 1)) % 8  # one other choice
     with torch.no_grad(), replay.replay(turned):
         forward(model)
-    assert replay.take_agreement() >= 1 - LAYERS / (LAYERS * TOKENS_IN_ALL)  # it may change that token further up
+    # That token's other layers may choose otherwise in consequence, and so may the tokens behind it in its row of 7.
+    assert 1 - 7 / TOKENS_IN_ALL <= replay.take_agreement() < 1
     assert replay.take_agreement() is None
 
 

@@ -119,6 +119,13 @@ def test_lora_without_any_part_is_refused():
         check_config(replace(CONFIG, lora=LoraConfig(rank=8, parts=())))
 
 
+def test_adapters_in_a_frozen_vision_tower_are_refused():
+    config = replace(CONFIG, lora=LoraConfig(rank=8, parts=("language", "vision")))
+    check_config(config)
+    with pytest.raises(ValueError, match="lora.parts has vision, but optimizer.vision_learning_rate = 0 freezes"):
+        check_config(replace(config, optimizer=OptimizerConfig(vision_learning_rate=0.0)))
+
+
 def test_a_negative_learning_rate_of_the_vision_tower_is_refused():
     assert refusal(optimizer__vision_learning_rate=-1e-6) == "optimizer.vision_learning_rate must be >= 0, got -1e-06"
 

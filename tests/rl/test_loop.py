@@ -34,6 +34,8 @@ def group(*lengths: int, finish_reason: str = "stop") -> Group:
 
 def test_a_gap_within_the_bound_goes_on():
     _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": 9e-4})
+    with pytest.raises(RunStopped):  # and the bound of 1e-3 lies right behind it
+        _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": 1.1e-3})
 
 
 @pytest.mark.parametrize("gap", [2e-3, math.nan, math.inf])
@@ -45,6 +47,8 @@ def test_a_gap_beyond_the_bound_stops_the_run_with_step_gap_and_bound(gap: float
 def test_the_bound_is_the_users_where_given():
     config = replace(CONFIG, rollout=RolloutConfig(dtype="float32", max_logprob_gap=0.5))
     _require_agreement(config, 3, {"rollout/logprob_gap_mean": 0.4})
+    with pytest.raises(RunStopped, match=r"rollout.max_logprob_gap = 0.5"):
+        _require_agreement(config, 3, {"rollout/logprob_gap_mean": 0.6})
 
 
 def test_some_failed_verdicts_are_shown_and_the_run_goes_on(caplog: pytest.LogCaptureFixture):

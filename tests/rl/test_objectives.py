@@ -284,9 +284,11 @@ def test_the_names_that_a_config_accepts_are_those_of_the_objectives():
 
 
 def test_an_option_that_the_objective_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="^objective 'sapo' has no clip_high, clip_low: leave it out$"):
+    with pytest.raises(
+        ValueError, match="^objective 'sapo' does not clip by clip_high = 0.2, clip_low = 0.1: leave it out$"
+    ):
         choose_objective(config(clip_low=0.1, clip_high=0.2))
-    with pytest.raises(ValueError, match="^objective 'cispo' has no clip_low: leave it out$"):
+    with pytest.raises(ValueError, match="^objective 'cispo' does not clip by clip_low = 0.1: leave it out$"):
         choose_objective(config(objective="cispo", clip_low=0.1))
 
 
