@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, Qwen3VLProcessor
@@ -29,10 +30,7 @@ def load_policy(path_or_name: Path | str, *, dtype: torch.dtype, device: torch.d
     Raises:
         ValueError: No such model, a model of another family, weights that do not fit the config, or square experts.
     """
-    name = _existing(path_or_name)
-    family = _family(name)
-    if family not in SUPPORTED_FAMILIES:
-        raise ValueError(f"model '{name}' is of family '{family}'; supported families: {', '.join(SUPPORTED_FAMILIES)}")
+    name = supported_model(path_or_name)
     with _quiet():
         try:
             model, report = AutoModelForImageTextToText.from_pretrained(
@@ -46,8 +44,28 @@ def load_policy(path_or_name: Path | str, *, dtype: torch.dtype, device: torch.d
             f"model '{name}' lacks {len(holes)} weights that its config.json asks for, the first is {holes[0]}; "
             "pass a complete checkpoint in the published layout"
         )
-    _refuse_square_experts(name, model.config.text_config)
+    refuse_square_experts(name, model.config.text_config)
     return model.to(device)
+
+
+def supported_model(path_or_name: Path | str) -> str:
+    """Returns a folder that has a config.json, or what may be a hub name, of a supported family.
+
+    Raises:
+        ValueError: No such model, or one of another family.
+    """
+    name = _existing(path_or_name)
+    family = _family(name)
+    if family not in SUPPORTED_FAMILIES:
+        raise ValueError(f"model '{name}' is of family '{family}'; supported families: {', '.join(SUPPORTED_FAMILIES)}")
+    return name
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model's weights; a hub name is downloaded to the hub's cache first."""
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
 
 
 def load_processor(path_or_name: Path | str) -> Qwen3VLProcessor:
@@ -111,7 +129,7 @@ def _family(name: str) -> str:
     return config.get("model_type", "unknown")
 
 
-def _refuse_square_experts(name: str, text: PreTrainedConfig) -> None:
+def refuse_square_experts(name: str, text: PreTrainedConfig) -> None:
     """Raises where transformers, which turns the published experts by comparing shapes, has left them unturned."""
     hidden, intermediate = text.hidden_size, getattr(text, "moe_intermediate_size", None)
     if intermediate and hidden in (intermediate, 2 * intermediate):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
 Part: TypeAlias = Literal["language", "vision", "experts"]
@@ -35,17 +38,43 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, parts: Sequence
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    _require_matches(model, parts)
     patterns = [MODULES[part] for part in parts if part in MODULES]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            target_modules="|".join(f"({pattern})" for pattern in patterns) or [],
-            target_parameters=list(EXPERT_PARAMETERS) if "experts" in parts else None,
-        )
-        _require_matches(model, parts)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="|".join(f"({pattern})" for pattern in patterns) or [],
+        target_parameters=list(EXPERT_PARAMETERS) if "experts" in parts else None,
+    )
+    with torch.random.fork_rng():  # peft draws numbers, which the next line replaces
         inject_adapter_in_model(config, model)
+    initialise_adapters(model, seed)
+
+
+@torch.no_grad()
+def initialise_adapters(model: torch.nn.Module, seed: int) -> None:
+    """Kaiming-uniform A, as peft draws it, and zero B; the same numbers on any device and any number of ranks.
+
+    Args:
+        model: With adapters; sharded ones take their rows, those without memory stay as they are.
+        seed: Of the numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if is_adapter(name) and not parameter.is_meta:
+            whole = torch.zeros(parameter.shape)
+            if ".lora_A." in name:
+                torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
+            local, first = local_rows(parameter)
+            local.copy_(whole[first : first + len(local)])
+
+
+def local_rows(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """This rank's rows of a parameter, in its own memory, and the number of the first; all of them if it is not sharded."""
+    if not isinstance(parameter, DTensor):
+        return parameter.detach(), 0
+    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return parameter.detach().to_local(), offset[0]
 
 
 def _require_matches(model: PreTrainedModel, parts: Sequence[Part]) -> None:

@@ -1,0 +1,101 @@
+"""FSDP2: a policy cut into the rows of its parameters, one share per rank; read from disk without ever being whole.
+
+`fully_shard` cuts every parameter along its first axis; a layer is gathered when it runs, and let go of behind it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from policies.export import published_layout, published_parameters
+from policies.loading import model_folder, refuse_square_experts, supported_model
+from policies.lora import initialise_adapters, local_rows
+from policies.responses import ResponseLogprobs
+
+
+def empty_policy(path_or_name: Path | str) -> PreTrainedModel:
+    """A Qwen3-VL, dense or MoE, as `load_policy` gives it, with float32 parameters that have shapes and no memory.
+
+    Raises:
+        ValueError: No such model, or one of another family.
+    """
+    name = supported_model(path_or_name)
+    config = AutoConfig.from_pretrained(name)
+    refuse_square_experts(name, config.text_config)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    model.tie_weights()
+    return model
+
+
+def shard_policy(policy: ResponseLogprobs, mesh: DeviceMesh, *, dtype: torch.dtype, offload: bool = False) -> None:
+    """Cuts a policy over the ranks of a mesh, in place; its parameters may be empty still.
+
+    Args:
+        policy: Every rank's own copy, prepared alike: adapters added, frozen parts frozen.
+        mesh: One-dimensional, of the ranks.
+        dtype: Precision of forward and backward passes; gradients are added up in float32.
+        offload: Keeps parameters, gradients and so the optimizer's state in host memory.
+    """
+    language, vision = policy.model.model.language_model, policy.model.model.visual
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    storage = CPUOffloadPolicy() if offload else OffloadPolicy()
+    for module in (*language.layers, *vision.blocks, policy):
+        # The root, too, lets go of its parameters after a forward pass: one without gradient would else leave them whole,
+        # and out of date after the next update.
+        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=storage, reshard_after_forward=True)
+
+
+def fill_policy(
+    model: PreTrainedModel, path_or_name: Path | str, *, device: torch.device, offload: bool = False, seed: int = 0
+) -> None:
+    """Gives an empty, sharded policy its memory and every rank its rows of the published weights.
+
+    Args:
+        model: From `empty_policy`, sharded, with or without adapters.
+        path_or_name: The folder or hub name to read from.
+        device: Where forward passes run.
+        offload: As `shard_policy` was told.
+        seed: Of new adapters.
+
+    Raises:
+        ValueError: If weights are missing or of another shape.
+    """
+    buffers = dict(model.named_buffers())
+    model.to_empty(device="cpu" if offload else device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    model.tie_weights()
+    initialise_adapters(model, seed)
+    with ExitStack() as stack, torch.no_grad():
+        weights = _open_weights(model_folder(str(path_or_name)), stack)
+        for name, parameter in published_parameters(model):
+            if name not in weights:
+                raise ValueError(f"model '{path_or_name}' lacks the weight {name}: pass a complete checkpoint")
+            published = weights[name].get_slice(name)
+            expected = list(published_layout(name, torch.empty(parameter.shape, device="meta")).shape)
+            if published.get_shape() != expected:
+                raise ValueError(
+                    f"model '{path_or_name}': the weight {name} is {published.get_shape()}, config.json asks for {expected}"
+                )
+            local, first = local_rows(parameter)
+            if len(local):
+                local.copy_(published_layout(name, published[first : first + len(local)]))
+
+
+def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Which file has each weight; files are mapped, not read."""
+    files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
+    return {name: file for file in files for name in file.keys()}
