@@ -23,9 +23,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from policies.lora import EXPERT_PARAMETERS, adapters, is_adapter, published_name
 
 
-def exported_parameters(
-    model: PreTrainedModel, dtype: torch.dtype | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
+def exported_parameters(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields every parameter as the published checkpoint names and lays it out.
 
     A tied `lm_head.weight` is left out, as it is from the checkpoint.

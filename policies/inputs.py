@@ -24,7 +24,7 @@ class VisionInputs:
     Attributes:
         pixels: [patches of all U images, C] float32, as the processor makes them.
         grid_U3: [U, 3] int64, each image's patch grid (time, height, width).
-        order_N: [N] int64, which distinct image each placeholder shows.
+        order_N: [N] int64, which distinct image each placeholder shows; empty for an image that nobody sees.
     """
 
     pixels: Tensor
@@ -81,6 +81,20 @@ def join_images(per_sequence: Sequence[EncodedImages | None]) -> VisionInputs | 
         pixels=torch.cat([part.pixels for part in parts]),
         grid_U3=torch.cat([part.grid_N3 for part in parts]),
         order_N=torch.tensor(order),
+    )
+
+
+def unseen_image(vision_config: Any) -> VisionInputs:
+    """The smallest image, shown nowhere: through it the vision tower runs where there is nothing to see.
+
+    Ranks that share a policy must all run the same layers. Its features, and so its gradients, count zero times.
+    """
+    merge, patch = vision_config.spatial_merge_size, vision_config.patch_size
+    values = vision_config.in_channels * vision_config.temporal_patch_size * patch**2
+    return VisionInputs(
+        pixels=torch.zeros(merge**2, values),
+        grid_U3=torch.tensor([[1, merge, merge]]),
+        order_N=torch.zeros(0, dtype=torch.long),
     )
 
 
@@ -152,16 +166,25 @@ def hidden_states(
 
     Sequences are padded on the right and attention is causal, so no real token sees a padded one and no mask is needed.
     """
-    encoder_outputs = None if vision is None else {"image": _vision_features(model, vision)}
-    return model.model(
-        input_ids=tokens_BL, position_ids=positions_3BL, mm_encoder_outputs=encoder_outputs, use_cache=False
+    features = (
+        None if vision is None else model.model.get_image_features(vision.pixels, vision.grid_U3, return_dict=True)
+    )
+    seen = vision is not None and len(vision.order_N) > 0
+    hidden_BLH = model.model(
+        input_ids=tokens_BL,
+        position_ids=positions_3BL,
+        mm_encoder_outputs={"image": _placed(features, vision.order_N)} if seen else None,
+        use_cache=False,
     ).last_hidden_state
+    if features is not None and not seen:
+        for unseen in (*features.pooler_output, *(image for level in features.deepstack_features for image in level)):
+            hidden_BLH = hidden_BLH + 0 * unseen.sum()
+    return hidden_BLH
 
 
-def _vision_features(model: PreTrainedModel, vision: VisionInputs) -> Any:
-    """The tower's output for every placeholder image, computed once for each distinct image; gradients add up."""
-    features = model.model.get_image_features(vision.pixels, vision.grid_U3, return_dict=True)
-    order = vision.order_N.tolist()
+def _placed(features: Any, order_N: Tensor) -> Any:
+    """The tower's output for every placeholder, from that of every distinct image; gradients add up."""
+    order = order_N.tolist()
     features.pooler_output = [features.pooler_output[i] for i in order]
     features.deepstack_features = [[level[i] for i in order] for level in features.deepstack_features]
     return features

@@ -73,11 +73,11 @@ class RoutingReplay:
         finally:
             self._given_KNk = None
 
-    def take_agreement(self) -> float | None:
-        """The share of (token, layer) whose router would have made the replayed choice, since the last call; None without any."""
-        share = self._agreeing / self._compared if self._compared else None
+    def take_agreement(self) -> tuple[int, int]:
+        """Of how many (token, layer) the router would have made the replayed choice, and out of how many, since the last call."""
+        counts = (self._agreeing, self._compared)
         self._agreeing, self._compared = 0, 0
-        return share
+        return counts
 
     def _check(self, experts_KNk: Tensor) -> None:
         top_k = self.routers[0].top_k if self.routers else 0

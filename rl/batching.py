@@ -6,6 +6,7 @@ Shapes: L tokens of a sequence, B sequences, T = L − 1 predicted positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -82,6 +83,37 @@ def plan_microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else:
             plan.append([index])
     return plan
+
+
+def split_ranks(samples: Sequence[Sample], num_ranks: int) -> list[list[Sample]]:
+    """One share per rank, of about equally many tokens; in order, so that siblings and their images stay together."""
+    ends = np.cumsum([0, *(len(sample.token_ids) for sample in samples)])
+    bounds = [int(np.abs(ends - ends[-1] * rank / num_ranks).argmin()) for rank in range(num_ranks + 1)]
+    return [list(samples[a:b]) for a, b in pairwise(bounds)]
+
+
+def lengthen_plan(plan: Sequence[list[int]], count: int) -> list[list[int]]:
+    """Halves the microbatch of most sequences until there are `count`, or one for each sequence."""
+    longer = list(plan)
+    while len(longer) < count and any(len(indices) > 1 for indices in longer):
+        widest = max(range(len(longer)), key=lambda i: len(longer[i]))
+        half = len(longer[widest]) // 2
+        longer[widest : widest + 1] = [longer[widest][:half], longer[widest][half:]]
+    return longer
+
+
+def idle_microbatch() -> Microbatch:
+    """Two tokens without anything to learn, for a rank that has nothing left to do."""
+    return Microbatch(
+        tokens_BL=torch.zeros(1, 2, dtype=torch.long),
+        positions_3BL=torch.arange(2).expand(3, 1, 2),
+        mask_BT=torch.zeros(1, 1, dtype=torch.bool),
+        rollout_logprobs_BT=torch.zeros(1, 1),
+        advantages_B=torch.zeros(1),
+        vision=None,
+        prompt_ids=[""],
+        idle=True,
+    )
 
 
 def make_microbatch(

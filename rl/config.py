@@ -42,9 +42,13 @@ class LearnerConfig:
     """The learner."""
 
     gpus: int = 0
-    """GPUs of the learner; 0 trains on the CPU."""
+    """GPUs of the learner, a rank on each; more than one share the policy by FSDP2. 0 trains on the CPU."""
+    cpu_ranks: int = 1
+    """Processes of the learner where gpus is 0; more than one share the policy by FSDP2."""
     threads: int = 1
-    """CPU threads of the learner; engines and learner take turns, so this may be every core."""
+    """CPU threads of each rank; engines and learner take turns, so this may be every core."""
+    offload: bool = False
+    """Keeps weights, gradients and the optimizer's state in host memory, and on the GPU what is at work alone."""
     dtype: Dtype = "bfloat16"
     """Precision of forward and backward passes; master weights are always float32."""
     routing_replay: Literal["off", "R2"] = "R2"
@@ -52,7 +56,12 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     """Keeps one tensor per layer and computes the rest again in the backward pass: less memory, one more forward pass."""
     microbatch_tokens: int = 16384
-    """Token budget of one forward and backward pass, padding included."""
+    """Token budget of one rank's forward and backward pass, padding included."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that learn together."""
+        return self.gpus or self.cpu_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +197,7 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
 POSITIVE = """
     steps prompts_per_step num_minibatches tau_pos tau_neg reward_timeout reward_workers optimizer.learning_rate
     optimizer.max_grad_norm rollout.num_engines rollout.threads_per_engine rollout.max_tokens rollout.temperature
-    rollout.kv_cache_gib rollout.gpu_memory_utilization learner.threads lora.alpha eval.num_samples
+    rollout.kv_cache_gib rollout.gpu_memory_utilization learner.cpu_ranks learner.threads lora.alpha eval.num_samples
     """.split()
 NOT_NEGATIVE = """
     kl_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay
@@ -230,6 +239,8 @@ def check_config(config: TrainConfig) -> None:
         if band is not None and not 0 <= band[0] < 1 < band[1]:
             raise ValueError(f"correction.{name} must be a band around 1, such as 0.5 2.0, got {band[0]} {band[1]}")
     rollout, learner = config.rollout, config.learner
+    if learner.offload and not learner.gpus:
+        raise ValueError("learner.offload = True moves nothing with learner.gpus = 0: leave it out")
     if config.group_size < 2:
         raise ValueError(
             f"group_size must be >= 2, got {config.group_size}: an advantage compares a completion with its siblings"

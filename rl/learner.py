@@ -1,4 +1,6 @@
-"""The learner on one rank: a plain class that needs neither Ray nor vLLM.
+"""The learner: a plain class that needs neither Ray nor vLLM.
+
+In a process group of torch.distributed it is one rank of several, which share the policy by FSDP2 and call every method together.
 
 Shapes: B sequences, T predicted positions, N response tokens.
 """
@@ -6,30 +8,51 @@ Shapes: B sequences, T predicted positions, N response tokens.
 from __future__ import annotations
 
 import logging
-import resource
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
+from transformers import PreTrainedModel
 
 from policies.export import save_policy
-from policies.inputs import encode_images, hidden_states
-from policies.loading import load_policy, load_processor, vision_token_ids
-from policies.logprobs import token_logprobs
+from policies.inputs import encode_images, unseen_image
+from policies.loading import load_policy, load_processor
 from policies.lora import adapters_off, is_adapter
+from policies.responses import ResponseLogprobs
 from policies.routing import UNKNOWN, RoutingReplay
-from rl.batching import make_microbatch, plan_microbatches, split_minibatches
+from policies.sharding import empty_policy, fill_policy, shard_policy
+from rl.batching import (
+    idle_microbatch,
+    lengthen_plan,
+    make_microbatch,
+    plan_microbatches,
+    split_minibatches,
+    split_ranks,
+)
 from rl.config import TrainConfig
-from rl.corrections import mismatch_metrics, mismatch_weights, scale_gradient
+from rl.corrections import mismatch_weights, scale_gradient
+from rl.learner_metrics import (
+    Outcome,
+    gap_metrics,
+    gather_outcomes,
+    nonfinite_prompts,
+    outcome,
+    peak_memory,
+    update_metrics,
+)
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
 from rl.optimizer import choose_what_learns, make_optimizer, make_scheduler
+from rl.ranks import gather, num_ranks, this_rank
 from rl.rng import get_rng_state, set_rng_state
 from rl.types import Microbatch, Sample, StepReport
 
@@ -67,20 +90,15 @@ class Learner:
         self.device = torch.device("cuda" if config.learner.gpus else "cpu")
         self.processor = load_processor(model_path)
         # With LoRA a checkpoint's merged weights are for others; the learner keeps base and adapters apart.
-        base = config.model if config.lora.rank else model_path
-        self.model = load_policy(base, dtype=torch.float32, device=self.device)
-        choose_what_learns(self.model, config)
-        if config.learner.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            self.model.train()  # Qwen3-VL has no dropout; transformers asks for it
-        self.banned_ids = torch.tensor(vision_token_ids(self.model.config), device=self.device)
+        self.policy = self._load(config.model if config.lora.rank else model_path, self._prepare)
+        self.model = self.policy.model
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scheduler = make_scheduler(self.optimizer, config.optimizer)
         self.objective = objective or choose_objective(config)
         self.routing = RoutingReplay(self.model)
         # On resume, too, the reference is the policy that the run started from. With LoRA it is the adapters switched off.
         apart = config.kl_coefficient and not config.lora.rank
-        self.reference = self._frozen(config.model) if apart else None
+        self.reference = self._load(config.model, lambda model: model.requires_grad_(False)) if apart else None
         self._skipped_in_a_row = 0
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
@@ -103,36 +121,50 @@ class Learner:
         # The first minibatch is on-policy: its old log-probabilities are its own forward pass, before the update.
         old = [None, *(self.old_policy(minibatch) for minibatch in minibatches[1:])]
         clock.append(time.perf_counter())
-        reports, gaps_N = [], []
+        reports, outcomes = [], []
         for minibatch, minibatch_old in zip(minibatches, old, strict=False):
-            report, behaviour = self._update(minibatch, minibatch_old)
+            report, its_outcome = self._update(minibatch, minibatch_old)
             reports.append(report)
-            gaps_N += [rollout_gaps(batch, logprobs) for batch, logprobs in zip(minibatch, behaviour, strict=True)]
+            outcomes.append(its_outcome)
         clock.append(time.perf_counter())
         metrics = (
             {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]} if reports else {}
         )
-        metrics |= gap_metrics(torch.cat(gaps_N)) if gaps_N else {}
-        if (agreement := self.routing.take_agreement()) is not None:
-            metrics["policy/routing_agreement"] = agreement
-        metrics["memory/learner_peak_bytes"] = float(peak_memory(self.device))
+        metrics |= gap_metrics(outcomes) if outcomes else {}
+        agreeing, compared, peaks = zip(
+            *gather((*self.routing.take_agreement(), peak_memory(self.device))), strict=True
+        )
+        if sum(compared):
+            metrics["policy/routing_agreement"] = sum(agreeing) / sum(compared)
+        metrics["memory/learner_peak_bytes"] = float(max(peaks))
         names = ("time/learner_inputs", "time/old_logprobs", "time/updates")
         metrics |= {name: b - a for name, a, b in zip(names, clock, clock[1:], strict=False)}
         num_updates = sum(not report["policy/skipped_updates"] for report in reports)
         return StepReport(metrics=metrics, num_updates=num_updates)
 
     def make_microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
-        """Pads a minibatch's samples into microbatches of at most `learner.microbatch_tokens`."""
-        distinct = {id(sample.images): sample.images for sample in samples}
+        """Pads this rank's share of a minibatch's samples into microbatches of at most `learner.microbatch_tokens`.
+
+        All ranks get equally many, and run the vision tower in all of them if one of them needs it: they share its layers.
+        """
+        share = split_ranks(samples, num_ranks())[this_rank()]
+        distinct = {id(sample.images): sample.images for sample in share}
         encoded = {key: encode_images(self.processor, images) for key, images in distinct.items()}
+        plan = plan_microbatches([len(sample.token_ids) for sample in share], self.config.learner.microbatch_tokens)
+        counts, with_images = zip(*gather((len(plan), any(distinct.values()))), strict=True)
+        plan = lengthen_plan(plan, max(counts))
         config = self.model.config
-        plan = plan_microbatches([len(sample.token_ids) for sample in samples], self.config.learner.microbatch_tokens)
-        return [
+        batches = [
             make_microbatch(
-                [samples[i] for i in indices], encoded, config.image_token_id, config.vision_config.spatial_merge_size
+                [share[i] for i in indices], encoded, config.image_token_id, config.vision_config.spatial_merge_size
             )
             for indices in plan
         ]
+        batches += [idle_microbatch() for _ in range(max(counts) - len(plan))]
+        if num_ranks() > 1 and any(with_images):
+            unseen = unseen_image(config.vision_config)
+            batches = [replace(batch, vision=batch.vision or unseen) for batch in batches]
+        return batches
 
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
         """[B, T] for each microbatch: log-probabilities under the present weights, 0 outside the mask."""
@@ -152,21 +184,13 @@ class Learner:
             passes.append(OldPolicy(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
         return passes
 
-    def forward(self, batch: Microbatch, model: torch.nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Microbatch, policy: ResponseLogprobs | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, T], 0 outside the mask, and entropies [N] of the response tokens; of the policy by default."""
-        model = model or self.model
         mask_BT = batch.mask_BT.to(self.device)
-        tokens_BL = batch.tokens_BL.to(self.device)
         vision = None if batch.vision is None else batch.vision.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.learner.dtype == "bfloat16"):
-            hidden_BLH = hidden_states(model, tokens_BL, batch.positions_3BL.to(self.device), vision)
-            logprobs_N, entropies_N = token_logprobs(
-                hidden_BLH[:, :-1][mask_BT],
-                model.get_output_embeddings().weight,
-                tokens_BL[:, 1:][mask_BT],
-                self.banned_ids,
-                temperature=self.config.rollout.temperature,
-            )
+        logprobs_N, entropies_N = (policy or self.policy)(
+            batch.tokens_BL.to(self.device), batch.positions_3BL.to(self.device), mask_BT, vision
+        )
         logprobs_BT = logprobs_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_N)
         return logprobs_BT, entropies_N
 
@@ -178,20 +202,40 @@ class Learner:
         with adapters_off(self.model):
             return self.forward(batch)[0]
 
-    def _frozen(self, model_path: str | Path) -> torch.nn.Module:
-        return load_policy(model_path, dtype=torch.float32, device=self.device).requires_grad_(False)
+    def _load(self, model_path: str | Path, prepare: Callable[[PreTrainedModel], object]) -> ResponseLogprobs:
+        """A policy with float32 parameters, whole, or this rank's share of it in a process group."""
+        learner, temperature = self.config.learner, self.config.rollout.temperature
+        dtype: torch.dtype = getattr(torch, learner.dtype)
+        if not dist.is_initialized():
+            model = load_policy(model_path, dtype=torch.float32, device=self.device)
+            prepare(model)
+            autocast = None if dtype == torch.float32 else dtype
+            return ResponseLogprobs(model, temperature=temperature, autocast=autocast)
+        model = empty_policy(model_path)
+        prepare(model)
+        policy = ResponseLogprobs(model, temperature=temperature)
+        mesh = init_device_mesh(self.device.type, (num_ranks(),))
+        shard_policy(policy, mesh, dtype=dtype, offload=learner.offload)
+        fill_policy(model, model_path, device=self.device, offload=learner.offload, seed=self.config.seed)
+        return policy
+
+    def _prepare(self, model: PreTrainedModel) -> None:
+        choose_what_learns(model, self.config)
+        if self.config.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()  # Qwen3-VL has no dropout; transformers asks for it
 
     def _update(
         self, minibatch: Sequence[Microbatch], old: Sequence[OldPolicy] | None
-    ) -> tuple[dict[str, float], Sequence[Tensor]]:
-        """One optimizer update; returns its metrics and the log-probabilities [B, T] that its ratios started from.
+    ) -> tuple[dict[str, float], Outcome]:
+        """One optimizer update; returns its metrics and what they are of.
 
         Every microbatch divides by the minibatch's counts, so that any split adds up to the same gradient.
         """
-        num_sequences = sum(len(batch.prompt_ids) for batch in minibatch)
-        num_tokens = sum(int(batch.mask_BT.sum()) for batch in minibatch)
+        own = [(len(batch.prompt_ids), int(batch.mask_BT.sum())) for batch in minibatch if not batch.idle]
+        num_sequences, num_tokens = map(sum, zip(*(pair for its in gather(own) for pair in its), strict=True))
         counts = accepted(self.objective, {"num_sequences": num_sequences, "num_tokens": num_tokens})
-        new, entropies, weights, kl = [], [], [], 0.0
+        outcomes, kl = [], 0.0
         for index, batch in enumerate(minibatch):
             reference_BT = self.reference_logprobs(batch) if self.config.kl_coefficient else None
             with self.routing.replay(None if old is None else old[index].experts_KNk):
@@ -205,26 +249,23 @@ class Learner:
                 if reference_BT is not None:
                     penalty = kl_penalty(logprobs_BT, reference_BT, mask_BT, num_sequences)
                     kl, loss = kl + penalty.item(), loss + self.config.kl_coefficient * penalty
-                loss.backward()
-            new.append(logprobs_BT.detach())
-            entropies.append(entropies_N)
-            weights.append(weights_BT)
-        behaviour = new if old is None else [its.logprobs_BT for its in old]
-        # Value and metrics of the whole minibatch at once: the mean of microbatch means is not the mean.
-        advantages_B = torch.cat([batch.advantages_B for batch in minibatch]).to(self.device)
-        mask_BT = _stack([batch.mask_BT for batch in minibatch]).to(self.device)
-        rollout_BT = _stack([batch.rollout_logprobs_BT for batch in minibatch]).to(self.device)
-        loss, metrics = self.objective(_stack(new), _stack(behaviour), advantages_B, mask_BT, **counts)
-        report = {f"policy/{name}": float(value) for name, value in metrics.items()}
-        report |= {"loss/objective": float(loss), "policy/entropy": float(torch.cat(entropies).mean())}
-        report |= mismatch_metrics(_stack(behaviour), rollout_BT, _stack(weights), mask_BT)
+                if batch.idle:
+                    loss = 0 * logprobs_BT.sum()
+                # FSDP2 averages over ranks, whose losses are shares of one sum.
+                (num_ranks() * loss).backward()
+            if not batch.idle:
+                outcomes.append(outcome(batch, logprobs_BT, old_BT, weights_BT, entropies_N))
+        whole = gather_outcomes(outcomes)
+        report = update_metrics(whole, self.objective, counts)
         if self.config.kl_coefficient:
-            report["policy/kl"] = kl
-        return report | self._apply_gradient(minibatch, new), behaviour
+            report["policy/kl"] = sum(gather(kl))
+        return report | self._apply_gradient(whole), whole
 
-    def _apply_gradient(self, minibatch: Sequence[Microbatch], new: Sequence[Tensor]) -> dict[str, float]:
+    def _apply_gradient(self, of: Outcome) -> dict[str, float]:
         """Clips and applies the gradient, or drops it if it is not finite, and says so."""
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
         finite = bool(grad_norm.isfinite())
         learning_rate = self.scheduler.get_last_lr()[0]
         if finite:
@@ -233,7 +274,7 @@ class Learner:
             self._skipped_in_a_row = 0
         else:
             self._skipped_in_a_row += 1
-            culprits = nonfinite_prompts(minibatch, new) or ["none of the sequences alone"]
+            culprits = nonfinite_prompts(of) or ["none of the sequences alone"]
             logger.warning(
                 "update skipped: the gradient is not finite; log-probabilities to blame: %s", ", ".join(culprits)
             )
@@ -254,12 +295,12 @@ class Learner:
         """Writes a folder that `from_pretrained` loads, plus `trainer/` with optimizer, schedule and RNG."""
         save_policy(self.model, self.processor, folder)
         state = self._state()
-        dcp.save(state, checkpoint_id=str(folder / "trainer"), no_dist=True)
+        dcp.save(state, checkpoint_id=str(folder / "trainer"), no_dist=not dist.is_initialized())
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote beside the weights, which `model_path` has brought already."""
         state = self._state()
-        dcp.load(state, checkpoint_id=str(folder / "trainer"), no_dist=True)
+        dcp.load(state, checkpoint_id=str(folder / "trainer"), no_dist=not dist.is_initialized())
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         set_rng_state(state["rng"])
@@ -274,42 +315,6 @@ class Learner:
         }
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has held so far, on its GPU if it has one, else in RAM."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def rollout_gaps(batch: Microbatch, logprobs_BT: Tensor) -> Tensor:
-    """[N] |log p(learner) − log p(engine)| of each response token, under the same weights."""
-    gaps_BT = (logprobs_BT.cpu() - batch.rollout_logprobs_BT).abs()
-    return gaps_BT[batch.mask_BT]
-
-
-def gap_metrics(gaps_N: Tensor) -> dict[str, float]:
-    """Mean and maximum of the on-policy gap between engine and learner."""
-    if not len(gaps_N):
-        return {}
-    return {"rollout/logprob_gap_mean": float(gaps_N.mean()), "rollout/logprob_gap_max": float(gaps_N.max())}
-
-
-def nonfinite_prompts(minibatch: Sequence[Microbatch], logprobs: Sequence[Tensor]) -> list[str]:
-    """The prompts of sequences with a log-probability that is not finite."""
-    return [
-        prompt_id
-        for batch, logprobs_BT in zip(minibatch, logprobs, strict=True)
-        for prompt_id, finite in zip(batch.prompt_ids, logprobs_BT.isfinite().all(1).tolist(), strict=True)
-        if not finite
-    ]
-
-
 def _seen(mask_BT: Tensor) -> Tensor:
     """[B, L] True at tokens that some prediction of the loss depends on: all up to the last one before the end."""
     return pad(mask_BT.flip(1).cumsum(1).flip(1) > 0, (0, 1))
-
-
-def _stack(pieces: Sequence[Tensor]) -> Tensor:
-    """Matrices of different widths under one another, padded with zeros on the right."""
-    width = max(piece.shape[1] for piece in pieces)
-    return torch.cat([pad(piece, (0, width - piece.shape[1])) for piece in pieces])

@@ -1,17 +1,22 @@
-"""The Ray shell around the learner: a process of its own, with its own threads, GPUs and connection to the engines."""
+"""The Ray shell around the learner's ranks: processes of their own, with their own threads, GPUs and ways to the engines."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policies.export import exported_metadata, exported_parameters
-from rl.config import TrainConfig
+from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
 from rl.objectives import Objective
 from rl.types import Sample, StepReport
@@ -19,11 +24,43 @@ from rollout.config import Backend
 from rollout.pool import GPU_SHARE, RayEngineClient, get
 from rollout.weight_transfer import WeightSource, make_sender
 
+LAST_WORDS = 10.0
+"""Seconds that the other ranks get to say what went wrong, after the first did."""
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""How long ranks wait for one another: reading a large policy takes its time, and a rank that died shows by itself."""
+
 
 class _LearnerActor:
-    """A `Learner` and the sending end of the weight transfer in a process of its own."""
+    """One rank of the learner in a process of its own; rank 0 has the sending end of the weight transfer."""
 
-    def start(self, config: TrainConfig, model_path: str, resume_from: str | None, objective: Objective) -> None:
+    def meet(self) -> tuple[str, int]:
+        """Opens the place where the ranks find each other, and says where it is."""
+        host = ray.util.get_node_ip_address()
+        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT)
+        return host, self._store.port
+
+    def start(
+        self,
+        rank: int,
+        meeting_point: tuple[str, int] | None,
+        config: TrainConfig,
+        model_path: str,
+        resume_from: str | None,
+        objective: Objective,
+    ) -> None:
+        """Joins the other ranks, if any, and loads this one's share."""
+        self._rank = rank
+        if meeting_point is not None:
+            if rank > 0:
+                self._store = dist.TCPStore(*meeting_point, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+            dist.init_process_group(
+                # What is kept in host memory and what is gathered of Python's objects goes by gloo.
+                "cpu:gloo,cuda:nccl" if config.learner.gpus else "gloo",
+                store=self._store,
+                rank=rank,
+                world_size=config.learner.num_ranks,
+                timeout=COLLECTIVE_TIMEOUT,
+            )
         self._learner = Learner(config, model_path, objective)
         if resume_from is not None:
             self._learner.load(Path(resume_from))
@@ -31,19 +68,23 @@ class _LearnerActor:
     def connect(self, backend: Backend, client: RayEngineClient) -> None:
         """Opens the way for weights."""
         model, rollout = self._learner.model, self._learner.config.rollout
-        source = WeightSource(
-            metadata=partial(exported_metadata, model),
-            tensors=partial(exported_parameters, model),
-            dtype=getattr(torch, rollout.dtype),
-        )
-        workers = rollout.num_engines * max(1, rollout.gpus_per_engine)
-        self._sender = make_sender(backend, source, client, num_workers=workers)
+        dtype = getattr(torch, rollout.dtype)
+        self._tensors = partial(exported_parameters, model, dtype)
+        if self._rank == 0:
+            source = WeightSource(metadata=partial(exported_metadata, model), tensors=self._tensors, dtype=dtype)
+            workers = rollout.num_engines * max(1, rollout.gpus_per_engine)
+            self._sender = make_sender(backend, source, client, num_workers=workers)
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
         return self._learner.step(groups)
 
+    @torch.no_grad()
     def sync(self, policy_version: int) -> dict[str, float]:
-        return self._sender.send_weights(policy_version)
+        if self._rank == 0:
+            return self._sender.send_weights(policy_version)
+        for _ in self._tensors():  # gathered from all ranks, needed on the first
+            pass
+        return {}
 
     def save(self, folder: str) -> None:
         self._learner.save(Path(folder))
@@ -68,24 +109,32 @@ class LearnerGroup:
         backend: Backend,
         objective: Objective,
     ) -> None:
+        learner = config.learner
         environment = {
-            "OMP_NUM_THREADS": str(config.learner.threads),
+            "OMP_NUM_THREADS": str(learner.threads),
             # Threads that spin while they wait would take the engines' cores.
             "OMP_WAIT_POLICY": "PASSIVE",
             "KMP_BLOCKTIME": "0",
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
-        actor = ray.remote(_LearnerActor).options(
+        options: dict[str, Any] = {
             # The learner works while the engines wait, so it claims no CPU of its own.
-            num_cpus=0,
-            num_gpus=GPU_SHARE if backend == "ipc" else config.learner.gpus,
-            runtime_env={"env_vars": environment},
-        )
+            "num_cpus": 0,
+            "num_gpus": GPU_SHARE if backend == "ipc" else min(1, learner.gpus),
+            "runtime_env": {"env_vars": environment},
+        }
+        # Ranks talk to each other all the time: on one node as long as it has the GPUs.
+        self._placement = placement_group([{"GPU": 1}] * learner.gpus, strategy="PACK") if learner.gpus > 1 else None
+        if self._placement is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._placement)
         self._backend = backend
-        self._actor = actor.remote()
-        self._started = self._actor.start.remote(
-            config, str(model_path), None if resume_from is None else str(resume_from), objective
-        )
+        self._actors = [ray.remote(_LearnerActor).options(**options).remote() for _ in range(learner.num_ranks)]
+        meeting_point = self._actors[0].meet.remote() if shares_policy(learner) else None
+        resume = None if resume_from is None else str(resume_from)
+        self._started = [
+            actor.start.remote(rank, meeting_point, config, str(model_path), resume, objective)
+            for rank, actor in enumerate(self._actors)
+        ]
 
     def connect(self, client: RayEngineClient) -> None:
         """Opens the way for weights from the learner to the engines.
@@ -93,22 +142,59 @@ class LearnerGroup:
         Raises:
             RuntimeError: If the learner has not started; the message is its own.
         """
-        get(self._started)
-        get(self._actor.connect.remote(self._backend, client))
+        _get_all(self._started)
+        self._on_all_ranks("connect", self._backend, client)
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
         """Learns from one step's samples; see `Learner.step`."""
-        # One call, one pickle: siblings' shared images travel once.
-        return get(self._actor.step.remote(groups))
+        # One pickle for all ranks: siblings' shared images travel once.
+        return self._on_all_ranks("step", ray.put(groups))
 
     def sync(self, policy_version: int) -> dict[str, float]:
         """Sends the weights to all engines and commits them as `policy_version`; returns `sync/` metrics."""
-        return get(self._actor.sync.remote(policy_version))
+        return self._on_all_ranks("sync", policy_version)
 
     def save(self, folder: Path) -> None:
-        """Writes weights and trainer state into `folder`."""
-        get(self._actor.save.remote(str(folder)))
+        """Writes weights and trainer state into `folder`, which every rank's node must see."""
+        self._on_all_ranks("save", str(folder))
 
     def close(self) -> None:
-        """Ends the learner's process."""
-        ray.kill(self._actor)
+        """Ends the learner's processes."""
+        for actor in self._actors:
+            ray.kill(actor)
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+
+    def _on_all_ranks(self, method: str, *args: Any) -> Any:
+        """Calls a method on every rank at once; returns what rank 0 returns."""
+        return _get_all([getattr(actor, method).remote(*args) for actor in self._actors])[0]
+
+
+def shares_policy(config: LearnerConfig) -> bool:
+    """Whether the policy is sharded: over several ranks, or between a GPU and its host."""
+    return config.num_ranks > 1 or config.offload
+
+
+def _get_all(calls: Sequence[ray.ObjectRef]) -> list[Any]:
+    """Every rank's result, or the error of the rank that was the first to fail, at once: the others may wait for it forever."""
+    waiting = list(calls)
+    while waiting:
+        [done], waiting = ray.wait(waiting)
+        try:
+            ray.get(done)
+        except ray.exceptions.RayError:
+            late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=LAST_WORDS) if waiting else ([], [])
+            get(min([done, *late], key=_consequence))
+    return get(list(calls))
+
+
+def _consequence(call: ray.ObjectRef) -> int:
+    """Orders a rank's death before its own error, before what follows from either: a collective that broke, or no error."""
+    try:
+        ray.get(call)
+    except ray.exceptions.RayActorError:
+        return 0
+    except ray.exceptions.RayTaskError as error:
+        words = f"{type(error.cause).__name__} {error.cause}".lower()
+        return 2 if any(word in words for word in ("disterror", "distbackend", "diststore", "gloo", "nccl")) else 1
+    return 3

@@ -52,6 +52,7 @@ class Microbatch:
         advantages_B: float32.
         vision: The images, each distinct one once; None for text only.
         prompt_ids: [B] whose sequences these are, to name in errors.
+        idle: Not to learn from: it keeps a rank that has run out of sequences in step with the others.
     """
 
     tokens_BL: Tensor
@@ -61,6 +62,7 @@ class Microbatch:
     advantages_B: Tensor
     vision: VisionInputs | None
     prompt_ids: Sequence[str]
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+
+if TYPE_CHECKING:
+    from tests.ranks import RankPool
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -54,6 +58,16 @@ def one_thread() -> None:
     """On busy cores, small tensors take seconds when several OpenMP threads wait for one another."""
     if "torch" in sys.modules:  # tests of rewards need none, and start at once
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    """Three processes to learn in, of which a test may use two."""
+    from tests.ranks import RankPool
+
+    pool = RankPool(3, tmp_path_factory.mktemp("ranks"))
+    yield pool
+    pool.close()
 
 
 def _small_policy(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:

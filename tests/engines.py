@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from policies.loading import load_processor, vision_token_ids
@@ -86,12 +85,10 @@ def largest_gap(learner: Any, groups: Sequence[Group]) -> float:
     """max |log p(engine) − log p(learner)| over all response tokens of the groups, in nats."""
     from rewards.types import Score
     from rl.batching import make_samples
-    from rl.learner import rollout_gaps
 
     scores = [[Score(reward=0.0) for _ in group.completions] for group in groups]
     samples = [sample for group in make_samples(groups, scores) for sample in group]
     batches = learner.make_microbatches(samples)
-    gaps = [
-        rollout_gaps(batch, logprobs) for batch, logprobs in zip(batches, learner.old_logprobs(batches), strict=True)
-    ]
-    return float(np.concatenate([gap.numpy() for gap in gaps]).max())
+    logprobs = learner.old_logprobs(batches)
+    gaps = [(its - batch.rollout_logprobs_BT)[batch.mask_BT] for batch, its in zip(batches, logprobs, strict=True)]
+    return torch.cat(gaps).abs().max().item()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from policies.inputs import encode_images, expand_image_tokens
 from policies.small import TOKEN_IDS, small_processor
@@ -65,7 +66,12 @@ def make_group(rng: np.random.Generator, number: int, with_images: bool) -> Grou
 
 
 def parameters(learner: Learner) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
+    return {name: whole(parameter.detach()).clone() for name, parameter in learner.model.named_parameters()}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All ranks' rows of it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def watch_gradients(learner: Learner) -> list[Tensor]:
@@ -73,7 +79,7 @@ def watch_gradients(learner: Learner) -> list[Tensor]:
     seen: list[Tensor] = []
 
     def remember(*_) -> None:
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.model.parameters()]
+        parts = [torch.zeros(p.shape) if p.grad is None else whole(p.grad) for p in learner.model.parameters()]
         seen.append(torch.cat([part.flatten() for part in parts]))
 
     learner.optimizer.register_step_pre_hook(remember)

@@ -53,8 +53,9 @@ def test_replay_on_unchanged_weights_changes_no_bit(model: torch.nn.Module):
     hidden, experts = record(model, replay)
     with torch.no_grad(), replay.replay(experts):
         assert torch.equal(forward(model), hidden)
-    assert replay.take_agreement() == 1.0
-    assert replay.take_agreement() is None
+    agreeing, compared = replay.take_agreement()
+    assert agreeing == compared == LAYERS * TOKENS_IN_ALL
+    assert replay.take_agreement() == (0, 0)
 
 
 def test_on_new_weights_the_recorded_experts_are_taken_all_the_same(model: torch.nn.Module):
@@ -66,8 +67,8 @@ def test_on_new_weights_the_recorded_experts_are_taken_all_the_same(model: torch
     with torch.no_grad(), replay.replay(experts), replay.record():
         replayed = forward(model)
     assert not torch.allclose(replayed, free)
-    agreement = replay.take_agreement()
-    assert 0 < agreement < 1
+    agreeing, compared = replay.take_agreement()
+    assert 0 < agreeing < compared
 
 
 def test_agreement_is_the_share_of_equal_sets_whatever_their_order(model: torch.nn.Module):
@@ -78,8 +79,9 @@ def test_agreement_is_the_share_of_equal_sets_whatever_their_order(model: torch.
     with torch.no_grad(), replay.replay(turned):
         forward(model)
     # That token's other layers may choose otherwise in consequence, and so may the tokens behind it in its row of 7.
-    assert 1 - 7 / TOKENS_IN_ALL <= replay.take_agreement() < 1
-    assert replay.take_agreement() is None
+    agreeing, compared = replay.take_agreement()
+    assert (1 - 7 / TOKENS_IN_ALL) * compared <= agreeing < compared
+    assert replay.take_agreement() == (0, 0)
 
 
 def test_unknown_tokens_are_routed_afresh_and_not_counted(model: torch.nn.Module):
@@ -89,7 +91,7 @@ def test_unknown_tokens_are_routed_afresh_and_not_counted(model: torch.nn.Module
     free, _ = record(model, replay)
     with torch.no_grad(), replay.replay(torch.full_like(experts, UNKNOWN)):
         assert torch.allclose(forward(model), free, rtol=0, atol=1e-6)
-    assert replay.take_agreement() is None
+    assert replay.take_agreement() == (0, 0)
 
 
 def test_under_replay_the_router_still_gets_its_gradient(model: torch.nn.Module):
@@ -136,4 +138,4 @@ def test_a_dense_policy_records_nothing(dense_policy: Path):
     assert recorded == []
     with replay.replay(None):
         pass
-    assert replay.take_agreement() is None
+    assert replay.take_agreement() == (0, 0)

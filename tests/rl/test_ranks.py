@@ -1,0 +1,194 @@
+"""The learner on several ranks, which share the policy by FSDP2 over gloo: the same run as on one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from policies.loading import load_policy
+from rl.batching import lengthen_plan, split_ranks
+from rl.config import LoraConfig, TrainConfig
+from rl.learner import Learner
+from rl.types import Sample
+from tests.learning import config, difference, parameters, rollout, watch_gradients
+from tests.ranks import RankPool
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a few steps of a learner made."""
+
+    gradients: list[Tensor]
+    weights: Tensor
+    metrics: dict[str, float]
+    microbatches: list[tuple[int, bool, bool]]
+    """Of the first step's samples on this rank: sequences, whether there are images to see, whether it is idle."""
+
+
+def learn(folder: Path, options: TrainConfig, groups: list[list[Sample]], save_to: Path | None = None) -> Run:
+    learner = Learner(options, folder)
+    microbatches = [
+        (len(batch.prompt_ids), batch.vision is not None and len(batch.vision.order_N) > 0, batch.idle)
+        for batch in learner.make_microbatches([sample for group in groups for sample in group])
+    ]
+    gradients = watch_gradients(learner)
+    metrics = learner.step(groups).metrics
+    if save_to is not None:
+        learner.save(save_to)
+    return Run(
+        gradients=gradients,
+        weights=torch.cat([tensor.flatten() for tensor in parameters(learner).values()]),
+        metrics={name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))},
+        microbatches=microbatches,
+    )
+
+
+def mixed(num_groups: int) -> list[list[Sample]]:
+    """Groups with pictures, then groups without."""
+    half = num_groups // 2
+    return rollout(num_groups=half) + rollout(with_images=False, num_groups=num_groups - half, seed=1)
+
+
+CONTENTS = {"images": rollout(), "text": rollout(with_images=False), "mixed": mixed(4)}
+
+
+def require_same(many: Run, one: Run) -> None:
+    assert difference(many.weights, one.weights) <= 1e-6
+    for ours, theirs in zip(many.gradients, one.gradients, strict=True):
+        assert difference(ours, theirs) <= 3e-6  # 2⁻²⁴ = 6e-8 through a dozen layers
+    assert many.metrics == pytest.approx(one.metrics, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_any_number_of_ranks_gives_the_same_update(ranks: RankPool, policy: Path, content: str):
+    groups = CONTENTS[content]
+    longest = max(len(sample.token_ids) for group in groups for sample in group)
+    options = config(microbatch_tokens=2 * longest, learning_rate=1e-4)
+    one = learn(policy, options, groups)
+    for num_ranks in (2, 3):
+        runs = ranks.run(num_ranks, learn, policy, options, groups)
+        assert len({len(run.microbatches) for run in runs}) == 1
+        assert sum(n for run in runs for n, _, idle in run.microbatches if not idle) == 12
+        seen = [{seen for _, seen, _ in at_once} for at_once in zip(*(run.microbatches for run in runs), strict=True)]
+        assert ({True, False} in seen) == (content == "mixed")  # pictures on one rank, none on another
+        for run in runs:
+            require_same(run, one)
+
+
+def test_a_rank_that_runs_out_of_sequences_waits_in_step(ranks: RankPool, policy: Path):
+    groups = [group[:size] for group, size in zip(mixed(3), (1, 2, 1), strict=True)]
+    longest = max(len(sample.token_ids) for group in groups for sample in group)
+    options = config(microbatch_tokens=longest, learning_rate=1e-4)
+    one = learn(policy, options, groups)
+    runs = ranks.run(3, learn, policy, options, groups)
+    assert sorted([idle for _, _, idle in run.microbatches] for run in runs) == [
+        [False, False],
+        [False, True],
+        [False, True],
+    ]
+    for run in runs:
+        require_same(run, one)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "checkpointing": {"learner": {"gradient_checkpointing": True}},
+    "frozen tower": {"optimizer": {"vision_learning_rate": 0.0}},
+    "penalty": {"kl_coefficient": 0.1},
+    "adapters": {"lora": LoraConfig(rank=4, parts=("language", "vision"))},
+    "adapters and penalty": {"lora": LoraConfig(rank=4, parts=("language",)), "kl_coefficient": 0.1},
+    "adapted experts": {"lora": LoraConfig(rank=4, parts=("language", "experts"))},
+    "other objective": {"objective": "dapo"},
+}
+
+
+def with_options(folder: Path, options: dict[str, Any], **kwargs: Any) -> TrainConfig:
+    made = replace(config(**kwargs), model=str(folder))
+    nested = {name: replace(getattr(made, name), **value) for name, value in options.items() if isinstance(value, dict)}
+    return replace(made, **{**options, **nested})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_mean_the_same_on_two_ranks(ranks: RankPool, moe_policy: Path, name: str):
+    options = with_options(moe_policy, OPTIONS[name], microbatch_tokens=100, num_minibatches=2, learning_rate=1e-5)
+    one = learn(moe_policy, options, mixed(4))
+    assert "policy/routing_agreement" in one.metrics
+    for run in ranks.run(2, learn, moe_policy, options, mixed(4)):
+        require_same(run, one)
+
+
+def test_two_ranks_in_bfloat16_learn_what_one_rank_learns_up_to_its_rounding(ranks: RankPool, policy: Path):
+    options = config(dtype="bfloat16", learning_rate=1e-4)
+    exact = learn(policy, config(learning_rate=1e-4), rollout())
+    one = learn(policy, options, rollout())
+    noise = difference(one.gradients[0], exact.gradients[0])
+    for run in ranks.run(2, learn, policy, options, rollout()):
+        assert 0 < difference(run.gradients[0], exact.gradients[0]) <= 2 * noise
+
+
+def resumed(folder: Path, base: Path, options: TrainConfig, groups: list[list[Sample]]) -> tuple[Tensor, Run]:
+    """Log-probabilities of a fixed batch after loading a checkpoint, in the order of samples, and one step more."""
+    learner = Learner(options, folder)
+    learner.load(folder)
+    batches = learner.make_microbatches([sample for group in groups for sample in group])
+    logprobs_N = torch.cat(
+        [its[batch.mask_BT] for its, batch in zip(learner.old_logprobs(batches), batches, strict=True)]
+    )
+    gradients = watch_gradients(learner)
+    metrics = learner.step(groups).metrics
+    weights = torch.cat([tensor.flatten() for tensor in parameters(learner).values()])
+    kept = {name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))}
+    return logprobs_N, Run(gradients=gradients, weights=weights, metrics=kept, microbatches=[])
+
+
+@pytest.mark.parametrize("parts", [(), ("language", "experts")], ids=["all weights", "adapters"])
+def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_three(
+    ranks: RankPool, moe_policy: Path, tmp_path: Path, parts: tuple[Any, ...]
+):
+    lora = LoraConfig(rank=4 if parts else 0, parts=parts or ("language",))
+    options = with_options(moe_policy, {"lora": lora}, learning_rate=1e-4)
+    ranks.run(2, learn, moe_policy, options, CONTENTS["mixed"], tmp_path)
+    groups = rollout(seed=5)
+    _, one = resumed(tmp_path, moe_policy, options, groups)
+    for run in [
+        run for num_ranks in (2, 3) for _, run in ranks.run(num_ranks, resumed, tmp_path, moe_policy, options, groups)
+    ]:
+        assert run.metrics["loss/objective"] == pytest.approx(one.metrics["loss/objective"], rel=1e-6, abs=1e-6)
+        require_same(run, one)
+
+
+def saved(folder: Path, options: TrainConfig, target: Path) -> None:
+    from policies.export import save_policy
+
+    learner = Learner(options, folder)
+    save_policy(learner.model, learner.processor, target, max_shard_bytes=300_000)
+
+
+def test_two_ranks_write_the_published_folder_file_by_file(ranks: RankPool, policy: Path, tmp_path: Path):
+    ranks.run(2, saved, policy, config(), tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    ours, theirs = (load_policy(path, dtype=torch.float32, device="cpu") for path in (tmp_path, policy))
+    assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_samples_are_cut_in_order_into_shares_of_about_equal_tokens():
+    samples = [replace(rollout()[0][0], token_ids=np.zeros(n, np.int32)) for n in (10, 10, 10, 20, 5, 5)]
+    shares = [[len(sample.token_ids) for sample in share] for share in split_ranks(samples, 3)]
+    assert shares == [[10, 10], [10, 20], [5, 5]] or shares == [[10, 10], [10], [20, 5, 5]]
+    assert [len(share) for share in split_ranks(samples[:1], 3)].count(0) == 2
+    assert split_ranks(samples, 1) == [samples]
+
+
+def test_a_plan_grows_by_halving_what_has_most_sequences():
+    assert lengthen_plan([[0, 1, 2, 3], [4, 5]], 3) == [[0, 1], [2, 3], [4, 5]]
+    assert lengthen_plan([[0, 1, 2]], 2) == [[0], [1, 2]]
+    assert lengthen_plan([[0], [1]], 4) == [[0], [1]]
+    assert lengthen_plan([], 2) == []
