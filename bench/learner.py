@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from PIL import Image
 from rich.console import Console
@@ -66,6 +67,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Measures, prints a table, writes JSON."""
+    if options.learner.offload:  # FSDP2's, on one rank
+        dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
     with tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(0)
         folder = save_policy(small_model(model_config(options.shape), seed=0), small_processor(), scratch)

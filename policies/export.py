@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from policies.lora import EXPERT_PARAMETERS, adapters, is_adapter, published_name
+from policies.lora import EXPERT_PARAMETERS, adapter_product, adapters, is_adapter, published_name
+from policies.rows import all_rows
 
 
 def exported_parameters(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -41,9 +42,9 @@ def exported_parameters(model: PreTrainedModel, dtype: torch.dtype | None = None
     for name, parameter in published_parameters(model):
         tensor = parameter.detach()
         if name in adapted:
-            tensor = tensor + adapted[name].get_delta_weight("default").detach()
-        if isinstance(tensor, DTensor):
-            tensor = tensor.to(dtype or tensor.dtype).full_tensor()
+            tensor = all_rows(tensor) + adapter_product(adapted[name])
+        elif isinstance(tensor, DTensor):
+            tensor = all_rows(tensor.to(dtype or tensor.dtype))
         yield name, published_layout(name, tensor)
 
 

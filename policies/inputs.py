@@ -169,22 +169,21 @@ def hidden_states(
     features = (
         None if vision is None else model.model.get_image_features(vision.pixels, vision.grid_U3, return_dict=True)
     )
-    seen = vision is not None and len(vision.order_N) > 0
+    order = [] if vision is None else vision.order_N.tolist()
     hidden_BLH = model.model(
         input_ids=tokens_BL,
         position_ids=positions_3BL,
-        mm_encoder_outputs={"image": _placed(features, vision.order_N)} if seen else None,
+        mm_encoder_outputs={"image": _placed(features, order)} if order else None,
         use_cache=False,
     ).last_hidden_state
-    if features is not None and not seen:
+    if features is not None and not order:  # the tower's part of the backward pass, too, must run
         for unseen in (*features.pooler_output, *(image for level in features.deepstack_features for image in level)):
             hidden_BLH = hidden_BLH + 0 * unseen.sum()
     return hidden_BLH
 
 
-def _placed(features: Any, order_N: Tensor) -> Any:
+def _placed(features: Any, order: Sequence[int]) -> Any:
     """The tower's output for every placeholder, from that of every distinct image; gradients add up."""
-    order = order_N.tolist()
     features.pooler_output = [features.pooler_output[i] for i in order]
     features.deepstack_features = [[level[i] for i in order] for level in features.deepstack_features]
     return features

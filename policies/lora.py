@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
+
+from policies.rows import all_rows, local_rows
 
 Part: TypeAlias = Literal["language", "vision", "experts"]
 
@@ -69,14 +69,6 @@ def initialise_adapters(model: torch.nn.Module, seed: int) -> None:
             local.copy_(whole[first : first + len(local)])
 
 
-def local_rows(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """This rank's rows of a parameter, in its own memory, and the number of the first; all of them if it is not sharded."""
-    if not isinstance(parameter, DTensor):
-        return parameter.detach(), 0
-    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return parameter.detach().to_local(), offset[0]
-
-
 def _require_matches(model: PreTrainedModel, parts: Sequence[Part]) -> None:
     modules = [name for name, _ in model.named_modules()]
     matching: dict[str, bool] = {
@@ -100,6 +92,20 @@ def adapters(model: torch.nn.Module) -> dict[str, Any]:
             leaf = getattr(module, "parameter_name", "weight")
             found[f"{published_name(path)}.{leaf}"] = module
     return found
+
+
+@torch.no_grad()
+def adapter_product(adapter: Any) -> torch.Tensor:
+    """What an adapter of `adapters` adds to its parameter, in whole; of a sharded policy every rank calls this."""
+    halves = [adapter.lora_A["default"], adapter.lora_B["default"]]
+    own = [half.weight for half in halves]
+    try:
+        for half in halves:  # peft cuts them by experts, which rows need not follow
+            half.weight = torch.nn.Parameter(all_rows(half.weight), requires_grad=False)
+        return adapter.get_delta_weight("default")
+    finally:
+        for half, weight in zip(halves, own, strict=True):
+            half.weight = weight
 
 
 def published_name(name: str) -> str:

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from policies.export import published_layout, published_parameters
 from policies.loading import model_folder, refuse_square_experts, supported_model
-from policies.lora import initialise_adapters, local_rows
+from policies.lora import initialise_adapters
 from policies.responses import ResponseLogprobs
+from policies.rows import local_rows
 
 
 def empty_policy(path_or_name: Path | str) -> PreTrainedModel:

@@ -20,7 +20,6 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
@@ -30,6 +29,7 @@ from policies.loading import load_policy, load_processor
 from policies.lora import adapters_off, is_adapter
 from policies.responses import ResponseLogprobs
 from policies.routing import UNKNOWN, RoutingReplay
+from policies.rows import all_rows
 from policies.sharding import empty_policy, fill_policy, shard_policy
 from rl.batching import (
     idle_microbatch,
@@ -263,9 +263,8 @@ class Learner:
 
     def _apply_gradient(self, of: Outcome) -> dict[str, float]:
         """Clips and applies the gradient, or drops it if it is not finite, and says so."""
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
-        if isinstance(grad_norm, DTensor):
-            grad_norm = grad_norm.full_tensor()
+        limit = self.config.optimizer.max_grad_norm
+        grad_norm = all_rows(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         finite = bool(grad_norm.isfinite())
         learning_rate = self.scheduler.get_last_lr()[0]
         if finite:

@@ -176,16 +176,22 @@ def shares_policy(config: LearnerConfig) -> bool:
 
 
 def _get_all(calls: Sequence[ray.ObjectRef]) -> list[Any]:
-    """Every rank's result, or the error of the rank that was the first to fail, at once: the others may wait for it forever."""
-    waiting = list(calls)
+    """Every rank's result, or the error of the rank that is to blame, soon: the others may wait for it forever."""
+    waiting, results = list(calls), {}
     while waiting:
         [done], waiting = ray.wait(waiting)
         try:
-            ray.get(done)
+            results[done] = ray.get(done)
         except ray.exceptions.RayError:
             late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=LAST_WORDS) if waiting else ([], [])
-            get(min([done, *late], key=_consequence))
-    return get(list(calls))
+            culprit = min([done, *late], key=_consequence)
+            try:
+                get(culprit)
+            except (ValueError, RuntimeError) as error:
+                if len(calls) == 1:
+                    raise
+                raise type(error)(f"rank {calls.index(culprit)} of the learner: {error}") from error
+    return [results[call] for call in calls]
 
 
 def _consequence(call: ray.ObjectRef) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def gather_outcomes(own: Sequence[Outcome]) -> Outcome:
     )
 
 
-def update_metrics(of: Outcome, objective: Objective, counts: Mapping[str, int]) -> dict[str, float]:
+def update_metrics(of: Outcome, objective: Objective, counts: Mapping[str, Any]) -> dict[str, float]:
     """The objective's value and its metrics, entropy, and the mismatch between engine and learner."""
     loss, metrics = objective(of.new_BT, of.old_BT, of.advantages_B, of.mask_BT, **counts)
     report = {f"policy/{name}": float(value) for name, value in metrics.items()}

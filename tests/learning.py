@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from policies.inputs import encode_images, expand_image_tokens
+from policies.rows import all_rows
 from policies.small import TOKEN_IDS, small_processor
 from rewards.types import Score
 from rl.batching import make_samples
@@ -66,12 +66,7 @@ def make_group(rng: np.random.Generator, number: int, with_images: bool) -> Grou
 
 
 def parameters(learner: Learner) -> dict[str, Tensor]:
-    return {name: whole(parameter.detach()).clone() for name, parameter in learner.model.named_parameters()}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All ranks' rows of it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return {name: all_rows(parameter.detach()).clone() for name, parameter in learner.model.named_parameters()}
 
 
 def watch_gradients(learner: Learner) -> list[Tensor]:
@@ -79,7 +74,7 @@ def watch_gradients(learner: Learner) -> list[Tensor]:
     seen: list[Tensor] = []
 
     def remember(*_) -> None:
-        parts = [torch.zeros(p.shape) if p.grad is None else whole(p.grad) for p in learner.model.parameters()]
+        parts = [torch.zeros(p.shape) if p.grad is None else all_rows(p.grad) for p in learner.model.parameters()]
         seen.append(torch.cat([part.flatten() for part in parts]))
 
     learner.optimizer.register_step_pre_hook(remember)

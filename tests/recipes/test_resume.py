@@ -81,6 +81,16 @@ def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_metrics(undist
     assert rows(run_dir) == rows(undisturbed)
 
 
+def test_two_ranks_make_the_same_run_and_one_rank_resumes_it(undisturbed):
+    run_dir = undisturbed.with_name("two_ranks")
+    for more in (["--learner.cpu-ranks", "2", "--steps", "2"], ["--resume", "auto"]):
+        done = subprocess.run(recipe(run_dir, *more), capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    for ours, theirs in zip(rows(run_dir), rows(undisturbed), strict=True):
+        assert {"reward/mean", "loss/objective"} <= ours.keys() or ours["step"] == 0
+        assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
 def wait_for_row(run: subprocess.Popen, run_dir: Path, step: int) -> None:
     """Returns as soon as the row of `step` is written."""
     deadline = time.monotonic() + 400

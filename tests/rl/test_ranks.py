@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:Us
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a few steps of a learner made."""
+    """What a step of a learner made."""
 
     gradients: list[Tensor]
     weights: Tensor
@@ -34,7 +34,10 @@ class Run:
 
 
 def learn(folder: Path, options: TrainConfig, groups: list[list[Sample]], save_to: Path | None = None) -> Run:
-    learner = Learner(options, folder)
+    return one_step(Learner(options, folder), groups, save_to)
+
+
+def one_step(learner: Learner, groups: list[list[Sample]], save_to: Path | None) -> Run:
     microbatches = [
         (len(batch.prompt_ids), batch.vision is not None and len(batch.vision.order_N) > 0, batch.idle)
         for batch in learner.make_microbatches([sample for group in groups for sample in group])
@@ -133,19 +136,11 @@ def test_two_ranks_in_bfloat16_learn_what_one_rank_learns_up_to_its_rounding(ran
         assert 0 < difference(run.gradients[0], exact.gradients[0]) <= 2 * noise
 
 
-def resumed(folder: Path, base: Path, options: TrainConfig, groups: list[list[Sample]]) -> tuple[Tensor, Run]:
-    """Log-probabilities of a fixed batch after loading a checkpoint, in the order of samples, and one step more."""
+def resumed(folder: Path, options: TrainConfig, groups: list[list[Sample]], save_to: Path | None = None) -> Run:
+    """One step more."""
     learner = Learner(options, folder)
     learner.load(folder)
-    batches = learner.make_microbatches([sample for group in groups for sample in group])
-    logprobs_N = torch.cat(
-        [its[batch.mask_BT] for its, batch in zip(learner.old_logprobs(batches), batches, strict=True)]
-    )
-    gradients = watch_gradients(learner)
-    metrics = learner.step(groups).metrics
-    weights = torch.cat([tensor.flatten() for tensor in parameters(learner).values()])
-    kept = {name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))}
-    return logprobs_N, Run(gradients=gradients, weights=weights, metrics=kept, microbatches=[])
+    return one_step(learner, groups, save_to)
 
 
 @pytest.mark.parametrize("parts", [(), ("language", "experts")], ids=["all weights", "adapters"])
@@ -156,12 +151,36 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_three(
     options = with_options(moe_policy, {"lora": lora}, learning_rate=1e-4)
     ranks.run(2, learn, moe_policy, options, CONTENTS["mixed"], tmp_path)
     groups = rollout(seed=5)
-    _, one = resumed(tmp_path, moe_policy, options, groups)
-    for run in [
-        run for num_ranks in (2, 3) for _, run in ranks.run(num_ranks, resumed, tmp_path, moe_policy, options, groups)
-    ]:
-        assert run.metrics["loss/objective"] == pytest.approx(one.metrics["loss/objective"], rel=1e-6, abs=1e-6)
-        require_same(run, one)
+    one = resumed(tmp_path, options, groups, tmp_path / "next_of_1")
+    for num_ranks in (2, 3):
+        runs = ranks.run(num_ranks, resumed, tmp_path, options, groups, tmp_path / f"next_of_{num_ranks}")
+        for run in runs:
+            assert run.metrics["loss/objective"] == pytest.approx(one.metrics["loss/objective"], rel=1e-6, abs=1e-6)
+            require_same(run, one)
+        ours, theirs = (exported(tmp_path / f"next_of_{n}") for n in (num_ranks, 1))
+        assert difference(ours, theirs) <= 1e-6
+        assert difference(theirs, exported(moe_policy)) > 1e-6  # adapters, too, have moved what others read
+
+
+def exported(folder: Path) -> Tensor:
+    model = load_policy(folder, dtype=torch.float32, device="cpu")
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def shares_of_memory(folder: Path, options: TrainConfig) -> tuple[float, float]:
+    """This rank's part of all parameters and of the optimizer's state."""
+    learner = Learner(options, folder)
+    states = [tensor for state in learner.optimizer.state.values() for tensor in state.values() if tensor.dim()]
+    return share_of(list(learner.model.parameters())), share_of(states)
+
+
+def share_of(tensors: list[Any]) -> float:
+    return sum(tensor.to_local().numel() for tensor in tensors) / sum(tensor.numel() for tensor in tensors)
+
+
+def test_each_rank_holds_its_share_of_weights_and_of_the_optimizers_state(ranks: RankPool, policy: Path):
+    for shares in ranks.run(2, shares_of_memory, policy, config()):
+        assert shares == pytest.approx((0.5, 0.5), abs=0.01)
 
 
 def saved(folder: Path, options: TrainConfig, target: Path) -> None:

@@ -1,0 +1,117 @@
+"""Two ranks of the learner under Ray, without an engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+import torch.distributed as dist
+
+from policies.loading import load_policy
+from rl.config import LearnerConfig
+from rl.learner_group import LearnerGroup
+from rl.objectives import Objective
+from rl.sapo import sapo_loss
+from tests.learning import config, rollout
+
+SOON = 60
+"""Seconds within which a failure must show; ranks that wait for one another give up after an hour."""
+
+
+class NoEngines:
+    """The control plane of no engine at all."""
+
+    next_version = 0
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+    def start_weight_update(self) -> None: ...
+    def update_weights(self, update_info: dict[str, Any]) -> None: ...
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def make(dense_policy: Path) -> Iterator[Callable[..., LearnerGroup]]:
+    groups = []
+
+    def make(objective: Objective = sapo_loss, *, num_ranks: int = 2, model: str | Path = dense_policy) -> LearnerGroup:
+        options = replace(config(), learner=LearnerConfig(dtype="float32", cpu_ranks=num_ranks))
+        groups.append(LearnerGroup(options, model, None, "shared_memory", objective))
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        group.close()
+
+
+def comparable(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))}
+
+
+def test_two_ranks_step_sync_and_save_as_one_does(make, dense_policy: Path, tmp_path: Path):
+    reports = []
+    for num_ranks in (1, 2):
+        group = make(num_ranks=num_ranks)
+        group.connect(NoEngines())
+        reports.append(group.step(rollout()))
+        num_parameters = load_policy(dense_policy, dtype=torch.float32, device="cpu").num_parameters()
+        assert group.sync(1)["sync/bytes"] == pytest.approx(4 * num_parameters, rel=0.01)  # each starts on a cache line
+        group.save(tmp_path / str(num_ranks))
+    assert comparable(reports[1].metrics) == pytest.approx(comparable(reports[0].metrics), rel=1e-5, abs=1e-6)
+    one, two = (load_policy(tmp_path / name, dtype=torch.float32, device="cpu") for name in "12")
+    for ours, theirs in zip(two.parameters(), one.parameters(), strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def test_a_rank_that_dies_ends_the_step_soon_and_is_named(make):
+    def dies(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT, *, num_tokens):
+        if dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (logprobs_BT * mask_BT).sum() / num_tokens, {}
+
+    group = make(dies)
+    group.connect(NoEngines())
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="rank 1 of the learner: a worker process died"):
+        group.step(rollout())
+    assert time.monotonic() - started < SOON
+
+
+def test_the_error_of_one_rank_is_told_soon_and_not_what_follows_from_it(make):
+    def fails(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT, *, num_tokens):
+        if dist.get_rank() == 1:
+            raise ValueError("no idea")
+        return (logprobs_BT * mask_BT).sum() / num_tokens, {}
+
+    group = make(fails)
+    group.connect(NoEngines())
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="rank 1 of the learner: no idea"):
+        group.step(rollout())
+    assert time.monotonic() - started < SOON
+
+
+def test_a_policy_that_lacks_a_weight_is_refused_by_its_name(make, dense_policy: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    for file in dense_policy.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.visual.merger.linear_fc1.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks the weight model\.visual\.merger\.linear_fc1\.bias"):
+        make(model=tmp_path).connect(NoEngines())
