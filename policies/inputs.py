@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.packing import real_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
@@ -160,22 +162,44 @@ def mrope_positions(token_ids: np.ndarray, grid_N3: np.ndarray, image_token_id: 
 
 
 def hidden_states(
-    model: PreTrainedModel, tokens_BL: Tensor, positions_3BL: Tensor, vision: VisionInputs | None
+    model: PreTrainedModel,
+    tokens_BL: Tensor,
+    positions_3BL: Tensor,
+    vision: VisionInputs | None,
+    lengths_B: Tensor | None = None,
 ) -> Tensor:
     """[B, L, H] the last hidden states, before the vocabulary.
 
     Sequences are padded on the right and attention is causal, so no real token sees a padded one and no mask is needed.
+
+    Args:
+        model: A Qwen3-VL, dense or MoE.
+        tokens_BL: int64 token ids.
+        positions_3BL: int64 positions of interleaved MRoPE.
+        vision: The images; None for text only.
+        lengths_B: Tokens of each sequence, to leave out the padding, whose hidden states are 0 then; for a model that
+            `use_packed_attention` has prepared. Default: the model sees the padding.
     """
     features = (
         None if vision is None else model.model.get_image_features(vision.pixels, vision.grid_U3, return_dict=True)
     )
     order = [] if vision is None else vision.order_N.tolist()
-    hidden_BLH = model.model(
-        input_ids=tokens_BL,
-        position_ids=positions_3BL,
-        mm_encoder_outputs={"image": _placed(features, order)} if order else None,
-        use_cache=False,
-    ).last_hidden_state
+    outputs = {"image": _placed(features, order)} if order else None
+    if lengths_B is None:
+        hidden_BLH = model.model(
+            input_ids=tokens_BL, position_ids=positions_3BL, mm_encoder_outputs=outputs, use_cache=False
+        ).last_hidden_state
+    else:
+        real_BL = real_tokens(lengths_B, tokens_BL.shape[1])
+        hidden_1SH = model.model(
+            input_ids=tokens_BL[real_BL][None],
+            position_ids=positions_3BL[:, real_BL][:, None],
+            mm_encoder_outputs=outputs,
+            use_cache=False,
+            sequence_lengths=lengths_B.tolist(),
+        ).last_hidden_state
+        hidden_BLH = hidden_1SH.new_zeros(*real_BL.shape, hidden_1SH.shape[2])
+        hidden_BLH[real_BL] = hidden_1SH[0]
     if features is not None and not order:  # the tower's part of the backward pass, too, must run
         for unseen in (*features.pooler_output, *(image for level in features.deepstack_features for image in level)):
             hidden_BLH = hidden_BLH + 0 * unseen.sum()

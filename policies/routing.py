@@ -5,7 +5,7 @@ compares two different networks. Replaying the old policy's choice (R2, or R3 wh
 arXiv 2512.01374) removes that jump. Only the *choice* is replayed: the weights of the chosen experts are computed from the
 router's present logits, so the router still learns.
 
-Shapes: K MoE layers, N tokens of a batch in row order (B·L), k experts per token.
+Shapes: K MoE layers, N tokens of a batch as the model sees them (B·L in row order, or packed), k experts per token.
 """
 
 from __future__ import annotations

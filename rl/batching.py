@@ -58,12 +58,13 @@ def split_minibatches(groups: Sequence[Sequence[Sample]], num_minibatches: int) 
     return [share for share in shares if share]
 
 
-def plan_microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Which sequences go together: longest first, each microbatch at most `budget` tokens, padding included.
+def plan_microbatches(lengths: Sequence[int], budget: int, *, packed: bool = False) -> list[list[int]]:
+    """Which sequences go together, at most `budget` tokens in each microbatch.
 
     Args:
         lengths: Tokens of each sequence.
-        budget: Tokens of one microbatch.
+        budget: Tokens of one microbatch, padding included.
+        packed: There will be no padding: sequences go in order, siblings mostly beside each other. Else the longest come first.
 
     Returns:
         Lists of indices into `lengths`; every index once.
@@ -76,12 +77,19 @@ def plan_microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
             f"a sequence of {max(lengths)} tokens does not fit a microbatch of {budget}: raise learner.microbatch_tokens"
         )
     plan: list[list[int]] = []
+    used: list[int] = []
     # A stable sort keeps siblings, which share their images and often their length, side by side.
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if plan and (len(plan[-1]) + 1) * lengths[plan[-1][0]] <= budget:
-            plan[-1].append(index)
-        else:
+    for index in sorted(range(len(lengths)), key=lambda i: 0 if packed else -lengths[i]):
+        # Packed, a sequence goes wherever it fits; padded, beside those that are nearest to it in length.
+        open_to_it = range(len(plan)) if packed else range(len(plan))[-1:]
+        takes = [lengths[index] if packed else lengths[indices[0]] for indices in plan]
+        home = next((i for i in open_to_it if used[i] + takes[i] <= budget), None)
+        if home is None:
             plan.append([index])
+            used.append(lengths[index])
+        else:
+            plan[home].append(index)
+            used[home] += takes[home]
     return plan
 
 
@@ -110,6 +118,7 @@ def idle_microbatch() -> Microbatch:
         mask_BT=torch.zeros(1, 1, dtype=torch.bool),
         rollout_logprobs_BT=torch.zeros(1, 1),
         advantages_B=torch.zeros(1),
+        lengths_B=torch.tensor([2]),
         vision=None,
         prompt_ids=[""],
         idle=True,
@@ -145,6 +154,7 @@ def make_microbatch(
         mask_BT=torch.from_numpy(mask_BL[:, 1:].copy()),
         rollout_logprobs_BT=torch.from_numpy(logprobs_BL[:, 1:].copy()),
         advantages_B=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
+        lengths_B=torch.tensor([len(sample.token_ids) for sample in samples]),
         vision=join_images(shown),
         prompt_ids=[sample.prompt_id for sample in samples],
     )

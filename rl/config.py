@@ -56,7 +56,9 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     """Keeps one tensor per layer and computes the rest again in the backward pass: less memory, one more forward pass."""
     microbatch_tokens: int = 16384
-    """Token budget of one rank's forward and backward pass, padding included."""
+    """Token budget of one rank's forward and backward pass, images and any padding included."""
+    packing: bool = True
+    """Lays sequences one behind the other instead of padding them to equal length: no work is done on padding."""
 
     @property
     def num_ranks(self) -> int:

@@ -27,6 +27,7 @@ from policies.export import save_policy
 from policies.inputs import encode_images, unseen_image
 from policies.loading import load_policy, load_processor
 from policies.lora import adapters_off, is_adapter
+from policies.packing import real_tokens
 from policies.responses import ResponseLogprobs
 from policies.routing import UNKNOWN, RoutingReplay
 from policies.rows import all_rows
@@ -150,7 +151,9 @@ class Learner:
         share = split_ranks(samples, num_ranks())[this_rank()]
         distinct = {id(sample.images): sample.images for sample in share}
         encoded = {key: encode_images(self.processor, images) for key, images in distinct.items()}
-        plan = plan_microbatches([len(sample.token_ids) for sample in share], self.config.learner.microbatch_tokens)
+        learner = self.config.learner
+        lengths = [len(sample.token_ids) for sample in share]
+        plan = plan_microbatches(lengths, learner.microbatch_tokens, packed=learner.packing)
         counts, with_images = zip(*gather((len(plan), any(distinct.values()))), strict=True)
         plan = lengthen_plan(plan, max(counts))
         config = self.model.config
@@ -179,7 +182,9 @@ class Learner:
                 logprobs_BT, _ = self.forward(batch)
             experts_KNk = None
             if recorded and self.config.learner.routing_replay == "R2":
-                seen_N = _seen(batch.mask_BT).flatten().to(self.device)
+                seen_BL = _seen(batch.mask_BT)
+                real_BL = real_tokens(batch.lengths_B, seen_BL.shape[1])
+                seen_N = (seen_BL[real_BL] if self.policy.packed else seen_BL.flatten()).to(self.device)
                 experts_KNk = recorded[0].masked_fill(~seen_N[None, :, None], UNKNOWN)
             passes.append(OldPolicy(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
         return passes
@@ -189,7 +194,11 @@ class Learner:
         mask_BT = batch.mask_BT.to(self.device)
         vision = None if batch.vision is None else batch.vision.to(self.device)
         logprobs_N, entropies_N = (policy or self.policy)(
-            batch.tokens_BL.to(self.device), batch.positions_3BL.to(self.device), mask_BT, vision
+            batch.tokens_BL.to(self.device),
+            batch.positions_3BL.to(self.device),
+            mask_BT,
+            vision,
+            batch.lengths_B.to(self.device),
         )
         logprobs_BT = logprobs_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_N)
         return logprobs_BT, entropies_N
@@ -210,10 +219,10 @@ class Learner:
             model = load_policy(model_path, dtype=torch.float32, device=self.device)
             prepare(model)
             autocast = None if dtype == torch.float32 else dtype
-            return ResponseLogprobs(model, temperature=temperature, autocast=autocast)
+            return ResponseLogprobs(model, temperature=temperature, autocast=autocast, packed=learner.packing)
         model = empty_policy(model_path)
         prepare(model)
-        policy = ResponseLogprobs(model, temperature=temperature)
+        policy = ResponseLogprobs(model, temperature=temperature, packed=learner.packing)
         mesh = init_device_mesh(self.device.type, (num_ranks(),))
         shard_policy(policy, mesh, dtype=dtype, offload=learner.offload)
         fill_policy(model, model_path, device=self.device, offload=learner.offload, seed=self.config.seed)

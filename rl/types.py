@@ -50,6 +50,7 @@ class Microbatch:
         mask_BT: bool, True where the *next* token is one that the policy chose.
         rollout_logprobs_BT: float32, the engine's log-probabilities of those next tokens.
         advantages_B: float32.
+        lengths_B: int64, tokens of each sequence.
         vision: The images, each distinct one once; None for text only.
         prompt_ids: [B] whose sequences these are, to name in errors.
         idle: Not to learn from: it keeps a rank that has run out of sequences in step with the others.
@@ -60,6 +61,7 @@ class Microbatch:
     mask_BT: Tensor
     rollout_logprobs_BT: Tensor
     advantages_B: Tensor
+    lengths_B: Tensor
     vision: VisionInputs | None
     prompt_ids: Sequence[str]
     idle: bool = False

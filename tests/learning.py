@@ -26,14 +26,19 @@ PROCESSOR = small_processor()
 
 
 def config(
-    *, microbatch_tokens: int = 4096, dtype: str = "float32", num_minibatches: int = 1, **optimizer
+    *,
+    microbatch_tokens: int = 4096,
+    dtype: str = "float32",
+    num_minibatches: int = 1,
+    packing: bool = True,
+    **optimizer,
 ) -> TrainConfig:
     return TrainConfig(
         model="unused",
         num_minibatches=num_minibatches,
         optimizer=OptimizerConfig(**{"learning_rate": 1e-3, "warmup_updates": 1} | optimizer),
         rollout=RolloutConfig(dtype="float32", temperature=1.2),
-        learner=LearnerConfig(dtype=dtype, microbatch_tokens=microbatch_tokens),
+        learner=LearnerConfig(dtype=dtype, microbatch_tokens=microbatch_tokens, packing=packing),
     )
 
 

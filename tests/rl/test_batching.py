@@ -166,3 +166,19 @@ def test_microbatch_with_images_shows_each_picture_once():
     assert (time[0], height[0], width[0]) == ([0, 1, 1, 3, 4, 0], [0, 1, 1, 3, 4, 0], [0, 1, 2, 3, 4, 0])
     assert (time[1], height[1], width[1]) == ([0, 1, 1, 3, 4, 0], [0, 1, 2, 3, 4, 0], [0, 1, 1, 3, 4, 0])
     assert batch.mask_BT.int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1], [1, 0, 0, 0, 0]]
+
+
+def test_packed_sequences_stay_in_order_and_need_no_room_for_padding():
+    assert plan_microbatches([5, 10, 3, 8, 7, 2], 20, packed=True) == [[0, 1, 2, 5], [3, 4]]
+    assert plan_microbatches([5, 10, 3, 8, 7, 2], 10, packed=True) == [[0, 2, 5], [1], [3], [4]]
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 400))
+def test_packed_microbatches_hold_every_sequence_once_within_the_budget_and_no_two_would_fit_in_one(
+    lengths: list[int], budget: int
+):
+    plan = plan_microbatches(lengths, budget, packed=True)
+    assert sorted(index for part in plan for index in part) == list(range(len(lengths)))
+    totals = [sum(lengths[index] for index in part) for part in plan]
+    assert all(total <= budget for total in totals)
+    assert all(a + lengths[part[0]] > budget for a, part in zip(totals, plan[1:], strict=False))

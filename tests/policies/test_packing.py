@@ -1,0 +1,164 @@
+"""Sequences without padding: what the padded batch gives, token for token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from policies.inputs import hidden_states
+from policies.loading import load_policy
+from policies.packing import packed_attention, real_tokens, use_packed_attention
+from rl.config import LearnerConfig
+from rl.learner import Learner
+from rl.types import Microbatch, Sample
+from tests.learning import config, difference, learner_in_float64, parameters, rollout, watch_gradients
+
+CONTENTS = {
+    "images": rollout(),
+    "text": rollout(with_images=False),
+    "mixed": rollout(num_groups=2) + rollout(with_images=False, num_groups=2, seed=1),
+}
+
+
+def by_tokens(batches: list[Microbatch], logprobs: list[Tensor]) -> dict[tuple[int, ...], Tensor]:
+    """Each response's log-probabilities, by the tokens of its sequence."""
+    return {
+        tuple(batch.tokens_BL[row, : batch.lengths_B[row]].tolist()): its_BT[row][batch.mask_BT[row]]
+        for batch, its_BT in zip(batches, logprobs, strict=True)
+        for row in range(len(its_BT))
+    }
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_packed_equals_padded(policy: Path, content: str):
+    samples: list[Sample] = [sample for group in CONTENTS[content] for sample in group]
+    if content == "images":
+        assert max(len(sample.images) for sample in samples) == 2
+    found = []
+    for packing in (True, False):
+        learner = Learner(config(packing=packing), policy)
+        batches = learner.make_microbatches(samples)
+        [batch] = batches
+        assert len(set(batch.lengths_B.tolist())) > 5  # there is padding to leave out
+        found.append(by_tokens(batches, learner.old_logprobs(batches)))
+    packed, padded = found
+    assert packed.keys() == padded.keys()
+    for tokens, logprobs_N in padded.items():
+        assert (packed[tokens] - logprobs_N).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_gradients_are_those_of_the_padded_batch(policy: Path, content: str):
+    found = []
+    for packing in (True, False):
+        learner = learner_in_float64(config(packing=packing, max_grad_norm=1e9), policy)
+        gradients = watch_gradients(learner)
+        learner.step(CONTENTS[content])
+        found += gradients
+    assert difference(*found) <= 1e-7
+
+
+def test_checkpointing_computes_the_same_gradients_from_packed_sequences(moe_policy: Path):
+    found = []
+    for checkpointing in (True, False):
+        options = config(num_minibatches=2)
+        options = replace(options, learner=replace(options.learner, gradient_checkpointing=checkpointing))
+        learner = Learner(options, moe_policy)
+        gradients = watch_gradients(learner)
+        learner.step(CONTENTS["mixed"])
+        found.append(gradients)
+    for ours, theirs in zip(*found, strict=True):
+        assert difference(ours, theirs) <= 1e-6
+
+
+def test_no_sequence_sees_its_neighbour(policy: Path):
+    model = load_policy(policy, dtype=torch.float32, device="cpu")
+    use_packed_attention(model)
+    tokens_BL = torch.randint(0, 256, (3, 9), generator=torch.Generator().manual_seed(0))
+    lengths_B = torch.tensor([9, 1, 4])
+    positions_3BL = torch.arange(9).expand(3, 3, 9)
+    with torch.no_grad():
+        before = hidden_states(model, tokens_BL, positions_3BL, None, lengths_B)
+        changed_BL = tokens_BL.clone()
+        changed_BL[0] = (changed_BL[0] + 1) % 256
+        changed_BL[2] = (changed_BL[2] + 1) % 256
+        after = hidden_states(model, changed_BL, positions_3BL, None, lengths_B)
+        alone = hidden_states(model, tokens_BL[1:2, :1], positions_3BL[:, :1, :1], None, torch.tensor([1]))
+    assert (before[0] != after[0]).any() and (before[2, :4] != after[2, :4]).any()
+    torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone[0, 0], before[1, 0], rtol=0, atol=1e-5)
+    assert not before[1, 1:].any() and not before[2, 4:].any()
+
+
+def test_attention_is_that_worked_by_hand():
+    # Two sequences of 1 and 2 tokens, one head of size 1. The last token weighs values 20 and 40 by e^(1·0) : e^(1·ln 3).
+    query = torch.tensor([5.0, 5.0, 1.0]).view(1, 1, 3, 1)
+    key = torch.tensor([7.0, 0.0, math.log(3)]).view(1, 1, 3, 1)
+    value = torch.tensor([10.0, 20.0, 40.0]).view(1, 1, 3, 1)
+    output, weights = packed_attention(
+        torch.nn.Identity(), query, key, value, None, scaling=1.0, sequence_lengths=[1, 2]
+    )
+    assert weights is None
+    assert output.shape == (1, 3, 1, 1)
+    assert output.flatten().tolist() == pytest.approx([10.0, 20.0, 0.25 * 20 + 0.75 * 40])
+
+
+def test_queries_share_the_keys_of_their_group():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 5, 8, generator=generator)
+    key, value = torch.randn(2, 1, 2, 5, 8, generator=generator)
+    ours, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, sequence_lengths=[2, 3])
+    repeated = [tensor.repeat_interleave(2, dim=1) for tensor in (key, value)]
+    theirs, _ = packed_attention(torch.nn.Identity(), query, *repeated, None, scaling=0.3, sequence_lengths=[2, 3])
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_replayed_experts_of_packed_sequences_agree_on_unchanged_weights(moe_policy: Path):
+    """Two minibatches of which the first teaches nothing: the second finds the weights of the old policy."""
+    learner = Learner(config(num_minibatches=2), moe_policy)
+    groups = rollout()
+    for group in groups[:2]:
+        group[:] = [replace(sample, advantage=0.0) for sample in group]
+    before = parameters(learner)
+    metrics = learner.step([*groups[:2], *([replace(s, advantage=0.0) for s in group] for group in groups[2:])]).metrics
+    assert metrics["policy/routing_agreement"] == 1.0
+    assert all(torch.equal(before[name], tensor) for name, tensor in parameters(learner).items())
+
+
+def test_packing_leaves_room_for_more_sequences_in_a_microbatch(dense_policy: Path):
+    samples = [sample for group in rollout() for sample in group]
+    budget = max(len(sample.token_ids) for sample in samples) * 5
+    counts = []
+    for packing in (True, False):
+        options = replace(config(), learner=LearnerConfig(dtype="float32", packing=packing, microbatch_tokens=budget))
+        batches = Learner(options, dense_policy).make_microbatches(samples)
+        tokens = [int(batch.lengths_B.sum()) if packing else batch.tokens_BL.numel() for batch in batches]
+        assert max(tokens) <= budget
+        assert sum(int(batch.lengths_B.sum()) for batch in batches) == sum(len(sample.token_ids) for sample in samples)
+        counts.append(len(batches))
+    assert counts[0] < counts[1]
+
+
+def test_real_tokens_are_the_first_of_each_row():
+    assert real_tokens(torch.tensor([1, 3]), 3).tolist() == [[True, False, False], [True, True, True]]
+    assert np.array_equal(real_tokens(torch.tensor([2]), 2).numpy(), [[True, True]])
+
+
+@pytest.mark.gpu
+def test_packed_equals_padded_on_a_gpu(policy: Path):
+    samples = [sample for group in CONTENTS["images"] for sample in group]
+    for dtype, bound in (("float32", 1e-4), ("bfloat16", 0.3)):
+        found = []
+        for packing in (True, False):
+            options = config(dtype=dtype, packing=packing)
+            learner = Learner(replace(options, learner=replace(options.learner, gpus=1)), policy)
+            batches = learner.make_microbatches(samples)
+            found.append(by_tokens(batches, [its.cpu() for its in learner.old_logprobs(batches)]))
+        for tokens, logprobs_N in found[1].items():
+            assert (found[0][tokens] - logprobs_N).abs().max() <= bound
