@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
+import safetensors.torch
 import torch
 from transformers import PreTrainedModel
 
@@ -36,19 +38,55 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, parts: Sequence
     Raises:
         ValueError: If a part matches nothing in this model.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     _require_matches(model, parts)
+    with torch.random.fork_rng():  # peft draws numbers, which the next line replaces
+        inject_adapter_in_model(_peft_config(rank, alpha, parts), model)
+    initialise_adapters(model, seed)
+
+
+def _peft_config(rank: int, alpha: float, parts: Sequence[Part]) -> Any:
+    from peft import LoraConfig
+
     patterns = [MODULES[part] for part in parts if part in MODULES]
-    config = LoraConfig(
+    return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules="|".join(f"({pattern})" for pattern in patterns) or [],
         target_parameters=list(EXPERT_PARAMETERS) if "experts" in parts else None,
     )
-    with torch.random.fork_rng():  # peft draws numbers, which the next line replaces
-        inject_adapter_in_model(config, model)
-    initialise_adapters(model, seed)
+
+
+def adapter_files(
+    model: torch.nn.Module, *, rank: int, alpha: float, parts: Sequence[Part], dtype: torch.dtype = torch.float32
+) -> dict[str, bytes]:
+    """The adapters alone, as the files that peft and vLLM load; of a sharded policy every rank calls this.
+
+    Args:
+        model: With the adapters that `add_lora` added.
+        rank: As `add_lora` was told.
+        alpha: As `add_lora` was told.
+        parts: As `add_lora` was told.
+        dtype: Precision in the file.
+
+    Returns:
+        Content by file name.
+    """
+    tensors = {
+        "base_model.model." + name.replace(".default", ""): all_rows(parameter.detach()).to("cpu", dtype).contiguous()
+        for name, parameter in model.named_parameters()
+        if is_adapter(name)
+    }
+    config = _peft_config(rank, alpha, parts).to_dict()
+    return {
+        "adapter_config.json": json.dumps(config, indent=1, default=_plain).encode(),
+        "adapter_model.safetensors": safetensors.torch.save(tensors, metadata={"format": "pt"}),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)
 
 
 @torch.no_grad()

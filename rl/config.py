@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from rollout.config import Dtype, RolloutConfig
+from rollout.config import ENGINE_RANKS, Dtype, RolloutConfig
 
 AdvantageKind = Literal["group_std", "group_std_sample", "group_mean", "leave_one_out", "task_std"]
 OBJECTIVE_NAMES = ("sapo", "grpo", "gspo", "dapo", "dr_grpo", "cispo", "vespo", "policy_gradient")
@@ -76,6 +76,9 @@ class LoraConfig:
     """An adapter's product is scaled by alpha / rank."""
     parts: tuple[Literal["language", "vision", "experts"], ...] = ("language",)
     """What gets adapters: the language model's linear layers, the vision tower's, the experts of a MoE."""
+    sync: Literal["merged", "adapter"] = "merged"
+    """What goes to the engines at each step: all weights with the adapters merged, or the adapters alone, which vLLM applies; the
+    latter with parts language only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +238,15 @@ def check_config(config: TrainConfig) -> None:
     if config.lora.rank and "vision" in config.lora.parts and rate == 0:
         raise ValueError(
             "lora.parts has vision, but optimizer.vision_learning_rate = 0 freezes the tower: leave out one of the two"
+        )
+    if config.lora.sync == "adapter" and (not config.lora.rank or config.lora.parts != ("language",)):
+        raise ValueError(
+            f"lora.sync = adapter is for adapters of the language model, got lora.rank = {config.lora.rank}, lora.parts = "
+            f"{' '.join(config.lora.parts)}: use lora.sync merged, or lora.parts language with a rank"
+        )
+    if config.lora.sync == "adapter" and config.lora.rank > max(ENGINE_RANKS):
+        raise ValueError(
+            f"lora.rank = {config.lora.rank} is more than vLLM's {max(ENGINE_RANKS)}: lower it or use lora.sync merged"
         )
     for name in ("token_band", "sequence_band"):
         band = getattr(config.correction, name)

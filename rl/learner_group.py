@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policies.export import exported_metadata, exported_parameters
+from policies.lora import adapter_files
 from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
 from rl.objectives import Objective
 from rl.types import Sample, StepReport
 from rollout.config import Backend
 from rollout.pool import GPU_SHARE, RayEngineClient, get
-from rollout.weight_transfer import WeightSource, make_sender
+from rollout.weight_transfer import AdapterSender, Sender, WeightSource, make_sender
 
 LAST_WORDS = 10.0
 """Seconds that the other ranks get to say what went wrong, after the first did."""
@@ -66,12 +67,18 @@ class _LearnerActor:
             self._learner.load(Path(resume_from))
 
     def connect(self, backend: Backend, client: RayEngineClient) -> None:
-        """Opens the way for weights."""
-        model, rollout = self._learner.model, self._learner.config.rollout
+        """Opens the way for weights, or for adapters; rank 0 sends what all ranks gather."""
+        model, lora, rollout = self._learner.model, self._learner.config.lora, self._learner.config.rollout
         dtype = getattr(torch, rollout.dtype)
-        self._tensors = partial(exported_parameters, model, dtype)
-        if self._rank == 0:
-            source = WeightSource(metadata=partial(exported_metadata, model), tensors=self._tensors, dtype=dtype)
+        weights = partial(exported_parameters, model, dtype)
+        files = partial(adapter_files, model, rank=lora.rank, alpha=lora.alpha, parts=lora.parts, dtype=dtype)
+        self._gather: Callable[[], Iterable[Any]] = files if lora.sync == "adapter" else weights
+        if self._rank > 0:
+            return
+        if lora.sync == "adapter":
+            self._sender: Sender = AdapterSender(files, client)
+        else:
+            source = WeightSource(metadata=partial(exported_metadata, model), tensors=weights, dtype=dtype)
             workers = rollout.num_engines * max(1, rollout.gpus_per_engine)
             self._sender = make_sender(backend, source, client, num_workers=workers)
 
@@ -82,7 +89,7 @@ class _LearnerActor:
     def sync(self, policy_version: int) -> dict[str, float]:
         if self._rank == 0:
             return self._sender.send_weights(policy_version)
-        for _ in self._tensors():  # gathered from all ranks, needed on the first
+        for _ in self._gather():  # needed on rank 0
             pass
         return {}
 

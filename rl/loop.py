@@ -186,15 +186,19 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     stack.enter_context(local_ray())
     learner = LearnerGroup(config, model, checkpoint, backend, objective)
     stack.callback(learner.close)
+    adapters_travel = config.lora.sync == "adapter"
     pool = RolloutPool(
-        model,
+        config.model if adapters_travel else model,
         config.rollout,
         backend=backend,
         banned_ids=vision_token_ids(processor),
         policy_version=state.policy_version,
+        lora_rank=config.lora.rank if adapters_travel else 0,
     )
     stack.callback(pool.close)
     learner.connect(pool.client())
+    if adapters_travel:  # the engines have the policy that LoRA starts from
+        learner.sync(state.policy_version)
     plain = plain_config(config)
     tracker = Tracker(config, plain, state.step)
     stack.callback(tracker.close)

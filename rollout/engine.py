@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 
-from rollout.config import RolloutConfig
+from rollout.config import ENGINE_RANKS, RolloutConfig
 from rollout.rendering import render
 from rollout.shared_segments import remove_unmapped, segments_of
 from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
 BAN = -100.0
@@ -35,10 +37,18 @@ class RolloutEngine:
         backend: How new weights arrive, a name of `rollout.weight_transfer.Backend`.
         banned_ids: Tokens that must never be sampled: a vision placeholder in a response would break the learner's forward.
         policy_version: The version of the weights in `model`.
+        lora_rank: Of the adapters that will come in place of weights; 0 where weights will come.
     """
 
     def __init__(
-        self, model: str | Path, config: RolloutConfig, *, backend: str, banned_ids: Sequence[int], policy_version: int
+        self,
+        model: str | Path,
+        config: RolloutConfig,
+        *,
+        backend: str,
+        banned_ids: Sequence[int],
+        policy_version: int,
+        lora_rank: int = 0,
     ) -> None:
         from transformers import AutoProcessor
         from vllm import AsyncEngineArgs
@@ -63,10 +73,12 @@ class RolloutEngine:
             limit_mm_per_prompt={"image": config.max_images, "video": config.max_videos},
             generation_config="vllm",  # the checkpoint's top-p and top-k would bias the ratios
             weight_transfer_config=WeightTransferConfig(backend=backend),
+            **_lora_options(lora_rank),
             disable_log_stats=True,
             use_tqdm_on_load=False,
             seed=0,
         )
+        self._adapter: LoRARequest | None = None
         self._llm = AsyncLLM.from_engine_args(args)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int) -> Group:
@@ -136,7 +148,9 @@ class RolloutEngine:
     async def _complete(self, inputs: Any, sampling: Sampling, seed: int) -> RequestOutput:
         # G requests of one completion each: one request of G loses some, now and then, without an error (vLLM 0.32).
         final = None
-        async for output in self._llm.generate(inputs, self._sampling_params(sampling, seed), uuid.uuid4().hex):
+        async for output in self._llm.generate(
+            inputs, self._sampling_params(sampling, seed), uuid.uuid4().hex, lora_request=self._adapter
+        ):
             final = output
         if final is None or not final.finished:
             raise RuntimeError("vLLM ended a request without a completion")
@@ -147,6 +161,8 @@ class RolloutEngine:
         token_ids = np.array(sampled.token_ids, np.int32)
         logprobs = [step[token].logprob for step, token in zip(sampled.logprobs, sampled.token_ids, strict=True)]
         versions = {span.version for span in sampled.weight_versions or ()}
+        if output.lora_request is not None:
+            versions = {output.lora_request.lora_name}
         if len(versions) > 1:
             raise RuntimeError(f"one completion was sampled by several weight versions: {sorted(versions)}")
         return Completion(
@@ -180,6 +196,30 @@ class RolloutEngine:
     async def finish_weight_update(self, version: int) -> None:
         """Commits the new weights as `version` and forgets what the old ones computed: all three caches."""
         await self._llm.finish_weight_update(str(version))
+        await self._forget(version)
+
+    async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
+        """Puts adapters in place of those before, as `version`.
+
+        Args:
+            files: As `policies.lora.adapter_files` makes them.
+            version: Of the policy that base and adapters make.
+        """
+        from vllm.lora.request import LoRARequest
+
+        with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
+            for name, content in files.items():
+                (Path(folder) / name).write_bytes(content)
+            # vLLM counts adapters from 1; a number of its own each, so that nothing finds what an older one computed.
+            adapter = LoRARequest(lora_name=str(version), lora_int_id=version + 1, lora_path=folder)
+            if not await self._llm.add_lora(adapter):
+                raise RuntimeError(f"vLLM did not load the adapters of policy version {version}")
+        if self._adapter is not None and self._adapter.lora_int_id != adapter.lora_int_id:
+            await self._llm.remove_lora(self._adapter.lora_int_id)
+        self._adapter = adapter
+        await self._forget(version)
+
+    async def _forget(self, version: int) -> None:
         await self._llm.reset_prefix_cache()
         await self._llm.reset_mm_cache()
         await self._llm.reset_encoder_cache()
@@ -196,3 +236,16 @@ class RolloutEngine:
         self._llm.shutdown()
         psutil.wait_procs(workers, timeout=10)
         remove_unmapped(segments)
+
+
+def _lora_options(rank: int) -> dict[str, Any]:
+    """What vLLM must know of adapters before it starts."""
+    if not rank:
+        return {}
+    # One at work, and room for its successor while both are there.
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_cpu_loras": 2,
+        "max_lora_rank": min(known for known in ENGINE_RANKS if known >= rank),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,24 @@ class _EngineActor:
     """A `RolloutEngine` in a process of its own."""
 
     async def start(
-        self, model: str, config: RolloutConfig, backend: Backend, banned_ids: Sequence[int], version: int
+        self,
+        model: str,
+        config: RolloutConfig,
+        backend: Backend,
+        banned_ids: Sequence[int],
+        version: int,
+        lora_rank: int,
     ) -> None:
         """Starts vLLM; its errors arrive as words."""
         try:
-            self._engine = RolloutEngine(model, config, backend=backend, banned_ids=banned_ids, policy_version=version)
+            self._engine = RolloutEngine(
+                model,
+                config,
+                backend=backend,
+                banned_ids=banned_ids,
+                policy_version=version,
+                lora_rank=lora_rank,
+            )
         except Exception as error:
             # vLLM's own error classes do not survive the way to the driver; their words do.
             raise RuntimeError(f"vLLM did not start: {type(error).__name__}: {error}") from None
@@ -94,6 +107,9 @@ class _EngineActor:
     async def finish_weight_update(self, version: int) -> None:
         await self._engine.finish_weight_update(version)
 
+    async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
+        await self._engine.load_adapter(files, version)
+
     def close(self) -> None:
         self._engine.close()
 
@@ -107,6 +123,7 @@ class RolloutPool:
         backend: How new weights arrive.
         banned_ids: Tokens that are never sampled.
         policy_version: The version of the weights in `model`.
+        lora_rank: Of the adapters that will come in place of weights; 0 where weights will come.
 
     Raises:
         ValueError: If the Ray cluster has too few CPUs or GPUs for the engines.
@@ -121,6 +138,7 @@ class RolloutPool:
         backend: Backend,
         banned_ids: Sequence[int],
         policy_version: int,
+        lora_rank: int = 0,
     ) -> None:
         self.config = config
         _require_resources(config)
@@ -133,7 +151,12 @@ class RolloutPool:
         )
         self.actors: list[ActorHandle] = [actor.remote() for _ in range(config.num_engines)]
         try:
-            get([a.start.remote(str(model), config, backend, list(banned_ids), policy_version) for a in self.actors])
+            get(
+                [
+                    a.start.remote(str(model), config, backend, list(banned_ids), policy_version, lora_rank)
+                    for a in self.actors
+                ]
+            )
         except BaseException:
             self.close()
             raise
@@ -236,6 +259,11 @@ class RayEngineClient:
         """Commits the update on every engine as `next_version`."""
         version = self.next_version if weight_version is None else int(weight_version)
         get([actor.finish_weight_update.remote(version) for actor, _ in self.engines])
+
+    def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
+        """Brings adapters to every engine, once to each node."""
+        content = ray.put(dict(files))
+        get([actor.load_adapter.remote(content, version) for actor, _ in self.engines])
 
 
 def get(calls: Any) -> Any:

@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -113,6 +113,7 @@ class EngineClient(Protocol):
     def start_weight_update(self) -> None: ...
     def update_weights(self, update_info: dict[str, Any]) -> None: ...
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+    def load_adapter(self, files: Mapping[str, bytes], version: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ class WeightSource:
 
 
 class Sender(Protocol):
-    """Pushes all weights to all engines, then commits `version` there; returns `sync/` metrics."""
+    """Pushes all weights, or adapters, to all engines, then commits `version` there; returns `sync/` metrics."""
 
     def send_weights(self, version: int) -> dict[str, float]: ...
 
@@ -186,6 +187,30 @@ class SharedMemorySender:
         for (name, target), (source_name, tensor) in zip(self._targets, self.source.tensors(), strict=True):
             assert name == source_name, f"parameters changed their order: {name} became {source_name}"
             target.copy_(tensor)
+
+
+class AdapterSender:
+    """Sends LoRA's adapters alone; the engines hold what they adapt since their start.
+
+    Args:
+        files: Makes the adapters' files, as `policies.lora.adapter_files`; called once per sync.
+        client: The engines.
+    """
+
+    def __init__(self, files: Callable[[], Mapping[str, bytes]], client: EngineClient) -> None:
+        self.files, self.client = files, client
+
+    def send_weights(self, version: int) -> dict[str, float]:
+        """Has every engine load the adapters.
+
+        Returns:
+            `sync/bytes` and `sync/seconds`.
+        """
+        start = time.perf_counter()
+        files = self.files()
+        self.client.load_adapter(files, version)
+        size = sum(len(content) for content in files.values())
+        return {"sync/bytes": float(size), "sync/seconds": time.perf_counter() - start}
 
 
 class VllmSender:

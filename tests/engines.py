@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rollout.types import Group, Prompt, Sampling
 class EngineThread:
     """One `RolloutEngine` without Ray. As an `EngineClient` it takes weight updates from a sender in the test's process."""
 
-    def __init__(self, model: Path, config: RolloutConfig, *, policy_version: int = 0) -> None:
+    def __init__(self, model: Path, config: RolloutConfig, *, policy_version: int = 0, lora_rank: int = 0) -> None:
         os.environ.update(engine_environment(config, model))
         self.next_version = policy_version
         self._loop = asyncio.new_event_loop()
@@ -30,7 +30,12 @@ class EngineThread:
 
         async def start() -> RolloutEngine:
             return RolloutEngine(
-                model, config, backend="shared_memory", banned_ids=banned, policy_version=policy_version
+                model,
+                config,
+                backend="shared_memory",
+                banned_ids=banned,
+                policy_version=policy_version,
+                lora_rank=lora_rank,
             )
 
         self.engine = self._run(start())
@@ -67,6 +72,9 @@ class EngineThread:
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._run(self.engine.finish_weight_update(self.next_version))
+
+    def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
+        self._run(self.engine.load_adapter(files, version))
 
     def close(self) -> None:
         self.engine.close()

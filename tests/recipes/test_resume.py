@@ -91,6 +91,19 @@ def test_two_ranks_make_the_same_run_and_one_rank_resumes_it(undisturbed):
         assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
+def test_adapters_alone_keep_engine_and_learner_together_over_ranks_and_a_resume(undisturbed):
+    run_dir = undisturbed.with_name("adapters")
+    lora = "--lora.rank 8 --lora.sync adapter --optimizer.learning-rate 0.01".split()
+    for more in (["--learner.cpu-ranks", "2", "--steps", "2"], ["--resume", "auto", "--steps", "3"]):
+        done = subprocess.run(recipe(run_dir, *lora, *more), capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert all(row["rollout/logprob_gap_max"] <= 1e-5 for row in steps)
+    assert all(row["policy/grad_norm"] > 0 for row in steps)
+    assert max(row["sync/bytes"] for row in steps) < 1e6  # all weights would be 5 MB and more
+
+
 def wait_for_row(run: subprocess.Popen, run_dir: Path, step: int) -> None:
     """Returns as soon as the row of `step` is written."""
     deadline = time.monotonic() + 400
