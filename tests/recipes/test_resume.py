@@ -19,6 +19,11 @@ from rollout.shared_segments import remove_unmapped, segments_of
 pytestmark = pytest.mark.engine
 
 STEPS, KILLED_AFTER = 4, 3
+REWARD = """
+def share_of_digits(prompt, completion):
+    return sum(letter.isdigit() for letter in completion.text) / (1 + len(completion.text))
+"""
+"""Sums are beyond a policy that has hardly seen any; this it can learn from at once."""
 UNEQUAL = ("time/", "sync/", "memory/")
 """Metrics that tell of the machine, not of the policy."""
 
@@ -28,7 +33,10 @@ def recipe(run_dir: Path, *more: str) -> list[str]:
     options = f"--steps {STEPS} --cold-start.updates 4 --eval.num-prompts 8 --checkpoint-every 2 --samples-every 1"
     sizes = "--prompts-per-step 4 --group-size 4 --wandb disabled --optimizer.warmup-updates 2"
     cache = f"--cold-start.cache-dir {run_dir.parent / 'cold_start'} --run-dir {run_dir}"
-    return [sys.executable, "-m", "recipes.digit_sums", *f"{options} {sizes} {cache}".split(), *more]
+    reward = run_dir.parent / "reward.py"
+    reward.write_text(REWARD)
+    chosen = f"--reward {reward}:share_of_digits"
+    return [sys.executable, "-m", "recipes.digit_sums", *f"{options} {sizes} {cache} {chosen}".split(), *more]
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -58,6 +66,7 @@ def undisturbed(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
     done = subprocess.run(recipe(run_dir), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert all(row["policy/grad_norm"] > 0 for row in rows(run_dir)[1:]), "a policy that does not change proves nothing"
     return run_dir
 
 
