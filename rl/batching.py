@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from policies.inputs import EncodedImages, join_images, mrope_positions
+from policies.routing import UNKNOWN
 from rewards.types import Score
 from rl.advantages import step_advantages
 from rl.config import AdvantageKind
@@ -46,7 +47,18 @@ def _make_sample(group: Group, completion: Completion, advantage: float) -> Samp
         advantage=advantage,
         images=group.prompt.images,
         policy_version=completion.policy_version,
+        routed_experts=_routed_experts(group, completion),
     )
+
+
+def _routed_experts(group: Group, completion: Completion) -> np.ndarray | None:
+    """[L, layers, top_k] the engine's experts of prompt and response, as far as they are known."""
+    prompt, response = group.prompt_routed_experts, completion.routed_experts
+    if response is None:
+        return None
+    if prompt is None:
+        prompt = np.full((len(group.prompt_token_ids), *response.shape[1:]), UNKNOWN)
+    return np.concatenate([prompt, response]).astype(np.int16)
 
 
 def split_minibatches(groups: Sequence[Sequence[Sample]], num_minibatches: int) -> list[list[Sample]]:
@@ -156,5 +168,18 @@ def make_microbatch(
         advantages_B=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
         lengths_B=torch.tensor([len(sample.token_ids) for sample in samples]),
         vision=join_images(shown),
+        experts_BLKk=_join_experts(samples, length),
         prompt_ids=[sample.prompt_id for sample in samples],
     )
+
+
+def _join_experts(samples: Sequence[Sample], length: int) -> torch.Tensor | None:
+    """[B, L, K, k] the samples' experts, padded."""
+    known = {row: sample.routed_experts for row, sample in enumerate(samples) if sample.routed_experts is not None}
+    if not known:
+        return None
+    layers_and_width = next(iter(known.values())).shape[1:]
+    experts_BLKk = np.full((len(samples), length, *layers_and_width), UNKNOWN, np.int16)
+    for row, experts in known.items():
+        experts_BLKk[row, : len(experts)] = experts
+    return torch.from_numpy(experts_BLKk)

@@ -51,8 +51,9 @@ class LearnerConfig:
     """Keeps weights, gradients and the optimizer's state in host memory, and on the GPU what is at work alone."""
     dtype: Dtype = "bfloat16"
     """Precision of forward and backward passes; master weights are always float32."""
-    routing_replay: Literal["off", "R2"] = "R2"
-    """MoE only: R2 trains stale minibatches through the experts that the old policy chose for them; the router still learns."""
+    routing_replay: Literal["off", "R2", "R3"] = "R2"
+    """MoE only: R2 trains stale minibatches through the experts that the old policy chose for them, R3 all through those that the
+    engine chose, which vLLM tells on GPUs alone. The router still learns."""
     gradient_checkpointing: bool = False
     """Keeps one tensor per layer and computes the rest again in the backward pass: less memory, one more forward pass."""
     microbatch_tokens: int = 16384
@@ -167,6 +168,9 @@ class TrainConfig:
     kl_coefficient: float = 0.0
     """Weight of a KL penalty to the policy that the run started from; 0: off, and no second copy of the policy."""
 
+    balance_coefficient: float = 0.0
+    """MoE only: weight of a loss that keeps each sequence's tokens spread over the experts; 0: off."""
+
     checkpoint_every: int = 50
     """Steps between checkpoints; the last step always writes one. 0: the last step only."""
     keep_checkpoints: int = 2
@@ -205,7 +209,7 @@ POSITIVE = """
     rollout.kv_cache_gib rollout.gpu_memory_utilization learner.cpu_ranks learner.threads lora.alpha eval.num_samples
     """.split()
 NOT_NEGATIVE = """
-    kl_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay
+    kl_coefficient balance_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay
     optimizer.warmup_updates optimizer.decay_updates lora.rank rollout.gpus_per_engine rollout.max_images
     rollout.max_videos learner.gpus eval.every eval.num_prompts
     """.split()
@@ -255,6 +259,10 @@ def check_config(config: TrainConfig) -> None:
     rollout, learner = config.rollout, config.learner
     if learner.offload and not learner.gpus:
         raise ValueError("learner.offload = True moves nothing with learner.gpus = 0: leave it out")
+    if learner.routing_replay == "R3" and not rollout.gpus_per_engine:
+        raise ValueError(
+            "learner.routing_replay = R3 with rollout.gpus_per_engine = 0: vLLM tells its experts on GPUs alone; use R2"
+        )
     if config.group_size < 2:
         raise ValueError(
             f"group_size must be >= 2, got {config.group_size}: an advantage compares a completion with its siblings"

@@ -29,7 +29,7 @@ from policies.loading import load_policy, load_processor
 from policies.lora import adapters_off, is_adapter
 from policies.packing import real_tokens
 from policies.responses import ResponseLogprobs
-from policies.routing import UNKNOWN, RoutingReplay
+from policies.routing import UNKNOWN, RoutingReplay, balance_loss
 from policies.rows import all_rows
 from policies.sharding import empty_policy, fill_policy, shard_policy
 from rl.batching import (
@@ -97,6 +97,10 @@ class Learner:
         self.scheduler = make_scheduler(self.optimizer, config.optimizer)
         self.objective = objective or choose_objective(config)
         self.routing = RoutingReplay(self.model)
+        if config.balance_coefficient and not self.routing.routers:
+            raise ValueError(
+                f"balance_coefficient = {config.balance_coefficient:g}, but {config.model} has no experts to balance: leave it out"
+            )
         # On resume, too, the reference is the policy that the run started from. With LoRA it is the adapters switched off.
         apart = config.kl_coefficient and not config.lora.rank
         self.reference = self._load(config.model, lambda model: model.requires_grad_(False)) if apart else None
@@ -178,13 +182,11 @@ class Learner:
         """Log-probabilities under the present weights, and the experts that were chosen on the way."""
         passes = []
         for batch in microbatches:
-            with self.routing.record() as recorded:
+            with self.routing.record() as recorded, self.routing.replay(self._experts(batch, None)):
                 logprobs_BT, _ = self.forward(batch)
             experts_KNk = None
             if recorded and self.config.learner.routing_replay == "R2":
-                seen_BL = _seen(batch.mask_BT)
-                real_BL = real_tokens(batch.lengths_B, seen_BL.shape[1])
-                seen_N = (seen_BL[real_BL] if self.policy.packed else seen_BL.flatten()).to(self.device)
+                seen_N = self._as_the_model_sees(batch, _seen(batch.mask_BT))
                 experts_KNk = recorded[0].masked_fill(~seen_N[None, :, None], UNKNOWN)
             passes.append(OldPolicy(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
         return passes
@@ -210,6 +212,28 @@ class Learner:
             return self.forward(batch, self.reference)[0]
         with adapters_off(self.model):
             return self.forward(batch)[0]
+
+    def _sequences(self, batch: Microbatch) -> Tensor:
+        """[N] which sequence of the microbatch each token is of, -1 for padding."""
+        real_BL = real_tokens(batch.lengths_B, batch.tokens_BL.shape[1])
+        numbers_BL = torch.arange(len(real_BL))[:, None].expand(real_BL.shape)
+        return self._as_the_model_sees(batch, numbers_BL.masked_fill(~real_BL, -1))
+
+    def _experts(self, batch: Microbatch, old: OldPolicy | None) -> Tensor | None:
+        """[K, N, k] the experts to replay: the engine's in R3, the old policy's in R2 after the first update, else None."""
+        if self.config.learner.routing_replay != "R3" or not self.routing.routers or batch.idle:
+            return None if old is None else old.experts_KNk
+        if batch.experts_BLKk is None:
+            raise ValueError(
+                f"prompt {batch.prompt_ids[0]}: the engine did not tell its experts: use learner.routing_replay R2"
+            )
+        return self._as_the_model_sees(batch, batch.experts_BLKk).transpose(0, 1)
+
+    def _as_the_model_sees(self, batch: Microbatch, values_BL: Tensor) -> Tensor:
+        """[N, …] what is known of each token [B, L, …], in the order in which tokens pass through the layers."""
+        if self.policy.packed:
+            return values_BL[real_tokens(batch.lengths_B, values_BL.shape[1])].to(self.device)
+        return values_BL.flatten(0, 1).to(self.device)
 
     def _load(self, model_path: str | Path, prepare: Callable[[PreTrainedModel], object]) -> ResponseLogprobs:
         """A policy with float32 parameters, whole, or this rank's share of it in a process group."""
@@ -244,11 +268,12 @@ class Learner:
         own = [(len(batch.prompt_ids), int(batch.mask_BT.sum())) for batch in minibatch if not batch.idle]
         num_sequences, num_tokens = map(sum, zip(*(pair for its in gather(own) for pair in its), strict=True))
         counts = accepted(self.objective, {"num_sequences": num_sequences, "num_tokens": num_tokens})
-        outcomes, kl = [], 0.0
+        outcomes, kl, balance = [], 0.0, 0.0
         for index, batch in enumerate(minibatch):
             reference_BT = self.reference_logprobs(batch) if self.config.kl_coefficient else None
-            with self.routing.replay(None if old is None else old[index].experts_KNk):
-                logprobs_BT, entropies_N = self.forward(batch)
+            with self.routing.replay(self._experts(batch, None if old is None else old[index])):
+                with self.routing.watch() as routed:
+                    logprobs_BT, entropies_N = self.forward(batch)
                 old_BT = logprobs_BT.detach() if old is None else old[index].logprobs_BT
                 advantages_B, mask_BT = batch.advantages_B.to(self.device), batch.mask_BT.to(self.device)
                 rollout_BT = batch.rollout_logprobs_BT.to(self.device)
@@ -258,6 +283,10 @@ class Learner:
                 if reference_BT is not None:
                     penalty = kl_penalty(logprobs_BT, reference_BT, mask_BT, num_sequences)
                     kl, loss = kl + penalty.item(), loss + self.config.kl_coefficient * penalty
+                if self.config.balance_coefficient:
+                    imbalance = balance_loss(routed, self._sequences(batch), num_sequences)
+                    loss = loss + self.config.balance_coefficient * imbalance
+                    balance += 0.0 if batch.idle else imbalance.item()
                 if batch.idle:
                     loss = 0 * logprobs_BT.sum()
                 # FSDP2 averages over ranks, whose losses are shares of one sum.
@@ -268,6 +297,8 @@ class Learner:
         report = update_metrics(whole, self.objective, counts)
         if self.config.kl_coefficient:
             report["policy/kl"] = sum(gather(kl))
+        if self.config.balance_coefficient:
+            report["policy/expert_imbalance"] = sum(gather(balance))
         return report | self._apply_gradient(whole), whole
 
     def _apply_gradient(self, of: Outcome) -> dict[str, float]:

@@ -194,6 +194,7 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
         banned_ids=vision_token_ids(processor),
         policy_version=state.policy_version,
         lora_rank=config.lora.rank if adapters_travel else 0,
+        tell_experts=config.learner.routing_replay == "R3",
     )
     stack.callback(pool.close)
     learner.connect(pool.client())

@@ -29,6 +29,7 @@ class Sample:
         advantage: The advantage of the whole response.
         images: The prompt's images. Siblings share one object, and pickle keeps it shared.
         policy_version: The version of the weights that sampled the response.
+        routed_experts: [L, layers, top_k] int16, the experts that the engine chose, −1 where it does not say; None if nowhere.
     """
 
     prompt_id: str
@@ -38,6 +39,7 @@ class Sample:
     advantage: float
     images: Sequence[Any]
     policy_version: int
+    routed_experts: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,6 +55,7 @@ class Microbatch:
         lengths_B: int64, tokens of each sequence.
         vision: The images, each distinct one once; None for text only.
         prompt_ids: [B] whose sequences these are, to name in errors.
+        experts_BLKk: int16, the experts that the engine chose in each of K layers, −1 where unknown; None if everywhere.
         idle: Not to learn from: it keeps a rank that has run out of sequences in step with the others.
     """
 
@@ -64,6 +67,7 @@ class Microbatch:
     lengths_B: Tensor
     vision: VisionInputs | None
     prompt_ids: Sequence[str]
+    experts_BLKk: Tensor | None = None
     idle: bool = False
 
 

@@ -38,6 +38,7 @@ class RolloutEngine:
         banned_ids: Tokens that must never be sampled: a vision placeholder in a response would break the learner's forward.
         policy_version: The version of the weights in `model`.
         lora_rank: Of the adapters that will come in place of weights; 0 where weights will come.
+        tell_experts: Whether completions are to carry the experts that a MoE chose; on GPUs alone.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class RolloutEngine:
         banned_ids: Sequence[int],
         policy_version: int,
         lora_rank: int = 0,
+        tell_experts: bool = False,
     ) -> None:
         from transformers import AutoProcessor
         from vllm import AsyncEngineArgs
@@ -74,6 +76,7 @@ class RolloutEngine:
             generation_config="vllm",  # the checkpoint's top-p and top-k would bias the ratios
             weight_transfer_config=WeightTransferConfig(backend=backend),
             **_lora_options(lora_rank),
+            enable_return_routed_experts=tell_experts,
             disable_log_stats=True,
             use_tqdm_on_load=False,
             seed=0,
@@ -103,6 +106,7 @@ class RolloutEngine:
             prompt=prompt,
             prompt_token_ids=np.array(outputs[0].prompt_token_ids, np.int32),
             completions=[self._completion(output) for output in outputs],
+            prompt_routed_experts=_prompt_experts(outputs[0]),
         )
         stale = {c.policy_version for c in group.completions} - {policy_version}
         if stale:
@@ -171,6 +175,7 @@ class RolloutEngine:
             logprobs=np.array(logprobs, np.float32),
             finish_reason=sampled.finish_reason or "length",
             policy_version=self._version_number(versions.pop() if versions else "default"),
+            routed_experts=split_experts(sampled.routed_experts, len(output.prompt_token_ids), len(token_ids))[1],
         )
 
     def _version_number(self, version: str) -> int:
@@ -249,3 +254,35 @@ def _lora_options(rank: int) -> dict[str, Any]:
         "max_cpu_loras": 2,
         "max_lora_rank": min(known for known in ENGINE_RANKS if known >= rank),
     }
+
+
+def _prompt_experts(output: RequestOutput) -> np.ndarray | None:
+    (sampled,) = output.outputs
+    return split_experts(sampled.routed_experts, len(output.prompt_token_ids), len(sampled.token_ids))[0]
+
+
+def split_experts(
+    told: np.ndarray | None, num_prompt: int, num_tokens: int
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """The experts of prompt and response, out of what vLLM tells of both.
+
+    Args:
+        told: [P + T − 1, layers, top_k]: no forward pass has seen the last token.
+        num_prompt: P.
+        num_tokens: T.
+
+    Returns:
+        [P, layers, top_k] and [T, layers, top_k] int16, −1 for the last token; twice None if vLLM tells nothing.
+
+    Raises:
+        RuntimeError: If vLLM tells of another number of tokens.
+    """
+    if told is None:
+        return None, None
+    if len(told) != num_prompt + num_tokens - 1:
+        raise RuntimeError(
+            f"vLLM told the experts of {len(told)} tokens, expected {num_prompt} + {num_tokens} - 1: "
+            "use learner.routing_replay R2"
+        )
+    response = np.concatenate([told[num_prompt:], np.full((1, *told.shape[1:]), -1)])
+    return told[:num_prompt].astype(np.int16), response.astype(np.int16)

@@ -58,25 +58,10 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
 class _EngineActor:
     """A `RolloutEngine` in a process of its own."""
 
-    async def start(
-        self,
-        model: str,
-        config: RolloutConfig,
-        backend: Backend,
-        banned_ids: Sequence[int],
-        version: int,
-        lora_rank: int,
-    ) -> None:
+    async def start(self, model: str, config: RolloutConfig, choices: dict[str, Any]) -> None:
         """Starts vLLM; its errors arrive as words."""
         try:
-            self._engine = RolloutEngine(
-                model,
-                config,
-                backend=backend,
-                banned_ids=banned_ids,
-                policy_version=version,
-                lora_rank=lora_rank,
-            )
+            self._engine = RolloutEngine(model, config, **choices)
         except Exception as error:
             # vLLM's own error classes do not survive the way to the driver; their words do.
             raise RuntimeError(f"vLLM did not start: {type(error).__name__}: {error}") from None
@@ -124,6 +109,7 @@ class RolloutPool:
         banned_ids: Tokens that are never sampled.
         policy_version: The version of the weights in `model`.
         lora_rank: Of the adapters that will come in place of weights; 0 where weights will come.
+        tell_experts: Whether completions are to carry the experts that a MoE chose; on GPUs alone.
 
     Raises:
         ValueError: If the Ray cluster has too few CPUs or GPUs for the engines.
@@ -139,6 +125,7 @@ class RolloutPool:
         banned_ids: Sequence[int],
         policy_version: int,
         lora_rank: int = 0,
+        tell_experts: bool = False,
     ) -> None:
         self.config = config
         _require_resources(config)
@@ -150,13 +137,15 @@ class RolloutPool:
             runtime_env={"env_vars": engine_environment(config, model)},
         )
         self.actors: list[ActorHandle] = [actor.remote() for _ in range(config.num_engines)]
+        choices = {
+            "backend": backend,
+            "banned_ids": list(banned_ids),
+            "policy_version": policy_version,
+            "lora_rank": lora_rank,
+            "tell_experts": tell_experts,
+        }
         try:
-            get(
-                [
-                    a.start.remote(str(model), config, backend, list(banned_ids), policy_version, lora_rank)
-                    for a in self.actors
-                ]
-            )
+            get([actor.start.remote(str(model), config, choices) for actor in self.actors])
         except BaseException:
             self.close()
             raise

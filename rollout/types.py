@@ -80,11 +80,14 @@ class Group:
         prompt: The prompt.
         prompt_token_ids: [P] int32, the prompt as the engine read it: chat template applied, vision placeholders expanded.
         completions: [G] the completions, in the order of their seeds.
+        prompt_routed_experts: [P, layers, top_k] int, the experts that the engine chose for the prompt; `None` where it does not
+            say.
     """
 
     prompt: Prompt
     prompt_token_ids: np.ndarray
     completions: Sequence[Completion]
+    prompt_routed_experts: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

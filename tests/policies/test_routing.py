@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from policies.inputs import hidden_states
 from policies.loading import load_policy
-from policies.routing import UNKNOWN, RoutingReplay
+from policies.routing import UNKNOWN, RoutingReplay, balance_loss
 
 TOKENS = torch.randint(0, 256, (2, 7), generator=torch.Generator().manual_seed(0))
 POSITIONS = torch.arange(7).expand(3, 2, 7)
@@ -139,3 +140,18 @@ def test_a_dense_policy_records_nothing(dense_policy: Path):
     with replay.replay(None):
         pass
     assert replay.take_agreement() == (0, 0)
+
+
+def test_the_balance_loss_is_that_worked_by_hand():
+    # Two experts, one choice per token. A sequence of two tokens, probabilities (3/4, 1/4) and (1/4, 3/4): even in choice and in
+    # mean, 2 (½ · ½ + ½ · ½) = 1. Another of one token, (3/4, 1/4): 2 · 1 · 3/4 = 1.5. Padding in between counts for nothing.
+    odds = math.log(3)
+    logits_NE = torch.tensor([[odds, 0.0], [0.0, odds], [9.0, 0.0], [odds, 0.0]], requires_grad=True)
+    routed = [(logits_NE, torch.tensor([[0], [1], [0], [0]]))]
+    loss = balance_loss(routed, torch.tensor([0, 0, -1, 1]), 2)
+    assert loss.item() == pytest.approx((1 + 1.5) / 2)
+    assert balance_loss(routed * 3, torch.tensor([0, 0, -1, 1]), 5).item() == pytest.approx((1 + 1.5) / 5)
+    loss.backward()
+    # ∂/∂ logit of 2 p_0 / 2 is p_0 p_1 = 3/16 in the last token; an evenly chosen pair pushes nowhere.
+    assert logits_NE.grad[3].tolist() == pytest.approx([3 / 16, -3 / 16])
+    assert logits_NE.grad[:3].abs().max() <= 1e-7

@@ -12,6 +12,7 @@ from policies.inputs import EncodedImages
 from rewards.types import Score
 from rl.batching import make_microbatch, make_samples, plan_microbatches, split_minibatches
 from rl.types import Sample
+from rollout.engine import split_experts
 from rollout.types import Completion, Group, Prompt
 
 IMAGE = 9
@@ -182,3 +183,23 @@ def test_packed_microbatches_hold_every_sequence_once_within_the_budget_and_no_t
     totals = [sum(lengths[index] for index in part) for part in plan]
     assert all(total <= budget for total in totals)
     assert all(a + lengths[part[0]] > budget for a, part in zip(totals, plan[1:], strict=False))
+
+
+def test_experts_of_prompt_and_response_are_laid_beside_their_tokens():
+    told = split_experts(np.arange(5 * 2 * 1).reshape(5, 2, 1), 3, 3)
+    assert [experts[:, 0, 0].tolist() for experts in told] == [[0, 2, 4], [6, 8, -1]]
+    with pytest.raises(RuntimeError, match=r"of 5 tokens, expected 3 \+ 2 - 1"):
+        split_experts(np.zeros((5, 2, 1)), 3, 2)
+    assert split_experts(None, 3, 3) == (None, None)
+
+    completions = [
+        Completion(text="", token_ids=np.zeros(n, np.int32), logprobs=np.zeros(n, np.float32), routed_experts=experts)
+        for n, experts in ((3, told[1]), (2, None))
+    ]
+    prompt = Prompt(id="p", messages=[])
+    group = Group(prompt=prompt, prompt_token_ids=np.arange(3), completions=completions, prompt_routed_experts=told[0])
+    [samples] = make_samples([group], [[Score(reward=1.0), Score(reward=0.0)]])
+    batch = make_microbatch(samples, {id(prompt.images): None}, 999, 2)
+    assert batch.experts_BLKk.shape == (2, 6, 2, 1)
+    assert batch.experts_BLKk[0, :, 0, 0].tolist() == [0, 2, 4, 6, 8, -1]
+    assert (batch.experts_BLKk[1] == -1).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,3 +162,25 @@ def test_choices_survive_json():
 def test_bound_on_the_gap_between_engine_and_learner_follows_the_precision(dtype: str, bound: float):
     assert RolloutConfig(dtype=dtype).gap_bound == bound
     assert RolloutConfig(dtype=dtype, max_logprob_gap=0.02).gap_bound == 0.02
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learner": {"routing_replay": "R3"}}, r"routing_replay = R3 with rollout\.gpus_per_engine = 0.*use R2"),
+        ({"learner": {"offload": True}}, r"learner\.offload = True moves nothing with learner\.gpus = 0"),
+        ({"learner": {"cpu_ranks": 0}}, r"learner\.cpu_ranks must be > 0, got 0"),
+        ({"balance_coefficient": -1.0}, r"balance_coefficient must be >= 0, got -1\.0"),
+        ({"lora": {"sync": "adapter"}}, r"lora\.sync = adapter .* got lora\.rank = 0"),
+        (
+            {"lora": {"sync": "adapter", "rank": 8, "parts": ("language", "experts")}},
+            r"lora\.parts = language experts: use lora\.sync merged",
+        ),
+        ({"lora": {"sync": "adapter", "rank": 600}}, r"lora\.rank = 600 is more than vLLM's 512"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_with_the_remedy(changes: dict[str, Any], message: str):
+    config = TrainConfig(model="unused")
+    nested = {n: replace(getattr(config, n), **c) for n, c in changes.items() if isinstance(c, dict)}
+    with pytest.raises(ValueError, match=message):
+        check_config(replace(config, **{**changes, **nested}))

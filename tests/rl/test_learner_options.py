@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from policies.lora import is_adapter
+from policies.packing import real_tokens
+from policies.routing import UNKNOWN
 from rl.config import CorrectionConfig, LoraConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner
 from rl.objectives import OBJECTIVES, kl_penalty
 from rl.optimizer import make_optimizer
+from rl.types import Sample
 from tests.learning import config, difference, learner_in_float64, parameters, rollout, watch_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
@@ -218,3 +221,87 @@ def test_gradient_checkpointing_changes_memory_and_not_the_update(policy: Path):
     assert checkpointed_kept < plain_kept / 3
     for one, other in zip(plain, checkpointed, strict=True):
         assert difference(other, one) <= 1e-9
+
+
+def test_the_balance_loss_spreads_tokens_over_the_experts_alike_for_any_split_and_layout(moe_policy: Path):
+    results = []
+    for budget, packing in ((4096, True), (60, True), (4096, False), (60, False)):
+        options = replace(
+            config(microbatch_tokens=budget, packing=packing, max_grad_norm=1e9), balance_coefficient=10.0
+        )
+        learner = learner_in_float64(options, moe_policy)
+        gradients = watch_gradients(learner)
+        metrics = learner.step(rollout()).metrics
+        results.append((gradients[0], metrics["policy/expert_imbalance"]))
+    assert 1 < results[0][1] <= 8 / 2
+    for gradient, imbalance in results[1:]:
+        assert difference(gradient, results[0][0]) <= 1e-6
+        assert imbalance == pytest.approx(results[0][1], rel=1e-6)
+    before, *_, after = (learner.step(rollout()).metrics["policy/expert_imbalance"] for _ in range(8))
+    assert after < before
+
+
+def test_a_balance_loss_without_experts_is_refused(dense_policy: Path):
+    with pytest.raises(ValueError, match=r"balance_coefficient = 0\.1, but unused has no experts"):
+        Learner(replace(config(), balance_coefficient=0.1), dense_policy)
+
+
+def with_engines_experts(groups: list[list[Sample]], engine: Learner) -> list[list[Sample]]:
+    """The same samples, as if an engine of these weights had sampled them and told its experts."""
+
+    def told(sample: Sample) -> Sample:
+        [batch] = engine.make_microbatches([sample])
+        with engine.routing.record() as recorded, torch.no_grad():
+            engine.forward(batch)
+        experts = recorded[0].transpose(0, 1).numpy().copy()
+        experts[-1] = UNKNOWN  # no engine's forward pass sees the last token
+        return replace(sample, routed_experts=experts)
+
+    return [[told(sample) for sample in group] for group in groups]
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_the_engines_experts_are_replayed_in_every_pass(moe_policy: Path, packing: bool):
+    options = config(num_minibatches=2, microbatch_tokens=100, packing=packing, learning_rate=1e-8)
+    options = replace(options, learner=replace(options.learner, routing_replay="R3"))
+    engine = Learner(options, moe_policy)
+    with torch.no_grad():
+        for router in engine.routing.routers:
+            noise = torch.randn(router.weight.shape, generator=torch.Generator().manual_seed(0))
+            router.weight += 0.1 * router.weight.std() * noise
+    groups = with_engines_experts(rollout(), engine)
+    samples = [sample for group in groups for sample in group]
+    tokens = {sample.token_ids.tobytes(): sample.routed_experts for sample in samples}
+
+    learner = Learner(options, moe_policy)
+    for batch in learner.make_microbatches(samples):
+        [old] = learner.old_policy([batch])
+        with learner.routing.record() as recorded, learner.routing.replay(learner._experts(batch, None)):
+            learner.forward(batch)
+        own_NKk = recorded[0].transpose(0, 1)
+        real_BL = real_tokens(batch.lengths_B, batch.tokens_BL.shape[1])
+        told = torch.cat(
+            [
+                torch.from_numpy(tokens[row[:n].numpy().astype("int32").tobytes()])
+                for row, n in zip(batch.tokens_BL, batch.lengths_B.tolist(), strict=True)
+            ]
+        )
+        assert not torch.equal(
+            own_NKk if packing else own_NKk[real_BL.flatten()], told
+        )  # what it would have chosen itself
+        with learner.routing.replay(learner._experts(batch, None)):
+            assert torch.equal(learner.forward(batch)[0], old.logprobs_BT)
+    metrics = learner.step(groups).metrics
+    assert 0.5 < metrics["policy/routing_agreement"] < 1
+
+    own = Learner(options, moe_policy)  # an engine of the learner's own weights: nothing is forced upon it
+    metrics = own.step(with_engines_experts(rollout(), Learner(options, moe_policy))).metrics
+    assert metrics["policy/routing_agreement"] > 0.99
+
+
+def test_replay_of_an_engine_that_tells_no_experts_is_refused(moe_policy: Path):
+    options = replace(config(), learner=replace(config().learner, routing_replay="R3"))
+    with pytest.raises(
+        ValueError, match="prompt prompt-0: the engine did not tell its experts: use learner.routing_replay R2"
+    ):
+        Learner(options, moe_policy).step(rollout())

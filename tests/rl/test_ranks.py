@@ -108,6 +108,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adapters": {"lora": LoraConfig(rank=4, parts=("language", "vision"))},
     "adapters and penalty": {"lora": LoraConfig(rank=4, parts=("language",)), "kl_coefficient": 0.1},
     "adapted experts": {"lora": LoraConfig(rank=4, parts=("language", "experts"))},
+    "balance": {"balance_coefficient": 1.0, "learner": {"gradient_checkpointing": True}},
     "other objective": {"objective": "dapo"},
 }
 
