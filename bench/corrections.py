@@ -1,0 +1,91 @@
+"""The main job on a MoE policy in bfloat16, where engine and learner differ by rounding, with each mismatch correction and without.
+
+    python -m bench.corrections --steps 100 --seeds 0 1
+
+Every run starts from the same cold start. The table has the mean over seeds of the last quarter's reward, of the evaluation at
+the end, and of how far engine and learner were apart.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from rl.tracking import read_metrics
+
+CORRECTIONS = {
+    "off": "",
+    "token cap 2": "--correction.token-cap 2",
+    "token band 0.5 2": "--correction.token-band 0.5 2.0",
+    "sequence band 0.9 1.1": "--correction.sequence-band 0.9 1.1",
+    "cap 2, sequence band 0.9 1.1": "--correction.token-cap 2 --correction.sequence-band 0.9 1.1",
+}
+COLUMNS = {
+    "reward/mean": "reward",
+    "rollout/logprob_gap_mean": "mean |Δ log p|",
+    "rollout/mismatch_ess": "sample size",
+    "rollout/mismatch_capped": "capped",
+    "rollout/mismatch_masked": "dropped",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    steps: int = 100
+    """Steps of each run."""
+    seeds: tuple[int, ...] = (0,)
+    """Each of which makes one run of every correction."""
+    folder: Path = Path("runs/corrections")
+    """Where the runs go; one that is there already is not repeated."""
+    output: Path = Path("bench/results/corrections.json")
+    """Where the figures go."""
+    recipe_options: str = "--learner.threads 2"
+    """More options of every run."""
+
+
+def main(options: Options) -> None:
+    """Runs, prints a table, writes JSON."""
+    table = Table(title=f"{options.steps} steps, seeds {options.seeds}")
+    for column in ("correction", *COLUMNS.values(), "greedy", "sampled"):
+        table.add_column(column, justify="left" if column == "correction" else "right")
+    results = {}
+    for name, chosen in CORRECTIONS.items():
+        runs = [summary(run(options, name, chosen, seed)) for seed in options.seeds]
+        results[name] = {key: statistics.mean(its[key] for its in runs) for key in runs[0]}
+        table.add_row(name, *(f"{value:.3f}" if value > 0.01 else f"{value:.1e}" for value in results[name].values()))
+    Console().print(table)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results, indent=1))
+
+
+def run(options: Options, name: str, chosen: str, seed: int) -> Path:
+    """One run of the recipe; returns its folder."""
+    run_dir = options.folder / f"{name.replace(' ', '_')}-{seed}"
+    if not (run_dir / "checkpoints" / f"step_{options.steps}").is_dir():
+        policy = "--cold-start.kind moe --rollout.dtype bfloat16 --learner.dtype bfloat16"
+        where = f"--run-dir {run_dir} --steps {options.steps} --seed {seed} --wandb disabled"
+        words = f"{policy} {where} {options.recipe_options} {chosen}".split()
+        subprocess.run([sys.executable, "-m", "recipes.digit_sums", *words], check=True)
+    return run_dir
+
+
+def summary(run_dir: Path) -> dict[str, float]:
+    """The columns' means over the last quarter of the steps, and the last evaluation."""
+    rows = read_metrics(run_dir)[1:]
+    late = rows[-len(rows) // 4 :]
+    found = {name: statistics.mean(row[name] for row in late) for name in COLUMNS}
+    return found | {name: rows[-1][f"eval/{name}"] for name in ("greedy", "sampled")}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
