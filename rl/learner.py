@@ -148,7 +148,7 @@ class Learner:
         return StepReport(metrics=metrics, num_updates=num_updates)
 
     def make_microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
-        """Pads this rank's share of a minibatch's samples into microbatches of at most `learner.microbatch_tokens`.
+        """Makes of this rank's share of a minibatch's samples microbatches of at most `learner.microbatch_tokens`.
 
         All ranks get equally many, and run the vision tower in all of them if one of them needs it: they share its layers.
         """
@@ -314,9 +314,10 @@ class Learner:
         else:
             self._skipped_in_a_row += 1
             culprits = nonfinite_prompts(of) or ["none of the sequences alone"]
-            logger.warning(
-                "update skipped: the gradient is not finite; log-probabilities to blame: %s", ", ".join(culprits)
-            )
+            if this_rank() == 0:  # all ranks know the same
+                logger.warning(
+                    "update skipped: the gradient is not finite; log-probabilities to blame: %s", ", ".join(culprits)
+                )
         self.optimizer.zero_grad(set_to_none=True)
         if self._skipped_in_a_row >= MAX_SKIPPED_UPDATES:
             raise FloatingPointError(

@@ -212,3 +212,18 @@ def test_a_plan_grows_by_halving_what_has_most_sequences():
     assert lengthen_plan([[0, 1, 2]], 2) == [[0], [1, 2]]
     assert lengthen_plan([[0], [1]], 4) == [[0], [1]]
     assert lengthen_plan([], 2) == []
+
+
+def step_with_a_nan(folder: Path, options: TrainConfig, groups: list[list[Sample]]) -> tuple[dict[str, float], bool]:
+    """One step with an advantage that is not a number, on whichever rank has it; its metrics, and whether weights stayed."""
+    learner = Learner(options, folder)
+    before = parameters(learner)
+    groups[-1][-1] = replace(groups[-1][-1], advantage=float("nan"))
+    metrics = learner.step(groups).metrics
+    return dict(metrics), all(torch.equal(before[name], tensor) for name, tensor in parameters(learner).items())
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_is_dropped_on_all(ranks: RankPool, dense_policy: Path):
+    for metrics, unchanged in ranks.run(2, step_with_a_nan, dense_policy, config(), rollout()):
+        assert metrics["policy/skipped_updates"] == 1.0
+        assert unchanged
