@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from multiprocessing.connection import wait
+from threading import Thread
 from typing import Self
 
 import cloudpickle
@@ -18,7 +22,30 @@ from rewards.types import Score, Verifier
 from rollout.types import Completion, Group, Prompt
 
 LOADING_LIMIT = 120.0  # seconds for a worker to start and to import what the reward needs
+CLOSED = "this RewardRunner is closed; make a new one"
 FIRST_CALL_EXTRA = 30.0  # seconds more for a worker's first call, in which verifiers import their libraries
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """One group to score, and what is known of it; its scores come in order, for one worker at a time has it."""
+
+    group: Group
+    future: Future[list[Score]]
+    scores: list[Score] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> Sequence[Completion]:
+        return self.group.completions[len(self.scores) :]
+
+    def finish(self, error: Exception | None = None) -> None:
+        if self.future.cancelled() or self.future.done():
+            return
+        with suppress(InvalidStateError):  # cancelled by its owner just now
+            if error is None:
+                self.future.set_result(self.scores)
+            else:
+                self.future.set_exception(error)
 
 
 @dataclass(slots=True)
@@ -28,7 +55,7 @@ class _Seat:
     worker: WorkerProcess | None = None
     is_loaded: bool = False
     has_scored: bool = False
-    group: int | None = None
+    task: _Task | None = None
     deadline: float = 0.0  # time.monotonic() at which it has been loading, or in one call, for too long
 
     def start(self, reward: bytes) -> None:
@@ -38,27 +65,11 @@ class _Seat:
     def stop(self) -> None:
         if self.worker:
             self.worker.kill()
-        self.worker, self.group = None, None
+        self.worker, self.task = None, None
 
     @property
     def is_busy(self) -> bool:
-        return self.worker is not None and (not self.is_loaded or self.group is not None)
-
-
-@dataclass(slots=True)
-class _Work:
-    """What one call of `score` has to do and has done; a group's scores come in order, for one worker has it."""
-
-    groups: Sequence[Group]
-    scores: list[list[Score]] = field(init=False)
-    todo: deque[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.scores = [[] for _ in self.groups]
-        self.todo = deque(index for index, group in enumerate(self.groups) if group.completions)
-
-    def remaining(self, group: int) -> Sequence[Completion]:
-        return self.groups[group].completions[len(self.scores[group]) :]
+        return self.worker is not None and (not self.is_loaded or self.task is not None)
 
 
 class RewardRunner:
@@ -66,7 +77,7 @@ class RewardRunner:
 
     A call that hangs, and a worker that dies, cost the score of one completion, which then says so in `Score.error`;
     the worker is replaced and the next completion is scored. Exceptions and values that are no score end up there too.
-    Use it as a context manager, or call `close`; from one thread at a time.
+    Use it as a context manager, or call `close`. Any thread may submit groups.
     """
 
     def __init__(self, reward: Verifier, *, num_workers: int = 1, timeout: float = 10.0) -> None:
@@ -96,6 +107,29 @@ class RewardRunner:
         self._seats = [_Seat() for _ in range(num_workers)]
         for seat in self._seats:
             seat.start(self._reward)
+        self._todo: deque[_Task] = deque()
+        self._is_open = True
+        self._bell, self._doorbell = Pipe(duplex=False)
+        self._thread = Thread(target=self._serve, name="rewards", daemon=True)
+        self._thread.start()
+
+    def submit(self, group: Group) -> Future[list[Score]]:
+        """Has a group scored, in the order in which groups come.
+
+        Returns:
+            The scores of its completions, in their order, when there are all. The future raises ValueError if the reward cannot be
+            loaded in a worker process, or if the runner is closed meanwhile. Cancelling it ends the call.
+
+        Raises:
+            ValueError: The runner is closed.
+        """
+        if not self._is_open:
+            raise ValueError(CLOSED)
+        task = _Task(group=group, future=Future())
+        task.future.add_done_callback(lambda future: self._ring() if future.cancelled() else None)
+        self._todo.append(task)
+        self._ring()
+        return task.future
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """Scores every completion, and returns when all are done.
@@ -106,26 +140,20 @@ class RewardRunner:
         Raises:
             ValueError: The reward cannot be loaded in a worker process, or the runner is closed.
         """
-        if not self._seats:
-            raise ValueError("this RewardRunner is closed; make a new one")
-        work = _Work(groups)
+        if not self._is_open:
+            raise ValueError(CLOSED)
+        futures = [self.submit(group) for group in groups]
         try:
-            while work.todo or any(seat.group is not None for seat in self._seats):
-                for seat in self._seats:
-                    if work.todo and not seat.is_busy:
-                        self._hand_out(seat, work)
-                self._listen(work)
-        finally:  # after an interrupt, what a busy worker still says must not be taken for the next round's answers
-            for seat in self._seats:
-                if seat.group is not None:
-                    seat.stop()
-        return work.scores
+            return [future.result() for future in futures]
+        finally:  # after an interrupt nobody waits for the rest
+            for future in futures:
+                future.cancel()
 
     def close(self) -> None:
         """Ends the workers and whatever they have started; may be called twice."""
-        for seat in self._seats:
-            seat.stop()
-        self._seats = []
+        self._is_open = False
+        self._ring()
+        self._thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -133,65 +161,100 @@ class RewardRunner:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _hand_out(self, seat: _Seat, work: _Work) -> None:
+    def _ring(self) -> None:
+        with suppress(OSError):  # the thread has ended
+            self._doorbell.send_bytes(b"")
+
+    def _serve(self) -> None:
+        """The thread in which everything happens: it alone touches the seats."""
+        try:
+            while self._is_open:
+                for seat in self._seats:
+                    while self._todo and not seat.is_busy:
+                        self._hand_out(seat)
+                self._listen()
+        finally:
+            for task in [*self._todo, *(seat.task for seat in self._seats if seat.task)]:
+                task.finish(ValueError(CLOSED))
+            for seat in self._seats:
+                seat.stop()
+            self._bell.close()
+            self._doorbell.close()
+
+    def _hand_out(self, seat: _Seat) -> None:
         """Gives an idle worker the next group; a worker that has died in the meantime is replaced first."""
         if seat.worker is None or seat.worker.has_ended():
             seat.stop()
             seat.start(self._reward)
             return
-        group = work.todo.popleft()
-        prompt, completions = work.groups[group].prompt, work.remaining(group)
+        task = self._todo.popleft()
+        if task.future.cancelled() or not task.remaining:
+            task.finish()
+            return
+        prompt, completions = task.group.prompt, task.remaining
         try:
             payload = cloudpickle.dumps((prompt, completions))
         except Exception as error:
             told = f"prompt {prompt.id!r} cannot be sent to a reward worker: {describe(error)}"
-            work.scores[group] += [Score(reward=0.0, error=told) for _ in completions]
+            task.scores += [Score(reward=0.0, error=told) for _ in completions]
+            task.finish()
             return
-        seat.group = group
+        seat.task = task
         seat.deadline = time.monotonic() + self._timeout + (0.0 if seat.has_scored else FIRST_CALL_EXTRA)
         seat.worker.send(prompt.id, len(completions), payload)
 
-    def _listen(self, work: _Work) -> None:
-        """Waits until a worker says something or dies, or the time of one is over."""
+    def _listen(self) -> None:
+        """Waits until the bell rings, a worker says something or dies, or the time of one is over."""
         busy = {seat.worker.connection: seat for seat in self._seats if seat.worker and seat.is_busy}
-        patience = min((seat.deadline for seat in busy.values()), default=0.0) - time.monotonic()
-        ready = wait(list(busy), max(patience, 0.0))
+        first = min((seat.deadline for seat in busy.values()), default=None)
+        ready = wait([self._bell, *busy], None if first is None else max(first - time.monotonic(), 0.0))
+        while self._bell.poll():
+            self._bell.recv_bytes()
         for connection, seat in busy.items():
-            if connection in ready:
-                self._hear(seat, work)
+            if seat.task is not None and seat.task.future.cancelled():
+                seat.stop()  # what it still says must not be taken for the next group's scores
+            elif connection in ready:
+                self._hear(seat)
             elif time.monotonic() >= seat.deadline:
                 limit = self._timeout if seat.is_loaded else LOADING_LIMIT
-                self._lose(seat, work, f"took longer than {limit:g} s")
+                self._lose(seat, f"took longer than {limit:g} s")
 
-    def _hear(self, seat: _Seat, work: _Work) -> None:
+    def _hear(self, seat: _Seat) -> None:
         assert seat.worker is not None
         try:
             message = seat.worker.receive()
         except (OSError, EOFError):
-            self._lose(seat, work, f"ended its process ({seat.worker.kill()})")
+            self._lose(seat, f"ended its process ({seat.worker.kill()})")
             return
         if isinstance(message, str):
-            seat.stop()
-            raise ValueError(f"reward {self._name!r} cannot be loaded in a worker process: {message}")
-        if message is None:
+            self._refuse(seat, f"reward {self._name!r} cannot be loaded in a worker process: {message}")
+        elif message is None:
             seat.is_loaded = True
-            return
-        assert seat.group is not None
-        work.scores[seat.group].append(message)
-        seat.has_scored, seat.deadline = True, time.monotonic() + self._timeout
-        if not work.remaining(seat.group):
-            seat.group = None
+        else:
+            task = seat.task
+            assert task is not None
+            task.scores.append(message)
+            seat.has_scored, seat.deadline = True, time.monotonic() + self._timeout
+            if not task.remaining:
+                seat.task = None
+                task.finish()
 
-    def _lose(self, seat: _Seat, work: _Work, what: str) -> None:
+    def _lose(self, seat: _Seat, what: str) -> None:
         """Empties the seat of a worker that hangs or has died: the completion in hand bears it, the others go on."""
-        group = seat.group
+        task, told = seat.task, f"reward {self._name!r} {what}"
+        if task is None:
+            self._refuse(seat, f"{told} while it was being loaded in a worker process")
+            return
         seat.stop()
-        told = f"reward {self._name!r} {what}"
-        if group is None:
-            raise ValueError(f"{told} while it was being loaded in a worker process")
-        work.scores[group].append(Score(reward=0.0, error=f"{told} for prompt {work.groups[group].prompt.id!r}"))
-        if work.remaining(group):
-            work.todo.appendleft(group)
+        task.scores.append(Score(reward=0.0, error=f"{told} for prompt {task.group.prompt.id!r}"))
+        self._todo.appendleft(task)  # to be finished there, if that was its last
+
+    def _refuse(self, seat: _Seat, told: str) -> None:
+        """Without a reward nothing can be scored: all that wait are told so, and whoever comes next has it tried again."""
+        seat.stop()
+        waiting, self._todo = list(self._todo), deque()
+        for task in waiting:
+            task.finish(ValueError(told))
 
 
 def dry_run(runner: RewardRunner, prompt: Prompt) -> None:

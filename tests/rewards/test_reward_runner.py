@@ -209,6 +209,32 @@ def test_an_interrupted_round_leaves_nothing_for_the_next() -> None:
         assert rewards.score([group("1", "ab")]) == [[Score(reward=2.0)]]
 
 
+def test_groups_submitted_one_by_one_each_have_their_own_scores() -> None:
+    with RewardRunner(misbehaving(), num_workers=2) as rewards:
+        futures = [rewards.submit(group(str(n), *["a" * n] * n)) for n in range(4)]
+        assert [future.result() for future in futures] == [[Score(reward=float(n))] * n for n in range(4)]
+
+
+def test_a_cancelled_group_frees_its_worker() -> None:
+    with RewardRunner(misbehaving(), timeout=60.0) as rewards:
+        [[pid]] = rewards.score([group("1", "pid")])
+        hanging = rewards.submit(group("2", "sleep"))
+        waiting = rewards.submit(group("3", "ab"))
+        time.sleep(0.2)
+        assert hanging.cancel()
+        assert waiting.result(timeout=30) == [Score(reward=2.0)]
+        assert not is_alive(int(pid.reward))
+
+
+def test_groups_that_nobody_scores_any_more_learn_that_the_runner_is_closed() -> None:
+    rewards = RewardRunner(misbehaving(), timeout=60.0)
+    futures = [rewards.submit(group("1", "sleep")), rewards.submit(group("2", "abc"))]
+    rewards.close()
+    for future in futures:
+        with pytest.raises(ValueError, match="this RewardRunner is closed"):
+            future.result(timeout=10)
+
+
 def test_a_reward_of_the_main_script_works_and_the_script_is_not_run_again(tmp_path: Path) -> None:
     script = tmp_path / "recipe.py"
     script.write_text("""
