@@ -145,7 +145,6 @@ def sample(rng: np.random.Generator, number: int, prompt: np.ndarray, images: li
         rollout_logprobs=np.full(len(token_ids), -5.0, np.float32),
         advantage=float(rng.normal()),
         images=images,
-        policy_version=0,
     )
 
 

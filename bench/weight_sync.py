@@ -26,7 +26,7 @@ from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.small import Kind, save_small_policy
 from rl.loop import local_ray
 from rollout.config import RolloutConfig
-from rollout.pool import RolloutPool
+from rollout.pool import RayEngineClient, RolloutPool
 from rollout.weight_transfer import SharedMemorySender, WeightSource
 
 
@@ -79,7 +79,14 @@ def measure(options: Options, model: torch.nn.Module, pool: RolloutPool) -> list
     source = WeightSource(
         metadata=partial(exported_metadata, model), tensors=partial(exported_parameters, model), dtype=torch.float32
     )
-    sender = SharedMemorySender(source, pool.client())
+    senders = []
+
+    def connect(client: RayEngineClient) -> RayEngineClient:
+        senders.append(SharedMemorySender(source, client))
+        return client
+
+    pool.connect(connect)
+    [sender] = senders
     plain_from = torch.ones(sender.slab.nbytes, dtype=torch.uint8)
     plain_to = torch.zeros_like(plain_from)
     rows = []

@@ -17,17 +17,27 @@ from rewards.types import Score
 from rl.advantages import step_advantages
 from rl.config import AdvantageKind
 from rl.types import Microbatch, Sample
-from rollout.types import Completion, Group
+from rollout.types import Completion, Group, token_versions
 
 
 def make_samples(
-    groups: Sequence[Group], scores: Sequence[Sequence[Score]], advantage: AdvantageKind = "group_std"
+    groups: Sequence[Group],
+    scores: Sequence[Sequence[Score]],
+    advantage: AdvantageKind = "group_std",
+    policy_version: int | None = None,
 ) -> list[list[Sample]]:
-    """One list of samples per group, each sample with its advantage; completions whose verifier failed are left out."""
+    """One list of samples per group, each sample with its advantage; completions whose verifier failed are left out.
+
+    Args:
+        groups: The step's groups.
+        scores: [groups][completions].
+        advantage: How rewards become advantages.
+        policy_version: The learner's: tokens of older ones are stale. None: no token is.
+    """
     advantages = step_advantages(scores, [group.prompt.task for group in groups], advantage)
     return [
         [
-            _make_sample(group, completion, float(advantage))
+            _make_sample(group, completion, float(advantage), policy_version)
             for completion, score, advantage in zip(group.completions, group_scores, its_advantages, strict=True)
             if score.error is None
         ]
@@ -35,7 +45,7 @@ def make_samples(
     ]
 
 
-def _make_sample(group: Group, completion: Completion, advantage: float) -> Sample:
+def _make_sample(group: Group, completion: Completion, advantage: float, policy_version: int | None) -> Sample:
     num_prompt = len(group.prompt_token_ids)
     token_ids = np.concatenate([group.prompt_token_ids, completion.token_ids]).astype(np.int32)
     loss_mask = np.arange(len(token_ids)) >= num_prompt
@@ -46,9 +56,14 @@ def _make_sample(group: Group, completion: Completion, advantage: float) -> Samp
         rollout_logprobs=np.concatenate([np.zeros(num_prompt, np.float32), completion.logprobs]).astype(np.float32),
         advantage=advantage,
         images=group.prompt.images,
-        policy_version=completion.policy_version,
+        stale_mask=None if policy_version is None else _stale_mask(completion, num_prompt, policy_version),
         routed_experts=_routed_experts(group, completion),
     )
+
+
+def _stale_mask(completion: Completion, num_prompt: int, policy_version: int) -> np.ndarray | None:
+    stale_T = token_versions(completion) < policy_version
+    return np.concatenate([np.zeros(num_prompt, bool), stale_T]) if stale_T.any() else None
 
 
 def _routed_experts(group: Group, completion: Completion) -> np.ndarray | None:
@@ -129,6 +144,7 @@ def idle_microbatch() -> Microbatch:
         positions_3BL=torch.arange(2).expand(3, 1, 2),
         mask_BT=torch.zeros(1, 1, dtype=torch.bool),
         rollout_logprobs_BT=torch.zeros(1, 1),
+        stale_BT=torch.zeros(1, 1, dtype=torch.bool),
         advantages_B=torch.zeros(1),
         lengths_B=torch.tensor([2]),
         vision=None,
@@ -151,7 +167,7 @@ def make_microbatch(
     length = max(len(sample.token_ids) for sample in samples)
     shape = (len(samples), length)
     tokens_BL, positions_3BL = np.zeros(shape, np.int64), np.zeros((3, *shape), np.int64)
-    mask_BL, logprobs_BL = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    mask_BL, logprobs_BL, stale_BL = np.zeros(shape, bool), np.zeros(shape, np.float32), np.zeros(shape, bool)
     shown = [encoded[id(sample.images)] for sample in samples]
     for row, (sample, images) in enumerate(zip(samples, shown, strict=True)):
         num_tokens = len(sample.token_ids)
@@ -160,11 +176,14 @@ def make_microbatch(
         positions_3BL[:, row, :num_tokens] = mrope_positions(sample.token_ids, grid_N3, image_token_id, merge_size)
         mask_BL[row, :num_tokens] = sample.loss_mask
         logprobs_BL[row, :num_tokens] = sample.rollout_logprobs
+        if sample.stale_mask is not None:
+            stale_BL[row, :num_tokens] = sample.stale_mask
     return Microbatch(
         tokens_BL=torch.from_numpy(tokens_BL),
         positions_3BL=torch.from_numpy(positions_3BL),
         mask_BT=torch.from_numpy(mask_BL[:, 1:].copy()),
         rollout_logprobs_BT=torch.from_numpy(logprobs_BL[:, 1:].copy()),
+        stale_BT=torch.from_numpy(stale_BL[:, 1:].copy()),
         advantages_B=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
         lengths_B=torch.tensor([len(sample.token_ids) for sample in samples]),
         vision=join_images(shown),

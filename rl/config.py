@@ -152,6 +152,11 @@ class TrainConfig:
     """Completions per prompt, whose rewards are compared with each other; at least 2."""
     num_minibatches: int = 2
     """Optimizer updates of each step; each takes an equal share of the prompts."""
+    max_staleness: int = 0
+    """Policy versions that a token may be behind the learner. 0: strictly on-policy, engines and learner take turns; 1 or more:
+    engines generate ahead while the learner trains."""
+    refill_prompts: int = 0
+    """Prompts that a step may draw besides its own, in place of those whose rewards are all equal."""
     objective: str = "sapo"
     """sapo, grpo, gspo, dapo, dr_grpo, cispo, vespo, policy_gradient, or FILE.py:FUNCTION, an objective of yours."""
     tau_pos: float = 1.0
@@ -206,9 +211,11 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
 POSITIVE = """
     steps prompts_per_step num_minibatches tau_pos tau_neg reward_timeout reward_workers optimizer.learning_rate
     optimizer.max_grad_norm rollout.num_engines rollout.threads_per_engine rollout.max_tokens rollout.temperature
-    rollout.kv_cache_gib rollout.gpu_memory_utilization learner.cpu_ranks learner.threads lora.alpha eval.num_samples
+    rollout.kv_cache_gib rollout.gpu_memory_utilization rollout.max_running rollout.request_timeout rollout.engine_timeout
+    learner.cpu_ranks learner.threads lora.alpha eval.num_samples
     """.split()
 NOT_NEGATIVE = """
+    max_staleness refill_prompts rollout.max_failures
     kl_coefficient balance_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay
     optimizer.warmup_updates optimizer.decay_updates lora.rank rollout.gpus_per_engine rollout.max_images
     rollout.max_videos learner.gpus eval.every eval.num_prompts
@@ -257,6 +264,11 @@ def check_config(config: TrainConfig) -> None:
         if band is not None and not 0 <= band[0] < 1 < band[1]:
             raise ValueError(f"correction.{name} must be a band around 1, such as 0.5 2.0, got {band[0]} {band[1]}")
     rollout, learner = config.rollout, config.learner
+    if config.max_staleness and config.lora.sync == "adapter" and rollout.in_flight == "keep":
+        raise ValueError(
+            f"lora.sync = adapter with max_staleness = {config.max_staleness}: a running completion cannot change its adapters: "
+            "use rollout.in_flight requeue, or lora.sync merged"
+        )
     if learner.offload and not learner.gpus:
         raise ValueError("learner.offload = True moves nothing with learner.gpus = 0: leave it out")
     if learner.routing_replay == "R3" and not rollout.gpus_per_engine:

@@ -274,9 +274,11 @@ class Learner:
             with self.routing.replay(self._experts(batch, None if old is None else old[index])):
                 with self.routing.watch() as routed:
                     logprobs_BT, entropies_N = self.forward(batch)
-                old_BT = logprobs_BT.detach() if old is None else old[index].logprobs_BT
+                own_BT = logprobs_BT.detach() if old is None else old[index].logprobs_BT
                 advantages_B, mask_BT = batch.advantages_B.to(self.device), batch.mask_BT.to(self.device)
                 rollout_BT = batch.rollout_logprobs_BT.to(self.device)
+                # What sampled a token is the old policy: the learner's own, or an older one, of which only the engine tells.
+                old_BT = torch.where(batch.stale_BT.to(self.device), rollout_BT, own_BT)
                 weights_BT = mismatch_weights(old_BT, rollout_BT, mask_BT, self.config.correction)
                 scaled_BT = scale_gradient(logprobs_BT, weights_BT)
                 loss, _ = self.objective(scaled_BT, old_BT, advantages_B, mask_BT, **counts)

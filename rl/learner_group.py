@@ -22,7 +22,8 @@ from rl.learner import Learner
 from rl.objectives import Objective
 from rl.types import Sample, StepReport
 from rollout.config import Backend
-from rollout.pool import GPU_SHARE, RayEngineClient, get
+from rollout.pool import RayEngineClient
+from rollout.remote_engine import GPU_SHARE, get
 from rollout.weight_transfer import AdapterSender, Sender, WeightSource, make_sender
 
 LAST_WORDS = 10.0
@@ -66,7 +67,7 @@ class _LearnerActor:
         if resume_from is not None:
             self._learner.load(Path(resume_from))
 
-    def connect(self, backend: Backend, client: RayEngineClient) -> None:
+    def connect(self, backend: Backend, client: RayEngineClient) -> RayEngineClient:
         """Opens the way for weights, or for adapters; rank 0 sends what all ranks gather."""
         model, lora, rollout = self._learner.model, self._learner.config.lora, self._learner.config.rollout
         dtype = getattr(torch, rollout.dtype)
@@ -74,24 +75,26 @@ class _LearnerActor:
         files = partial(adapter_files, model, rank=lora.rank, alpha=lora.alpha, parts=lora.parts, dtype=dtype)
         self._gather: Callable[[], Iterable[Any]] = files if lora.sync == "adapter" else weights
         if self._rank > 0:
-            return
+            return client
         if lora.sync == "adapter":
             self._sender: Sender = AdapterSender(files, client)
         else:
             source = WeightSource(metadata=partial(exported_metadata, model), tensors=weights, dtype=dtype)
             workers = rollout.num_engines * max(1, rollout.gpus_per_engine)
             self._sender = make_sender(backend, source, client, num_workers=workers)
+        return client
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
         return self._learner.step(groups)
 
     @torch.no_grad()
-    def sync(self, policy_version: int) -> dict[str, float]:
-        if self._rank == 0:
-            return self._sender.send_weights(policy_version)
-        for _ in self._gather():  # needed on rank 0
-            pass
-        return {}
+    def sync(self, policy_version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
+        if self._rank > 0:
+            for _ in self._gather():  # needed on rank 0
+                pass
+            return {}, client
+        self._sender.client = client
+        return self._sender.send_weights(policy_version), client
 
     def save(self, folder: str) -> None:
         self._learner.save(Path(folder))
@@ -143,23 +146,30 @@ class LearnerGroup:
             for rank, actor in enumerate(self._actors)
         ]
 
-    def connect(self, client: RayEngineClient) -> None:
+    def connect(self, client: RayEngineClient) -> RayEngineClient:
         """Opens the way for weights from the learner to the engines.
+
+        Returns:
+            The client, as the learner has used it.
 
         Raises:
             RuntimeError: If the learner has not started; the message is its own.
         """
         _get_all(self._started)
-        self._on_all_ranks("connect", self._backend, client)
+        return self._on_all_ranks("connect", self._backend, client)
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
         """Learns from one step's samples; see `Learner.step`."""
         # One pickle for all ranks: siblings' shared images travel once.
         return self._on_all_ranks("step", ray.put(groups))
 
-    def sync(self, policy_version: int) -> dict[str, float]:
-        """Sends the weights to all engines and commits them as `policy_version`; returns `sync/` metrics."""
-        return self._on_all_ranks("sync", policy_version)
+    def sync(self, policy_version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
+        """Sends the weights to the client's engines and commits them there as `policy_version`.
+
+        Returns:
+            `sync/` metrics, and the client, which knows of engines that have failed.
+        """
+        return self._on_all_ranks("sync", policy_version, client)
 
     def save(self, folder: Path) -> None:
         """Writes weights and trainer state into `folder`, which every rank's node must see."""

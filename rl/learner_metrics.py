@@ -31,6 +31,7 @@ class Outcome:
         new_BT: Log-probabilities under the weights that the update started from.
         old_BT: Those of the old policy.
         rollout_BT: Those of the engine.
+        stale_BT: bool, where an older policy has sampled; there `old_BT` is `rollout_BT`.
         weights_BT: The mismatch corrections' weights.
         entropies_N: Of every response token's distribution.
     """
@@ -41,6 +42,7 @@ class Outcome:
     new_BT: Tensor
     old_BT: Tensor
     rollout_BT: Tensor
+    stale_BT: Tensor
     weights_BT: Tensor
     entropies_N: Tensor
 
@@ -54,6 +56,7 @@ def outcome(batch: Microbatch, new_BT: Tensor, old_BT: Tensor, weights_BT: Tenso
         new_BT=new_BT.detach().cpu(),
         old_BT=old_BT.cpu(),
         rollout_BT=batch.rollout_logprobs_BT,
+        stale_BT=batch.stale_BT,
         weights_BT=weights_BT.cpu(),
         entropies_N=entropies_N.cpu(),
     )
@@ -69,6 +72,7 @@ def gather_outcomes(own: Sequence[Outcome]) -> Outcome:
         new_BT=_stack([part.new_BT for part in parts]),
         old_BT=_stack([part.old_BT for part in parts]),
         rollout_BT=_stack([part.rollout_BT for part in parts]),
+        stale_BT=_stack([part.stale_BT for part in parts]),
         weights_BT=_stack([part.weights_BT for part in parts]),
         entropies_N=torch.cat([part.entropies_N for part in parts]),
     )
@@ -89,8 +93,8 @@ def nonfinite_prompts(of: Outcome) -> list[str]:
 
 
 def gap_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Mean and maximum of |log p(learner) − log p(engine)| over the response tokens, under the same weights."""
-    gaps_N = torch.cat([(of.old_BT - of.rollout_BT).abs()[of.mask_BT] for of in outcomes])
+    """Mean and maximum of |log p(learner) − log p(engine)| over the response tokens that the same weights have sampled."""
+    gaps_N = torch.cat([(of.old_BT - of.rollout_BT).abs()[of.mask_BT & ~of.stale_BT] for of in outcomes])
     if not len(gaps_N):
         return {}
     return {"rollout/logprob_gap_mean": float(gaps_N.mean()), "rollout/logprob_gap_max": float(gaps_N.max())}

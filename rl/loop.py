@@ -25,12 +25,13 @@ from rl.config import TrainConfig, check_config, plain_config
 from rl.evaluate import Evaluator
 from rl.learner_group import LearnerGroup
 from rl.objectives import Objective, check_objective, choose_objective
+from rl.rollouts import Batch, Rollouts, has_variance
 from rl.tracking import Tracker, read_metrics
 from rl.types import RunStopped
-from rollout.pool import RolloutPool, request_seed
+from rollout.pool import RolloutPool
 from rollout.prompts import PromptStream, Rows, readable
 from rollout.rendering import fits_context
-from rollout.types import Group, Prompt, Sampling
+from rollout.types import token_versions
 from rollout.weight_transfer import choose_backend
 
 logger = logging.getLogger(__name__)
@@ -88,29 +89,27 @@ def train(
             run.tracker.log(0, run.evaluator.run(0, with_blind=True))
         bar = stack.enter_context(run.tracker.progress(config.steps, state.step))
         version = state.policy_version
-        sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
         started = time.perf_counter() - state.seconds
         for step in range(state.step + 1, config.steps + 1):
             watch = Stopwatch()
-            batch = run.stream.next_batch()
-            groups = run.pool.generate(batch, sampling, _seeds(config, step, batch), version)
-            watch.lap("generate")
-            scores = run.runner.score(groups)
-            _report_errors(step, scores)
-            watch.lap("score")
-            samples = make_samples(groups, scores, config.advantage)
+            run.rollouts.start(version, last_step=config.steps)
+            batch = run.rollouts.take(step)
+            _report_errors(step, batch.scores)
+            watch.lap("wait")
+            samples = make_samples(batch.groups, batch.scores, config.advantage, version)
             report = run.learner.step(samples)
             _require_agreement(config, step, report.metrics)
             watch.lap("learn")
             version += 1
-            sync = run.learner.sync(version)
+            sync = run.pool.sync(version, run.learner.sync)
             watch.lap("sync")
             metrics = {
-                **reward_metrics(scores),
-                **rollout_metrics(groups, scores),
+                **reward_metrics(batch.scores),
+                **rollout_metrics(batch, version - 1),
                 **report.metrics,
                 **sync,
-                **watch.metrics(num_tokens=sum(len(c.token_ids) for group in groups for c in group.completions)),
+                **watch.metrics(),
+                **run.pool.metrics(),
                 "time/elapsed": time.perf_counter() - started,
                 "rollout/prompts_skipped": run.stream.skipped,
                 "policy/version": version,
@@ -120,12 +119,12 @@ def train(
                 metrics |= run.evaluator.run(version, with_blind=last)
             run.tracker.log(step, metrics)
             if last or _due(step, config.samples_every):
-                run.tracker.save_samples(f"step_{step:06d}", groups, scores)
+                run.tracker.save_samples(f"step_{step:06d}", batch.groups, batch.scores)
             if last or _due(step, config.checkpoint_every):
                 state = LoopState(
                     step=step,
                     policy_version=version,
-                    cursor=run.stream.state(),
+                    cursor=run.rollouts.cursor(),
                     seconds=metrics["time/elapsed"],
                     config=run.plain,
                 )
@@ -143,6 +142,7 @@ class _Run:
     runner: RewardRunner
     learner: LearnerGroup
     pool: RolloutPool
+    rollouts: Rollouts
     evaluator: Evaluator
     tracker: Tracker
 
@@ -197,9 +197,11 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
         tell_experts=config.learner.routing_replay == "R3",
     )
     stack.callback(pool.close)
-    learner.connect(pool.client())
+    pool.connect(learner.connect)
     if adapters_travel:  # the engines have the policy that LoRA starts from
-        learner.sync(state.policy_version)
+        pool.sync(state.policy_version, learner.sync)
+    rollouts = Rollouts(config, stream, pool, runner, first_step=state.step + 1)
+    stack.callback(rollouts.close)
     plain = plain_config(config)
     tracker = Tracker(config, plain, state.step)
     stack.callback(tracker.close)
@@ -209,6 +211,7 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
         runner=runner,
         learner=learner,
         pool=pool,
+        rollouts=rollouts,
         evaluator=Evaluator(config, held_out, pool, runner),
         tracker=tracker,
     )
@@ -242,31 +245,37 @@ class Stopwatch:
         self._seconds[phase] = now - self._last
         self._last = now
 
-    def metrics(self, *, num_tokens: int) -> dict[str, float]:
-        """`time/<phase>` and `time/step` in seconds, and `rollout/tokens_per_second` while generating."""
+    def metrics(self) -> dict[str, float]:
+        """`time/<phase>` and `time/step` in seconds, and `time/learner_idle`, the share of the step in which nothing is learnt."""
         seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
-        speed = num_tokens / self._seconds["generate"]
-        return {**seconds, "time/step": self._last - self._begin, "rollout/tokens_per_second": speed}
+        step = self._last - self._begin
+        return {**seconds, "time/step": step, "time/learner_idle": 1 - self._seconds["learn"] / step}
 
 
-def rollout_metrics(groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
-    """How long responses are, and how many groups can teach anything.
+def rollout_metrics(batch: Batch, policy_version: int) -> dict[str, float]:
+    """How long responses are and took, how old, and how many groups can teach anything.
+
+    Args:
+        batch: What the step learns from.
+        policy_version: The learner's, before it learns.
 
     Returns:
-        `rollout/response_tokens` (mean), `rollout/truncated` (share cut at the limit) and
-        `rollout/groups_without_variance` (share whose rewards are all equal).
+        `rollout/response_tokens` (mean), `rollout/truncated` (share cut at a limit), `rollout/groups_without_variance` (share
+        whose rewards are all equal), `rollout/refills` (groups set aside for others), `rollout/staleness` (mean over tokens, in
+        versions), `rollout/tokens_per_second` while generating, and `time/generate` and `time/score` in seconds.
     """
-    completions = [completion for group in groups for completion in group.completions]
-    flat = [len({score.reward for score in group if score.error is None}) < 2 for group in scores]
+    completions = [completion for group in batch.groups for completion in group.completions]
+    versions = np.concatenate([token_versions(completion) for completion in completions])
     return {
-        "rollout/response_tokens": float(np.mean([len(completion.token_ids) for completion in completions])),
+        "rollout/response_tokens": len(versions) / len(completions),
         "rollout/truncated": float(np.mean([completion.finish_reason == "length" for completion in completions])),
-        "rollout/groups_without_variance": float(np.mean(flat)),
+        "rollout/groups_without_variance": float(np.mean([not has_variance(scores) for scores in batch.scores])),
+        "rollout/refills": float(batch.num_refills),
+        "rollout/staleness": float(np.mean(policy_version - versions)) if len(versions) else 0.0,
+        "rollout/tokens_per_second": len(versions) / batch.seconds_to_generate,
+        "time/generate": batch.seconds_to_generate,
+        "time/score": batch.seconds_to_score,
     }
-
-
-def _seeds(config: TrainConfig, step: int, batch: Sequence[Prompt]) -> list[list[int]]:
-    return [[request_seed(config.seed, step, prompt.id, i) for i in range(config.group_size)] for prompt in batch]
 
 
 def _due(step: int, every: int) -> bool:

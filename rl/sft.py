@@ -140,7 +140,6 @@ def supervised_batch(processor, model_config, prompts: Sequence[Prompt]) -> Micr
                 rollout_logprobs=np.zeros(len(token_ids), np.float32),
                 advantage=0.0,
                 images=prompt.images,
-                policy_version=0,
             )
         )
     return make_microbatch(samples, encoded, image_token_id, merge_size)

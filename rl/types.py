@@ -28,7 +28,7 @@ class Sample:
         rollout_logprobs: [L] float32, the engine's log-probability of each chosen token; 0 elsewhere.
         advantage: The advantage of the whole response.
         images: The prompt's images. Siblings share one object, and pickle keeps it shared.
-        policy_version: The version of the weights that sampled the response.
+        stale_mask: [L] bool, True at tokens that an older policy than the learner's has sampled; None if nowhere.
         routed_experts: [L, layers, top_k] int16, the experts that the engine chose, −1 where it does not say; None if nowhere.
     """
 
@@ -38,7 +38,7 @@ class Sample:
     rollout_logprobs: np.ndarray
     advantage: float
     images: Sequence[Any]
-    policy_version: int
+    stale_mask: np.ndarray | None = None
     routed_experts: np.ndarray | None = None
 
 
@@ -51,6 +51,7 @@ class Microbatch:
         positions_3BL: int64 positions of interleaved MRoPE (time, height, width).
         mask_BT: bool, True where the *next* token is one that the policy chose.
         rollout_logprobs_BT: float32, the engine's log-probabilities of those next tokens.
+        stale_BT: bool, True where an older policy than the learner's has sampled that next token.
         advantages_B: float32.
         lengths_B: int64, tokens of each sequence.
         vision: The images, each distinct one once; None for text only.
@@ -63,6 +64,7 @@ class Microbatch:
     positions_3BL: Tensor
     mask_BT: Tensor
     rollout_logprobs_BT: Tensor
+    stale_BT: Tensor
     advantages_B: Tensor
     lengths_B: Tensor
     vision: VisionInputs | None

@@ -43,6 +43,17 @@ class RolloutConfig:
     weight_transfer: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
     """How new weights reach the engines: nccl between GPUs, ipc where engine and learner share one GPU, shared_memory else.
     auto is nccl if both sides have GPUs, else shared_memory."""
+    max_running: int = 256
+    """Completions that an engine works at; the rest waits for the first engine that has room."""
+    in_flight: Literal["keep", "requeue"] = "keep"
+    """What becomes of completions that a weight sync meets (max_staleness > 0): they go on with the new weights, each token knowing
+    its version, or begin anew."""
+    request_timeout: float = 3600.0
+    """Seconds after which a completion is cut, as if it had reached max_tokens."""
+    engine_timeout: float = 300.0
+    """Seconds without a sign of life after which an engine counts as hanging and is replaced."""
+    max_failures: int = 3
+    """Engines that may fail one after the other, without a single completion in between, before the run stops."""
     max_logprob_gap: float | None = None
     """Largest allowed mean |log p(engine) - log p(learner)| on on-policy tokens; the run stops beyond it.
     Default: 1e-3 in float32, 0.1 in bfloat16."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import psutil
 from rollout.config import ENGINE_RANKS, RolloutConfig
 from rollout.rendering import render
 from rollout.shared_segments import remove_unmapped, segments_of
-from rollout.types import Completion, Group, Prompt, Sampling
+from rollout.types import Completion, EngineFailed, Prompt, Response, Sampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -67,6 +67,7 @@ class RolloutEngine:
             max_model_len=config.max_model_len,
             # A seeded request whose prompt is prefilled in pieces kills vLLM's CPU worker: keep prompts whole.
             max_num_batched_tokens=max(config.max_batched_tokens, config.max_model_len),
+            max_num_seqs=config.max_running,
             tensor_parallel_size=max(1, config.gpus_per_engine),
             gpu_memory_utilization=config.gpu_memory_utilization,
             # What the policy was sampled from: after temperature and bans.
@@ -82,43 +83,65 @@ class RolloutEngine:
             seed=0,
         )
         self._adapter: LoRARequest | None = None
+        self._cut_requests: set[str] = set()
         self._llm = AsyncLLM.from_engine_args(args)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int) -> Group:
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+    ) -> AsyncIterator[Response]:
         """Samples one completion per seed.
 
         Args:
             prompt: The question; its images are processed once.
             sampling: Temperature and length.
-            seeds: [G] one seed for each completion.
-            policy_version: The version that the caller expects this engine to hold.
+            seeds: The seed of each completion, by its index in the group.
+            policy_version: The oldest version that the caller takes.
 
-        Returns:
-            The group, completions in the order of their seeds.
+        Yields:
+            The completions as they are done; those that a weight sync has aborted are left out.
 
         Raises:
-            RuntimeError: If the engine holds another version, or a completion was made by one, or one is missing.
+            RuntimeError: If the engine holds, or a completion comes from, an older version; or if one is missing.
+            EngineFailed: If vLLM has died.
         """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         self._require_version(policy_version)
         inputs = self._render(prompt)
-        outputs = await asyncio.gather(*(self._complete(inputs, sampling, seed) for seed in seeds))
-        group = Group(
-            prompt=prompt,
-            prompt_token_ids=np.array(outputs[0].prompt_token_ids, np.int32),
-            completions=[self._completion(output) for output in outputs],
-            prompt_routed_experts=_prompt_experts(outputs[0]),
-        )
-        stale = {c.policy_version for c in group.completions} - {policy_version}
-        if stale:
-            raise RuntimeError(
-                f"prompt {prompt.id}: completions of versions {sorted(stale)}, expected {policy_version}"
-            )
-        return group
+        version = self.policy_version
+        running = [
+            asyncio.ensure_future(self._respond(index, inputs, sampling, seed, version))
+            for index, seed in seeds.items()
+        ]
+        try:
+            for done in asyncio.as_completed(running):
+                if (response := await done) is not None:
+                    self._require_version(policy_version, response.completion.policy_version)
+                    yield response
+        except EngineDeadError as error:
+            raise EngineFailed(f"vLLM has died: {error}") from None
+        finally:
+            for task in running:
+                task.cancel()
 
-    def _require_version(self, policy_version: int) -> None:
-        if policy_version != self.policy_version:
+    async def ping(self) -> None:
+        """Asks vLLM's process for an answer.
+
+        Raises:
+            EngineFailed: If it has died.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._llm.is_paused()
+        except EngineDeadError as error:
+            raise EngineFailed(f"vLLM has died: {error}") from None
+
+    def _require_version(self, oldest: int, found: int | None = None) -> None:
+        found = self.policy_version if found is None else found
+        if found < oldest:
             raise RuntimeError(
-                f"this engine holds policy version {self.policy_version}, the loop expects {policy_version}: a weight sync "
+                f"this engine has policy version {found}, the loop expects {oldest}: a weight sync "
                 "was lost; resume from the newest checkpoint"
             )
 
@@ -149,34 +172,68 @@ class RolloutEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    async def _complete(self, inputs: Any, sampling: Sampling, seed: int) -> RequestOutput:
-        # G requests of one completion each: one request of G loses some, now and then, without an error (vLLM 0.32).
+    async def _respond(self, index: int, inputs: Any, sampling: Sampling, seed: int, version: int) -> Response | None:
+        """One completion; None if a weight sync has aborted it."""
+        name = uuid.uuid4().hex
+        deadline = asyncio.get_running_loop().call_later(self.config.request_timeout, self._cut, name)
         final = None
-        async for output in self._llm.generate(
-            inputs, self._sampling_params(sampling, seed), uuid.uuid4().hex, lora_request=self._adapter
-        ):
-            final = output
+        try:
+            # G requests of one completion each: one request of G loses some, now and then, without an error (vLLM 0.32).
+            async for output in self._llm.generate(
+                inputs, self._sampling_params(sampling, seed), name, lora_request=self._adapter
+            ):
+                final = output
+        finally:
+            deadline.cancel()
+        is_cut = name in self._cut_requests
+        self._cut_requests.discard(name)
         if final is None or not final.finished:
             raise RuntimeError("vLLM ended a request without a completion")
-        return final
+        if final.outputs[0].finish_reason == "abort" and not is_cut:
+            return None
+        return Response(
+            index=index,
+            completion=self._completion(final, version),
+            prompt_token_ids=np.array(final.prompt_token_ids, np.int32),
+            prompt_routed_experts=_prompt_experts(final),
+        )
 
-    def _completion(self, output: RequestOutput) -> Completion:
+    def _cut(self, name: str) -> None:
+        """Ends a request that has taken too long; what it has sampled so far is its completion."""
+        self._cut_requests.add(name)
+        self._cutting = asyncio.ensure_future(self._llm.abort(name))
+
+    def _completion(self, output: RequestOutput, version: int) -> Completion:
+        """vLLM's output as ours.
+
+        Args:
+            output: Of one request of one completion.
+            version: That the engine held when the request came, for a completion without a token.
+        """
         (sampled,) = output.outputs
         token_ids = np.array(sampled.token_ids, np.int32)
-        logprobs = [step[token].logprob for step, token in zip(sampled.logprobs, sampled.token_ids, strict=True)]
-        versions = {span.version for span in sampled.weight_versions or ()}
-        if output.lora_request is not None:
-            versions = {output.lora_request.lora_name}
-        if len(versions) > 1:
-            raise RuntimeError(f"one completion was sampled by several weight versions: {sorted(versions)}")
+        logprobs = [step[token].logprob for step, token in zip(sampled.logprobs or [], sampled.token_ids, strict=True)]
+        versions = self._token_versions(output)
+        first = int(versions[0]) if len(versions) else version
         return Completion(
             text=sampled.text,
             token_ids=token_ids,
             logprobs=np.array(logprobs, np.float32),
-            finish_reason=sampled.finish_reason or "length",
-            policy_version=self._version_number(versions.pop() if versions else "default"),
+            finish_reason="stop" if sampled.finish_reason == "stop" else "length",
+            policy_version=first,
+            token_versions=versions if (versions != first).any() else None,
             routed_experts=split_experts(sampled.routed_experts, len(output.prompt_token_ids), len(token_ids))[1],
         )
+
+    def _token_versions(self, output: RequestOutput) -> np.ndarray:
+        """[T] the version that sampled each token."""
+        (sampled,) = output.outputs
+        if output.lora_request is not None:
+            return np.full(len(sampled.token_ids), int(output.lora_request.lora_name), np.int32)
+        versions = np.full(len(sampled.token_ids), self._initial_version, np.int32)
+        for span in sampled.weight_versions or ():
+            versions[span.start : span.end] = self._version_number(span.version)
+        return versions
 
     def _version_number(self, version: str) -> int:
         """vLLM calls the weights that it started with "default"."""
@@ -189,8 +246,14 @@ class RolloutEngine:
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def start_weight_update(self) -> None:
-        """Prepares for new weights."""
+        """Stops what is running, in the way of `in_flight`, forgets what the old weights computed, and prepares for new ones."""
+        await self._pause()
         await self._llm.start_weight_update()
+
+    async def _pause(self) -> None:
+        mode = "keep" if self.config.in_flight == "keep" else "abort"
+        # Clears the caches of prefixes, of processed media and of encoded images, and has running requests computed anew.
+        await self._llm.pause_generation(mode=mode, clear_cache=True)
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receives new weights."""
@@ -199,9 +262,10 @@ class RolloutEngine:
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
     async def finish_weight_update(self, version: int) -> None:
-        """Commits the new weights as `version` and forgets what the old ones computed: all three caches."""
+        """Commits the new weights as `version`, and goes on."""
         await self._llm.finish_weight_update(str(version))
-        await self._forget(version)
+        self.policy_version = version
+        await self._llm.resume_generation()
 
     async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
         """Puts adapters in place of those before, as `version`.
@@ -212,6 +276,7 @@ class RolloutEngine:
         """
         from vllm.lora.request import LoRARequest
 
+        await self._pause()
         with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
@@ -222,17 +287,8 @@ class RolloutEngine:
         if self._adapter is not None and self._adapter.lora_int_id != adapter.lora_int_id:
             await self._llm.remove_lora(self._adapter.lora_int_id)
         self._adapter = adapter
-        await self._forget(version)
-
-    async def _forget(self, version: int) -> None:
-        await self._llm.reset_prefix_cache()
-        await self._llm.reset_mm_cache()
-        await self._llm.reset_encoder_cache()
         self.policy_version = version
-
-    async def check_health(self) -> None:
-        """Raises if vLLM's processes have died."""
-        await self._llm.check_health()
+        await self._llm.resume_generation()
 
     def close(self) -> None:
         """Ends vLLM's processes, and removes the shared memory that they leave."""

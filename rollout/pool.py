@@ -1,27 +1,25 @@
-"""The Ray shell around the engines: starts them, hands out prompts, carries weight updates to every node."""
+"""All engines as one, for callers in any thread: generation, weight updates, replacement of what fails."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
-import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from rollout.config import Backend, RolloutConfig
-from rollout.engine import RolloutEngine
-from rollout.types import Group, Prompt, Sampling
-from rollout.weight_transfer import WeightSlab, map_slab
+from rollout.dispatch import Dispatcher, Engine
+from rollout.mirrors import Mirrors
+from rollout.remote_engine import RemoteEngine, get, told
+from rollout.types import EngineFailed, Group, Prompt, Sampling
 
-MIRROR_PIECE = 256 << 20
-"""Bytes of a slab that travel to another node at once: what Ray's object store must have room for."""
-GPU_SHARE = 0.5
-"""What engine and learner each claim of a GPU that they share."""
+T = TypeVar("T")
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
@@ -30,77 +28,8 @@ def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, str]:
-    """Environment variables of an engine's process, which vLLM's own processes inherit."""
-    environment = {
-        "OMP_NUM_THREADS": str(config.threads_per_engine),
-        # Threads that spin while they wait would take the learner's cores.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "KMP_BLOCKTIME": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_NO_USAGE_STATS": "1",
-        # What is left of these libraries' chatter on the terminal is not for the user of a recipe.
-        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        "VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "sapo_weight_transfer"),
-    }
-    if not config.gpus_per_engine:
-        environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }
-    if Path(model).is_dir():
-        environment["HF_HUB_OFFLINE"] = "1"
-    return environment
-
-
-class _EngineActor:
-    """A `RolloutEngine` in a process of its own."""
-
-    async def start(self, model: str, config: RolloutConfig, choices: dict[str, Any]) -> None:
-        """Starts vLLM; its errors arrive as words."""
-        try:
-            self._engine = RolloutEngine(model, config, **choices)
-        except Exception as error:
-            # vLLM's own error classes do not survive the way to the driver; their words do.
-            raise RuntimeError(f"vLLM did not start: {type(error).__name__}: {error}") from None
-
-    def node_id(self) -> str:
-        return ray.get_runtime_context().get_node_id()
-
-    async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], version: int) -> Group:
-        return await self._engine.generate(prompt, sampling, seeds, version)
-
-    def open_mirror(self, nbytes: int) -> str:
-        """Makes room for a copy of another node's slab; returns its path for the engines of this node."""
-        self._mirror = WeightSlab(nbytes)
-        return self._mirror.path
-
-    def write_mirror(self, piece: np.ndarray, offset: int) -> None:
-        self._mirror.buffer.numpy()[offset : offset + len(piece)] = piece
-
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        await self._engine.init_weight_transfer_engine(init_info)
-
-    async def start_weight_update(self) -> None:
-        await self._engine.start_weight_update()
-
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        await self._engine.update_weights(update_info)
-
-    async def finish_weight_update(self, version: int) -> None:
-        await self._engine.finish_weight_update(version)
-
-    async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
-        await self._engine.load_adapter(files, version)
-
-    def close(self) -> None:
-        self._engine.close()
-
-
 class RolloutPool:
-    """All engines as one.
+    """The engines, and the event loop in which they are spoken to.
 
     Args:
         model: A folder or hub name that every engine's node can read.
@@ -129,145 +58,288 @@ class RolloutPool:
     ) -> None:
         self.config = config
         _require_resources(config)
-        actor = ray.remote(_EngineActor).options(
-            num_cpus=config.threads_per_engine,
-            num_gpus=GPU_SHARE if backend == "ipc" else config.gpus_per_engine,
-            scheduling_strategy="SPREAD",
-            max_concurrency=10_000,
-            runtime_env={"env_vars": engine_environment(config, model)},
-        )
-        self.actors: list[ActorHandle] = [actor.remote() for _ in range(config.num_engines)]
-        choices = {
-            "backend": backend,
+        self._backend, self._model = backend, model
+        self._choices = {
             "banned_ids": list(banned_ids),
             "policy_version": policy_version,
             "lora_rank": lora_rank,
             "tell_experts": tell_experts,
         }
+        self._client = RayEngineClient(config=config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
+        self._thread.start()
+        self._dispatcher: Dispatcher | None = None
+        engines = [self._new_engine() for _ in range(config.num_engines)]
         try:
-            get([actor.start.remote(str(model), config, choices) for actor in self.actors])
+            for engine in engines:
+                engine.has_started(get(engine.starting))
         except BaseException:
-            self.close()
+            self._close(engines)
+            raise
+        self.run(self._open(engines))
+
+    async def _open(self, engines: Sequence[Engine]) -> None:
+        self._no_sync = asyncio.Lock()
+        self._dispatcher = Dispatcher(
+            self._start_engine,
+            engines,
+            capacity=self.config.max_running,
+            timeout=self.config.engine_timeout,
+            max_failures=self.config.max_failures,
+        )
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """The queue in front of the engines; to be used within `start` and `run`."""
+        assert self._dispatcher is not None
+        return self._dispatcher
+
+    @property
+    def engines(self) -> list[RemoteEngine]:
+        """Those at work."""
+        return [engine for engine in self.dispatcher.engines if isinstance(engine, RemoteEngine)]
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Has a coroutine run in the engines' event loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The same, and waits for its result."""
+        future = self.start(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
             raise
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], policy_version: int
     ) -> list[Group]:
-        """One group per prompt, in order.
+        """One group per prompt, in order; waits for all.
 
         Args:
             prompts: The questions.
             sampling: Temperature and length.
             seeds: One list per prompt, one seed for each completion.
-            policy_version: The version that every engine must hold.
+            policy_version: The oldest version that may answer.
 
         Raises:
-            RuntimeError: If an engine fails or holds another version; the message is its own.
+            RuntimeError: If engines fail again and again, or hold an older version; the message is the last one's own.
         """
-        return get(
-            [
-                self.actors[i % len(self.actors)].generate.remote(prompt, sampling, list(prompt_seeds), policy_version)
-                for i, (prompt, prompt_seeds) in enumerate(zip(prompts, seeds, strict=True))
-            ]
-        )
 
-    def client(self) -> RayEngineClient:
-        """The engines' control plane, for the learner; can be sent to its process."""
-        nodes = get([actor.node_id.remote() for actor in self.actors])
-        return RayEngineClient(engines=list(zip(self.actors, nodes, strict=True)), config=self.config)
+        async def groups() -> list[Group]:
+            return await asyncio.gather(
+                *(
+                    self.dispatcher.generate(prompt, sampling, list(prompt_seeds), policy_version)
+                    for prompt, prompt_seeds in zip(prompts, seeds, strict=True)
+                )
+            )
+
+        return self.run(groups())
+
+    def connect(self, connect: Callable[[RayEngineClient], RayEngineClient]) -> None:
+        """Opens the way for weights.
+
+        Args:
+            connect: Introduces the engines to the learner; returns the client that it used, wherever that was.
+        """
+        self._client.engines = self.engines
+        self._client = connect(self._client)
+
+    def sync(
+        self, version: int, send: Callable[[int, RayEngineClient], tuple[dict[str, float], RayEngineClient]]
+    ) -> dict[str, float]:
+        """Has new weights sent to all engines; those that fail on the way are replaced.
+
+        Args:
+            version: Of the new weights.
+            send: Sends them through the client that it is given; returns its metrics and the client.
+
+        Returns:
+            `sync/` metrics.
+        """
+        self.run(self._no_sync.acquire())
+        try:
+            self._client.engines, self._client.lost = self.engines, {}
+            metrics, self._client = send(version, self._client)
+            lost = dict(self._client.lost)
+        finally:
+            self._loop.call_soon_threadsafe(self._no_sync.release)
+        self.run(self._fail(lost))
+        return metrics
+
+    async def _fail(self, reasons: Mapping[str, str]) -> None:
+        for engine in self.engines:
+            if engine.name in reasons:
+                self.dispatcher.fail(engine, reasons[engine.name])
+
+    def metrics(self) -> dict[str, float]:
+        """`rollout/engine_idle`, the share of the engines' time since the last call without anything to do, and
+        `rollout/engine_failures`, all that were replaced so far."""
+
+        async def take() -> dict[str, float]:
+            return {
+                "rollout/engine_idle": self.dispatcher.take_idle_share(),
+                "rollout/engine_failures": float(self.dispatcher.num_failures),
+            }
+
+        return self.run(take())
 
     def close(self) -> None:
         """Ends every engine and its processes."""
-        closing = [actor.close.remote() for actor in self.actors]
+        engines = self.engines
+        self.run(self.dispatcher.close())
+        self._close(engines)
+
+    def _close(self, engines: Sequence[RemoteEngine]) -> None:
+        closing = [engine.close() for engine in engines]
         ray.wait(closing, num_returns=len(closing), timeout=20)
-        for actor in self.actors:
-            ray.kill(actor)
+        for engine in engines:
+            self.run(engine.destroy())
+        self._client.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _new_engine(self) -> RemoteEngine:
+        return RemoteEngine(self._model, self.config, backend=self._backend, choices=self._choices)
+
+    async def _start_engine(self) -> Engine:
+        """Starts a replacement, and gives it the weights that the others have."""
+        engine = self._new_engine()
+        try:
+            engine.has_started(await engine.starting)
+            async with self._no_sync:
+                await asyncio.to_thread(self._client.introduce, engine)
+        except ray.exceptions.RayError as error:
+            await engine.destroy()
+            raise told(error) from error
+        except BaseException:
+            await engine.destroy()
+            raise
+        return engine
 
 
 @dataclass(kw_only=True)
 class RayEngineClient:
     """Drives weight updates on all engines; vLLM's `VLLMWeightSyncClient`, used in the learner's process.
 
-    Engines on the learner's node map its slab. On every other node the first engine keeps a mirror, filled through Ray's
-    object store once per sync, that all engines of that node map.
+    Engines on the learner's node map its slab, those on other nodes a mirror of it. An engine that fails in an update is left out
+    of the rest of it.
 
     Attributes:
-        engines: Actor and Ray node id of each engine.
         config: The engines' choices.
+        engines: The engines to update.
+        lost: How engines have failed in this update, by their names.
         next_version: The version that the next update commits.
+        version: The version that the last update has committed; None before the first.
     """
 
-    engines: list[tuple[ActorHandle, str]]
     config: RolloutConfig
+    engines: Sequence[RemoteEngine] = ()
+    lost: dict[str, str] = field(default_factory=dict)
     next_version: int = 0
+    version: int | None = None
 
     def __post_init__(self) -> None:
-        self._slab: np.ndarray | None = None
-        self._mirrors: list[ActorHandle] = []
+        self._init_info: dict[str, Any] | None = None
+        self._mirrors: Mirrors | None = None
+        self._adapter: ray.ObjectRef | None = None
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Tells each engine where its weights will come from."""
+        self._init_info = init_info
         if "path" in init_info:
-            paths = self._slab_paths(init_info["path"], init_info["nbytes"])
-            calls = [
-                a.init_weight_transfer_engine.remote(init_info | {"path": paths[node]}) for a, node in self.engines
+            home = ray.get_runtime_context().get_node_id()
+            self._mirrors = Mirrors(home=home, path=init_info["path"], nbytes=init_info["nbytes"])
+        width = max(1, self.config.gpus_per_engine)
+        get(
+            [
+                engine.actor.init_weight_transfer_engine.remote(self._info_for(engine, i * width))
+                for i, engine in enumerate(self.engines)
             ]
-        elif "rank_offset" in init_info:
-            width = max(1, self.config.gpus_per_engine)
-            calls = [
-                a.init_weight_transfer_engine.remote(init_info | {"rank_offset": init_info["rank_offset"] + i * width})
-                for i, (a, _) in enumerate(self.engines)
-            ]
-        else:
-            calls = [a.init_weight_transfer_engine.remote(init_info) for a, _ in self.engines]
-        get(calls)
+        )
 
-    def _slab_paths(self, path: str, nbytes: int) -> dict[str, str]:
-        """The slab's path on each node; opens a mirror where it is another node than this process's."""
-        here = ray.get_runtime_context().get_node_id()
-        first = {node: actor for actor, node in reversed(self.engines)}
-        remote = {node: actor for node, actor in first.items() if node != here}
-        self._mirrors = list(remote.values())
-        if remote:
-            self._slab = map_slab(path, nbytes).numpy()
-        return {here: path} | {node: get(actor.open_mirror.remote(nbytes)) for node, actor in remote.items()}
+    def _info_for(self, engine: RemoteEngine, rank: int) -> dict[str, Any]:
+        """What an engine is told: the slab's path on its node, or its first rank among those that NCCL connects."""
+        assert self._init_info is not None
+        info = dict(self._init_info)
+        if self._mirrors is not None:
+            info["path"] = self._mirrors.path_on(engine.node)
+        elif "rank_offset" in info:
+            info["rank_offset"] += rank
+        return info
+
+    def introduce(self, engine: RemoteEngine) -> None:
+        """Gives a replacement what the others have had: the way to the weights, and those that the last update committed.
+
+        Raises:
+            RuntimeError: If its weights cannot come from here; by NCCL and CUDA IPC only the learner can send.
+        """
+        if self._adapter is not None:
+            get(engine.actor.load_adapter.remote(self._adapter, self.version))
+            return
+        if self._init_info is None:
+            return
+        if self._mirrors is None:
+            raise RuntimeError("an engine that gets its weights by nccl or ipc cannot be replaced during a run")
+        get(engine.actor.init_weight_transfer_engine.remote(self._info_for(engine, 0)))
+        if self.version is not None:
+            get(engine.actor.start_weight_update.remote())
+            get(engine.actor.update_weights.remote({}))
+            get(engine.actor.finish_weight_update.remote(self.version))
 
     def start_weight_update(self) -> None:
         """Prepares every engine."""
-        get([actor.start_weight_update.remote() for actor, _ in self.engines])
+        self._on_all("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Brings the slab to other nodes, then has every engine load."""
-        if self._slab is not None:
-            for offset in range(0, len(self._slab), MIRROR_PIECE):
-                piece = ray.put(self._slab[offset : offset + MIRROR_PIECE])
-                get([actor.write_mirror.remote(piece, offset) for actor in self._mirrors])
-        get([actor.update_weights.remote(update_info) for actor, _ in self.engines])
+        if self._mirrors is not None:
+            self._mirrors.refresh()
+        self._on_all("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Commits the update on every engine as `next_version`."""
         version = self.next_version if weight_version is None else int(weight_version)
-        get([actor.finish_weight_update.remote(version) for actor, _ in self.engines])
+        self._on_all("finish_weight_update", version)
+        self.version = version
 
     def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
         """Brings adapters to every engine, once to each node."""
-        content = ray.put(dict(files))
-        get([actor.load_adapter.remote(content, version) for actor, _ in self.engines])
+        self._adapter = ray.put(dict(files))
+        self._on_all("load_adapter", self._adapter, version)
+        self.version = version
 
+    def close(self) -> None:
+        """Ends the mirrors."""
+        if self._mirrors is not None:
+            self._mirrors.close()
 
-def get(calls: Any) -> Any:
-    """`ray.get` whose errors start with what went wrong in the other process, not with Ray's account of it."""
-    try:
-        return ray.get(calls)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):  # a user's mistake that shows only over there
-            raise ValueError(str(error.cause)) from error
-        raise RuntimeError(f"{type(error.cause).__name__}: {error.cause}") from error
-    except ray.exceptions.RayActorError as error:
-        raise RuntimeError(
-            f"a worker process died: {error}\nIts last words are in Ray's session logs; the usual reason is memory "
-            "(lower rollout.kv_cache_gib, rollout.max_model_len or learner.microbatch_tokens)"
-        ) from error
+    def _on_all(self, method: str, *args: Any) -> None:
+        """Calls a method of every engine that has not failed yet.
+
+        Raises:
+            RuntimeError: If it fails on an engine that lives on.
+        """
+        calls = {
+            getattr(engine.actor, method).remote(*args): engine.name
+            for engine in self.engines
+            if engine.name not in self.lost
+        }
+        if not calls:
+            return
+        done, silent = ray.wait(list(calls), num_returns=len(calls), timeout=self.config.engine_timeout)
+        for call in silent:
+            self.lost[calls[call]] = (
+                f"{method} took longer than {self.config.engine_timeout:g} s (rollout.engine_timeout)"
+            )
+        for call in done:
+            try:
+                get(call)
+            except EngineFailed as error:
+                self.lost[calls[call]] = str(error)
 
 
 def _require_resources(config: RolloutConfig) -> None:

@@ -212,18 +212,22 @@ class PromptStream:
         self._postponed: list[int] = []
         self._go_to(epoch=0, position=0)
 
-    def next_batch(self) -> list[Prompt]:
-        """Draws the next `batch_size` prompts.
+    def next_batch(self, size: int | None = None) -> list[Prompt]:
+        """Draws the next prompts.
+
+        Args:
+            size: How many; default: `batch_size`.
 
         Raises:
             ValueError: No prompt of the dataset can be used; the message has the last reason.
         """
+        size = self._batch_size if size is None else size
         batch: list[Prompt] = []
         taken: set[int] = set()
         waiting, self._postponed = self._postponed, []
         # Two epochs on, a whole epoch has gone by, and with it every prompt: only repeats can fill what is missing.
         last_epoch = self._epoch + 2
-        while len(batch) < self._batch_size:
+        while len(batch) < size:
             index = waiting.pop(0) if waiting else self._next_index()
             if index in taken and self._epoch < last_epoch:
                 self._postponed.append(index)

@@ -57,8 +57,10 @@ class Completion:
         text: The response, decoded without special tokens.
         token_ids: [T] int32, the sampled tokens, the end token included.
         logprobs: [T] float32, natural log-probability of each token under the engine's weights and sampling temperature.
-        finish_reason: `"stop"` (end token) or `"length"` (cut at the token limit).
-        policy_version: The version of the weights that sampled every token.
+        finish_reason: `"stop"` (end token) or `"length"` (cut at the token limit, or at its deadline).
+        policy_version: The version of the weights that sampled the first token.
+        token_versions: [T] int32, the version that sampled each token, where a weight sync came in between; `None` where
+            `policy_version` sampled them all.
         routed_experts: [T, layers, top_k] int, the experts that the engine chose; `None` where it does not say.
         turns: Per-turn record of a multi-turn episode; `None` for a single turn.
     """
@@ -68,8 +70,18 @@ class Completion:
     logprobs: np.ndarray = field(default_factory=_no_logprobs)
     finish_reason: str = "stop"
     policy_version: int = 0
+    token_versions: np.ndarray | None = None
     routed_experts: np.ndarray | None = None
     turns: Sequence[Any] | None = None
+
+
+def token_versions(completion: Completion) -> np.ndarray:
+    """[T] int, the version of the weights that sampled each token."""
+    import numpy as np
+
+    if completion.token_versions is not None:
+        return completion.token_versions
+    return np.full(len(completion.token_ids), completion.policy_version, np.int32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,6 +100,27 @@ class Group:
     prompt_token_ids: np.ndarray
     completions: Sequence[Completion]
     prompt_routed_experts: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Response:
+    """One completion on its way to its group.
+
+    Attributes:
+        index: Which of the group's seeds it answers.
+        completion: The completion.
+        prompt_token_ids: As in `Group`.
+        prompt_routed_experts: As in `Group`.
+    """
+
+    index: int
+    completion: Completion
+    prompt_token_ids: np.ndarray
+    prompt_routed_experts: np.ndarray | None = None
+
+
+class EngineFailed(RuntimeError):
+    """An engine is beyond help: its process died, or it hangs. The message says what is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

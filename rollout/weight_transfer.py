@@ -138,7 +138,13 @@ class WeightSource:
 
 
 class Sender(Protocol):
-    """Pushes all weights, or adapters, to all engines, then commits `version` there; returns `sync/` metrics."""
+    """Pushes all weights, or adapters, to all engines, then commits `version` there; returns `sync/` metrics.
+
+    Attributes:
+        client: The engines; may be changed for others between two updates.
+    """
+
+    client: EngineClient
 
     def send_weights(self, version: int) -> dict[str, float]: ...
 
@@ -238,9 +244,17 @@ class VllmSender:
             if backend == "nccl"
             else IPCTrainerInitInfo(rank=0, packed=True)
         )
-        self.client = client
         self.nbytes = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in source.on_the_wire())
         self.engine = WeightTransferTrainerFactory.trainer_init(info, client=client, source=VllmWeightSource(source))
+
+    @property
+    def client(self) -> EngineClient:
+        """vLLM's trainer has it."""
+        return self.engine.client
+
+    @client.setter
+    def client(self, client: EngineClient) -> None:
+        self.engine.client = client
 
     def send_weights(self, version: int) -> dict[str, float]:
         """Broadcasts the parameters through vLLM's transport.

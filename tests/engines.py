@@ -6,16 +6,21 @@ import asyncio
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_processor, vision_token_ids
 from rollout.config import RolloutConfig
 from rollout.engine import RolloutEngine
-from rollout.pool import engine_environment
+from rollout.pool import RayEngineClient, RolloutPool
+from rollout.remote_engine import engine_environment
 from rollout.types import Group, Prompt, Sampling
+from rollout.weight_transfer import SharedMemorySender, WeightSource
 
 
 class EngineThread:
@@ -52,14 +57,18 @@ class EngineThread:
         async def all_groups() -> list[Group]:
             return await asyncio.gather(
                 *(
-                    self.engine.generate(
-                        prompt, sampling, [1000 * p + i + seed for i in range(num_completions)], version
+                    group_of(
+                        self.engine, prompt, sampling, [1000 * p + i + seed for i in range(num_completions)], version
                     )
                     for p, prompt in enumerate(prompts)
                 )
             )
 
         return self._run(all_groups())
+
+    def start(self, coroutine: Any) -> Any:
+        """A future of a coroutine in the engine's event loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self._run(self.engine.init_weight_transfer_engine(init_info))
@@ -79,6 +88,43 @@ class EngineThread:
     def close(self) -> None:
         self.engine.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+async def group_of(engine: Any, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], version: int) -> Group:
+    """One group from one engine; a completion that a sync has aborted is missing."""
+    responses = [response async for response in engine.generate(prompt, sampling, dict(enumerate(seeds)), version)]
+    responses.sort(key=lambda response: response.index)
+    return Group(
+        prompt=prompt,
+        prompt_token_ids=responses[0].prompt_token_ids if responses else np.zeros(0, np.int32),
+        completions=[response.completion for response in responses],
+        prompt_routed_experts=responses[0].prompt_routed_experts if responses else None,
+    )
+
+
+class LocalLearner:
+    """A learner in the test's own process, connected with a pool of engines."""
+
+    def __init__(self, learner: Any, pool: RolloutPool) -> None:
+        self.learner, self.pool = learner, pool
+        pool.connect(self._connect)
+
+    def _connect(self, client: RayEngineClient) -> RayEngineClient:
+        source = WeightSource(
+            metadata=partial(exported_metadata, self.learner.model),
+            tensors=partial(exported_parameters, self.learner.model),
+            dtype=torch.float32,
+        )
+        self._sender = SharedMemorySender(source, client)
+        return client
+
+    def sync(self, version: int) -> dict[str, float]:
+        """Brings the learner's weights to all engines as `version`."""
+        return self.pool.sync(version, self._send)
+
+    def _send(self, version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
+        self._sender.client = client
+        return self._sender.send_weights(version), client
 
 
 def change_weights(learner: Any, seed: int) -> None:

@@ -29,7 +29,6 @@ def sample(
         rollout_logprobs=-np.arange(len(token_ids), dtype=np.float32) * (np.arange(len(token_ids)) >= num_prompt),
         advantage=advantage,
         images=images,
-        policy_version=0,
     )
 
 
@@ -50,7 +49,7 @@ def test_a_sample_is_prompt_and_response_with_the_response_marked():
     assert first.loss_mask.tolist() == [False, False, False, True, True]
     assert first.rollout_logprobs.tolist() == [0.0, 0.0, 0.0, -0.5, -1.0]
     assert (first.advantage, second.advantage) == (1.0, -1.0)
-    assert (first.policy_version, second.policy_version) == (3, 2)
+    assert first.stale_mask is None and second.stale_mask is None
     assert first.images is second.images is prompt.images
     assert (first.prompt_id, first.token_ids.dtype, first.rollout_logprobs.dtype) == ("q", np.int32, np.float32)
 

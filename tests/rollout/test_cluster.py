@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import ray
-import torch
 from ray.cluster_utils import Cluster
 
-from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_processor, vision_token_ids
 from policies.small import save_small_policy
 from rl.config import LearnerConfig, TrainConfig
@@ -19,8 +15,7 @@ from rollout.pool import RolloutPool, request_seed
 from rollout.prompts import prompts_from
 from rollout.sources.digit_sums import digit_sums, to_prompt
 from rollout.types import Sampling
-from rollout.weight_transfer import SharedMemorySender, WeightSource
-from tests.engines import change_weights, largest_gap
+from tests.engines import LocalLearner, change_weights, group_of, largest_gap
 
 pytestmark = pytest.mark.engine
 
@@ -49,44 +44,37 @@ def trainer(request, two_nodes, tmp_path_factory):
     learner = Learner(
         TrainConfig(model=str(folder), rollout=CONFIG, learner=LearnerConfig(dtype="float32", threads=1)), folder
     )
-    source = WeightSource(
-        metadata=partial(exported_metadata, learner.model),
-        tensors=partial(exported_parameters, learner.model),
-        dtype=torch.float32,
-    )
-    client = pool.client()
-    yield pool, learner, client, SharedMemorySender(source, client)
+    yield pool, LocalLearner(learner, pool)
     pool.close()
 
 
-def generate(pool: RolloutPool, version: int):
-    seeds = [[request_seed(0, version, prompt.id, i) for i in range(3)] for prompt in PROMPTS]
-    return pool.generate(PROMPTS, SAMPLING, seeds, version)
+def seeds_of(prompt) -> list[int]:
+    return [request_seed(0, 1, prompt.id, i) for i in range(3)]
+
+
+async def answers(engine, version: int):
+    """What one engine answers to all prompts."""
+    return [await group_of(engine, prompt, SAMPLING, seeds_of(prompt), version) for prompt in PROMPTS]
 
 
 def test_both_engines_agree_with_the_learner_after_a_sync_of_changed_weights(trainer):
-    pool, learner, client, sender = trainer
-    assert len({node for _, node in client.engines}) == 2, "both engines are on one node: nothing crossed a network"
-    change_weights(learner, seed=1)
-    sender.send_weights(1)
-    groups = generate(pool, version=1)
-    for engine in (0, 1):  # prompts go to the engines in turn
-        assert largest_gap(learner, groups[engine::2]) <= 1e-5
-    assert {completion.policy_version for group in groups for completion in group.completions} == {1}
+    pool, link = trainer
+    first, second = pool.engines
+    assert first.node != second.node, "both engines are on one node: nothing crossed a network"
+    change_weights(link.learner, seed=1)
+    link.sync(1)
+    both = [pool.run(answers(engine, version=1)) for engine in (first, second)]
+    for groups in both:
+        assert largest_gap(link.learner, groups) <= 1e-5
+        assert {completion.policy_version for group in groups for completion in group.completions} == {1}
+    ours, theirs = ([c.token_ids.tolist() for group in groups for c in group.completions] for groups in both)
+    assert ours == theirs, "the same seeds gave other tokens on the other engine"
 
 
-def test_the_same_seeds_give_the_same_tokens_on_either_engine(trainer):
-    pool, _, client, _ = trainer
-    version = client.next_version
-    seeds = [[request_seed(0, version, PROMPTS[0].id, i) for i in range(3)]] * 2
-    first, second = pool.generate([PROMPTS[0]] * 2, SAMPLING, seeds, version)
-    assert [c.token_ids.tolist() for c in first.completions] == [c.token_ids.tolist() for c in second.completions]
-
-
-def test_an_engine_that_holds_another_version_than_expected_raises(trainer):
-    pool, _, client, _ = trainer
-    with pytest.raises(RuntimeError, match=rf"holds policy version {client.next_version}, the loop expects 99"):
-        generate(pool, version=99)
+def test_an_engine_that_holds_an_older_version_than_expected_raises(trainer):
+    pool, _ = trainer
+    with pytest.raises(RuntimeError, match=r"has policy version 1, the loop expects 99"):
+        pool.generate(PROMPTS, SAMPLING, [seeds_of(prompt) for prompt in PROMPTS], policy_version=99)
 
 
 def test_more_engines_than_the_cluster_has_cpus_for_are_refused_with_both_numbers(two_nodes):

@@ -1,0 +1,166 @@
+"""The way of a batch: drawn, generated, scored — ahead of the learner, as far as `max_staleness` allows."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.runner import RewardRunner
+from rewards.types import Score
+from rl.config import TrainConfig
+from rollout.pool import RolloutPool, request_seed
+from rollout.prompts import PromptStream
+from rollout.types import Group, Prompt, Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """What one step learns from.
+
+    Attributes:
+        groups: One for each prompt.
+        scores: [groups][completions].
+        num_refills: Groups without variance that were set aside for others.
+        seconds_to_generate: From the batch's start until its last completion.
+        seconds_to_score: From then until its last score.
+    """
+
+    groups: Sequence[Group]
+    scores: Sequence[Sequence[Score]]
+    num_refills: int
+    seconds_to_generate: float
+    seconds_to_score: float
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Pending:
+    """A batch on its way, and where the stream of prompts stood before it."""
+
+    cursor: dict[str, Any]
+    future: Future[Batch]
+
+
+class Rollouts:
+    """Batches in the order of their steps, each with the prompts that the stream has for it.
+
+    Args:
+        config: The run's choices.
+        stream: Where prompts come from.
+        pool: The engines.
+        runner: The reward.
+        first_step: The step that the first batch is for.
+    """
+
+    def __init__(
+        self, config: TrainConfig, stream: PromptStream, pool: RolloutPool, runner: RewardRunner, *, first_step: int
+    ) -> None:
+        self.config, self.stream, self.pool, self.runner = config, stream, pool, runner
+        self._next_step = first_step
+        self._drawing = threading.Lock()
+        self._pending: dict[int, _Pending] = {}
+        self._sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
+
+    def start(self, policy_version: int, *, last_step: int) -> None:
+        """Starts the batches that may start now that the engines hold a version.
+
+        A batch may be learnt from as long as its oldest token is at most `max_staleness` versions older than the learner.
+
+        Args:
+            policy_version: Of the engines; the learner at step s starts from version s − 1.
+            last_step: No batch is started beyond it.
+        """
+        while self._next_step <= min(policy_version + 1 + self.config.max_staleness, last_step):
+            with self._drawing:
+                cursor = self.stream.state()
+                prompts = self.stream.next_batch()
+            future = self.pool.start(self._batch(self._next_step, prompts, policy_version))
+            self._pending[self._next_step] = _Pending(cursor=cursor, future=future)
+            self._next_step += 1
+
+    def take(self, step: int) -> Batch:
+        """Waits for a step's batch."""
+        pending = self._pending.pop(step)
+        try:
+            return pending.future.result()
+        except BaseException:
+            pending.future.cancel()
+            raise
+
+    def cursor(self) -> dict[str, Any]:
+        """Where the stream goes on after a resume: before the oldest batch that nobody has taken."""
+        if self._pending:
+            return self._pending[min(self._pending)].cursor
+        with self._drawing:
+            return self.stream.state()
+
+    def close(self) -> None:
+        """Lets go of what is still on its way."""
+        for pending in self._pending.values():
+            pending.future.cancel()
+        self._pending.clear()
+
+    async def _batch(self, step: int, prompts: Sequence[Prompt], policy_version: int) -> Batch:
+        """Generates and scores; draws another prompt for each group without variance, as far as `refill_prompts` goes.
+
+        How many prompts are drawn, which, and which groups remain, does not depend on the order in which groups are done.
+        """
+        started = generated = time.perf_counter()
+        drawn, results = list(prompts), dict[int, tuple[Group, list[Score]]]()
+        refills_left = self.config.refill_prompts
+
+        async def answer(index: int) -> None:
+            nonlocal generated, refills_left
+            seeds = self._seeds(step, drawn, index)
+            group = await self.pool.dispatcher.generate(drawn[index], self._sampling, seeds, policy_version, batch=step)
+            generated = time.perf_counter()
+            scores = await asyncio.wrap_future(self.runner.submit(group))
+            results[index] = group, scores
+            if refills_left and not has_variance(scores):
+                refills_left -= 1
+                await answer(await asyncio.to_thread(self._refill, drawn))
+
+        tasks = [asyncio.ensure_future(answer(index)) for index in range(len(prompts))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        kept = keep_groups([results[index] for index in range(len(drawn))], len(prompts))
+        return Batch(
+            groups=[group for group, _ in kept],
+            scores=[scores for _, scores in kept],
+            num_refills=len(drawn) - len(prompts),
+            seconds_to_generate=generated - started,
+            seconds_to_score=time.perf_counter() - generated,
+        )
+
+    def _refill(self, drawn: list[Prompt]) -> int:
+        """Draws one more prompt for a batch; returns its place there."""
+        with self._drawing:
+            drawn += self.stream.next_batch(1)
+            return len(drawn) - 1
+
+    def _seeds(self, step: int, drawn: Sequence[Prompt], index: int) -> list[int]:
+        """Of a prompt that was drawn twice, the second group goes on where the first one's seeds end."""
+        prompt, size = drawn[index], self.config.group_size
+        first = size * sum(earlier.id == prompt.id for earlier in drawn[:index])
+        return [request_seed(self.config.seed, step, prompt.id, i) for i in range(first, first + size)]
+
+
+def has_variance(scores: Sequence[Score]) -> bool:
+    """Whether a group's verdicts differ: without a difference there is no advantage, and nothing to learn."""
+    return len({score.reward for score in scores if score.error is None}) > 1
+
+
+def keep_groups(
+    scored: Sequence[tuple[Group, Sequence[Score]]], num_groups: int
+) -> list[tuple[Group, Sequence[Score]]]:
+    """The first groups that can teach anything, and, if they are too few, the first of the others; in their order."""
+    flat = [not has_variance(scores) for _, scores in scored]
+    best = sorted(range(len(scored)), key=lambda index: (flat[index], index))[:num_groups]
+    return [scored[index] for index in sorted(best)]

@@ -1,0 +1,216 @@
+"""An engine in a Ray actor: how it starts, how it is spoken to, and how nothing of it stays when it dies."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rollout.config import Backend, RolloutConfig
+from rollout.engine import RolloutEngine
+from rollout.shared_segments import remove_unmapped, segments_of
+from rollout.types import EngineFailed, Prompt, Response, Sampling
+
+GPU_SHARE = 0.5
+"""What engine and learner each claim of a GPU that they share."""
+
+
+def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, str]:
+    """Environment variables of an engine's process, which vLLM's own processes inherit."""
+    environment = {
+        "OMP_NUM_THREADS": str(config.threads_per_engine),
+        # Threads that spin while they wait would take the learner's cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_NO_USAGE_STATS": "1",
+        # What is left of these libraries' chatter on the terminal is not for the user of a recipe.
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        "VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "sapo_weight_transfer"),
+    }
+    if not config.gpus_per_engine:
+        environment |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+    if Path(model).is_dir():
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Belongings:
+    """What an engine has on its node, to be cleared away if it dies.
+
+    Attributes:
+        node: The Ray node's id.
+        processes: Process id and start time of each process; the actor's own comes first.
+        segments: Shared memory that vLLM's processes talk through.
+    """
+
+    node: str
+    processes: tuple[tuple[int, float], ...]
+    segments: tuple[Path, ...]
+
+
+class _EngineActor:
+    """A `RolloutEngine` in a process of its own."""
+
+    async def start(self, model: str, config: RolloutConfig, choices: dict[str, Any]) -> Belongings:
+        """Starts vLLM; its errors arrive as words."""
+        try:
+            self._engine = RolloutEngine(model, config, **choices)
+        except Exception as error:
+            # vLLM's own error classes do not survive the way to the driver; their words do.
+            raise RuntimeError(f"vLLM did not start: {type(error).__name__}: {error}") from None
+        own = psutil.Process()
+        processes = [own, *own.children(recursive=True)]
+        return Belongings(
+            node=ray.get_runtime_context().get_node_id(),
+            processes=tuple((process.pid, process.create_time()) for process in processes),
+            segments=tuple(segments_of(processes)),
+        )
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+    ) -> AsyncIterator[Response]:
+        async for response in self._engine.generate(prompt, sampling, seeds, policy_version):
+            yield response
+
+    async def ping(self) -> None:
+        await self._engine.ping()
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self._engine.init_weight_transfer_engine(init_info)
+
+    async def start_weight_update(self) -> None:
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        await self._engine.update_weights(update_info)
+
+    async def finish_weight_update(self, version: int) -> None:
+        await self._engine.finish_weight_update(version)
+
+    async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
+        await self._engine.load_adapter(files, version)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class RemoteEngine:
+    """The driver's handle on one engine; a `rollout.dispatch.Engine`.
+
+    Args:
+        model: A folder or hub name that every engine's node can read.
+        config: The engines' choices.
+        backend: How new weights arrive.
+        choices: The other arguments of `RolloutEngine`.
+    """
+
+    def __init__(
+        self, model: str | Path, config: RolloutConfig, *, backend: Backend, choices: Mapping[str, Any]
+    ) -> None:
+        actor = ray.remote(_EngineActor).options(
+            num_cpus=config.threads_per_engine,
+            num_gpus=GPU_SHARE if backend == "ipc" else config.gpus_per_engine,
+            scheduling_strategy="SPREAD",
+            max_concurrency=10_000,
+            runtime_env={"env_vars": engine_environment(config, model)},
+        )
+        self.name = uuid.uuid4().hex
+        self.actor: ActorHandle = actor.remote()
+        self.starting: ray.ObjectRef = self.actor.start.remote(str(model), config, dict(choices, backend=backend))
+        self.belongings: Belongings | None = None
+
+    @property
+    def node(self) -> str:
+        """The Ray node's id, once it has started."""
+        assert self.belongings is not None, "the engine has not started"
+        return self.belongings.node
+
+    def has_started(self, belongings: Belongings) -> None:
+        """Notes what `starting` has brought."""
+        self.belongings = belongings
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+    ) -> AsyncIterator[Response]:
+        """See `RolloutEngine.generate`."""
+        stream = self.actor.generate.options(num_returns="streaming").remote(prompt, sampling, seeds, policy_version)
+        try:
+            async for response in stream:
+                yield await response
+        except ray.exceptions.RayError as error:
+            raise told(error) from error
+
+    async def ping(self) -> None:
+        """See `RolloutEngine.ping`."""
+        try:
+            await self.actor.ping.remote()
+        except ray.exceptions.RayError as error:
+            raise told(error) from error
+
+    async def destroy(self) -> None:
+        """Ends the actor, vLLM's processes and their shared memory, whatever state they are in."""
+        ray.kill(self.actor)
+        if self.belongings is None:
+            return
+        on_its_node = NodeAffinitySchedulingStrategy(self.node, soft=False)
+        clear = ray.remote(_clear_away).options(num_cpus=0, scheduling_strategy=on_its_node, max_retries=0)
+        try:
+            await clear.remote(self.belongings)
+        except ray.exceptions.RayError:  # the node is gone, and all that was on it
+            return
+
+    def close(self) -> ray.ObjectRef:
+        """Asks the engine to end vLLM in good order."""
+        return self.actor.close.remote()
+
+
+def _clear_away(belongings: Belongings) -> None:
+    processes = []
+    for pid, start in belongings.processes:
+        try:
+            process = psutil.Process(pid)
+            if process.create_time() == start:  # else the number is another's by now
+                process.kill()
+                processes.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=10)
+    remove_unmapped(belongings.segments)
+
+
+def told(error: Exception) -> Exception:
+    """What went wrong in the other process, without Ray's account of it; EngineFailed if the process is beyond help."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.cause
+        if isinstance(cause, EngineFailed | ValueError):  # the latter is a user's mistake that shows only over there
+            return type(cause)(str(cause))
+        return RuntimeError(f"{type(cause).__name__}: {cause}")
+    if isinstance(error, ray.exceptions.RayError):
+        return EngineFailed(
+            f"a worker process died: {error}\nIts last words are in Ray's session logs; the usual reason is memory "
+            "(lower rollout.kv_cache_gib, rollout.max_model_len or learner.microbatch_tokens)"
+        )
+    return error
+
+
+def get(calls: Any) -> Any:
+    """`ray.get` whose errors start with what went wrong in the other process."""
+    try:
+        return ray.get(calls)
+    except ray.exceptions.RayError as error:
+        raise told(error) from error
