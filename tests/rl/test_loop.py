@@ -15,6 +15,7 @@ from rewards import Score
 from rl.checkpoint import LoopState, save_checkpoint
 from rl.config import TrainConfig, plain_config
 from rl.loop import _report_errors, _require_agreement, rollout_metrics, train
+from rl.rollouts import Batch
 from rl.types import RunStopped
 from rollout import Completion, Group, Prompt
 from rollout.config import RolloutConfig
@@ -63,13 +64,20 @@ def test_a_reward_that_fails_on_every_completion_stops_the_run_in_its_own_words(
 
 
 def test_rollout_metrics_of_two_groups():
-    # 2, 4, 6 tokens stopped, 8 tokens cut: mean 5, a quarter cut; the second group's rewards are all equal.
+    # 2, 4, 6 tokens stopped, 8 tokens cut: mean 5, a quarter cut; the second group's rewards are all equal. 20 tokens in 4 s.
+    # All are of version 0, the learner has 3.
     groups = [group(2, 4), Group(**{**fields(group(6)), "completions": [*group(6).completions, *cut(8)]})]
     scores = [[Score(reward=1.0), Score(reward=0.0)], [Score(reward=1.0), Score(reward=1.0)]]
-    assert rollout_metrics(groups, scores) == {
+    batch = Batch(groups=groups, scores=scores, num_refills=1, seconds_to_generate=4.0, seconds_to_score=0.5)
+    assert rollout_metrics(batch, policy_version=3) == {
         "rollout/response_tokens": 5.0,
         "rollout/truncated": 0.25,
         "rollout/groups_without_variance": 0.5,
+        "rollout/refills": 1.0,
+        "rollout/staleness": 3.0,
+        "rollout/tokens_per_second": 5.0,
+        "time/generate": 4.0,
+        "time/score": 0.5,
     }
 
 
