@@ -70,7 +70,8 @@ def test_two_ranks_step_sync_and_save_as_one_does(make, dense_policy: Path, tmp_
         group.connect(NoEngines())
         reports.append(group.step(rollout()))
         num_parameters = load_policy(dense_policy, dtype=torch.float32, device="cpu").num_parameters()
-        assert group.sync(1)["sync/bytes"] == pytest.approx(4 * num_parameters, rel=0.01)  # each starts on a cache line
+        metrics, _ = group.sync(1, NoEngines())
+        assert metrics["sync/bytes"] == pytest.approx(4 * num_parameters, rel=0.01)  # each starts on a cache line
         group.save(tmp_path / str(num_ranks))
     assert comparable(reports[1].metrics) == pytest.approx(comparable(reports[0].metrics), rel=1e-5, abs=1e-6)
     one, two = (load_policy(tmp_path / name, dtype=torch.float32, device="cpu") for name in "12")
