@@ -1,0 +1,211 @@
+"""Which engine answers what, with engines made up: no Ray, no vLLM, and time in milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rollout.dispatch import Dispatcher, prompt_size
+from rollout.types import Completion, EngineFailed, Group, Prompt, Response, Sampling
+
+SAMPLING = Sampling(max_tokens=4)
+
+
+class FakeEngine:
+    """Answers each seed with itself, after `seconds`; may die after some answers, hang, or have all aborted once."""
+
+    def __init__(self, seconds: float = 0.0, *, dies_after: int | None = None, hangs: bool = False) -> None:
+        self.seconds, self.dies_after, self.hangs = seconds, dies_after, hangs
+        self.asked: list[str] = []
+        self.running = self.most_running = 0
+        self.aborts_next = self.destroyed = False
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+    ) -> AsyncIterator[Response]:
+        self.asked.append(prompt.id)
+        self.running += len(seeds)
+        self.most_running = max(self.running, self.most_running)
+        left = len(seeds)
+        try:
+            for index, seed in seeds.items():
+                await asyncio.sleep(self.seconds)
+                if self.hangs:
+                    await asyncio.sleep(3600)
+                if self.dies_after is not None:
+                    if self.dies_after == 0:
+                        raise EngineFailed("killed by the test")
+                    self.dies_after -= 1
+                if self.aborts_next:
+                    self.aborts_next = False
+                    return
+                completion = Completion(text=str(seed), token_ids=np.array([seed], np.int32))
+                left, self.running = left - 1, self.running - 1
+                yield Response(index=index, completion=completion, prompt_token_ids=np.array([7], np.int32))
+        finally:
+            self.running -= left
+
+    async def ping(self) -> None:
+        if self.hangs:
+            await asyncio.sleep(3600)
+
+    async def destroy(self) -> None:
+        self.destroyed = True
+
+
+def prompt(name: str, length: int = 1) -> Prompt:
+    return Prompt(id=name, messages=[{"role": "user", "content": "x" * length}])
+
+
+def texts(group: Group) -> list[str]:
+    return [completion.text for completion in group.completions]
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+def dispatcher(*engines: FakeEngine, spare: list[FakeEngine] | None = None, **options: Any) -> Dispatcher:
+    spare = [] if spare is None else spare
+
+    async def start() -> FakeEngine:
+        if not spare:
+            raise EngineFailed("no engine is left")
+        return spare.pop(0)
+
+    return Dispatcher(start, engines, **{"capacity": 8, "timeout": 0.2, "max_failures": 3, **options})
+
+
+def test_siblings_go_to_one_engine_and_groups_to_the_engine_with_least_to_do() -> None:
+    async def main() -> None:
+        engines = [FakeEngine(0.01), FakeEngine(0.01)]
+        queue = dispatcher(*engines)
+        groups = await asyncio.gather(*(queue.generate(prompt(name), SAMPLING, [1, 2, 3], 0) for name in "abcd"))
+        assert [texts(group) for group in groups] == [["1", "2", "3"]] * 4
+        assert [engine.asked for engine in engines] == [["a", "c"], ["b", "d"]]
+        await queue.close()
+
+    run(main())
+
+
+def test_no_engine_has_more_completions_than_its_capacity_and_none_waits_while_there_is_a_queue() -> None:
+    async def main() -> None:
+        slow, fast = FakeEngine(0.05), FakeEngine(0.001)
+        queue = dispatcher(slow, fast, capacity=4)
+        await asyncio.gather(*(queue.generate(prompt(str(n)), SAMPLING, [1, 2], 0) for n in range(20)))
+        assert slow.most_running <= 4 and fast.most_running <= 4
+        assert len(fast.asked) > 3 * len(slow.asked)
+        await queue.close()
+
+    run(main())
+
+
+def test_earlier_batches_go_first_and_in_a_batch_the_longest_prompts() -> None:
+    async def main() -> None:
+        engine = FakeEngine(0.001)
+        queue = dispatcher(engine, capacity=1)
+        waiting = [("first", 1, 1), ("late", 2, 9), ("short", 1, 2), ("long", 1, 8)]
+        await asyncio.gather(
+            *(queue.generate(prompt(name, length), SAMPLING, [1], 0, batch=batch) for name, batch, length in waiting)
+        )
+        assert engine.asked == ["first", "long", "short", "late"]
+        await queue.close()
+
+    run(main())
+
+
+def test_what_a_dead_engine_had_not_finished_is_asked_again_with_its_seeds_and_nothing_else() -> None:
+    async def main() -> None:
+        dying, spare = FakeEngine(0.001, dies_after=2), FakeEngine(0.001)
+        queue = dispatcher(dying, spare=[spare])
+        group = await queue.generate(prompt("a"), SAMPLING, [10, 20, 30, 40], 0)
+        assert texts(group) == ["10", "20", "30", "40"]
+        assert dying.destroyed and spare.asked == ["a"] and spare.most_running == 2
+        assert queue.num_failures == 1 and queue.engines == [spare]
+        await queue.close()
+
+    run(main())
+
+
+def test_an_engine_without_a_sign_of_life_is_replaced_after_its_deadline() -> None:
+    async def main() -> None:
+        hanging, spare = FakeEngine(hangs=True), FakeEngine()
+        queue = dispatcher(hanging, spare=[spare])
+        started = asyncio.get_running_loop().time()
+        assert texts(await queue.generate(prompt("a"), SAMPLING, [1, 2], 0)) == ["1", "2"]
+        assert 0.2 <= asyncio.get_running_loop().time() - started < 5
+        assert hanging.destroyed
+        await queue.close()
+
+    run(main())
+
+
+def test_completions_that_a_sync_has_aborted_begin_anew() -> None:
+    async def main() -> None:
+        engine = FakeEngine(0.001)
+        engine.aborts_next = True
+        queue = dispatcher(engine)
+        assert texts(await queue.generate(prompt("a"), SAMPLING, [1, 2], 0)) == ["1", "2"]
+        assert engine.asked == ["a", "a"] and queue.num_failures == 0
+        await queue.close()
+
+    run(main())
+
+
+def test_engines_that_fail_again_and_again_end_the_run_with_the_last_ones_words() -> None:
+    async def main() -> None:
+        broken = [FakeEngine(dies_after=0) for _ in range(9)]
+        queue = dispatcher(broken[0], spare=broken[1:], max_failures=3)
+        with pytest.raises(
+            RuntimeError, match="4 engines failed in a row without a completion; the last one: killed by"
+        ):
+            await queue.generate(prompt("a"), SAMPLING, [1], 0)
+        assert [engine.destroyed for engine in broken] == [True] * 4 + [False] * 5
+        with pytest.raises(RuntimeError, match="4 engines failed in a row"):
+            await queue.generate(prompt("b"), SAMPLING, [1], 0)
+        await queue.close()
+
+    run(main())
+
+
+def test_an_error_that_is_not_the_engines_reaches_who_asked_and_no_one_else() -> None:
+    class Refuses(FakeEngine):
+        async def generate(self, prompt: Prompt, *rest: Any) -> AsyncIterator[Response]:
+            if prompt.id == "too long":
+                raise ValueError("prompt too long has 9000 tokens")
+            async for response in super().generate(prompt, *rest):
+                yield response
+
+    async def main() -> None:
+        queue = dispatcher(Refuses())
+        good = asyncio.ensure_future(queue.generate(prompt("a"), SAMPLING, [1], 0))
+        with pytest.raises(ValueError, match="9000 tokens"):
+            await queue.generate(prompt("too long"), SAMPLING, [1], 0)
+        assert texts(await good) == ["1"] and queue.num_failures == 0
+        await queue.close()
+
+    run(main())
+
+
+def test_the_idle_share_of_two_engines_of_which_one_works_half_of_the_time_is_three_quarters() -> None:
+    async def main() -> None:
+        queue = dispatcher(FakeEngine(0.2), FakeEngine(0.2))
+        queue.take_idle_share()
+        await queue.generate(prompt("a"), SAMPLING, [1], 0)
+        await asyncio.sleep(0.2)
+        assert queue.take_idle_share() == pytest.approx(0.75, abs=0.1)
+        await queue.close()
+
+    run(main())
+
+
+def test_the_size_of_a_prompt_counts_characters_and_pixels() -> None:
+    from PIL import Image
+
+    content = [{"type": "image"}, {"type": "text", "text": "abcdef"}]
+    seen = Prompt(id="1", messages=[{"role": "user", "content": content}], images=[Image.new("RGB", (64, 32))])
+    assert prompt_size(seen) == 6 + 4 * 64 * 32 // 1024
