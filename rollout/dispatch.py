@@ -257,7 +257,9 @@ class Dispatcher:
         while True:
             await asyncio.sleep(self._timeout / PINGS_PER_TIMEOUT)
             try:
-                await asyncio.wait_for(engine.ping(), self._timeout)
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes just when the answer does.
+                async with asyncio.timeout(self._timeout):
+                    await engine.ping()
             except TimeoutError:
                 self.fail(engine, f"it gave no sign of life for {self._timeout:g} s (rollout.engine_timeout)")
                 return

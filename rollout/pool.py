@@ -175,12 +175,12 @@ class RolloutPool:
                 self.dispatcher.fail(engine, reasons[engine.name])
 
     def metrics(self) -> dict[str, float]:
-        """`rollout/engine_idle`, the share of the engines' time since the last call without anything to do, and
+        """`time/engine_idle`, the share of the engines' time since the last call without anything to do, and
         `rollout/engine_failures`, all that were replaced so far."""
 
         async def take() -> dict[str, float]:
             return {
-                "rollout/engine_idle": self.dispatcher.take_idle_share(),
+                "time/engine_idle": self.dispatcher.take_idle_share(),
                 "rollout/engine_failures": float(self.dispatcher.num_failures),
             }
 
