@@ -14,7 +14,7 @@ import psutil
 
 from rollout.config import ENGINE_RANKS, RolloutConfig
 from rollout.rendering import render
-from rollout.shared_segments import remove_unmapped, segments_of
+from rollout.shared_segments import remove_unmapped, segments_of, wait_until_ended
 from rollout.types import Completion, EngineFailed, Prompt, Response, Sampling
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ class RolloutEngine:
         workers = psutil.Process().children(recursive=True)
         segments = segments_of(workers)
         self._llm.shutdown()
-        psutil.wait_procs(workers, timeout=10)
+        wait_until_ended(workers, seconds=10)
         remove_unmapped(segments)
 
 

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.config import Backend, RolloutConfig
 from rollout.engine import RolloutEngine
-from rollout.shared_segments import remove_unmapped, segments_of
+from rollout.shared_segments import remove_unmapped, segments_of, wait_until_ended
 from rollout.types import EngineFailed, Prompt, Response, Sampling
 
 GPU_SHARE = 0.5
@@ -189,7 +189,7 @@ def _clear_away(belongings: Belongings) -> None:
                 processes.append(process)
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(processes, timeout=10)
+    wait_until_ended(processes, seconds=10)
     remove_unmapped(belongings.segments)
 
 

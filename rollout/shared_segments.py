@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,15 @@ import psutil
 SHARED_MEMORY = "/dev/shm/"
 NAMES = ("psm_", "sem.")
 """What Python's multiprocessing calls its segments and semaphores; Ray's own files have other names."""
+
+
+def wait_until_ended(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Waits until none of the processes runs any more; one that its parent has not yet taken note of has ended, too."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.02)
 
 
 def segments_of(processes: Iterable[psutil.Process]) -> set[Path]:
