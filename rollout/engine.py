@@ -292,7 +292,9 @@ class RolloutEngine:
 
     def close(self) -> None:
         """Ends vLLM's processes, and removes the shared memory that they leave."""
-        workers = psutil.Process().children(recursive=True)
+        children = psutil.Process().children(recursive=True)
+        # Python's tracker of resources lives as long as this process: not to be waited for.
+        workers = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
         segments = segments_of(workers)
         self._llm.shutdown()
         wait_until_ended(workers, seconds=10)
