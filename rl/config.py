@@ -242,33 +242,12 @@ def check_config(config: TrainConfig) -> None:
             raise ValueError(f"{name} must be > 0, got {value}")
     if (rate := config.optimizer.vision_learning_rate) is not None and not rate >= 0:
         raise ValueError(f"optimizer.vision_learning_rate must be >= 0, got {rate}")
-    if config.lora.rank and not config.lora.parts:
-        raise ValueError(
-            f"lora.rank = {config.lora.rank} with no lora.parts trains nothing: name language, vision or experts"
-        )
-    if config.lora.rank and "vision" in config.lora.parts and rate == 0:
-        raise ValueError(
-            "lora.parts has vision, but optimizer.vision_learning_rate = 0 freezes the tower: leave out one of the two"
-        )
-    if config.lora.sync == "adapter" and (not config.lora.rank or config.lora.parts != ("language",)):
-        raise ValueError(
-            f"lora.sync = adapter is for adapters of the language model, got lora.rank = {config.lora.rank}, lora.parts = "
-            f"{' '.join(config.lora.parts)}: use lora.sync merged, or lora.parts language with a rank"
-        )
-    if config.lora.sync == "adapter" and config.lora.rank > max(ENGINE_RANKS):
-        raise ValueError(
-            f"lora.rank = {config.lora.rank} is more than vLLM's {max(ENGINE_RANKS)}: lower it or use lora.sync merged"
-        )
+    _check_lora(config)
     for name in ("token_band", "sequence_band"):
         band = getattr(config.correction, name)
         if band is not None and not 0 <= band[0] < 1 < band[1]:
             raise ValueError(f"correction.{name} must be a band around 1, such as 0.5 2.0, got {band[0]} {band[1]}")
     rollout, learner = config.rollout, config.learner
-    if config.max_staleness and config.lora.sync == "adapter" and rollout.in_flight == "keep":
-        raise ValueError(
-            f"lora.sync = adapter with max_staleness = {config.max_staleness}: a running completion cannot change its adapters: "
-            "use rollout.in_flight requeue, or lora.sync merged"
-        )
     if learner.offload and not learner.gpus:
         raise ValueError("learner.offload = True moves nothing with learner.gpus = 0: leave it out")
     if learner.routing_replay == "R3" and not rollout.gpus_per_engine:
@@ -293,4 +272,30 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(
             f"learner.microbatch_tokens = {learner.microbatch_tokens} cannot hold the longest sequence, "
             f"rollout.max_model_len = {rollout.max_model_len}: raise the one or lower the other"
+        )
+
+
+def _check_lora(config: TrainConfig) -> None:
+    """`check_config` for what concerns adapters."""
+    if config.lora.rank and not config.lora.parts:
+        raise ValueError(
+            f"lora.rank = {config.lora.rank} with no lora.parts trains nothing: name language, vision or experts"
+        )
+    if config.lora.rank and "vision" in config.lora.parts and config.optimizer.vision_learning_rate == 0:
+        raise ValueError(
+            "lora.parts has vision, but optimizer.vision_learning_rate = 0 freezes the tower: leave out one of the two"
+        )
+    if config.lora.sync == "adapter" and (not config.lora.rank or config.lora.parts != ("language",)):
+        raise ValueError(
+            f"lora.sync = adapter is for adapters of the language model, got lora.rank = {config.lora.rank}, lora.parts = "
+            f"{' '.join(config.lora.parts)}: use lora.sync merged, or lora.parts language with a rank"
+        )
+    if config.lora.sync == "adapter" and config.lora.rank > max(ENGINE_RANKS):
+        raise ValueError(
+            f"lora.rank = {config.lora.rank} is more than vLLM's {max(ENGINE_RANKS)}: lower it or use lora.sync merged"
+        )
+    if config.max_staleness and config.lora.sync == "adapter" and config.rollout.in_flight == "keep":
+        raise ValueError(
+            f"lora.sync = adapter with max_staleness = {config.max_staleness}: a running completion cannot change its adapters: "
+            "use rollout.in_flight requeue, or lora.sync merged"
         )

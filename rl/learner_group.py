@@ -89,6 +89,7 @@ class _LearnerActor:
 
     @torch.no_grad()
     def sync(self, policy_version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
+        """Rank 0 sends; the others take part in gathering what it sends, and return the client as it came."""
         if self._rank > 0:
             for _ in self._gather():  # needed on rank 0
                 pass
