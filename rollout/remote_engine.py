@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.config import Backend, RolloutConfig
 from rollout.engine import RolloutEngine
-from rollout.shared_segments import remove_unmapped, segments_of, wait_until_ended
+from rollout.shared_segments import remove_unmapped, segments_of, semaphores_of, wait_until_ended
 from rollout.types import EngineFailed, Prompt, Response, Sampling
 
 GPU_SHARE = 0.5
@@ -190,7 +190,8 @@ def _clear_away(belongings: Belongings) -> None:
         except psutil.NoSuchProcess:
             continue
     wait_until_ended(processes, seconds=10)
-    remove_unmapped(belongings.segments)
+    semaphores = [path for pid, _ in belongings.processes for path in semaphores_of(pid)]
+    remove_unmapped([*belongings.segments, *semaphores])
 
 
 def told(error: Exception) -> Exception:

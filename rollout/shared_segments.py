@@ -35,6 +35,11 @@ def segments_of(processes: Iterable[psutil.Process]) -> set[Path]:
     return found
 
 
+def semaphores_of(pid: int) -> set[Path]:
+    """joblib's, which carry the number of their process and are not mapped."""
+    return set(Path(SHARED_MEMORY).glob(f"sem.loky-{pid}-*"))
+
+
 def remove_unmapped(segments: Iterable[Path]) -> None:
     """Removes those that no process maps any more."""
     for segment in set(segments) - segments_of(psutil.process_iter()):
