@@ -4,6 +4,8 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 KIND   := $(if $(CUDA),cuda,cpu)
 STAMP  := .venv/.set-up-$(KIND)
 RUN    := .venv/bin/python
+# Files in order, each whole in one of two processes: a test that waits for an engine to start leaves a core to the others.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test bench setup constraints clean
 .DEFAULT_GOAL := help
@@ -14,12 +16,12 @@ help:  ## list the targets
 quickstart: $(STAMP)  ## the main job: teach a small policy sums of handwritten digits; ARGS="--steps 10" passes options on
 	@$(RUN) -m recipes.digit_sums --resume auto $(ARGS)
 
-test: $(STAMP)  ## imports, lint, format, types, tests; ARGS="-k sapo" passes options on to pytest
+test: $(STAMP)  ## imports, lint, format, types, tests; ARGS="-k sapo" passes options on to pytest, PARALLEL= runs one at a time
 	@$(RUN) setup/check_imports.py
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 bench: $(STAMP)  ## run every script in bench/; each prints a table and writes JSON
 	@set -e; for script in bench/*.py; do $(RUN) -m bench.$$(basename $$script .py) $(ARGS); done

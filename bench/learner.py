@@ -26,11 +26,11 @@ from rich.table import Table
 from transformers import Qwen3VLConfig
 
 from policies.export import save_policy
-from policies.inputs import encode_images, expand_image_tokens
 from policies.small import TOKEN_IDS, small_config, small_model, small_processor
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
 from rl.types import Sample
+from rollout.rendering import expand_media
 
 SHAPES: dict[str, dict[str, int]] = {
     "2B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
@@ -126,10 +126,8 @@ def rollout(options: Options) -> list[list[Sample]]:
     for number in range(options.prompts):
         pixels = rng.integers(0, 256, (options.image_side, options.image_side, 3), dtype=np.uint8)
         images = [Image.fromarray(pixels)]
-        encoded = encode_images(small_processor(), images)
-        assert encoded is not None
         question = [*b"What is this?", TOKEN_IDS["<|vision_start|>"], TOKEN_IDS["<|image_pad|>"]]
-        prompt = expand_image_tokens(question, encoded.grid_N3.numpy(), TOKEN_IDS["<|image_pad|>"], 2)
+        prompt = expand_media(small_processor(), question, images, [])
         groups.append([sample(rng, number, prompt, images, options) for _ in range(options.group_size)])
     return groups
 

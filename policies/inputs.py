@@ -1,6 +1,6 @@
-"""Token ids and pictures → what the model's forward takes.
+"""Token ids, pictures and videos → what the model's forward takes.
 
-Shapes: L tokens, N images in the order of their placeholders, U distinct images, C patch values.
+Shapes: L tokens, N images and M videos in the order of their placeholders, U distinct ones of both kinds, C patch values.
 """
 
 from __future__ import annotations
@@ -16,73 +16,118 @@ from torch import Tensor
 from policies.packing import real_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionTokens:
+    """How images and videos lie among the tokens.
+
+    Attributes:
+        image_id: The image placeholder's id.
+        video_id: The video placeholder's id.
+        merge_size: Patches per side that merge into one token.
+    """
+
+    image_id: int
+    video_id: int
+    merge_size: int
+
+
+def vision_tokens(config: PreTrainedConfig) -> VisionTokens:
+    """As a model's config says."""
+    return VisionTokens(
+        image_id=config.image_token_id,
+        video_id=config.video_token_id,
+        merge_size=config.vision_config.spatial_merge_size,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EncodedMedia:
+    """One image or video, as the processor makes it.
+
+    Attributes:
+        pixels: [patches, C] float32.
+        grid: Patches in time, height and width.
+        is_video: Whether it stands for video placeholders.
+    """
+
+    pixels: Tensor
+    grid: tuple[int, int, int]
+    is_video: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionInputs:
-    """The images of a batch. Siblings of a group show the same picture: the vision tower sees it once.
+    """The images and videos of a batch. Siblings of a group show the same: the vision tower sees it once.
 
     Attributes:
-        pixels: [patches of all U images, C] float32, as the processor makes them.
-        grid_U3: [U, 3] int64, each image's patch grid (time, height, width).
-        order_N: [N] int64, which distinct image each placeholder shows; empty for an image that nobody sees.
+        pixels: [patches of all U, C] float32, as the processor makes them.
+        grid_U3: [U, 3] int64, each one's patch grid (time, height, width).
+        image_order_N: [N] int64, which of the U each image placeholder shows.
+        video_order_M: [M] int64, which of the U each video placeholder shows.
     """
 
     pixels: Tensor
     grid_U3: Tensor
-    order_N: Tensor
+    image_order_N: Tensor
+    video_order_M: Tensor
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether any token shows any of it."""
+        return len(self.image_order_N) + len(self.video_order_M) > 0
 
     def to(self, device: torch.device) -> VisionInputs:
-        """The same on `device`."""
+        """The same on `device`; the orders stay where they are read."""
         return VisionInputs(
-            pixels=self.pixels.to(device), grid_U3=self.grid_U3.to(device), order_N=self.order_N.to(device)
+            pixels=self.pixels.to(device),
+            grid_U3=self.grid_U3.to(device),
+            image_order_N=self.image_order_N,
+            video_order_M=self.video_order_M,
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class EncodedImages:
-    """The images of one prompt: `pixels` [patches, C] and `grid_N3` [N, 3], as in `VisionInputs`."""
-
-    pixels: Tensor
-    grid_N3: Tensor
-
-
-def encode_images(processor: ProcessorMixin, images: Sequence[Any]) -> EncodedImages | None:
-    """Runs the image processor on one prompt's PIL images; None without images."""
-    if not images:
-        return None
-    encoded = processor.image_processor(images=list(images), return_tensors="pt")
-    return EncodedImages(pixels=encoded["pixel_values"], grid_N3=encoded["image_grid_thw"])
+def encode_image(processor: ProcessorMixin, image: Any) -> EncodedMedia:
+    """Runs the image processor on a PIL image."""
+    encoded = processor.image_processor(images=[image], return_tensors="pt")
+    time, height, width = encoded["image_grid_thw"][0].tolist()
+    return EncodedMedia(pixels=encoded["pixel_values"], grid=(time, height, width))
 
 
-def join_images(per_sequence: Sequence[EncodedImages | None]) -> VisionInputs | None:
-    """Joins the images of a batch's sequences, keeping each distinct object once.
+def encode_video(processor: ProcessorMixin, frames: np.ndarray) -> EncodedMedia:
+    """Runs the video processor on frames [F, H, W, 3] uint8, all of which are to be seen."""
+    # A copy, since frames out of shared memory are read-only; channels first, as a frame 3 pixels high would be mistaken for it.
+    channels_first = torch.tensor(frames).permute(0, 3, 1, 2)
+    encoded = processor.video_processor(videos=[channels_first], do_sample_frames=False, return_tensors="pt")
+    time, height, width = encoded["video_grid_thw"][0].tolist()
+    return EncodedMedia(pixels=encoded["pixel_values_videos"], grid=(time, height, width), is_video=True)
+
+
+def join_media(shown_B: Sequence[Sequence[EncodedMedia]]) -> VisionInputs | None:
+    """Joins the media of a batch's sequences, keeping each distinct object once.
 
     Args:
-        per_sequence: [B] what each sequence shows; siblings pass the very same object.
+        shown_B: [B] what each sequence shows, images and videos each in the order of their placeholders; siblings pass the
+            very same objects.
 
     Returns:
-        The joined images, or None if no sequence has any.
+        The joined media, or None if no sequence has any.
     """
-    distinct: dict[int, tuple[EncodedImages, int]] = {}
-    order: list[int] = []
-    first_free = 0
-    for encoded in per_sequence:
-        if encoded is None:
-            continue
-        if id(encoded) not in distinct:
-            distinct[id(encoded)] = (encoded, first_free)
-            first_free += len(encoded.grid_N3)
-        first = distinct[id(encoded)][1]
-        order.extend(range(first, first + len(encoded.grid_N3)))
+    distinct = {id(media): media for shown in shown_B for media in shown}
     if not distinct:
         return None
-    parts = [encoded for encoded, _ in distinct.values()]
+    number = {key: index for index, key in enumerate(distinct)}
+    orders = [
+        [number[id(media)] for shown in shown_B for media in shown if media.is_video == is_video]
+        for is_video in (False, True)
+    ]
     return VisionInputs(
-        pixels=torch.cat([part.pixels for part in parts]),
-        grid_U3=torch.cat([part.grid_N3 for part in parts]),
-        order_N=torch.tensor(order),
+        pixels=torch.cat([media.pixels for media in distinct.values()]),
+        grid_U3=torch.tensor([media.grid for media in distinct.values()]),
+        image_order_N=torch.tensor(orders[0], dtype=torch.long),
+        video_order_M=torch.tensor(orders[1], dtype=torch.long),
     )
 
 
@@ -96,69 +141,59 @@ def unseen_image(vision_config: Any) -> VisionInputs:
     return VisionInputs(
         pixels=torch.zeros(merge**2, values),
         grid_U3=torch.tensor([[1, merge, merge]]),
-        order_N=torch.zeros(0, dtype=torch.long),
+        image_order_N=torch.zeros(0, dtype=torch.long),
+        video_order_M=torch.zeros(0, dtype=torch.long),
     )
 
 
-def expand_image_tokens(
-    token_ids: Sequence[int], grid_N3: np.ndarray, image_token_id: int, merge_size: int
-) -> np.ndarray:
-    """Repeats each image's single placeholder as often as the image has merged tokens; what an engine does by itself.
-
-    Args:
-        token_ids: One placeholder per image.
-        grid_N3: [N, 3] int, patch grids of the images in order, before merging.
-        image_token_id: The placeholder's id.
-        merge_size: Patches per side that merge into one token.
-
-    Returns:
-        [P] int32.
-
-    Raises:
-        ValueError: If placeholders and images do not match in number.
-    """
-    tokens = np.asarray(token_ids, np.int32)
-    counts = np.ones(len(tokens), np.int64)
-    is_image = tokens == image_token_id
-    if is_image.sum() != len(grid_N3):
-        raise ValueError(f"the prompt has {is_image.sum()} image placeholders and {len(grid_N3)} images")
-    counts[is_image] = np.asarray(grid_N3).reshape(-1, 3).prod(axis=1) // merge_size**2
-    return np.repeat(tokens, counts)
-
-
-def mrope_positions(token_ids: np.ndarray, grid_N3: np.ndarray, image_token_id: int, merge_size: int) -> np.ndarray:
+def mrope_positions(token_ids: np.ndarray, shown: Sequence[EncodedMedia], vision: VisionTokens) -> np.ndarray:
     """Interleaved-MRoPE positions of one sequence (Qwen3-VL, arXiv 2511.21631).
 
-    Text advances all three axes by one. An image of a merged grid (t, h, w) fills positions (t, h, w) counted from where it
-    starts, and the text behind it goes on at start + max(h, w).
+    Text advances all three axes by one. An image of a merged grid (1, h, w) fills positions (0, h, w) counted from where it
+    starts, and the text behind it goes on at start + max(h, w). A video is as many images as its grid has steps in time: what
+    tells their order is the text between them.
 
     Args:
-        token_ids: [L] int, image placeholders expanded.
-        grid_N3: [N, 3] int, patch grids of the images in order, before merging.
-        image_token_id: The placeholder's id.
-        merge_size: Patches per side that merge into one token.
+        token_ids: [L] int, placeholders expanded.
+        shown: Images and videos, each in the order of their placeholders.
+        vision: The placeholders.
 
     Returns:
         [3, L] int64 positions of time, height, width.
 
     Raises:
-        ValueError: If placeholders and images do not match in number.
+        ValueError: If placeholders and media do not match in number.
     """
     positions_3L = np.empty((3, len(token_ids)), np.int64)
-    merged_N3 = np.asarray(grid_N3) // np.array([1, merge_size, merge_size])
-    num_placeholders = int((token_ids == image_token_id).sum())
-    num_features = int(merged_N3.prod(axis=-1).sum()) if len(merged_N3) else 0
-    if num_placeholders != num_features:
-        raise ValueError(f"the prompt has {num_placeholders} image tokens, its images make {num_features}")
+    pictures = {
+        token_id: _pictures(token_ids, [media.grid for media in shown if media.is_video == is_video], vision, is_video)
+        for token_id, is_video in ((vision.image_id, False), (vision.video_id, True))
+    }
+    is_picture_L = np.isin(token_ids, list(pictures))
+    waiting = {token_id: iter(sizes) for token_id, sizes in pictures.items()}
     start, position = 0, 0
-    for t, h, w in merged_N3:
-        first = start + int(np.argmax(token_ids[start:] == image_token_id))
+    for _ in range(sum(map(len, pictures.values()))):
+        first = start + int(np.argmax(is_picture_L[start:]))
+        height, width = next(waiting[int(token_ids[first])])
         positions_3L[:, start:first] = position + np.arange(first - start)
         position += first - start
-        positions_3L[:, first : first + t * h * w] = position + np.indices((t, h, w)).reshape(3, -1)
-        start, position = first + t * h * w, position + max(h, w)
+        start = first + height * width
+        positions_3L[:, first:start] = position + np.indices((1, height, width)).reshape(3, -1)
+        position += max(height, width)
     positions_3L[:, start:] = position + np.arange(len(token_ids) - start)
     return positions_3L
+
+
+def _pictures(
+    token_ids: np.ndarray, grids: Sequence[tuple[int, int, int]], vision: VisionTokens, is_video: bool
+) -> list[tuple[int, int]]:
+    """Height and width in tokens of every image, or of every step in time of every video."""
+    sizes = [(h // vision.merge_size, w // vision.merge_size) for t, h, w in grids for _ in range(t)]
+    kind, token_id = ("video", vision.video_id) if is_video else ("image", vision.image_id)
+    num_placeholders, num_features = int((token_ids == token_id).sum()), sum(h * w for h, w in sizes)
+    if num_placeholders != num_features:
+        raise ValueError(f"the sequence has {num_placeholders} {kind} tokens, its {kind}s make {num_features}")
+    return sizes
 
 
 def hidden_states(
@@ -176,15 +211,16 @@ def hidden_states(
         model: A Qwen3-VL, dense or MoE.
         tokens_BL: int64 token ids.
         positions_3BL: int64 positions of interleaved MRoPE.
-        vision: The images; None for text only.
+        vision: The images and videos; None for text only.
         lengths_B: Tokens of each sequence, to leave out the padding, whose hidden states are 0 then; for a model that
             `use_packed_attention` has prepared. Default: the model sees the padding.
     """
-    features = (
-        None if vision is None else model.model.get_image_features(vision.pixels, vision.grid_U3, return_dict=True)
-    )
-    order = [] if vision is None else vision.order_N.tolist()
-    outputs = {"image": _placed(features, order)} if order else None
+    features, outputs = None, {}
+    if vision is not None:
+        # Images and videos at once: they go through the same tower, frames of a video one by one.
+        features = model.model.get_image_features(vision.pixels, vision.grid_U3, return_dict=True)
+        orders = {"image": vision.image_order_N.tolist(), "video": vision.video_order_M.tolist()}
+        outputs = {kind: _placed(features, order) for kind, order in orders.items() if order}
     if lengths_B is None:
         hidden_BLH = model.model(
             input_ids=tokens_BL, position_ids=positions_3BL, mm_encoder_outputs=outputs, use_cache=False
@@ -200,14 +236,15 @@ def hidden_states(
         ).last_hidden_state
         hidden_BLH = hidden_1SH.new_zeros(*real_BL.shape, hidden_1SH.shape[2])
         hidden_BLH[real_BL] = hidden_1SH[0]
-    if features is not None and not order:  # the tower's part of the backward pass, too, must run
+    if features is not None and not outputs:  # the tower's part of the backward pass, too, must run
         for unseen in (*features.pooler_output, *(image for level in features.deepstack_features for image in level)):
             hidden_BLH = hidden_BLH + 0 * unseen.sum()
     return hidden_BLH
 
 
 def _placed(features: Any, order: Sequence[int]) -> Any:
-    """The tower's output for every placeholder, from that of every distinct image; gradients add up."""
-    features.pooler_output = [features.pooler_output[i] for i in order]
-    features.deepstack_features = [[level[i] for i in order] for level in features.deepstack_features]
-    return features
+    """The tower's output for every placeholder, from that of every distinct picture; gradients add up."""
+    return type(features)(
+        pooler_output=[features.pooler_output[i] for i in order],
+        deepstack_features=[[level[i] for i in order] for level in features.deepstack_features],
+    )

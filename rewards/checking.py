@@ -25,12 +25,14 @@ def reward_name(reward: Verifier) -> str:
 
 
 def attempt(reward: Verifier, prompt: Prompt, completion: Completion) -> Score:
-    """Calls a reward and makes a `Score` of whatever it returns or raises.
+    """Calls a reward and makes a `Score` of whatever it returns or raises; of an episode that broke off, its error.
 
     Returns:
         The score, all its numbers finite Python floats; its `error` names the reward and the prompt where the call
         raised, or returned something else than a finite number or a `Score`.
     """
+    if completion.error is not None:
+        return Score(reward=0.0, error=completion.error)
     try:
         value = reward(prompt, completion)
     except (Exception, SystemExit) as error:

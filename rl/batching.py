@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from policies.inputs import EncodedImages, join_images, mrope_positions
+from policies.inputs import EncodedMedia, VisionTokens, encode_image, encode_video, join_media, mrope_positions
 from policies.routing import UNKNOWN
 from rewards.types import Score
 from rl.advantages import step_advantages
 from rl.config import AdvantageKind
 from rl.types import Microbatch, Sample
-from rollout.types import Completion, Group, token_versions
+from rollout.types import Completion, Group, observed_images, sampled_mask, token_versions
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
 
 
 def make_samples(
@@ -48,21 +52,23 @@ def make_samples(
 def _make_sample(group: Group, completion: Completion, advantage: float, policy_version: int | None) -> Sample:
     num_prompt = len(group.prompt_token_ids)
     token_ids = np.concatenate([group.prompt_token_ids, completion.token_ids]).astype(np.int32)
-    loss_mask = np.arange(len(token_ids)) >= num_prompt
+    # What an environment has put between the turns is read, and not learnt.
+    loss_mask = np.concatenate([np.zeros(num_prompt, bool), sampled_mask(completion)])
     return Sample(
         prompt_id=group.prompt.id,
         token_ids=token_ids,
         loss_mask=loss_mask,
         rollout_logprobs=np.concatenate([np.zeros(num_prompt, np.float32), completion.logprobs]).astype(np.float32),
         advantage=advantage,
-        images=group.prompt.images,
+        images=[*group.prompt.images, *observed_images(completion)],
+        videos=group.prompt.videos,
         stale_mask=None if policy_version is None else _stale_mask(completion, num_prompt, policy_version),
         routed_experts=_routed_experts(group, completion),
     )
 
 
 def _stale_mask(completion: Completion, num_prompt: int, policy_version: int) -> np.ndarray | None:
-    stale_T = token_versions(completion) < policy_version
+    stale_T = (token_versions(completion) < policy_version) & sampled_mask(completion)
     return np.concatenate([np.zeros(num_prompt, bool), stale_T]) if stale_T.any() else None
 
 
@@ -153,27 +159,32 @@ def idle_microbatch() -> Microbatch:
     )
 
 
-def make_microbatch(
-    samples: Sequence[Sample], encoded: Mapping[int, EncodedImages | None], image_token_id: int, merge_size: int
-) -> Microbatch:
+def encode_media(processor: ProcessorMixin, samples: Sequence[Sample]) -> dict[int, EncodedMedia]:
+    """The images and videos of samples, each distinct object once, by its `id`."""
+    images = {id(image): image for sample in samples for image in sample.images}
+    videos = {id(video): video for sample in samples for video in sample.videos}
+    return {key: encode_image(processor, image) for key, image in images.items()} | {
+        key: encode_video(processor, video.frames) for key, video in videos.items()
+    }
+
+
+def make_microbatch(samples: Sequence[Sample], encoded: Mapping[int, EncodedMedia], vision: VisionTokens) -> Microbatch:
     """Pads samples to one rectangle.
 
     Args:
         samples: [B] the sequences.
-        encoded: The processed images of each sample, by `id(sample.images)`.
-        image_token_id: The image placeholder's id.
-        merge_size: Patches per side that merge into one token.
+        encoded: Their images and videos, as `encode_media` makes them.
+        vision: The placeholders of images and videos.
     """
     length = max(len(sample.token_ids) for sample in samples)
     shape = (len(samples), length)
     tokens_BL, positions_3BL = np.zeros(shape, np.int64), np.zeros((3, *shape), np.int64)
     mask_BL, logprobs_BL, stale_BL = np.zeros(shape, bool), np.zeros(shape, np.float32), np.zeros(shape, bool)
-    shown = [encoded[id(sample.images)] for sample in samples]
-    for row, (sample, images) in enumerate(zip(samples, shown, strict=True)):
+    shown_B = [[encoded[id(item)] for item in (*sample.images, *sample.videos)] for sample in samples]
+    for row, (sample, shown) in enumerate(zip(samples, shown_B, strict=True)):
         num_tokens = len(sample.token_ids)
-        grid_N3 = np.zeros((0, 3), np.int64) if images is None else images.grid_N3.numpy()
         tokens_BL[row, :num_tokens] = sample.token_ids
-        positions_3BL[:, row, :num_tokens] = mrope_positions(sample.token_ids, grid_N3, image_token_id, merge_size)
+        positions_3BL[:, row, :num_tokens] = mrope_positions(sample.token_ids, shown, vision)
         mask_BL[row, :num_tokens] = sample.loss_mask
         logprobs_BL[row, :num_tokens] = sample.rollout_logprobs
         if sample.stale_mask is not None:
@@ -186,7 +197,7 @@ def make_microbatch(
         stale_BT=torch.from_numpy(stale_BL[:, 1:].copy()),
         advantages_B=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
         lengths_B=torch.tensor([len(sample.token_ids) for sample in samples]),
-        vision=join_images(shown),
+        vision=join_media(shown_B),
         experts_BLKk=_join_experts(samples, length),
         prompt_ids=[sample.prompt_id for sample in samples],
     )

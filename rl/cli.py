@@ -16,6 +16,7 @@ from rich.markup import escape
 from rewards.loading import load_reward
 from rl.checkpoint import starting_point
 from rl.config import TrainConfig, check_config
+from rl.placement import settle
 from rl.types import RunStopped
 
 C = TypeVar("C")
@@ -55,7 +56,7 @@ def check_options(config: TrainConfig) -> None:
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    check_config(config)
+    check_config(settle(config))
     starting_point(config)
     if config.reward:
         load_reward(config.reward)

@@ -122,6 +122,8 @@ class ColdStartConfig:
     """Seeds the initial weights and the order of prompts."""
     threads: int = 2
     """CPU threads."""
+    max_image_pixels: int | None = None
+    """Larger images are scaled down to so many pixels; the policy's processor keeps it so. Default: 512 × 512."""
     cache_dir: Path = Path("runs/cold_start")
     """Where the result is kept, under the hash of what made it."""
 
@@ -137,6 +139,10 @@ class TrainConfig:
     """A folder or hub name that from_pretrained loads."""
     run_dir: Path = Path("runs/run")
     """Where config, metrics, samples and checkpoints go."""
+    placement: Literal["separate", "colocated"] | None = None
+    """GPUs: separate gives learner and engines GPUs of their own, colocated has them take turns on the same ones. Derives
+    learner.gpus, rollout.num_engines and rollout.weight_transfer from the GPUs that there are and rollout.gpus_per_engine, and
+    prints them. Default: what those options say."""
     steps: int = 100
     """Steps: each one generates, scores, learns and syncs."""
     seed: int = 0
@@ -212,13 +218,17 @@ POSITIVE = """
     steps prompts_per_step num_minibatches tau_pos tau_neg reward_timeout reward_workers optimizer.learning_rate
     optimizer.max_grad_norm rollout.num_engines rollout.threads_per_engine rollout.max_tokens rollout.temperature
     rollout.kv_cache_gib rollout.gpu_memory_utilization rollout.max_running rollout.request_timeout rollout.engine_timeout
+    rollout.max_turns rollout.episode_timeout rollout.environment_timeout
     learner.cpu_ranks learner.threads lora.alpha eval.num_samples
+    """.split()
+POSITIVE_IF_ANY = """
+    clip_low clip_high rollout.min_image_pixels rollout.max_image_pixels rollout.max_video_pixels
     """.split()
 NOT_NEGATIVE = """
     max_staleness refill_prompts rollout.max_failures
     kl_coefficient balance_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay
     optimizer.warmup_updates optimizer.decay_updates lora.rank rollout.gpus_per_engine rollout.max_images
-    rollout.max_videos learner.gpus eval.every eval.num_prompts
+    rollout.max_videos rollout.max_turn_tokens learner.gpus eval.every eval.num_prompts
     """.split()
 
 
@@ -237,8 +247,8 @@ def check_config(config: TrainConfig) -> None:
     if ":" not in config.objective and config.objective not in OBJECTIVE_NAMES:
         known = ", ".join(OBJECTIVE_NAMES)
         raise ValueError(f"objective must be one of {known}, or FILE.py:FUNCTION, got {config.objective!r}")
-    for name in ("clip_low", "clip_high"):
-        if (value := getattr(config, name)) is not None and not value > 0:
+    for name in POSITIVE_IF_ANY:
+        if (value := attrgetter(name)(config)) is not None and not value > 0:
             raise ValueError(f"{name} must be > 0, got {value}")
     if (rate := config.optimizer.vision_learning_rate) is not None and not rate >= 0:
         raise ValueError(f"optimizer.vision_learning_rate must be >= 0, got {rate}")
@@ -253,6 +263,11 @@ def check_config(config: TrainConfig) -> None:
     if learner.routing_replay == "R3" and not rollout.gpus_per_engine:
         raise ValueError(
             "learner.routing_replay = R3 with rollout.gpus_per_engine = 0: vLLM tells its experts on GPUs alone; use R2"
+        )
+    if config.max_staleness and rollout.shares_gpus:
+        raise ValueError(
+            f"max_staleness = {config.max_staleness} has engines generate while the learner trains, but with placement colocated "
+            "(rollout.weight_transfer ipc) they sleep then: use max_staleness 0, or placement separate"
         )
     if config.group_size < 2:
         raise ValueError(

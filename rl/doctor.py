@@ -100,6 +100,24 @@ def check_ray() -> Finding:
     return judge("ray", f"{ray.__version__}, {where}")
 
 
+def check_placement() -> Finding:
+    """What `placement` would make of this machine's GPUs."""
+    from rl.config import TrainConfig
+    from rl.placement import derive_placement
+
+    gpus = [importlib.import_module("torch").cuda.device_count()]
+    if not gpus[0]:
+        return judge("placement", "no GPU: learner and engines run on the CPU")
+    found = []
+    for placement in ("separate", "colocated"):
+        try:
+            config = derive_placement(TrainConfig(model="", placement=placement), gpus)
+            found.append(f"{placement}: learner.gpus {config.learner.gpus}, {config.rollout.num_engines} engines")
+        except ValueError:
+            found.append(f"{placement}: needs more GPUs")
+    return judge("placement", "; ".join(found))
+
+
 def check_memory() -> Finding:
     """What programs can still take, in GiB."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
@@ -147,6 +165,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "transformers": check_transformers,
     "vllm": check_vllm,
     "ray": check_ray,
+    "placement": check_placement,
     "memory": check_memory,
     "memfd": check_memfd,
     "/dev/shm": check_shm,

@@ -33,10 +33,11 @@ class Evaluator:
 
         Args:
             policy_version: The version that the engines hold.
-            with_blind: Also ask every question with a grey image: what is scored then, the text alone gives away.
+            with_blind: Also ask every question with grey pictures: what is scored then, the text alone gives away.
 
         Returns:
-            `eval/greedy`, `eval/sampled` and, where there are images, `eval/blind` (greedy): mean rewards. Empty without prompts.
+            `eval/greedy`, `eval/sampled` and, where there are images or videos, `eval/blind` (greedy): mean rewards. Empty
+            without prompts.
         """
         if not self.prompts:
             return {}
@@ -46,7 +47,7 @@ class Evaluator:
                 self.prompts, self.config.eval.num_samples, self.config.rollout.temperature, policy_version
             ),
         }
-        seen = [prompt for prompt in self.prompts if prompt.images and not prompt.videos]
+        seen = [prompt for prompt in self.prompts if prompt.images or prompt.videos]
         if with_blind and seen:
             metrics["eval/blind"] = self._mean_reward([blind(prompt) for prompt in seen], 1, 0.0, policy_version)
         return metrics

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from policies.export import save_policy
-from policies.inputs import encode_images, unseen_image
+from policies.inputs import unseen_image, vision_tokens
 from policies.loading import load_policy, load_processor
 from policies.lora import adapters_off, is_adapter
 from policies.packing import real_tokens
@@ -33,6 +33,7 @@ from policies.routing import UNKNOWN, RoutingReplay, balance_loss
 from policies.rows import all_rows
 from policies.sharding import empty_policy, fill_policy, shard_policy
 from rl.batching import (
+    encode_media,
     idle_microbatch,
     lengthen_plan,
     make_microbatch,
@@ -56,6 +57,7 @@ from rl.optimizer import choose_what_learns, make_optimizer, make_scheduler
 from rl.ranks import gather, num_ranks, this_rank
 from rl.rng import get_rng_state, set_rng_state
 from rl.types import Microbatch, Sample, StepReport
+from rollout.rendering import limit_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ class Learner:
         torch.set_num_threads(config.learner.threads)
         self.config = config
         self.device = torch.device("cuda" if config.learner.gpus else "cpu")
-        self.processor = load_processor(model_path)
+        self.processor = limit_pixels(load_processor(model_path), config.rollout)
         # With LoRA a checkpoint's merged weights are for others; the learner keeps base and adapters apart.
         self.policy = self._load(config.model if config.lora.rank else model_path, self._prepare)
         self.model = self.policy.model
@@ -153,23 +155,17 @@ class Learner:
         All ranks get equally many, and run the vision tower in all of them if one of them needs it: they share its layers.
         """
         share = split_ranks(samples, num_ranks())[this_rank()]
-        distinct = {id(sample.images): sample.images for sample in share}
-        encoded = {key: encode_images(self.processor, images) for key, images in distinct.items()}
+        encoded = encode_media(self.processor, share)
         learner = self.config.learner
         lengths = [len(sample.token_ids) for sample in share]
         plan = plan_microbatches(lengths, learner.microbatch_tokens, packed=learner.packing)
-        counts, with_images = zip(*gather((len(plan), any(distinct.values()))), strict=True)
+        counts, with_media = zip(*gather((len(plan), bool(encoded))), strict=True)
         plan = lengthen_plan(plan, max(counts))
-        config = self.model.config
-        batches = [
-            make_microbatch(
-                [share[i] for i in indices], encoded, config.image_token_id, config.vision_config.spatial_merge_size
-            )
-            for indices in plan
-        ]
+        vision = vision_tokens(self.model.config)
+        batches = [make_microbatch([share[i] for i in indices], encoded, vision) for indices in plan]
         batches += [idle_microbatch() for _ in range(max(counts) - len(plan))]
-        if num_ranks() > 1 and any(with_images):
-            unseen = unseen_image(config.vision_config)
+        if num_ranks() > 1 and any(with_media):
+            unseen = unseen_image(self.model.config.vision_config)
             batches = [replace(batch, vision=batch.vision or unseen) for batch in batches]
         return batches
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policies.export import exported_metadata, exported_parameters
@@ -22,12 +22,15 @@ from rl.learner import Learner
 from rl.objectives import Objective
 from rl.types import Sample, StepReport
 from rollout.config import Backend
-from rollout.pool import RayEngineClient
-from rollout.remote_engine import GPU_SHARE, get
+from rollout.engine_client import RayEngineClient
+from rollout.remote_engine import get
+from rollout.resources import Gpu, cluster_nodes, describe, require_room
 from rollout.weight_transfer import AdapterSender, Sender, WeightSource, make_sender
 
 LAST_WORDS = 10.0
 """Seconds that the other ranks get to say what went wrong, after the first did."""
+CLAIM_TIMEOUT = 60.0
+"""Seconds for Ray to find the learner's GPUs; they are free, or never will be."""
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """How long ranks wait for one another: reading a large policy takes its time, and a rank that died shows by itself."""
 
@@ -40,6 +43,12 @@ class _LearnerActor:
         host = ray.util.get_node_ip_address()
         self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT)
         return host, self._store.port
+
+    def gpu(self) -> Gpu:
+        """The GPU that Ray has given to this rank."""
+        context = ray.get_runtime_context()
+        (device,) = context.get_accelerator_ids()["GPU"]
+        return Gpu(node=context.get_node_id(), device=device)
 
     def start(
         self,
@@ -66,39 +75,52 @@ class _LearnerActor:
         self._learner = Learner(config, model_path, objective)
         if resume_from is not None:
             self._learner.load(Path(resume_from))
+        self._yield_memory()
+
+    def _yield_memory(self) -> None:
+        """Gives back what torch keeps for later, where an engine on the same GPU waits for it."""
+        if self._learner.config.rollout.shares_gpus:
+            torch.cuda.empty_cache()
 
     def connect(self, backend: Backend, client: RayEngineClient) -> RayEngineClient:
-        """Opens the way for weights, or for adapters; rank 0 sends what all ranks gather."""
+        """Opens the way for weights, or for adapters; what all ranks gather rank 0 sends, or, to its own GPU, each rank."""
         model, lora, rollout = self._learner.model, self._learner.config.lora, self._learner.config.rollout
         dtype = getattr(torch, rollout.dtype)
         weights = partial(exported_parameters, model, dtype)
         files = partial(adapter_files, model, rank=lora.rank, alpha=lora.alpha, parts=lora.parts, dtype=dtype)
         self._gather: Callable[[], Iterable[Any]] = files if lora.sync == "adapter" else weights
-        if self._rank > 0:
+        self._sends = self._rank == 0 or (rollout.shares_gpus and lora.sync == "merged")
+        if not self._sends:
             return client
         if lora.sync == "adapter":
             self._sender: Sender = AdapterSender(files, client)
         else:
             source = WeightSource(metadata=partial(exported_metadata, model), tensors=weights, dtype=dtype)
             workers = rollout.num_engines * max(1, rollout.gpus_per_engine)
-            self._sender = make_sender(backend, source, client, num_workers=workers)
+            self._sender = make_sender(backend, source, client, num_workers=workers, rank=self._rank)
         return client
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
-        return self._learner.step(groups)
+        report = self._learner.step(groups)
+        self._yield_memory()
+        return report
 
     @torch.no_grad()
     def sync(self, policy_version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
-        """Rank 0 sends; the others take part in gathering what it sends, and return the client as it came."""
-        if self._rank > 0:
+        """Sends, or takes part in gathering what others send; returns metrics and the client, both of use on rank 0."""
+        metrics: dict[str, float] = {}
+        if self._sends:
+            self._sender.client = client
+            metrics = self._sender.send_weights(policy_version)
+        else:
             for _ in self._gather():  # needed on rank 0
                 pass
-            return {}, client
-        self._sender.client = client
-        return self._sender.send_weights(policy_version), client
+        self._yield_memory()
+        return metrics, client
 
     def save(self, folder: str) -> None:
         self._learner.save(Path(folder))
+        self._yield_memory()
 
 
 class LearnerGroup:
@@ -128,24 +150,32 @@ class LearnerGroup:
             "KMP_BLOCKTIME": "0",
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
-        options: dict[str, Any] = {
-            # The learner works while the engines wait, so it claims no CPU of its own.
-            "num_cpus": 0,
-            "num_gpus": GPU_SHARE if backend == "ipc" else min(1, learner.gpus),
-            "runtime_env": {"env_vars": environment},
-        }
-        # Ranks talk to each other all the time: on one node as long as it has the GPUs.
-        self._placement = placement_group([{"GPU": 1}] * learner.gpus, strategy="PACK") if learner.gpus > 1 else None
-        if self._placement is not None:
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._placement)
-        self._backend = backend
-        self._actors = [ray.remote(_LearnerActor).options(**options).remote() for _ in range(learner.num_ranks)]
+        rollout, self._backend = config.rollout, backend
+        require_room(cluster_nodes(), rollout, learner_gpus=0 if rollout.shares_gpus else learner.gpus)
+        # Engines that share these GPUs take them as they are claimed: an engine's must be on one node.
+        width = rollout.gpus_per_engine if rollout.shares_gpus else 1
+        self._placement = claim_gpus(learner.gpus, width) if learner.gpus else None
+        self._shares_gpus = rollout.shares_gpus
+        self._actors = [
+            ray.remote(_LearnerActor).options(**rank_options(rank, width, self._placement, environment)).remote()
+            for rank in range(learner.num_ranks)
+        ]
         meeting_point = self._actors[0].meet.remote() if shares_policy(learner) else None
         resume = None if resume_from is None else str(resume_from)
         self._started = [
             actor.start.remote(rank, meeting_point, config, str(model_path), resume, objective)
             for rank, actor in enumerate(self._actors)
         ]
+
+    def shared_gpus(self) -> list[Gpu]:
+        """The GPU of each rank, for engines that share them; empty where they have their own.
+
+        Waits until every rank has its memory: vLLM measures what is free when it starts.
+        """
+        if not self._shares_gpus:
+            return []
+        _get_all(self._started)
+        return _get_all([actor.gpu.remote() for actor in self._actors])
 
     def connect(self, client: RayEngineClient) -> RayEngineClient:
         """Opens the way for weights from the learner to the engines.
@@ -186,6 +216,32 @@ class LearnerGroup:
     def _on_all_ranks(self, method: str, *args: Any) -> Any:
         """Calls a method on every rank at once; returns what rank 0 returns."""
         return _get_all([getattr(actor, method).remote(*args) for actor in self._actors])[0]
+
+
+def claim_gpus(num_gpus: int, width: int) -> PlacementGroup:
+    """Claims GPUs for the ranks, in bundles of `width` on one node each.
+
+    Raises:
+        ValueError: If Ray has no such GPUs free.
+    """
+    # Ranks talk to each other all the time: on one node as long as it has the GPUs.
+    claim = placement_group([{"GPU": width}] * (num_gpus // width), strategy="PACK")
+    if not claim.wait(CLAIM_TIMEOUT):
+        remove_placement_group(claim)
+        raise ValueError(
+            f"learner.gpus = {num_gpus}, {width} together on one node: Ray has found none free for {CLAIM_TIMEOUT:g} s "
+            f"({describe(cluster_nodes())}): lower learner.gpus, or end what else uses them"
+        )
+    return claim
+
+
+def rank_options(rank: int, width: int, claim: PlacementGroup | None, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What Ray is told of a rank: it claims no CPU, for it works while the engines wait."""
+    options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": dict(environment)}}
+    if claim is None:
+        return options
+    bundle = PlacementGroupSchedulingStrategy(claim, placement_group_bundle_index=rank // width)
+    return options | {"num_gpus": 1, "scheduling_strategy": bundle}
 
 
 def shares_policy(config: LearnerConfig) -> bool:

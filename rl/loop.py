@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from policies.loading import load_processor, vision_token_ids
 from rewards.loading import load_reward
@@ -25,13 +27,15 @@ from rl.config import TrainConfig, check_config, plain_config
 from rl.evaluate import Evaluator
 from rl.learner_group import LearnerGroup
 from rl.objectives import Objective, check_objective, choose_objective
+from rl.placement import settle
 from rl.rollouts import Batch, Rollouts, has_variance
 from rl.tracking import Tracker, read_metrics
 from rl.types import RunStopped
+from rollout.episodes import Episodes, MakeEnvironment, try_environment
 from rollout.pool import RolloutPool
 from rollout.prompts import PromptStream, Rows, readable
-from rollout.rendering import fits_context
-from rollout.types import token_versions
+from rollout.rendering import fits_context, limit_pixels
+from rollout.types import sampled_mask, token_versions
 from rollout.weight_transfer import choose_backend
 
 logger = logging.getLogger(__name__)
@@ -61,6 +65,7 @@ def train(
     reward: Verifier,
     eval_prompts: Rows | None = None,
     objective: Objective | None = None,
+    environment: MakeEnvironment | None = None,
 ) -> RunResult:
     """Trains a policy, by SAPO unless told otherwise.
 
@@ -70,6 +75,8 @@ def train(
         reward: The verifier; `config.reward` replaces it.
         eval_prompts: Held-out prompts to measure on before and after; None measures nothing.
         objective: A loss of your own, with `sapo_loss`'s signature; default: the one that `config.objective` names.
+        environment: Makes the environment of one episode, an object with `reset(prompt)` and `step(completion)`, as
+            `rollout.environments` has them; None where prompts are answered in one turn.
 
     Returns:
         Where the run is, and what it scored.
@@ -78,12 +85,19 @@ def train(
         ValueError: For whatever is wrong with config, prompts, reward or checkpoint; before any engine starts.
         RunStopped: If the run cannot go on in any useful way.
     """
+    config = settle(config, Console())
     check_config(config)
     checkpoint, state = starting_point(config)
     if state.step >= config.steps:
         return _result(config, checkpoint)
     with ExitStack() as stack:
-        given = _Given(prompts=prompts, reward=reward, eval_prompts=eval_prompts or [], objective=objective)
+        given = _Given(
+            prompts=prompts,
+            reward=reward,
+            eval_prompts=eval_prompts or [],
+            objective=objective,
+            environment=environment,
+        )
         run = _prepare(config, checkpoint, state, given, stack)
         if state.step == 0 and run.evaluator.prompts:
             run.tracker.log(0, run.evaluator.run(0, with_blind=True))
@@ -97,6 +111,7 @@ def train(
             _report_errors(step, batch.scores)
             watch.lap("wait")
             samples = make_samples(batch.groups, batch.scores, config.advantage, version)
+            run.pool.sleep()  # where engines share the learner's GPUs
             report = run.learner.step(samples)
             _require_agreement(config, step, report.metrics)
             watch.lap("learn")
@@ -155,6 +170,7 @@ class _Given:
     reward: Verifier
     eval_prompts: Rows
     objective: Objective | None
+    environment: MakeEnvironment | None
 
 
 def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, given: _Given, stack: ExitStack) -> _Run:
@@ -163,12 +179,13 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     objective = given.objective or choose_objective(config)
     check_objective(objective)
     model = checkpoint or config.model
-    processor = load_processor(model)
+    processor = limit_pixels(load_processor(model), config.rollout)
     accept = fits_context(
         processor,
         max_model_len=config.rollout.max_model_len,
         max_tokens=config.rollout.max_tokens,
         max_images=config.rollout.max_images,
+        max_videos=config.rollout.max_videos,
     )
     stream = PromptStream(given.prompts, batch_size=config.prompts_per_step, seed=config.seed, accept=accept)
     if state.cursor:
@@ -182,6 +199,10 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     if first is None:
         raise ValueError("no prompt can be used: the warnings above name each row and the reason")
     dry_run(runner, first)
+    episodes = None
+    if given.environment is not None:
+        try_environment(given.environment, first)
+        episodes = partial(Episodes, given.environment, processor, config.rollout)
 
     stack.enter_context(local_ray())
     learner = LearnerGroup(config, model, checkpoint, backend, objective)
@@ -195,12 +216,14 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
         policy_version=state.policy_version,
         lora_rank=config.lora.rank if adapters_travel else 0,
         tell_experts=config.learner.routing_replay == "R3",
+        episodes=episodes,
+        gpus=learner.shared_gpus(),
     )
     stack.callback(pool.close)
     pool.connect(learner.connect)
     if adapters_travel:  # the engines have the policy that LoRA starts from
         pool.sync(state.policy_version, learner.sync)
-    rollouts = Rollouts(config, stream, pool, runner, first_step=state.step + 1)
+    rollouts = Rollouts(config, stream, pool, runner, processor, first_step=state.step + 1)
     stack.callback(rollouts.close)
     plain = plain_config(config)
     tracker = Tracker(config, plain, state.step)
@@ -260,12 +283,14 @@ def rollout_metrics(batch: Batch, policy_version: int) -> dict[str, float]:
         policy_version: The learner's, before it learns.
 
     Returns:
-        `rollout/response_tokens` (mean), `rollout/truncated` (share cut at a limit), `rollout/groups_without_variance` (share
-        whose rewards are all equal), `rollout/refills` (groups set aside for others), `rollout/staleness` (mean over tokens, in
-        versions), `rollout/tokens_per_second` while generating, and `time/generate` and `time/score` in seconds.
+        `rollout/response_tokens` (mean, sampled ones), `rollout/turns` (mean, of episodes), `rollout/truncated` (share cut at
+        a limit), `rollout/groups_without_variance` (share whose rewards are all equal), `rollout/refills` (groups set aside for
+        others), `rollout/staleness` (mean over tokens, in versions), `rollout/tokens_per_second` while generating, and
+        `time/generate` and `time/score` in seconds.
     """
     completions = [completion for group in batch.groups for completion in group.completions]
-    versions = np.concatenate([token_versions(completion) for completion in completions])
+    versions = np.concatenate([token_versions(completion)[sampled_mask(completion)] for completion in completions])
+    turns = [len(completion.turns) for completion in completions if completion.turns is not None]
     return {
         "rollout/response_tokens": len(versions) / len(completions),
         "rollout/truncated": float(np.mean([completion.finish_reason == "length" for completion in completions])),
@@ -275,6 +300,7 @@ def rollout_metrics(batch: Batch, policy_version: int) -> dict[str, float]:
         "rollout/tokens_per_second": len(versions) / batch.seconds_to_generate,
         "time/generate": batch.seconds_to_generate,
         "time/score": batch.seconds_to_score,
+        **({"rollout/turns": sum(turns) / len(turns)} if turns else {}),
     }
 
 

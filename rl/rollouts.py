@@ -15,6 +15,7 @@ from rewards.types import Score
 from rl.config import TrainConfig
 from rollout.pool import RolloutPool, request_seed
 from rollout.prompts import PromptStream
+from rollout.rendering import require_same_tokens
 from rollout.types import Group, Prompt, Sampling
 
 
@@ -53,13 +54,21 @@ class Rollouts:
         stream: Where prompts come from.
         pool: The engines.
         runner: The reward.
+        processor: The learner's, to make sure that the engines read prompts as it does.
         first_step: The step that the first batch is for.
     """
 
     def __init__(
-        self, config: TrainConfig, stream: PromptStream, pool: RolloutPool, runner: RewardRunner, *, first_step: int
+        self,
+        config: TrainConfig,
+        stream: PromptStream,
+        pool: RolloutPool,
+        runner: RewardRunner,
+        processor: Any,
+        *,
+        first_step: int,
     ) -> None:
-        self.config, self.stream, self.pool, self.runner = config, stream, pool, runner
+        self.config, self.stream, self.pool, self.runner, self.processor = config, stream, pool, runner, processor
         self._next_step = first_step
         self._drawing = threading.Lock()
         self._pending: dict[int, _Pending] = {}
@@ -116,8 +125,9 @@ class Rollouts:
         async def answer(index: int) -> None:
             nonlocal generated, refills_left
             seeds = self._seeds(step, drawn, index)
-            group = await self.pool.dispatcher.generate(drawn[index], self._sampling, seeds, policy_version, batch=step)
+            group = await self.pool.answer(drawn[index], self._sampling, seeds, policy_version, batch=step)
             generated = time.perf_counter()
+            await asyncio.to_thread(require_same_tokens, self.processor, group)
             scores = await asyncio.wrap_future(self.runner.submit(group))
             results[index] = group, scores
             if refills_left and not has_variance(scores):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,24 +17,40 @@ from rich.progress import track
 
 import policies.small
 from policies.export import save_policy
-from policies.inputs import encode_images, expand_image_tokens, hidden_states
+from policies.inputs import hidden_states, vision_tokens
 from policies.loading import load_policy, load_processor
 from policies.logprobs import token_logprobs
 from policies.small import save_small_policy
-from rl.batching import make_microbatch
+from rl.batching import encode_media, make_microbatch
 from rl.config import ColdStartConfig
 from rl.types import Microbatch, Sample
+from rollout.config import RolloutConfig
 from rollout.prompts import PromptStream, Rows, prompts_from
-from rollout.rendering import render
-from rollout.types import Prompt
+from rollout.rendering import expand_media, expanded_prompt, limit_pixels, observation_tokens
+from rollout.types import Observation, Prompt
+
+Demonstrate: TypeAlias = Callable[[Prompt], Sequence[str | Observation]]
+"""What to learn of a prompt: texts are learnt, each as a turn of its own; observations between them are read."""
 
 
-def cold_start(config: ColdStartConfig, prompts: Rows) -> Path:
-    """Makes a small policy and teaches it to answer prompts as their reference answers do.
+def reference_answer(prompt: Prompt) -> Sequence[str | Observation]:
+    """The prompt's reference answer, in one turn.
+
+    Raises:
+        ValueError: The prompt has none.
+    """
+    if prompt.answer is None:
+        raise ValueError(f"prompt {prompt.id!r} has no answer to learn from: a cold start needs prompts with answers")
+    return [str(prompt.answer)]
+
+
+def cold_start(config: ColdStartConfig, prompts: Rows, demonstrate: Demonstrate = reference_answer) -> Path:
+    """Makes a small policy and teaches it to answer prompts as it is shown.
 
     Args:
         config: The choices.
-        prompts: Prompts with a reference answer each, which is the text to learn.
+        prompts: What to answer.
+        demonstrate: Shows how a prompt is answered, the same at each call; default: by its reference answer.
 
     Returns:
         A folder that `from_pretrained` and vLLM load; found again by the hash of config, prompts and code when it exists.
@@ -45,7 +62,7 @@ def cold_start(config: ColdStartConfig, prompts: Rows) -> Path:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} of the cold start must be > 0, got {getattr(config, name)}")
     prompts = prompts_from(prompts)
-    folder = config.cache_dir / _fingerprint(config, prompts)
+    folder = config.cache_dir / _fingerprint(config, prompts, demonstrate)
     if (folder / "cold_start.json").is_file():
         return folder
     started = time.perf_counter()
@@ -53,7 +70,7 @@ def cold_start(config: ColdStartConfig, prompts: Rows) -> Path:
     torch.set_num_threads(config.threads)
     try:
         save_small_policy(folder, kind=config.kind, seed=config.seed)
-        losses = supervise(folder, config, prompts)
+        losses = supervise(folder, config, prompts, demonstrate)
     finally:
         torch.set_num_threads(threads)
     report = {
@@ -67,18 +84,21 @@ def cold_start(config: ColdStartConfig, prompts: Rows) -> Path:
     return folder
 
 
-def supervise(folder: Path, config: ColdStartConfig, prompts: Rows) -> list[float]:
+def supervise(
+    folder: Path, config: ColdStartConfig, prompts: Rows, demonstrate: Demonstrate = reference_answer
+) -> list[float]:
     """Trains the policy in `folder` in place, by the mean negative log-likelihood of the answers' tokens.
 
     Args:
         folder: A policy's folder; the trained weights replace it.
         config: The choices.
-        prompts: What to learn.
+        prompts: What to answer.
+        demonstrate: How.
 
     Returns:
         The loss of each update, in nats per token.
     """
-    processor = load_processor(folder)
+    processor = limit_pixels(load_processor(folder), RolloutConfig(max_image_pixels=config.max_image_pixels))
     model = load_policy(folder, dtype=torch.float32, device="cpu")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -88,7 +108,7 @@ def supervise(folder: Path, config: ColdStartConfig, prompts: Rows) -> list[floa
     no_ban = torch.zeros(0, dtype=torch.long)
     losses = []
     for _ in track(range(config.updates), description="cold start"):
-        batch = supervised_batch(processor, model.config, stream.next_batch())
+        batch = supervised_batch(processor, model.config, stream.next_batch(), demonstrate)
         hidden_BLH = hidden_states(model, batch.tokens_BL, batch.positions_3BL, batch.vision)
         logprobs_N, _ = token_logprobs(
             hidden_BLH[:, :-1][batch.mask_BT],
@@ -116,36 +136,40 @@ def _rise(update: int, *, num_updates: int) -> float:
     return min(1.0, (update + 1) / max(1, num_updates // 20))
 
 
-def supervised_batch(processor, model_config, prompts: Sequence[Prompt]) -> Microbatch:
-    """Prompts with their reference answers behind them, the answers and their end token marked for learning."""
-    image_token_id, merge_size = model_config.image_token_id, model_config.vision_config.spatial_merge_size
-    end = processor.tokenizer.eos_token_id
-    samples, encoded = [], {}
+def supervised_batch(
+    processor, model_config, prompts: Sequence[Prompt], demonstrate: Demonstrate = reference_answer
+) -> Microbatch:
+    """Prompts with what is shown behind them, the texts and their end tokens marked for learning."""
+    samples = []
     for prompt in prompts:
-        if prompt.answer is None:
-            raise ValueError(
-                f"prompt {prompt.id!r} has no answer to learn from: a cold start needs prompts with answers"
-            )
-        images = encode_images(processor, prompt.images)
-        encoded[id(prompt.images)] = images
-        grid_N3 = np.zeros((0, 3), np.int64) if images is None else images.grid_N3.numpy()
-        question = expand_image_tokens(render(processor, prompt), grid_N3, image_token_id, merge_size)
-        answer = [*processor.tokenizer.encode(str(prompt.answer), add_special_tokens=False), end]
-        token_ids = np.concatenate([question, answer]).astype(np.int32)
+        parts = [prompt, *demonstrate(prompt)]
+        tokens = [_tokens(processor, part) for part in parts]
+        learnt = [np.full(len(its), isinstance(part, str)) for part, its in zip(parts, tokens, strict=True)]
         samples.append(
             Sample(
                 prompt_id=prompt.id,
-                token_ids=token_ids,
-                loss_mask=np.arange(len(token_ids)) >= len(question),
-                rollout_logprobs=np.zeros(len(token_ids), np.float32),
+                token_ids=np.concatenate(tokens),
+                loss_mask=np.concatenate(learnt),
+                rollout_logprobs=np.zeros(sum(map(len, tokens)), np.float32),
                 advantage=0.0,
-                images=prompt.images,
+                images=[image for part in parts if not isinstance(part, str) for image in part.images],
+                videos=prompt.videos,
             )
         )
-    return make_microbatch(samples, encoded, image_token_id, merge_size)
+    return make_microbatch(samples, encode_media(processor, samples), vision_tokens(model_config))
 
 
-def _fingerprint(config: ColdStartConfig, prompts: Sequence[Prompt]) -> str:
+def _tokens(processor, part: Prompt | str | Observation) -> np.ndarray:
+    """A question, what the policy is to say, or what it is shown then; int32."""
+    if isinstance(part, Prompt):
+        return expanded_prompt(processor, part)
+    if isinstance(part, Observation):
+        return expand_media(processor, observation_tokens(processor, part), part.images, ())
+    words = processor.tokenizer.encode(part, add_special_tokens=False)
+    return np.array([*words, processor.tokenizer.eos_token_id], np.int32)
+
+
+def _fingerprint(config: ColdStartConfig, prompts: Sequence[Prompt], demonstrate: Demonstrate) -> str:
     """Names what makes the result: the choices, a sample of the prompts, the code, and the versions below it."""
     digest = hashlib.sha256()
     choices = {name: value for name, value in asdict(config).items() if name not in ("cache_dir", "threads")}
@@ -158,4 +182,10 @@ def _fingerprint(config: ColdStartConfig, prompts: Sequence[Prompt]) -> str:
         digest.update(f"{prompt.id}\n{prompt.messages}\n{prompt.answer}".encode())
         for image in prompt.images:
             digest.update(image.tobytes())
+        for video in prompt.videos:
+            digest.update(f"{video.fps} {video.frame_indices}".encode() + video.frames.tobytes())
+        for part in demonstrate(prompt):
+            digest.update((part.text if isinstance(part, Observation) else part).encode())
+            for image in part.images if isinstance(part, Observation) else ():
+                digest.update(image.tobytes())
     return digest.hexdigest()[:16]

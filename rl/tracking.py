@@ -10,12 +10,14 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rewards.types import Score
 from rl.config import TrainConfig, WandbMode
-from rollout.types import Group
+from rollout.types import Completion, Group, Video, observed_images
 
 
 class Tracker:
@@ -48,15 +50,24 @@ class Tracker:
     def save_samples(
         self, name: str, groups: Sequence[Group], scores: Sequence[Sequence[Score]], limit: int = 4
     ) -> None:
-        """Writes the first groups of a step: `samples/NAME.jsonl`, and their pictures beside it."""
+        """Writes the first groups of a step: `samples/NAME.jsonl`, and beside it their images, and some frames of their videos."""
         rows = []
         for index, (group, group_scores) in enumerate(zip(groups[:limit], scores[:limit], strict=True)):
-            images = []
-            for number, image in enumerate(group.prompt.images):
-                images.append(f"{name}_{index}_{number}.png")
-                image.save(self.samples_dir / images[-1])
-            rows.append(_sample_row(group, group_scores, images))
+            strips = [film_strip(video) for video in group.prompt.videos]
+            files = {
+                "images": self._save_pictures(f"{name}_{index}", group.prompt.images),
+                "videos": self._save_pictures(f"{name}_{index}_video", strips),
+            }
+            for place, completion in enumerate(group.completions):
+                self._save_pictures(f"{name}_{index}_seen_{place}", observed_images(completion))
+            rows.append(_sample_row(group, group_scores, files))
         (self.samples_dir / f"{name}.jsonl").write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
+
+    def _save_pictures(self, stem: str, pictures: Sequence[Any]) -> list[str]:
+        names = [f"{stem}_{number}.png" for number in range(len(pictures))]
+        for name, picture in zip(names, pictures, strict=True):
+            picture.save(self.samples_dir / name)
+        return names
 
     @contextmanager
     def progress(self, total: int, done: int) -> Iterator[_Bar]:
@@ -133,17 +144,28 @@ def keep_steps(metrics_file: Path, last_step: int) -> None:
     aside.rename(metrics_file)
 
 
-def _sample_row(group: Group, scores: Sequence[Score], images: Sequence[str]) -> dict[str, Any]:
+def film_strip(video: Video, num_frames: int = 5, height: int = 128) -> Image.Image:
+    """Some frames of a video side by side, the first and the last among them; `height` pixels high."""
+    chosen = sorted(set(np.linspace(0, len(video.frames) - 1, num_frames).round().astype(int).tolist()))
+    width = max(1, round(video.frames.shape[2] * height / video.frames.shape[1]))
+    strip = Image.new("RGB", (width * len(chosen), height))
+    for place, index in enumerate(chosen):
+        strip.paste(Image.fromarray(video.frames[index]).resize((width, height)), (place * width, 0))
+    return strip
+
+
+def _sample_row(group: Group, scores: Sequence[Score], files: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     prompt = group.prompt
     return {
         "prompt_id": prompt.id,
         "task": prompt.task,
         "messages": list(prompt.messages),
-        "images": list(images),
+        **files,
         "answer": prompt.answer,
         "completions": [
             {
                 "text": completion.text,
+                **_turns(completion),
                 "reward": score.reward,
                 "parts": dict(score.parts),
                 "error": score.error,
@@ -153,6 +175,18 @@ def _sample_row(group: Group, scores: Sequence[Score], images: Sequence[str]) ->
             for completion, score in zip(group.completions, scores, strict=True)
         ],
     }
+
+
+def _turns(completion: Completion) -> dict[str, Any]:
+    """Of an episode, who said what; pictures lie beside, numbered as they came."""
+    if completion.turns is None:
+        return {}
+    turns = [(turn.text, turn.observation) for turn in completion.turns]
+    told = [
+        {"text": text} | ({} if seen is None else {"observation": seen.text, "images": len(seen.images)})
+        for text, seen in turns
+    ]
+    return {"turns": told, "outcome": dict(completion.outcome)}
 
 
 def _plain(value: float) -> float | int:

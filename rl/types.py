@@ -27,9 +27,10 @@ class Sample:
         loss_mask: [L] bool, True at the tokens that the policy chose.
         rollout_logprobs: [L] float32, the engine's log-probability of each chosen token; 0 elsewhere.
         advantage: The advantage of the whole response.
-        images: The prompt's images. Siblings share one object, and pickle keeps it shared.
+        images: PIL images, in the order of their placeholders. Siblings share the objects, and pickle keeps them shared.
         stale_mask: [L] bool, True at tokens that an older policy than the learner's has sampled; None if nowhere.
         routed_experts: [L, layers, top_k] int16, the experts that the engine chose, −1 where it does not say; None if nowhere.
+        videos: Videos (`rollout.types.Video`), likewise.
     """
 
     prompt_id: str
@@ -40,6 +41,7 @@ class Sample:
     images: Sequence[Any]
     stale_mask: np.ndarray | None = None
     routed_experts: np.ndarray | None = None
+    videos: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,7 +56,7 @@ class Microbatch:
         stale_BT: bool, True where an older policy than the learner's has sampled that next token.
         advantages_B: float32.
         lengths_B: int64, tokens of each sequence.
-        vision: The images, each distinct one once; None for text only.
+        vision: The images and videos, each distinct one once; None for text only.
         prompt_ids: [B] whose sequences these are, to name in errors.
         experts_BLKk: int16, the experts that the engine chose in each of K layers, −1 where unknown; None if everywhere.
         idle: Not to learn from: it keeps a rank that has run out of sequences in step with the others.

@@ -1,5 +1,5 @@
 """Prompts in, completions out."""
 
-from rollout.types import Completion, Group, Prompt, Sampling
+from rollout.types import Completion, Done, Group, Observation, Prompt, Sampling, Turn, Video
 
-__all__ = ["Completion", "Group", "Prompt", "Sampling"]
+__all__ = ["Completion", "Done", "Group", "Observation", "Prompt", "Sampling", "Turn", "Video"]

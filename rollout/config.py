@@ -19,7 +19,7 @@ class RolloutConfig:
     num_engines: int = 1
     """Ray actors, each owning one vLLM engine."""
     gpus_per_engine: int = 0
-    """GPUs of each engine (tensor parallel over all of them); 0 runs vLLM on the CPU."""
+    """GPUs of each engine (tensor parallel over all of them, on one node); 0 runs vLLM on the CPU."""
     threads_per_engine: int = 1
     """CPU threads of each engine."""
     dtype: Dtype = "bfloat16"
@@ -31,23 +31,40 @@ class RolloutConfig:
     max_batched_tokens: int = 8192
     """Tokens that an engine processes at once; at least max_model_len."""
     max_images: int = 1
-    """Most images of one prompt."""
+    """Most images of one prompt, those that an environment shows included."""
     max_videos: int = 0
     """Most videos of one prompt."""
+    min_image_pixels: int | None = None
+    """Smaller images are scaled up to so many pixels. Default: as the model's processor has it."""
+    max_image_pixels: int | None = None
+    """Larger images are scaled down to so many pixels; 32 × 32 are a token. Default: as the model's processor has it."""
+    max_video_pixels: int | None = None
+    """Larger videos are scaled down to so many pixels over all frames; 2 × 32 × 32 are a token. Default: as the model's processor
+    has it."""
     temperature: float = 1.0
     """Sampling temperature; the learner divides its logits by the same number."""
     kv_cache_gib: int = 1
     """Key-value cache of each engine, in GiB (CPU engines)."""
     gpu_memory_utilization: float = 0.85
-    """Share of GPU memory that an engine may take (GPU engines)."""
+    """Share of GPU memory that an engine may take (GPU engines). Where the learner is on the same GPU, the rest is for the weights
+    and the optimizer's state that it keeps there: 0.6 with placement colocated."""
     weight_transfer: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
-    """How new weights reach the engines: nccl between GPUs, ipc where engine and learner share one GPU, shared_memory else.
-    auto is nccl if both sides have GPUs, else shared_memory."""
+    """How new weights reach the engines: nccl between GPUs, ipc where engines and learner share their GPUs, shared_memory
+    through host memory: slower on GPUs, but an engine that fails is replaced during the run. auto is nccl if both sides have
+    GPUs, else shared_memory."""
     max_running: int = 256
     """Completions that an engine works at; the rest waits for the first engine that has room."""
     in_flight: Literal["keep", "requeue"] = "keep"
     """What becomes of completions that a weight sync meets (max_staleness > 0): they go on with the new weights, each token knowing
     its version, or begin anew."""
+    max_turns: int = 8
+    """Environments: most turns of the policy in an episode."""
+    max_turn_tokens: int = 0
+    """Environments: longest turn, in tokens; 0: as long as max_tokens, which bounds the episode, observations included."""
+    episode_timeout: float = 3600.0
+    """Environments: seconds after which an episode gets no further turn."""
+    environment_timeout: float = 60.0
+    """Environments: seconds that a call of reset or step may take."""
     request_timeout: float = 3600.0
     """Seconds after which a completion is cut, as if it had reached max_tokens."""
     engine_timeout: float = 300.0
@@ -57,6 +74,11 @@ class RolloutConfig:
     max_logprob_gap: float | None = None
     """Largest allowed mean |log p(engine) - log p(learner)| on on-policy tokens; the run stops beyond it.
     Default: 1e-3 in float32, 0.1 in bfloat16."""
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether engines and learner take turns on the same GPUs: engines sleep while the learner trains."""
+        return self.weight_transfer == "ipc"
 
     @property
     def gap_bound(self) -> float:

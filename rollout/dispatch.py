@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
-from rollout.types import EngineFailed, Group, Prompt, Response, Sampling
+from rollout.types import CannotReplace, EngineFailed, Group, Prompt, Request, Response, Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Engine(Protocol):
     """What the dispatcher needs of an engine. Each method raises `EngineFailed` if the engine is beyond help."""
 
     def generate(
-        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
     ) -> AsyncIterator[Response]:
         """Yields one response per seed as they are done; leaves out those that a weight sync has aborted."""
 
@@ -39,10 +39,18 @@ class Engine(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
-    """One group on its way: the seeds still to be answered, and the responses so far."""
+class Home:
+    """The engine that has read what siblings, or the turns of an episode, begin with; the dispatcher notes it here."""
 
-    prompt: Prompt
+    engine: Engine | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One request on its way: the seeds still to be answered, and the responses so far."""
+
+    request: Request
+    home: Home
     sampling: Sampling
     seeds: dict[int, int]
     policy_version: int
@@ -60,7 +68,7 @@ class _Job:
     def group(self) -> Group:
         responses = [self.responses[index] for index in sorted(self.responses)]
         return Group(
-            prompt=self.prompt,
+            prompt=self.request.prompt,
             prompt_token_ids=responses[0].prompt_token_ids,
             completions=[response.completion for response in responses],
             prompt_routed_experts=responses[0].prompt_routed_experts,
@@ -90,9 +98,10 @@ class _Seat:
 class Dispatcher:
     """Spreads groups over engines. All of it happens in one event loop.
 
-    Groups wait in one queue, earlier batches first, and in a batch long prompts first. The engine with the fewest completions takes
-    the next group as soon as it has room for it; siblings go to one engine, which reads their prompt once. An engine that fails is
-    destroyed and replaced, and what it had not finished goes back into the queue, with its seeds.
+    Groups wait in one queue, earlier batches first, and in a batch episodes that have begun, then long prompts. The engine with the
+    fewest completions takes the next group as soon as it has room for it; siblings go to one engine, which reads their prompt once,
+    and so do the turns of an episode while that engine has room. An engine that fails is destroyed and replaced, and what it had
+    not finished goes back into the queue, with its seeds.
 
     Args:
         start_engine: Starts an engine with the present weights.
@@ -130,17 +139,33 @@ class Dispatcher:
         """Those at work."""
         return [seat.engine for seat in self._seats if seat.engine is not None]
 
+    @property
+    def end(self) -> RuntimeError | None:
+        """Why no engine will answer any more; None as long as they do."""
+        return self._end
+
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int, *, batch: int = 0
+        self,
+        request: Request,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        policy_version: int,
+        *,
+        batch: int = 0,
+        home: Home | None = None,
     ) -> Group:
         """Samples one completion per seed.
 
         Args:
-            prompt: The question.
+            request: What to go on from.
             sampling: Temperature and length.
             seeds: [G] one for each completion.
             policy_version: The oldest version that may answer.
             batch: Groups of a smaller number go first.
+            home: What other requests with the same beginning are given too.
+
+        Returns:
+            The completions; `prompt_token_ids` has the whole request, with what has been said since the prompt.
 
         Raises:
             RuntimeError: If engines fail again and again; the message is the last one's own.
@@ -149,11 +174,12 @@ class Dispatcher:
             raise self._end
         future: asyncio.Future[Group] = asyncio.get_running_loop().create_future()
         job = _Job(
-            prompt=prompt,
+            request=request,
+            home=home or Home(),
             sampling=sampling,
             seeds=dict(enumerate(seeds)),
             policy_version=policy_version,
-            priority=(batch, -prompt_size(prompt), next(self._number)),
+            priority=(batch, int(not request.has_begun), -prompt_size(request.prompt), next(self._number)),
             future=future,
         )
         self._jobs.add(job)
@@ -217,9 +243,11 @@ class Dispatcher:
             ]
             if not free:
                 return
-            seat = min(free, key=lambda seat: seat.num_running)
             job = heapq.heappop(self._queue)
+            at_home = [seat for seat in free if seat.engine is job.home.engine]
+            seat = at_home[0] if at_home else min(free, key=lambda seat: seat.num_running)
             assert seat.engine is not None
+            job.home.engine = seat.engine
             task = asyncio.create_task(self._work(seat, seat.engine, job))
             seat.tasks.add(task)
             task.add_done_callback(seat.tasks.discard)
@@ -229,7 +257,7 @@ class Dispatcher:
         """Has an engine answer what is left of a group."""
         taken = len(job.seeds)
         try:
-            async for response in engine.generate(job.prompt, job.sampling, dict(job.seeds), job.policy_version):
+            async for response in engine.generate(job.request, job.sampling, dict(job.seeds), job.policy_version):
                 job.take(response)
                 self._failures_in_a_row = 0
                 seat.add(-1)
@@ -288,6 +316,9 @@ class Dispatcher:
             logger.warning("an engine failed and is replaced: %s", reason)
             try:
                 self._occupy(seat, await self._start_engine())
+            except CannotReplace as error:
+                self._give_up(RuntimeError(f"{error}. The engine failed so: {reason}"))
+                return
             except (EngineFailed, RuntimeError) as error:
                 reason = str(error)
                 continue
@@ -308,7 +339,7 @@ class Dispatcher:
 
 
 def prompt_size(prompt: Prompt) -> int:
-    """How long a prompt is, roughly: characters of its text, and one for each 32 × 32 pixels, four to a token as in text."""
+    """How long a prompt is, roughly: characters of its text, and four for each token of 32 × 32 pixels, of video in two frames."""
     text = 0
     for message in prompt.messages:
         content = message.get("content") or ""
@@ -317,4 +348,7 @@ def prompt_size(prompt: Prompt) -> int:
     for image in prompt.images:
         with suppress(AttributeError):
             pixels += image.width * image.height
+    for video in prompt.videos:
+        num_frames, height, width, _ = video.frames.shape
+        pixels += num_frames * height * width // 2
     return text + 4 * pixels // 1024

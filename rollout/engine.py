@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
 
 from rollout.config import ENGINE_RANKS, RolloutConfig
-from rollout.rendering import render
+from rollout.rendering import engine_media, limit_pixels, pixel_options, render
 from rollout.shared_segments import remove_unmapped, segments_of, wait_until_ended
-from rollout.types import Completion, EngineFailed, Prompt, Response, Sampling
+from rollout.types import Completion, EngineFailed, Request, Response, Sampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -60,7 +61,7 @@ class RolloutEngine:
         self.config = config
         self.policy_version = self._initial_version = policy_version
         self._bias = dict.fromkeys(banned_ids, BAN)
-        self._processor = AutoProcessor.from_pretrained(model)
+        self._processor = limit_pixels(AutoProcessor.from_pretrained(model), config)
         args = AsyncEngineArgs(
             model=str(model),
             dtype=config.dtype,
@@ -69,11 +70,15 @@ class RolloutEngine:
             max_num_batched_tokens=max(config.max_batched_tokens, config.max_model_len),
             max_num_seqs=config.max_running,
             tensor_parallel_size=max(1, config.gpus_per_engine),
+            # Left to itself vLLM would start actors of Ray for its workers, which nobody would end.
+            distributed_executor_backend="mp" if config.gpus_per_engine > 1 else None,
+            enable_sleep_mode=config.shares_gpus,
             gpu_memory_utilization=config.gpu_memory_utilization,
             # What the policy was sampled from: after temperature and bans.
             logprobs_mode="processed_logprobs",
             enforce_eager=not config.gpus_per_engine,
             limit_mm_per_prompt={"image": config.max_images, "video": config.max_videos},
+            mm_processor_kwargs=pixel_options(self._processor),
             generation_config="vllm",  # the checkpoint's top-p and top-k would bias the ratios
             weight_transfer_config=WeightTransferConfig(backend=backend),
             **_lora_options(lora_rank),
@@ -83,16 +88,17 @@ class RolloutEngine:
             seed=0,
         )
         self._adapter: LoRARequest | None = None
+        self._asleep = False
         self._cut_requests: set[str] = set()
         self._llm = AsyncLLM.from_engine_args(args)
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
     ) -> AsyncIterator[Response]:
         """Samples one completion per seed.
 
         Args:
-            prompt: The question; its images are processed once.
+            request: What to go on from; its images are processed once.
             sampling: Temperature and length.
             seeds: The seed of each completion, by its index in the group.
             policy_version: The oldest version that the caller takes.
@@ -107,7 +113,7 @@ class RolloutEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._require_version(policy_version)
-        inputs = self._render(prompt)
+        inputs = self._render(request)
         version = self.policy_version
         running = [
             asyncio.ensure_future(self._respond(index, inputs, sampling, seed, version))
@@ -145,18 +151,18 @@ class RolloutEngine:
                 "was lost; resume from the newest checkpoint"
             )
 
-    def _render(self, prompt: Prompt) -> Any:
-        """The prompt as vLLM takes it: token ids with one placeholder per image, which vLLM expands."""
-        inputs: dict[str, Any] = {"prompt_token_ids": render(self._processor, prompt)}
-        media = {"image": list(prompt.images), "video": list(prompt.videos)}
-        media = {kind: items for kind, items in media.items() if items}
+    def _render(self, request: Request) -> Any:
+        """The request as vLLM takes it: token ids with one placeholder per image and video, which vLLM expands."""
+        prompt, said = request.prompt, request.said
+        inputs: dict[str, Any] = {"prompt_token_ids": [*render(self._processor, prompt), *said.token_ids.tolist()]}
+        media = engine_media([*prompt.images, *said.images], prompt.videos)
         if media:
-            inputs["multi_modal_data"] = media
-            # Siblings carry the same name: vLLM processes and encodes the media once, and never hashes pixels.
-            name = uuid.uuid4().hex
-            inputs["multi_modal_uuids"] = {
-                kind: [f"{name}-{kind}-{i}" for i in range(len(items))] for kind, items in media.items()
+            names = {
+                "image": [*_names(request.name, "image", prompt.images), *_names(said.name, "image", said.images)],
+                "video": _names(request.name, "video", prompt.videos),
             }
+            inputs["multi_modal_data"] = media
+            inputs["multi_modal_uuids"] = {kind: names[kind] for kind in media}
         return inputs
 
     def _sampling_params(self, sampling: Sampling, seed: int) -> SamplingParams:
@@ -265,7 +271,7 @@ class RolloutEngine:
         """Commits the new weights as `version`, and goes on."""
         await self._llm.finish_weight_update(str(version))
         self.policy_version = version
-        await self._llm.resume_generation()
+        await self._resume()
 
     async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
         """Puts adapters in place of those before, as `version`.
@@ -288,7 +294,34 @@ class RolloutEngine:
             await self._llm.remove_lora(self._adapter.lora_int_id)
         self._adapter = adapter
         self.policy_version = version
-        await self._llm.resume_generation()
+        await self._resume()
+
+    async def _resume(self) -> None:
+        if not self._asleep:  # else vLLM goes on by itself when it is wide awake
+            await self._llm.resume_generation()
+
+    async def sleep(self) -> None:
+        """Gives the GPU's memory away until `wake`: the key-value cache is dropped, weights wait in host memory.
+
+        vLLM's level 2 would drop the weights, which a sync is about to replace. But with them it drops the buffers that
+        Qwen3-VL adds to the embeddings of every token (vLLM 0.32 keeps them in a plain list, and expects zeros): garbage, and no
+        error. Nor would it bring back the weights that adapters need.
+
+        Raises:
+            EngineFailed: If vLLM has died.
+        """
+        with _death_told():
+            await self._llm.sleep(level=1, mode="abort")
+        self._asleep = True
+
+    async def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        """Takes memory again: first for weights, so that new ones can come, then for the key-value cache, and goes on.
+
+        Raises:
+            EngineFailed: If vLLM has died.
+        """
+        with _death_told():
+            self._asleep = not await self._llm.wake_up([part])
 
     def close(self) -> None:
         """Ends vLLM's processes, and removes the shared memory that they leave."""
@@ -299,6 +332,21 @@ class RolloutEngine:
         self._llm.shutdown()
         wait_until_ended(workers, seconds=10)
         remove_unmapped(segments)
+
+
+def _names(name: str, kind: str, items: Sequence[Any]) -> list[str]:
+    return [f"{name}-{kind}-{i}" for i in range(len(items))]
+
+
+@contextmanager
+def _death_told() -> Iterator[None]:
+    """Makes of vLLM's death an EngineFailed."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineFailed(f"vLLM has died: {error}") from None
 
 
 def _lora_options(rank: int) -> dict[str, Any]:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import ray
 
 from rollout.config import Backend, RolloutConfig
 from rollout.dispatch import Dispatcher, Engine
-from rollout.mirrors import Mirrors
+from rollout.engine_client import RayEngineClient
+from rollout.episodes import Episodes
 from rollout.remote_engine import RemoteEngine, get, told
-from rollout.types import EngineFailed, Group, Prompt, Sampling
+from rollout.resources import Gpu, cluster_nodes, require_room
+from rollout.types import CannotReplace, EngineFailed, Group, Prompt, Request, Sampling
 
 T = TypeVar("T")
+RESUME = "go on from the newest checkpoint with --resume auto"
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
@@ -39,6 +42,8 @@ class RolloutPool:
         policy_version: The version of the weights in `model`.
         lora_rank: Of the adapters that will come in place of weights; 0 where weights will come.
         tell_experts: Whether completions are to carry the experts that a MoE chose; on GPUs alone.
+        episodes: Makes what plays episodes with the engines; None where prompts are answered in one turn.
+        gpus: Of the learner's ranks, where engines share them; empty where they have their own, or none.
 
     Raises:
         ValueError: If the Ray cluster has too few CPUs or GPUs for the engines.
@@ -55,10 +60,13 @@ class RolloutPool:
         policy_version: int,
         lora_rank: int = 0,
         tell_experts: bool = False,
+        episodes: Callable[[Dispatcher], Episodes] | None = None,
+        gpus: Sequence[Gpu] = (),
     ) -> None:
         self.config = config
-        _require_resources(config)
+        require_room(cluster_nodes(), config)
         self._backend, self._model = backend, model
+        self._asleep = False
         self._choices = {
             "banned_ids": list(banned_ids),
             "policy_version": policy_version,
@@ -70,7 +78,10 @@ class RolloutPool:
         self._thread = Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
         self._dispatcher: Dispatcher | None = None
-        engines = [self._new_engine() for _ in range(config.num_engines)]
+        width = config.gpus_per_engine
+        engines = [
+            self._new_engine(gpus[i * width : (i + 1) * width] if gpus else ()) for i in range(config.num_engines)
+        ]
         try:
             for engine in engines:
                 engine.has_started(get(engine.starting))
@@ -78,6 +89,7 @@ class RolloutPool:
             self._close(engines)
             raise
         self.run(self._open(engines))
+        self._episodes = episodes(self.dispatcher) if episodes else None
 
     async def _open(self, engines: Sequence[Engine]) -> None:
         self._no_sync = asyncio.Lock()
@@ -98,7 +110,7 @@ class RolloutPool:
     @property
     def engines(self) -> list[RemoteEngine]:
         """Those at work."""
-        return [engine for engine in self.dispatcher.engines if isinstance(engine, RemoteEngine)]
+        return cast(list[RemoteEngine], self.dispatcher.engines)  # as `_start_engine` makes them
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Has a coroutine run in the engines' event loop."""
@@ -131,12 +143,31 @@ class RolloutPool:
         async def groups() -> list[Group]:
             return await asyncio.gather(
                 *(
-                    self.dispatcher.generate(prompt, sampling, list(prompt_seeds), policy_version)
+                    self.answer(prompt, sampling, list(prompt_seeds), policy_version)
                     for prompt, prompt_seeds in zip(prompts, seeds, strict=True)
                 )
             )
 
         return self.run(groups())
+
+    async def answer(
+        self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int, *, batch: int = 0
+    ) -> Group:
+        """One group, by one turn or by episodes; to be used within `start` and `run`.
+
+        Args:
+            prompt: The question.
+            sampling: Temperature and length.
+            seeds: [G] one for each completion.
+            policy_version: The oldest version that may answer.
+            batch: Groups of a smaller number go first.
+
+        Raises:
+            RuntimeError: As `generate`.
+        """
+        if self._episodes is not None:
+            return await self._episodes.group(prompt, sampling, seeds, policy_version, batch=batch)
+        return await self.dispatcher.generate(Request(prompt=prompt), sampling, seeds, policy_version, batch=batch)
 
     def connect(self, connect: Callable[[RayEngineClient], RayEngineClient]) -> None:
         """Opens the way for weights.
@@ -150,24 +181,86 @@ class RolloutPool:
     def sync(
         self, version: int, send: Callable[[int, RayEngineClient], tuple[dict[str, float], RayEngineClient]]
     ) -> dict[str, float]:
-        """Has new weights sent to all engines; those that fail on the way are replaced.
+        """Has new weights sent to all engines, which wake up for it; those that fail on the way are replaced.
 
         Args:
             version: Of the new weights.
             send: Sends them through the client that it is given; returns its metrics and the client.
 
         Returns:
-            `sync/` metrics.
+            `sync/` metrics, and `time/wake` in seconds where engines sleep.
+
+        Raises:
+            RuntimeError: If engines are lost that cannot be replaced.
         """
         self.run(self._no_sync.acquire())
         try:
+            seconds = self._wake("weights")
             self._client.engines, self._client.lost = self.engines, {}
-            metrics, self._client = send(version, self._client)
+            metrics, self._client = self._unless_the_end_comes(lambda: send(version, self._client))
             lost = dict(self._client.lost)
         finally:
             self._loop.call_soon_threadsafe(self._no_sync.release)
         self.run(self._fail(lost))
+        if self._asleep:
+            metrics = {**metrics, "time/wake": seconds + self._wake("kv_cache")}
+            self._asleep = False
         return metrics
+
+    def sleep(self) -> None:
+        """Has engines that share the learner's GPUs give their memory away until the next sync; others know no sleep.
+
+        Raises:
+            RuntimeError: If one of them fails.
+        """
+        if self.config.shares_gpus:
+            self.run(self._on_all(lambda engine: engine.sleep()))
+            self._asleep = True
+
+    def _wake(self, part: Literal["weights", "kv_cache"]) -> float:
+        """Has engines that sleep take memory for a part of what they had; returns the seconds that it took."""
+        start = time.perf_counter()
+        if self._asleep:
+            self.run(self._on_all(lambda engine: engine.wake(part)))
+        return time.perf_counter() - start
+
+    async def _on_all(self, do: Callable[[RemoteEngine], Awaitable[None]]) -> None:
+        """Has all engines do something that none may fail in."""
+
+        async def on_one(engine: RemoteEngine) -> None:
+            try:
+                async with asyncio.timeout(self.config.engine_timeout):
+                    await do(engine)
+            except TimeoutError:
+                limit = self.config.engine_timeout
+                self.dispatcher.fail(
+                    engine, f"it took longer than {limit:g} s to sleep or wake (rollout.engine_timeout)"
+                )
+            except EngineFailed as error:
+                self.dispatcher.fail(engine, str(error))
+
+        await asyncio.gather(*(on_one(engine) for engine in self.engines))
+        await self.dispatcher.settled()
+        if self.dispatcher.end is not None:
+            raise self.dispatcher.end
+
+    def _unless_the_end_comes(self, send: Callable[[], T]) -> T:
+        """What a call returns, or the end of all engines: by NCCL a learner waits forever for an engine that has died."""
+        if self._backend == "shared_memory":
+            return send()
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(send())
+            except BaseException as error:
+                future.set_exception(error)
+
+        Thread(target=run, name="sync", daemon=True).start()
+        while not wait([future], timeout=1).done:
+            if self.dispatcher.end is not None:
+                raise self.dispatcher.end
+        return future.result()
 
     async def _fail(self, reasons: Mapping[str, str]) -> None:
         for engine in self.engines:
@@ -202,11 +295,24 @@ class RolloutPool:
         self._thread.join()
         self._loop.close()
 
-    def _new_engine(self) -> RemoteEngine:
-        return RemoteEngine(self._model, self.config, backend=self._backend, choices=self._choices)
+    def _new_engine(self, gpus: Sequence[Gpu] = ()) -> RemoteEngine:
+        return RemoteEngine(self._model, self.config, backend=self._backend, choices=self._choices, gpus=gpus)
 
     async def _start_engine(self) -> Engine:
-        """Starts a replacement, and gives it the weights that the others have."""
+        """Starts a replacement, and gives it the weights that the others have.
+
+        Raises:
+            CannotReplace: If they can only come from the learner, or its GPU is not free.
+        """
+        if self.config.shares_gpus:
+            raise CannotReplace(
+                f"An engine that shares its GPU with the learner is not replaced during a run: {RESUME}"
+            )
+        if self._backend == "nccl" and not self._choices["lora_rank"]:
+            raise CannotReplace(
+                f"An engine that gets its weights by NCCL is not replaced during a run: {RESUME}, or use "
+                "rollout.weight_transfer shared_memory, where it is"
+            )
         engine = self._new_engine()
         try:
             engine.has_started(await engine.starting)
@@ -219,134 +325,3 @@ class RolloutPool:
             await engine.destroy()
             raise
         return engine
-
-
-@dataclass(kw_only=True)
-class RayEngineClient:
-    """Drives weight updates on all engines; vLLM's `VLLMWeightSyncClient`, used in the learner's process.
-
-    Engines on the learner's node map its slab, those on other nodes a mirror of it. An engine that fails in an update is left out
-    of the rest of it.
-
-    Attributes:
-        config: The engines' choices.
-        engines: The engines to update.
-        lost: How engines have failed in this update, by their names.
-        next_version: The version that the next update commits.
-        version: The version that the last update has committed; None before the first.
-    """
-
-    config: RolloutConfig
-    engines: Sequence[RemoteEngine] = ()
-    lost: dict[str, str] = field(default_factory=dict)
-    next_version: int = 0
-    version: int | None = None
-
-    def __post_init__(self) -> None:
-        self._init_info: dict[str, Any] | None = None
-        self._mirrors: Mirrors | None = None
-        self._adapter: ray.ObjectRef | None = None
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Tells each engine where its weights will come from."""
-        self._init_info = init_info
-        if "path" in init_info:
-            home = ray.get_runtime_context().get_node_id()
-            self._mirrors = Mirrors(home=home, path=init_info["path"], nbytes=init_info["nbytes"])
-        width = max(1, self.config.gpus_per_engine)
-        get(
-            [
-                engine.actor.init_weight_transfer_engine.remote(self._info_for(engine, i * width))
-                for i, engine in enumerate(self.engines)
-            ]
-        )
-
-    def _info_for(self, engine: RemoteEngine, rank: int) -> dict[str, Any]:
-        """What an engine is told: the slab's path on its node, or its first rank among those that NCCL connects."""
-        assert self._init_info is not None
-        info = dict(self._init_info)
-        if self._mirrors is not None:
-            info["path"] = self._mirrors.path_on(engine.node)
-        elif "rank_offset" in info:
-            info["rank_offset"] += rank
-        return info
-
-    def introduce(self, engine: RemoteEngine) -> None:
-        """Gives a replacement what the others have had: the way to the weights, and those that the last update committed.
-
-        Raises:
-            RuntimeError: If its weights cannot come from here; by NCCL and CUDA IPC only the learner can send.
-        """
-        if self._adapter is not None:
-            get(engine.actor.load_adapter.remote(self._adapter, self.version))
-            return
-        if self._init_info is None:
-            return
-        if self._mirrors is None:
-            raise RuntimeError("an engine that gets its weights by nccl or ipc cannot be replaced during a run")
-        get(engine.actor.init_weight_transfer_engine.remote(self._info_for(engine, 0)))
-        if self.version is not None:
-            get(engine.actor.start_weight_update.remote())
-            get(engine.actor.update_weights.remote({}))
-            get(engine.actor.finish_weight_update.remote(self.version))
-
-    def start_weight_update(self) -> None:
-        """Prepares every engine."""
-        self._on_all("start_weight_update")
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Brings the slab to other nodes, then has every engine load."""
-        if self._mirrors is not None:
-            self._mirrors.refresh()
-        self._on_all("update_weights", update_info)
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Commits the update on every engine as `next_version`."""
-        version = self.next_version if weight_version is None else int(weight_version)
-        self._on_all("finish_weight_update", version)
-        self.version = version
-
-    def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
-        """Brings adapters to every engine, once to each node."""
-        self._adapter = ray.put(dict(files))
-        self._on_all("load_adapter", self._adapter, version)
-        self.version = version
-
-    def close(self) -> None:
-        """Ends the mirrors."""
-        if self._mirrors is not None:
-            self._mirrors.close()
-
-    def _on_all(self, method: str, *args: Any) -> None:
-        """Calls a method of every engine that has not failed yet.
-
-        Raises:
-            RuntimeError: If it fails on an engine that lives on.
-        """
-        calls = {
-            getattr(engine.actor, method).remote(*args): engine.name
-            for engine in self.engines
-            if engine.name not in self.lost
-        }
-        if not calls:
-            return
-        done, silent = ray.wait(list(calls), num_returns=len(calls), timeout=self.config.engine_timeout)
-        for call in silent:
-            self.lost[calls[call]] = (
-                f"{method} took longer than {self.config.engine_timeout:g} s (rollout.engine_timeout)"
-            )
-        for call in done:
-            try:
-                get(call)
-            except EngineFailed as error:
-                self.lost[calls[call]] = str(error)
-
-
-def _require_resources(config: RolloutConfig) -> None:
-    have = ray.cluster_resources()
-    for kind, each in (("CPU", config.threads_per_engine), ("GPU", config.gpus_per_engine)):
-        if config.num_engines * each > have.get(kind, 0):
-            raise ValueError(
-                f"rollout.num_engines = {config.num_engines} engines of {each} {kind}s need {config.num_engines * each}, "
-                f"Ray has {have.get(kind, 0):g}: lower num_engines, or start Ray on more machines"
-            )

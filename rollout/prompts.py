@@ -8,30 +8,27 @@ Example:
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias, overload
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from rollout.media import FrameSampling, UnreadablePrompt, open_images, open_videos, undecoded_videos
 from rollout.types import Prompt
 
 logger = logging.getLogger(__name__)
+
+GREY = 128
 
 ToPrompt: TypeAlias = Callable[[Any], Prompt]
 """Makes a Prompt of a dataset row. May raise `UnreadablePrompt` to have the row skipped."""
 
 Accept: TypeAlias = Callable[[Prompt], str | None]
 """Says why a prompt is not to be used (`"5012 tokens, the context holds 4096"`), or None where it is."""
-
-
-class UnreadablePrompt(ValueError):
-    """A row that cannot become a prompt; the message names the row and the reason."""
 
 
 class Rows(Protocol):
@@ -45,10 +42,11 @@ class Rows(Protocol):
 class Prompts(Sequence[Prompt]):
     """Rows as prompts, each made when it is asked for; made by `prompts_from`. A slice is as lazy as the whole."""
 
-    def __init__(self, rows: Rows, to_prompt: ToPrompt, indices: range) -> None:
+    def __init__(self, rows: Rows, to_prompt: ToPrompt, indices: range, frames: FrameSampling) -> None:
         self._rows = rows
         self._to_prompt = to_prompt
         self._indices = indices
+        self._frames = frames
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -59,7 +57,7 @@ class Prompts(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> Prompts: ...
     def __getitem__(self, index: int | slice) -> Prompt | Prompts:
         if isinstance(index, slice):
-            return Prompts(self._rows, self._to_prompt, self._indices[index])
+            return Prompts(self._rows, self._to_prompt, self._indices[index], self._frames)
         row_index = self._indices[index]
         try:
             row = self._rows[row_index]
@@ -69,21 +67,26 @@ class Prompts(Sequence[Prompt]):
             raise UnreadablePrompt(f"row {row_index} cannot be read: {type(error).__name__}: {error}") from error
         try:
             prompt = _checked_prompt(row, self._to_prompt)
-            return replace(prompt, id=prompt.id or f"row-{row_index}", images=_open_images(prompt.images))
+            return replace(
+                prompt,
+                id=prompt.id or f"row-{row_index}",
+                images=open_images(prompt.images),
+                videos=open_videos(prompt.videos, self._frames),
+            )
         except UnreadablePrompt as error:
             raise UnreadablePrompt(f"row {row_index}: {error}") from error
 
 
-def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None) -> Prompts:
+def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None, frames: FrameSampling | None = None) -> Prompts:
     """Makes a lazy sequence of prompts.
 
-    Images are opened and decoded (upright, RGB, on white where they are transparent) when their prompt is drawn. They
-    may be PIL images, paths, the bytes of a file, or `{"bytes": ..., "path": ...}`.
+    Images and videos are opened and decoded when their prompt is drawn; `rollout.media` says from which forms.
 
     Args:
         rows: A `datasets.Dataset`, a list of rows, or a list of Prompts.
         to_prompt: Makes a Prompt of a row, as `column_mapping()` does. Not needed where the rows are Prompts. A
             Prompt with an empty id is named after its row.
+        frames: Which frames of a video are seen; default: two for each second, 64 at most.
 
     Returns:
         A sequence as long as `rows`. Drawing from it raises `UnreadablePrompt`, which names the row and the reason.
@@ -102,7 +105,8 @@ def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None) -> Prompts:
         raise ValueError(
             f"{type(rows).__name__} has no length, so it cannot be shuffled: load it without streaming=True"
         )
-    prompts = Prompts(rows, to_prompt or (lambda row: row), range(len(rows)))
+    rows = undecoded_videos(rows)
+    prompts = Prompts(rows, to_prompt or (lambda row: row), range(len(rows)), frames or FrameSampling())
     # One drawn prompt tells of a missing column before any engine starts. A damaged row tells nothing: try the next.
     for index in range(len(prompts)):
         with suppress(UnreadablePrompt):
@@ -115,30 +119,35 @@ def column_mapping(
     *,
     question: str = "question",
     image: str | None = "image",
+    video: str | None = None,
     answer: str | None = "answer",
     id: str | None = None,
     task: str = "default",
     task_column: str | None = None,
 ) -> ToPrompt:
-    """Makes a `to_prompt` from the names of columns. The prompt is one user turn, the images before the question.
+    """Makes a `to_prompt` from the names of columns. The prompt is one user turn: images, videos, question.
 
     Args:
         question: The column with the text of the question.
         image: The column with an image, a list of images, or None in a row without; None where no row has an image.
+        video: The column with a video, a list of videos, or None in a row without; None where no row has a video.
         answer: The column with the reference answer; None where the reward needs none.
         id: The column that names the row; None names it after its number.
         task: The task of every prompt.
         task_column: The column that names the task of each row, instead of `task`.
     """
-    used = {question, image, answer, id, task_column}
+    used = {question, image, video, answer, id, task_column}
 
     def to_prompt(row: Mapping[str, Any]) -> Prompt:
         images = _as_sequence(row[image]) if image else ()
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": row[question]}]
+        videos = _as_sequence(row[video]) if video else ()
+        media = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
+        content = [*media, {"type": "text", "text": row[question]}]
         return Prompt(
             id=str(row[id]) if id else "",
             messages=[{"role": "user", "content": content}],
             images=images,
+            videos=videos,
             answer=row[answer] if answer else None,
             task=row[task_column] if task_column else task,
             columns={name: value for name, value in row.items() if name not in used},
@@ -158,19 +167,15 @@ def readable(prompts: Rows, accept: Accept | None = None) -> Iterator[Prompt]:
 
 
 def blind(prompt: Prompt) -> Prompt:
-    """Replaces every image by mid-grey of the same size: what a policy scores on such prompts, it scores unseeing.
+    """Replaces every image and every frame by mid-grey of the same size: what is scored on such prompts, the text gives away.
 
     `prompts_from(prompts, blind)` is the blind control of a whole set.
-
-    Raises:
-        ValueError: The prompt has videos, which have no grey counterpart yet.
     """
-    if prompt.videos:
-        raise ValueError(
-            f"prompt {prompt.id!r} has {len(prompt.videos)} videos: a blind control exists for images only"
-        )
-    grey = [Image.new("RGB", image.size, (128, 128, 128)) for image in _open_images(prompt.images)]
-    return replace(prompt, images=grey)
+    images = [Image.new("RGB", image.size, (GREY, GREY, GREY)) for image in open_images(prompt.images)]
+    videos = [
+        replace(video, frames=np.full_like(video.frames, GREY)) for video in open_videos(prompt.videos, FrameSampling())
+    ]
+    return replace(prompt, images=images, videos=videos)
 
 
 class PromptStream:
@@ -320,36 +325,3 @@ def _as_sequence(value: Any) -> Sequence[Any]:
     if value is None:
         return ()
     return value if isinstance(value, list | tuple) else (value,)
-
-
-def _open_images(sources: Sequence[Any]) -> list[Image.Image]:
-    images = []
-    for number, source in enumerate(sources):
-        try:
-            images.append(_open_image(source))
-        except Exception as error:  # PIL raises almost anything on damaged files; nothing else runs inside
-            raise UnreadablePrompt(f"image {number} cannot be read: {type(error).__name__}: {error}") from error
-    return images
-
-
-def _open_image(source: Any) -> Image.Image:
-    if isinstance(source, Mapping):
-        source = source["path"] if source.get("bytes") is None else source["bytes"]
-    if isinstance(source, bytes):
-        source = io.BytesIO(source)
-    if isinstance(source, str | Path | io.BytesIO):
-        with Image.open(source) as opened:
-            return _as_rgb(opened)
-    if isinstance(source, Image.Image):
-        return _as_rgb(source)
-    raise ValueError(
-        f'expected a PIL image, a path, bytes or {{"bytes": ..., "path": ...}}, got {type(source).__name__}'
-    )
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)  # a camera's photo may be stored lying on its side
-    if image.has_transparency_data:  # a chart with a transparent background would otherwise turn black on black
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
@@ -16,11 +16,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.config import Backend, RolloutConfig
 from rollout.engine import RolloutEngine
+from rollout.resources import Gpu
 from rollout.shared_segments import remove_unmapped, segments_of, semaphores_of, wait_until_ended
-from rollout.types import EngineFailed, Prompt, Response, Sampling
-
-GPU_SHARE = 0.5
-"""What engine and learner each claim of a GPU that they share."""
+from rollout.types import EngineFailed, Request, Response, Sampling
 
 
 def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, str]:
@@ -48,6 +46,26 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
     return environment
 
 
+def engine_options(config: RolloutConfig, model: str | Path, gpus: Sequence[Gpu] = ()) -> dict[str, Any]:
+    """What Ray is told of an engine.
+
+    Args:
+        config: The engine's choices.
+        model: A folder or hub name.
+        gpus: Those that it shares with the learner's ranks, all on one node; empty where it has its own.
+    """
+    environment = engine_environment(config, model)
+    options: dict[str, Any] = {"num_cpus": config.threads_per_engine, "max_concurrency": 10_000}
+    if not gpus:
+        options |= {"num_gpus": config.gpus_per_engine, "scheduling_strategy": "SPREAD"}
+    else:
+        # The ranks have claimed them for both: of several GPUs Ray can lend a part to nobody.
+        options |= {"num_gpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(gpus[0].node, soft=False)}
+        # vLLM hands the addresses of GPU memory on to its own process by pickle, and wants to be told that it may.
+        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    return options | {"runtime_env": {"env_vars": environment}}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Belongings:
     """What an engine has on its node, to be cleared away if it dies.
@@ -66,8 +84,12 @@ class Belongings:
 class _EngineActor:
     """A `RolloutEngine` in a process of its own."""
 
-    async def start(self, model: str, config: RolloutConfig, choices: dict[str, Any]) -> Belongings:
-        """Starts vLLM; its errors arrive as words."""
+    async def start(
+        self, model: str, config: RolloutConfig, choices: dict[str, Any], devices: Sequence[str]
+    ) -> Belongings:
+        """Starts vLLM, on GPUs that Ray has not given to this process if `devices` names any; its errors arrive as words."""
+        if devices:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         try:
             self._engine = RolloutEngine(model, config, **choices)
         except Exception as error:
@@ -82,9 +104,9 @@ class _EngineActor:
         )
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
     ) -> AsyncIterator[Response]:
-        async for response in self._engine.generate(prompt, sampling, seeds, policy_version):
+        async for response in self._engine.generate(request, sampling, seeds, policy_version):
             yield response
 
     async def ping(self) -> None:
@@ -105,6 +127,12 @@ class _EngineActor:
     async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
         await self._engine.load_adapter(files, version)
 
+    async def sleep(self) -> None:
+        await self._engine.sleep()
+
+    async def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        await self._engine.wake(part)
+
     def close(self) -> None:
         self._engine.close()
 
@@ -117,21 +145,23 @@ class RemoteEngine:
         config: The engines' choices.
         backend: How new weights arrive.
         choices: The other arguments of `RolloutEngine`.
+        gpus: Those that it shares with the learner; empty where it has its own, or none.
     """
 
     def __init__(
-        self, model: str | Path, config: RolloutConfig, *, backend: Backend, choices: Mapping[str, Any]
+        self,
+        model: str | Path,
+        config: RolloutConfig,
+        *,
+        backend: Backend,
+        choices: Mapping[str, Any],
+        gpus: Sequence[Gpu] = (),
     ) -> None:
-        actor = ray.remote(_EngineActor).options(
-            num_cpus=config.threads_per_engine,
-            num_gpus=GPU_SHARE if backend == "ipc" else config.gpus_per_engine,
-            scheduling_strategy="SPREAD",
-            max_concurrency=10_000,
-            runtime_env={"env_vars": engine_environment(config, model)},
-        )
         self.name = uuid.uuid4().hex
-        self.actor: ActorHandle = actor.remote()
-        self.starting: ray.ObjectRef = self.actor.start.remote(str(model), config, dict(choices, backend=backend))
+        self.actor: ActorHandle = ray.remote(_EngineActor).options(**engine_options(config, model, gpus)).remote()
+        self.starting: ray.ObjectRef = self.actor.start.remote(
+            str(model), config, dict(choices, backend=backend), [gpu.device for gpu in gpus]
+        )
         self.belongings: Belongings | None = None
 
     @property
@@ -145,10 +175,10 @@ class RemoteEngine:
         self.belongings = belongings
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
     ) -> AsyncIterator[Response]:
         """See `RolloutEngine.generate`."""
-        stream = self.actor.generate.options(num_returns="streaming").remote(prompt, sampling, seeds, policy_version)
+        stream = self.actor.generate.options(num_returns="streaming").remote(request, sampling, seeds, policy_version)
         try:
             async for response in stream:
                 yield await response
@@ -157,10 +187,15 @@ class RemoteEngine:
 
     async def ping(self) -> None:
         """See `RolloutEngine.ping`."""
-        try:
-            await self.actor.ping.remote()
-        except ray.exceptions.RayError as error:
-            raise told(error) from error
+        await _answer(self.actor.ping.remote())
+
+    async def sleep(self) -> None:
+        """See `RolloutEngine.sleep`."""
+        await _answer(self.actor.sleep.remote())
+
+    async def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        """See `RolloutEngine.wake`."""
+        await _answer(self.actor.wake.remote(part))
 
     async def destroy(self) -> None:
         """Ends the actor, vLLM's processes and their shared memory, whatever state they are in."""
@@ -177,6 +212,13 @@ class RemoteEngine:
     def close(self) -> ray.ObjectRef:
         """Asks the engine to end vLLM in good order."""
         return self.actor.close.remote()
+
+
+async def _answer(call: ray.ObjectRef) -> None:
+    try:
+        await call
+    except ray.exceptions.RayError as error:
+        raise told(error) from error
 
 
 def _clear_away(belongings: Belongings) -> None:

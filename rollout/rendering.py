@@ -1,34 +1,209 @@
-"""A prompt → the token ids that an engine is given."""
+"""A prompt → the token ids that an engine is given, and those that it makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from rollout.types import Prompt
+import numpy as np
+
+from rollout.config import RolloutConfig
+from rollout.types import Group, Observation, Prompt, Video
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+_MARK = "⟨the policy's words⟩"
+"""Stands for what the policy said, to find what a chat template puts behind it."""
+
 
 def render(processor: ProcessorMixin, prompt: Prompt) -> list[int]:
-    """Applies the chat template; each image is one placeholder, which the engine expands to as many as the image takes."""
+    """Applies the chat template; each image and video is one placeholder, which the engine expands to what it takes."""
     text = processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
     return processor.tokenizer.encode(text, add_special_tokens=False)
 
 
+def observation_tokens(processor: ProcessorMixin, observation: Observation) -> list[int]:
+    """What stands between two turns of the policy: the rest of its message, the observation, and the head of its next message.
+
+    Each image is one placeholder. Neither the policy's tokens before nor those behind are touched.
+
+    Raises:
+        ValueError: If the chat template does not end the policy's messages with the tokenizer's end token.
+    """
+    content = [*({"type": "image"} for _ in observation.images), {"type": "text", "text": observation.text}]
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": _MARK},
+        {"role": observation.role, "content": content},
+    ]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    end = processor.tokenizer.eos_token
+    _, found, between = text.partition(_MARK + end)
+    if not found:
+        raise ValueError(
+            f"the chat template does not end an assistant's message with the end token {end!r}, so an episode cannot go on "
+            "behind it: set the tokenizer's eos_token to what ends a message"
+        )
+    return processor.tokenizer.encode(between, add_special_tokens=False)
+
+
+def expanded_prompt(processor: ProcessorMixin, prompt: Prompt) -> np.ndarray:
+    """[P] int32, the prompt as the policy reads it, without touching a pixel.
+
+    Raises:
+        ValueError: If placeholders and media do not match in number, or an image is too narrow for the processor.
+    """
+    return expand_media(processor, render(processor, prompt), prompt.images, prompt.videos)
+
+
+def expand_media(
+    processor: ProcessorMixin, token_ids: Sequence[int], images: Sequence[Any], videos: Sequence[Video]
+) -> np.ndarray:
+    """Puts in place of each placeholder what its image or video takes, as Qwen3-VL's processor does.
+
+    Args:
+        processor: The policy's processor.
+        token_ids: One placeholder per image and per video.
+        images: PIL images, in the order of their placeholders.
+        videos: Videos, in the order of theirs.
+
+    Returns:
+        [P] int32.
+
+    Raises:
+        ValueError: As `expanded_prompt`.
+    """
+    tokens = np.asarray(token_ids, np.int32)
+    image_id, video_id = processor.image_token_id, processor.video_token_id
+    for kind, token_id, items in (("image", image_id, images), ("video", video_id, videos)):
+        if (count := int((tokens == token_id).sum())) != len(items):
+            raise ValueError(f"the prompt has {count} {kind} placeholders and {len(items)} {kind}s")
+    counts = processor._get_num_multimodal_tokens(
+        image_sizes=[(image.height, image.width) for image in images],
+        video_sizes=[video.frames.shape[:3] for video in videos],
+    )
+    pieces = {
+        image_id: ([image_id] * count for count in counts["num_image_tokens"]),
+        video_id: (
+            _video_tokens(processor, video, count)
+            for video, count in zip(videos, counts["num_video_tokens"], strict=True)
+        ),
+    }
+    parts, start = [], 0
+    for place in np.flatnonzero(np.isin(tokens, list(pieces))):
+        parts += [tokens[start:place], next(pieces[int(tokens[place])])]
+        start = place + 1
+    return np.concatenate([*parts, tokens[start:]]).astype(np.int32)
+
+
+def _video_tokens(processor: ProcessorMixin, video: Video, count: int) -> list[int]:
+    """For each two frames the time in words, and their tokens between start and end of vision; `count` is over all of them."""
+    times = patch_times(video, processor.video_processor.temporal_patch_size)
+    frame = [
+        processor.vision_start_token_id,
+        *[processor.video_token_id] * (count // len(times)),
+        processor.vision_end_token_id,
+    ]
+    tokens: list[int] = []
+    for seconds in times:
+        tokens += processor.tokenizer.encode(f"<{seconds:.1f} seconds>", add_special_tokens=False) + frame
+    return tokens
+
+
+def patch_times(video: Video, size: int) -> list[float]:
+    """The time of each `size` frames that share their tokens, in seconds: the middle between first and last."""
+    indices = [*video.frame_indices, *[video.frame_indices[-1]] * (-len(video.frame_indices) % size)]
+    return [
+        (first / video.fps + last / video.fps) / 2
+        for first, last in zip(indices[::size], indices[size - 1 :: size], strict=True)
+    ]
+
+
+def engine_media(images: Sequence[Any], videos: Sequence[Video]) -> dict[str, list[Any]]:
+    """Images and videos as vLLM takes them."""
+    media = {"image": list(images), "video": [_engine_video(video) for video in videos]}
+    return {kind: items for kind, items in media.items() if items}
+
+
+def _engine_video(video: Video) -> tuple[np.ndarray, dict[str, Any]]:
+    """Frames [F, 3, H, W], channels first since a frame 3 pixels high would be mistaken for it, and when they are seen."""
+    frames = np.ascontiguousarray(video.frames.transpose(0, 3, 1, 2))
+    indices = list(video.frame_indices)
+    return frames, {
+        "fps": video.fps,
+        "frames_indices": indices,
+        "total_num_frames": indices[-1] + 1,
+        "do_sample_frames": False,
+    }
+
+
+def limit_pixels(processor: ProcessorMixin, config: RolloutConfig) -> ProcessorMixin:
+    """Sets a run's pixel limits on a processor, in place. Driver, learner and engines all take theirs from here.
+
+    Raises:
+        ValueError: If the largest picture would be smaller than the smallest.
+    """
+    images, videos = processor.image_processor, processor.video_processor
+    images.size = _limited("image", images.size, config.min_image_pixels, config.max_image_pixels)
+    videos.size = _limited("video", videos.size, None, config.max_video_pixels)
+    return processor
+
+
+def _limited(kind: str, size: Any, smallest: int | None, largest: int | None) -> Any:
+    smallest = size["shortest_edge"] if smallest is None else smallest
+    largest = size["longest_edge"] if largest is None else largest
+    if smallest > largest:
+        raise ValueError(
+            f"the smallest {kind} would have {smallest} pixels, the largest {largest}: "
+            f"raise rollout.max_{kind}_pixels" + (" or lower rollout.min_image_pixels" if kind == "image" else "")
+        )
+    return type(size)(shortest_edge=smallest, longest_edge=largest)
+
+
+def pixel_options(processor: ProcessorMixin) -> dict[str, Any]:
+    """The limits of a processor, as vLLM takes them for its own."""
+    parts = {"images_kwargs": processor.image_processor.size, "videos_kwargs": processor.video_processor.size}
+    return {
+        part: {"size": {edge: size[edge] for edge in ("shortest_edge", "longest_edge")}} for part, size in parts.items()
+    }
+
+
 def prompt_length(processor: ProcessorMixin, prompt: Prompt) -> int:
-    """Tokens of the prompt with its images expanded, without touching a pixel."""
-    length = len(render(processor, prompt))
-    if prompt.images:
-        sizes = [(image.height, image.width) for image in prompt.images]
-        image_tokens = processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
-        length += sum(image_tokens) - len(image_tokens)
-    return length
+    """Tokens of the prompt with its images and videos expanded, without touching a pixel."""
+    return len(expanded_prompt(processor, prompt))
+
+
+def require_same_tokens(processor: ProcessorMixin, group: Group) -> None:
+    """Makes sure that the engine read the prompt as the learner does.
+
+    Args:
+        processor: The learner's processor.
+        group: With the engine's `prompt_token_ids`.
+
+    Raises:
+        RuntimeError: Names the prompt and the first token that differs.
+    """
+    ours, theirs = expanded_prompt(processor, group.prompt), np.asarray(group.prompt_token_ids)
+    if np.array_equal(ours, theirs) or not len(theirs):  # without tokens no engine was asked: no episode could begin
+        return
+    shorter = min(len(ours), len(theirs))
+    differs = ours[:shorter] != theirs[:shorter]
+    place = int(differs.argmax()) if differs.any() else shorter
+    told = [processor.tokenizer.decode(tokens[place : place + 8].tolist()) or "the end" for tokens in (theirs, ours)]
+    raise RuntimeError(
+        f"prompt {group.prompt.id!r}: from token {place} on the engine read {told[0]!r} and the learner {told[1]!r} "
+        f"({len(theirs)} and {len(ours)} tokens in all): the engines' model folder must have the learner's processor files"
+    )
 
 
 def fits_context(
-    processor: ProcessorMixin, *, max_model_len: int, max_tokens: int, max_images: int | None = None
+    processor: ProcessorMixin,
+    *,
+    max_model_len: int,
+    max_tokens: int,
+    max_images: int | None = None,
+    max_videos: int | None = None,
 ) -> Callable[[Prompt], str | None]:
     """An `accept` for `PromptStream`: refuses prompts that leave no room for a whole response, or have too many images.
 
@@ -37,12 +212,17 @@ def fits_context(
         max_model_len: Longest prompt plus response, in tokens.
         max_tokens: Longest response, in tokens.
         max_images: Most images of a prompt that the engines take; None is no limit.
+        max_videos: Most videos, likewise.
     """
 
     def accept(prompt: Prompt) -> str | None:
-        if max_images is not None and len(prompt.images) > max_images:
-            return f"{len(prompt.images)} images exceed rollout.max_images = {max_images}: raise max_images"
-        length = prompt_length(processor, prompt)
+        for kind, items, most in (("images", prompt.images, max_images), ("videos", prompt.videos, max_videos)):
+            if most is not None and len(items) > most:
+                return f"{len(items)} {kind} exceed rollout.max_{kind} = {most}: raise max_{kind}"
+        try:
+            length = prompt_length(processor, prompt)
+        except ValueError as error:
+            return str(error)
         if length + max_tokens <= max_model_len:
             return None
         return (

@@ -12,10 +12,13 @@ from rollout.weight_transfer import WeightSource
 
 
 class VllmWeightSource(VllmWeightSourceBase):
-    """Yields contiguous tensors in the engines' dtype, in the order of `metadata`."""
+    """Yields contiguous tensors in the engines' dtype, in the order of `metadata`, on the GPU if there is one: a learner that
+    keeps its weights in host memory gathers them there, whence neither NCCL nor CUDA IPC can take them.
+    """
 
     def __init__(self, source: WeightSource) -> None:
         self._source = source
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def metadata(self) -> list[ParamMeta]:
         """Name, dtype on the wire and shape of every parameter."""
@@ -23,4 +26,4 @@ class VllmWeightSource(VllmWeightSourceBase):
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for meta, (name, tensor) in zip(self.metadata(), self._source.tensors(), strict=True):
-            yield name, tensor.detach().to(meta.dtype).contiguous()
+            yield name, tensor.detach().to(self._device, meta.dtype).contiguous()

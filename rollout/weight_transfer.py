@@ -220,31 +220,42 @@ class AdapterSender:
 
 
 class VllmSender:
-    """The sending end of vLLM's own `nccl` (separate GPUs) and `ipc` (one GPU for both) backends.
+    """The sending end of vLLM's own `nccl` (separate GPUs) and `ipc` (the same GPUs for both) backends.
+
+    By NCCL the learner's rank 0 sends to all GPUs. By CUDA IPC every rank has a sender: each lays what it gathers into memory of
+    its own GPU, rank 0 tells all engines where under the GPUs' UUIDs, and an engine's worker takes what is on its own.
 
     Args:
         backend: `"nccl"` or `"ipc"`.
         source: What to send.
-        client: The engines.
+        client: The engines; of use on rank 0 only.
         num_workers: GPU workers of all engines together.
+        rank: The learner's.
     """
 
-    def __init__(self, backend: Backend, source: WeightSource, client: EngineClient, num_workers: int) -> None:
+    def __init__(
+        self, backend: Backend, source: WeightSource, client: EngineClient, *, num_workers: int, rank: int = 0
+    ) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
         from vllm.utils.network_utils import get_ip, get_open_port
 
         from rollout.vllm_source import VllmWeightSource
 
+        sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in source.on_the_wire()]
+        self.nbytes = sum(sizes)
         info = (
             NCCLTrainerInitInfo(
-                rank=0, master_address=get_ip(), master_port=get_open_port(), world_size=1 + num_workers
+                rank=rank, master_address=get_ip(), master_port=get_open_port(), world_size=1 + num_workers
             )
             if backend == "nccl"
-            else IPCTrainerInitInfo(rank=0, packed=True)
+            # A parameter must fit in whole: the embedding of an 8B policy alone has more than vLLM's default of 1 GiB.
+            else IPCTrainerInitInfo(
+                rank=rank, packed=True, packed_buffer_size_bytes=max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, *sizes)
+            )
         )
-        self.nbytes = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in source.on_the_wire())
         self.engine = WeightTransferTrainerFactory.trainer_init(info, client=client, source=VllmWeightSource(source))
 
     @property
@@ -282,16 +293,19 @@ def choose_backend(config: RolloutConfig, *, learner_gpus: int) -> Backend:
             f"rollout.weight_transfer = {config.weight_transfer} needs GPUs on both sides, got learner.gpus = {learner_gpus} "
             f"and rollout.gpus_per_engine = {config.gpus_per_engine}: use shared_memory"
         )
-    if config.weight_transfer == "ipc" and (learner_gpus, config.num_engines, config.gpus_per_engine) != (1, 1, 1):
+    if config.shares_gpus and learner_gpus != config.num_engines * config.gpus_per_engine:
         raise ValueError(
-            "rollout.weight_transfer = ipc is for one engine and the learner on one GPU, got "
-            f"learner.gpus = {learner_gpus}, {config.num_engines} engines of {config.gpus_per_engine} GPUs: use nccl"
+            "rollout.weight_transfer = ipc has engines and learner on the same GPUs, got "
+            f"learner.gpus = {learner_gpus} and {config.num_engines} engines of {config.gpus_per_engine} GPUs: "
+            "make it as many, leave it to placement colocated, or use nccl"
         )
     return config.weight_transfer
 
 
-def make_sender(backend: Backend, source: WeightSource, client: EngineClient, *, num_workers: int) -> Sender:
-    """The sending end of `backend`, connected to the engines."""
+def make_sender(
+    backend: Backend, source: WeightSource, client: EngineClient, *, num_workers: int, rank: int = 0
+) -> Sender:
+    """The sending end of `backend` on a rank of the learner, connected to the engines; by `ipc` all ranks have one."""
     if backend == "shared_memory":
         return SharedMemorySender(source, client)
-    return VllmSender(backend, source, client, num_workers)
+    return VllmSender(backend, source, client, num_workers=num_workers, rank=rank)

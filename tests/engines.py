@@ -17,9 +17,10 @@ from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_processor, vision_token_ids
 from rollout.config import RolloutConfig
 from rollout.engine import RolloutEngine
-from rollout.pool import RayEngineClient, RolloutPool
+from rollout.engine_client import RayEngineClient
+from rollout.pool import RolloutPool
 from rollout.remote_engine import engine_environment
-from rollout.types import Group, Prompt, Sampling
+from rollout.types import Group, Prompt, Request, Sampling
 from rollout.weight_transfer import SharedMemorySender, WeightSource
 
 
@@ -92,7 +93,8 @@ class EngineThread:
 
 async def group_of(engine: Any, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], version: int) -> Group:
     """One group from one engine; a completion that a sync has aborted is missing."""
-    responses = [response async for response in engine.generate(prompt, sampling, dict(enumerate(seeds)), version)]
+    request = Request(prompt=prompt)
+    responses = [response async for response in engine.generate(request, sampling, dict(enumerate(seeds)), version)]
     responses.sort(key=lambda response: response.index)
     return Group(
         prompt=prompt,

@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from policies.inputs import encode_images, expand_image_tokens
 from policies.rows import all_rows
-from policies.small import TOKEN_IDS, small_processor
+from policies.small import small_processor
 from rewards.types import Score
 from rl.batching import make_samples
 from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
@@ -19,8 +18,8 @@ from rl.learner import Learner
 from rl.optimizer import make_optimizer, make_scheduler
 from rl.types import Sample
 from rollout.config import RolloutConfig
-from rollout.rendering import render
-from rollout.types import Completion, Group, Prompt
+from rollout.rendering import expanded_prompt
+from rollout.types import Completion, Group, Prompt, Video
 
 PROCESSOR = small_processor()
 
@@ -42,32 +41,42 @@ def config(
     )
 
 
-def rollout(*, with_images: bool = True, num_groups: int = 4, seed: int = 0) -> list[list[Sample]]:
+def rollout(
+    *, with_images: bool = True, with_videos: bool = False, num_groups: int = 4, seed: int = 0
+) -> list[list[Sample]]:
     """What the loop hands to the learner: groups of 3, prompts and responses of different lengths, rewards 0 and 1."""
     rng = np.random.default_rng(seed)
     groups, scores = [], []
     for number in range(num_groups):
-        groups.append(make_group(rng, number, with_images))
+        groups.append(make_group(rng, number, with_images, with_videos))
         scores.append([Score(reward=float(r)) for r in ([1, 0, 0], [1, 1, 0])[number % 2]])
     return make_samples(groups, scores)
 
 
-def make_group(rng: np.random.Generator, number: int, with_images: bool) -> Group:
+def make_group(rng: np.random.Generator, number: int, with_images: bool, with_videos: bool = False) -> Group:
     images: list[Image.Image] = []
     if with_images:
         size = (32 * (1 + number % 2), 32 * (1 + number % 3), 3)
         images = [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for _ in range(1 + number % 2)]
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": "sum?" * (1 + number)}]
-    prompt = Prompt(id=f"prompt-{number}", messages=[{"role": "user", "content": content}], images=images)
-    encoded = encode_images(PROCESSOR, images)
-    grid_N3 = np.zeros((0, 3), np.int64) if encoded is None else encoded.grid_N3.numpy()
-    token_ids = expand_image_tokens(render(PROCESSOR, prompt), grid_N3, TOKEN_IDS["<|image_pad|>"], 2)
+    videos = [make_video(rng, 3 + number, 32, 32 * (1 + number % 2))] if with_videos else []
+    media = [{"type": "video"} for _ in videos] + [{"type": "image"} for _ in images]
+    content = [*media, {"type": "text", "text": "sum?" * (1 + number)}]
+    prompt = Prompt(
+        id=f"prompt-{number}", messages=[{"role": "user", "content": content}], images=images, videos=videos
+    )
+    token_ids = expanded_prompt(PROCESSOR, prompt)
     lengths = rng.integers(1, 9, 3)
     completions = [
         Completion(text="", token_ids=rng.integers(0, 256, n).astype(np.int32), logprobs=-np.ones(n, np.float32))
         for n in lengths
     ]
     return Group(prompt=prompt, prompt_token_ids=token_ids, completions=completions)
+
+
+def make_video(rng: np.random.Generator, num_frames: int, height: int, width: int) -> Video:
+    """Noise, at every fifth of 10 frames per second."""
+    frames = rng.integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
+    return Video(frames=frames, fps=10.0, frame_indices=range(0, 5 * num_frames, 5))
 
 
 def parameters(learner: Learner) -> dict[str, Tensor]:

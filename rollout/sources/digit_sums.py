@@ -76,13 +76,19 @@ def digit_ids_of(split: Split) -> np.ndarray:
 @cache
 def _handwriting() -> tuple[np.ndarray, np.ndarray]:
     """The images [1797, 64, 64] uint8, ink bright on black, and the digits they show [1797] int."""
+    small, digits = small_handwriting()
+    # Whole blocks, not interpolation: every 16-pixel patch holds exactly 2x2 original pixels, and nothing is made up.
+    scale = DIGIT_SIZE // small.shape[1]
+    return small.repeat(scale, axis=1).repeat(scale, axis=2), digits
+
+
+@cache
+def small_handwriting() -> tuple[np.ndarray, np.ndarray]:
+    """The images as they are, [1797, 8, 8] uint8, ink bright on black, and the digits they show [1797] int."""
     from sklearn.datasets import load_digits  # takes a second, which `--help` need not wait for
 
     data = load_digits()
-    small = np.round(data.images * (255 / 16)).astype(np.uint8)
-    # Whole blocks, not interpolation: every 16-pixel patch holds exactly 2x2 original pixels, and nothing is made up.
-    scale = DIGIT_SIZE // small.shape[1]
-    return small.repeat(scale, axis=1).repeat(scale, axis=2), data.target
+    return np.round(data.images * (255 / 16)).astype(np.uint8), data.target
 
 
 def _draw_images(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:

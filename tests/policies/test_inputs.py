@@ -1,4 +1,4 @@
-"""Our positions, placeholders and shared images against what transformers makes of the same prompts."""
+"""Our positions and shared media against what transformers makes of the same prompts."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from policies.inputs import (
-    EncodedImages,
+    EncodedMedia,
     VisionInputs,
-    encode_images,
-    expand_image_tokens,
+    encode_image,
+    encode_video,
     hidden_states,
-    join_images,
+    join_media,
     mrope_positions,
+    vision_tokens,
 )
 from policies.loading import load_policy
 from policies.small import TOKEN_IDS, small_config, small_processor
 
-IMAGE = TOKEN_IDS["<|image_pad|>"]
+IMAGE, VIDEO = TOKEN_IDS["<|image_pad|>"], TOKEN_IDS["<|video_pad|>"]
 PROCESSOR = small_processor()
+VISION = vision_tokens(small_config("dense"))
 
 
 @cache
@@ -45,106 +47,157 @@ def model(request: pytest.FixtureRequest, dense_policy: Path, moe_policy: Path) 
     return load_policy(folder, dtype=torch.float32, device="cpu")
 
 
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return Image.fromarray(noise(height, width, 3, seed=seed))
 
 
-def text_with(num_images: int) -> str:
-    turns = "".join(f"{number}<|vision_start|><|image_pad|><|vision_end|>" for number in range(num_images))
-    return f"<|im_start|>u{turns} sum?<|im_end|><|im_start|>a"
+def encoded_picture(width: int, height: int, seed: int = 0) -> EncodedMedia:
+    return encode_image(PROCESSOR, picture(width, height, seed))
 
 
-def positions_of_transformers(text: str, images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray, Tensor | None]:
-    """Token ids, positions and grids as transformers' processor and model make them."""
-    encoded = PROCESSOR(text=[text], images=images or None, return_tensors="pt")
-    grids = encoded.get("image_grid_thw")
-    token_types = encoded.get("mm_token_type_ids", torch.zeros_like(encoded["input_ids"]))
-    positions_31L, _ = model_without_weights().model.get_rope_index(encoded["input_ids"], token_types, grids)
-    return encoded["input_ids"][0].numpy(), positions_31L[:, 0].numpy(), grids
+def encoded_video(num_frames: int, width: int, height: int, seed: int = 0) -> EncodedMedia:
+    return encode_video(PROCESSOR, noise(num_frames, height, width, 3, seed=seed))
+
+
+def tokens_of_transformers(kinds: str, images: list[Image.Image], videos: list[np.ndarray]) -> dict[str, Tensor]:
+    """What transformers' processor makes of a question with images ("i") and videos ("v") in this order."""
+    pads = {"i": "<|image_pad|>", "v": "<|video_pad|>"}
+    media = "".join(f"{n}<|vision_start|>{pads[kind]}<|vision_end|>" for n, kind in enumerate(kinds))
+    metadata = [
+        {"fps": 10.0, "total_num_frames": 5 * len(v), "frames_indices": list(range(0, 5 * len(v), 5))} for v in videos
+    ]
+    return PROCESSOR(
+        text=[f"<|im_start|>u{media} sum?<|im_end|><|im_start|>a"],
+        images=images or None,
+        videos=[video.transpose(0, 3, 1, 2) for video in videos] or None,
+        video_metadata=metadata or None,
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+
+
+SIDE = st.integers(1, 6)
+MEDIA = st.lists(st.one_of(st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE, st.integers(2, 7))), max_size=4)
+"""Sizes in tokens of images, and of videos with their number of frames."""
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), max_size=4))
-def test_placeholders_and_positions_are_those_of_transformers_for_any_number_of_images(sizes: list[tuple[int, int]]):
-    images = [picture(32 * width, 32 * height) for width, height in sizes]
-    text = text_with(len(images))
-    theirs, their_positions, grids = positions_of_transformers(text, images)
-    grid_N3 = np.zeros((0, 3), np.int64) if grids is None else grids.numpy()
-    ours = expand_image_tokens(PROCESSOR.tokenizer.encode(text, add_special_tokens=False), grid_N3, IMAGE, 2)
-    assert ours.tolist() == theirs.tolist()
-    assert mrope_positions(ours, grid_N3, IMAGE, 2).tolist() == their_positions.tolist()
+@given(MEDIA)
+def test_positions_are_those_of_transformers_for_any_mixture_of_images_and_videos(sizes: list[tuple[int, ...]]):
+    images = [picture(32 * size[0], 32 * size[1]) for size in sizes if len(size) == 2]
+    videos = [noise(size[2], 32 * size[1], 32 * size[0], 3) for size in sizes if len(size) == 3]
+    encoded = tokens_of_transformers("".join("vi"[len(size) == 2] for size in sizes), images, videos)
+    types = encoded.get("mm_token_type_ids", torch.zeros_like(encoded["input_ids"]))
+    theirs_31L, _ = model_without_weights().model.get_rope_index(
+        encoded["input_ids"], types, encoded.get("image_grid_thw"), encoded.get("video_grid_thw")
+    )
+    shown = [encode_image(PROCESSOR, image) for image in images]
+    shown += [encode_video(PROCESSOR, video) for video in videos]
+    assert mrope_positions(encoded["input_ids"][0].numpy(), shown, VISION).tolist() == theirs_31L[:, 0].tolist()
+
+
+@settings(max_examples=15, deadline=None)
+@given(MEDIA)
+def test_pixels_and_grids_one_by_one_are_those_that_transformers_makes_of_all(sizes: list[tuple[int, ...]]):
+    images = [picture(32 * size[0], 32 * size[1], seed) for seed, size in enumerate(sizes) if len(size) == 2]
+    videos = [
+        noise(size[2], 32 * size[1], 32 * size[0], 3, seed=seed) for seed, size in enumerate(sizes) if len(size) == 3
+    ]
+    theirs = tokens_of_transformers("".join("vi"[len(size) == 2] for size in sizes), images, videos)
+    for ours, pixels, grids in (
+        ([encode_image(PROCESSOR, image) for image in images], "pixel_values", "image_grid_thw"),
+        ([encode_video(PROCESSOR, video) for video in videos], "pixel_values_videos", "video_grid_thw"),
+    ):
+        assert [list(media.grid) for media in ours] == (theirs[grids].tolist() if ours else [])
+        assert not ours or torch.equal(torch.cat([media.pixels for media in ours]), theirs[pixels])
 
 
 def test_text_advances_all_axes_by_one():
-    assert mrope_positions(np.array([1, 2, 3]), np.zeros((0, 3), int), IMAGE, 2).tolist() == [[0, 1, 2]] * 3
+    assert mrope_positions(np.array([1, 2, 3]), [], VISION).tolist() == [[0, 1, 2]] * 3
+
+
+def unseen(*grid: int, is_video: bool = False) -> EncodedMedia:
+    return EncodedMedia(pixels=torch.zeros(0, 3), grid=grid, is_video=is_video)
 
 
 def test_positions_around_an_image_are_worked_by_hand():
     # A picture of 4·6 patches is 2·3 tokens. It starts at 2; the text behind goes on at 2 + max(2, 3) = 5.
     token_ids = np.array([1, 2, *[IMAGE] * 6, 3, 4])
-    assert mrope_positions(token_ids, np.array([[1, 4, 6]]), IMAGE, 2).tolist() == [
+    assert mrope_positions(token_ids, [unseen(1, 4, 6)], VISION).tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6],
         [0, 1, 2, 2, 2, 3, 3, 3, 5, 6],
         [0, 1, 2, 3, 4, 2, 3, 4, 5, 6],
     ]
 
 
-def test_one_placeholder_becomes_as_many_as_the_image_has_tokens():
-    expanded = expand_image_tokens([1, IMAGE, 2, IMAGE], np.array([[1, 4, 6], [1, 2, 2]]), IMAGE, 2)
-    assert expanded.tolist() == [1, *[IMAGE] * 6, 2, IMAGE]
-    assert expanded.dtype == np.int32
+def test_positions_of_a_video_go_on_from_frame_to_frame_through_the_text_between():
+    # Two steps in time of 2·4 patches, 1·2 tokens each: at 1 and, after 1 + 2 and a token of text, at 4.
+    token_ids = np.array([1, VIDEO, VIDEO, 2, VIDEO, VIDEO, 3])
+    assert mrope_positions(token_ids, [unseen(2, 2, 4, is_video=True)], VISION).tolist() == [
+        [0, 1, 1, 3, 4, 4, 6],
+        [0, 1, 1, 3, 4, 4, 6],
+        [0, 1, 2, 3, 4, 5, 6],
+    ]
 
 
-def test_placeholders_and_images_must_match_in_number():
-    grid_N3 = np.array([[1, 4, 4]])
-    with pytest.raises(ValueError, match="the prompt has 2 image placeholders and 1 images"):
-        expand_image_tokens([IMAGE, IMAGE], grid_N3, IMAGE, 2)
-    with pytest.raises(ValueError, match="the prompt has 3 image tokens, its images make 4"):
-        mrope_positions(np.array([IMAGE] * 3), grid_N3, IMAGE, 2)
-    with pytest.raises(ValueError, match="the prompt has 1 image tokens, its images make 0"):
-        mrope_positions(np.array([1, IMAGE]), np.zeros((0, 3), int), IMAGE, 2)
+def test_placeholders_and_media_must_match_in_number():
+    with pytest.raises(ValueError, match="the sequence has 3 image tokens, its images make 4"):
+        mrope_positions(np.array([IMAGE] * 3), [unseen(1, 4, 4)], VISION)
+    with pytest.raises(ValueError, match="the sequence has 1 image tokens, its images make 0"):
+        mrope_positions(np.array([1, IMAGE]), [], VISION)
+    with pytest.raises(ValueError, match="the sequence has 1 video tokens, its videos make 2"):
+        mrope_positions(np.array([1, VIDEO]), [unseen(2, 2, 2, is_video=True)], VISION)
 
 
-def test_a_prompt_without_images_has_nothing_to_encode():
-    assert encode_images(PROCESSOR, ()) is None
-    assert join_images([None, None]) is None
+def test_frames_three_pixels_high_are_not_taken_for_channels():
+    time, height, width = encoded_video(4, 64, 3).grid
+    assert time == 2 and width > 2 * height
+
+
+def test_frames_that_nobody_may_write_to_are_read_without_a_warning(recwarn: pytest.WarningsRecorder):
+    frames = noise(4, 32, 32, 3)
+    frames.setflags(write=False)
+    encode_video(PROCESSOR, frames)
+    assert not recwarn.list
+
+
+def test_sequences_without_media_have_nothing_to_join():
+    assert join_media([[], []]) is None
 
 
 def test_equal_pictures_that_are_different_objects_stay_apart_and_the_same_object_comes_once():
-    first, second = (encode_images(PROCESSOR, [picture(64, 32)]) for _ in range(2))
-    joined = join_images([first, None, second, first])
-    assert joined.order_N.tolist() == [0, 1, 0]
+    first, second = (encoded_picture(64, 32) for _ in range(2))
+    joined = join_media([[first], [], [second], [first]])
+    assert joined.image_order_N.tolist() == [0, 1, 0]
     assert joined.grid_U3.tolist() == [[1, 2, 4], [1, 2, 4]]
     assert torch.equal(joined.pixels, torch.cat([first.pixels, second.pixels]))
 
 
-def test_several_images_of_one_prompt_keep_their_order():
-    pair, single = EncodedImages(pixels=torch.zeros(8, 3), grid_N3=torch.tensor([[1, 2, 2]] * 2)), None
-    single = EncodedImages(pixels=torch.ones(4, 3), grid_N3=torch.tensor([[1, 2, 2]]))
-    assert join_images([single, pair, single, pair]).order_N.tolist() == [0, 1, 2, 0, 1, 2]
+def test_several_images_of_one_prompt_keep_their_order_whatever_stands_between():
+    a, b, c = (unseen(1, 2, 2) for _ in range(3))
+    clip = unseen(2, 2, 2, is_video=True)
+    joined = join_media([[c], [a, clip, b], [c], [b, a]])
+    assert joined.image_order_N.tolist() == [0, 1, 3, 0, 3, 1]
+    assert joined.video_order_M.tolist() == [2]
+    assert joined.is_seen
 
 
-def sibling_batch() -> tuple[list[np.ndarray], list[EncodedImages | None]]:
-    """Two siblings of one picture, one of two other pictures, one of text only; of four different lengths."""
-    shared = encode_images(PROCESSOR, [picture(96, 64, seed=1)])
-    two = encode_images(PROCESSOR, [picture(32, 32, seed=2), picture(64, 96, seed=3)])
-    rows = [
-        (text_with(1) + "7", shared),
-        (text_with(2) + "1+2=3", two),
-        (text_with(1) + "99", shared),
-        (text_with(0), None),
-    ]
-    sequences = [
-        expand_image_tokens(
-            PROCESSOR.tokenizer.encode(text, add_special_tokens=False),
-            np.zeros((0, 3), int) if images is None else images.grid_N3.numpy(),
-            IMAGE,
-            2,
-        )
-        for text, images in rows
-    ]
-    return sequences, [images for _, images in rows]
+def sibling_batch() -> tuple[list[np.ndarray], list[list[EncodedMedia]]]:
+    """Two siblings of a picture and a video, one of two other pictures, one of text only; of four different lengths."""
+    shared = [encoded_picture(96, 64, seed=1), encoded_video(3, 64, 32, seed=4)]
+    two = [encoded_picture(32, 32, seed=2), encoded_picture(64, 96, seed=3)]
+    rows: list[tuple[str, list[EncodedMedia]]] = [("vi", shared), ("ii", two), ("vi", shared), ("", [])]
+    sequences = []
+    for (kinds, shown), answer in zip(rows, (b"7", b"1+2=3", b"99", b""), strict=True):
+        images = [picture(media.grid[2] * 16, media.grid[1] * 16) for media in shown if not media.is_video]
+        videos = [noise(3, media.grid[1] * 16, media.grid[2] * 16, 3) for media in shown if media.is_video]
+        prompt = tokens_of_transformers(kinds, images, videos)["input_ids"][0].numpy()
+        sequences.append(np.concatenate([prompt, np.array([*answer], prompt.dtype)]))
+    return sequences, [shown for _, shown in rows]
 
 
 def padded(sequences: list[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -167,25 +220,32 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert (ours[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
 
 
-@pytest.mark.parametrize("model", ["dense", "moe"], indirect=True)
-def test_siblings_that_share_an_image_equal_the_models_own_forward_with_the_image_repeated(model: PreTrainedModel):
-    sequences, images = sibling_batch()
-    tokens_BL, real_BL = padded(sequences)
-    positions_3BL = torch.zeros(3, *tokens_BL.shape, dtype=torch.long)
-    for row, (sequence, its) in enumerate(zip(sequences, images, strict=True)):
-        grid_N3 = np.zeros((0, 3), int) if its is None else its.grid_N3.numpy()
-        positions_3BL[:, row, : len(sequence)] = torch.from_numpy(mrope_positions(sequence, grid_N3, IMAGE, 2))
-    vision = join_images(images)
-    assert len(vision.grid_U3) == 3 and len(vision.order_N) == 4
-    ours = hidden_states(model, tokens_BL, positions_3BL, vision)[real_BL]
+def positions(sequences: list[np.ndarray], shown: list[list[EncodedMedia]], length: int) -> Tensor:
+    """[3, B, L], 0 where there is padding."""
+    positions_3BL = torch.zeros(3, len(sequences), length, dtype=torch.long)
+    for row, (sequence, its) in enumerate(zip(sequences, shown, strict=True)):
+        positions_3BL[:, row, : len(sequence)] = torch.from_numpy(mrope_positions(sequence, its, VISION))
+    return positions_3BL
 
-    shown = [its for its in images if its is not None]
+
+@pytest.mark.parametrize("model", ["dense", "moe"], indirect=True)
+def test_siblings_that_share_their_media_equal_the_models_own_forward_with_all_repeated(model: PreTrainedModel):
+    sequences, shown = sibling_batch()
+    tokens_BL, real_BL = padded(sequences)
+    vision = join_media(shown)
+    assert (len(vision.grid_U3), len(vision.image_order_N), len(vision.video_order_M)) == (4, 4, 2)
+    ours = hidden_states(model, tokens_BL, positions(sequences, shown, tokens_BL.shape[1]), vision)[real_BL]
+
+    all_media = [media for its in shown for media in its]
+    images, videos = ([media for media in all_media if media.is_video == is_video] for is_video in (False, True))
     theirs = model.model(
         input_ids=tokens_BL,
         attention_mask=real_BL.long(),
-        pixel_values=torch.cat([its.pixels for its in shown]),
-        image_grid_thw=torch.cat([its.grid_N3 for its in shown]),
-        mm_token_type_ids=(tokens_BL == IMAGE).int(),
+        pixel_values=torch.cat([media.pixels for media in images]),
+        image_grid_thw=torch.tensor([media.grid for media in images]),
+        pixel_values_videos=torch.cat([media.pixels for media in videos]),
+        video_grid_thw=torch.tensor([media.grid for media in videos]),
+        mm_token_type_ids=(tokens_BL == IMAGE).int() + 2 * (tokens_BL == VIDEO).int(),
     ).last_hidden_state[real_BL]
 
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -208,12 +268,18 @@ def test_text_only_equals_the_models_own_forward_and_leaves_the_vision_tower_alo
 
 @pytest.mark.parametrize("model", ["dense"], indirect=True)
 def test_a_placeholder_that_shows_the_wrong_image_would_be_noticed(model: PreTrainedModel):
-    sequences, images = sibling_batch()
-    right = join_images([images[0], encode_images(PROCESSOR, [picture(96, 64, seed=4)])])
-    swapped = VisionInputs(pixels=right.pixels, grid_U3=right.grid_U3, order_N=right.order_N.flip(0))
-    tokens_BL, _ = padded([sequences[0]] * 2)
-    one = mrope_positions(sequences[0], images[0].grid_N3.numpy(), IMAGE, 2)
-    positions_3BL = torch.from_numpy(one)[:, None].expand(3, 2, -1)
+    sequences, _ = sibling_batch()
+    sequence = sequences[1]
+    images = [encoded_picture(32, 32, seed=2), encoded_picture(64, 96, seed=3), encoded_picture(64, 96, seed=4)]
+    right = join_media([[images[0], images[1]], [images[0], images[2]]])
+    swapped = VisionInputs(
+        pixels=right.pixels,
+        grid_U3=right.grid_U3,
+        image_order_N=right.image_order_N[[2, 3, 0, 1]],
+        video_order_M=right.video_order_M,
+    )
+    tokens_BL, _ = padded([sequence] * 2)
+    positions_3BL = positions([sequence] * 2, [images[:2]] * 2, len(sequence))
     with torch.no_grad():
         a, b = (hidden_states(model, tokens_BL, positions_3BL, vision) for vision in (right, swapped))
     assert torch.allclose(a, b.flip(0), rtol=0, atol=1e-5)

@@ -23,6 +23,7 @@ CONTENTS = {
     "images": rollout(),
     "text": rollout(with_images=False),
     "mixed": rollout(num_groups=2) + rollout(with_images=False, num_groups=2, seed=1),
+    "videos": rollout(with_videos=True, num_groups=2) + rollout(with_images=False, num_groups=1, seed=1),
 }
 
 
@@ -45,7 +46,7 @@ def test_packed_equals_padded(policy: Path, content: str):
         learner = Learner(config(packing=packing), policy)
         batches = learner.make_microbatches(samples)
         [batch] = batches
-        assert len(set(batch.lengths_B.tolist())) > 5  # there is padding to leave out
+        assert len(set(batch.lengths_B.tolist())) > 4  # there is padding to leave out
         found.append(by_tokens(batches, learner.old_logprobs(batches)))
     packed, padded = found
     assert packed.keys() == padded.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import runpy
 import sys
@@ -14,7 +15,8 @@ import pytest
 from rewards import math_answer
 from rewards.runner import RewardRunner, dry_run
 from rl.config import check_config
-from rollout import Completion
+from rollout import Completion, Done, Observation, Prompt
+from rollout.episodes import try_environment
 from rollout.prompts import column_mapping
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
@@ -44,6 +46,20 @@ def test_recipe_is_short_and_hands_train_what_it_takes(trained: dict[str, Any]) 
         dry_run(runner, prompts[0])
     right, wrong = (Completion(text=text, token_ids=np.zeros(9, np.int32)) for text in (prompts[0].answer, "1+1=0"))
     assert [reward(prompts[0], completion) for completion in (right, wrong)] == pytest.approx([0.91, -0.09])
+
+
+def test_the_environment_rolls_the_same_dice_for_the_same_prompt() -> None:
+    names: dict[str, Any] = {"random": random, "Done": Done, "Observation": Observation}
+    exec(compile(BLOCKS[2], "README.md", "exec"), names)
+    prompt = Prompt(id="a", messages=[])
+    try_environment(names["Dice"], prompt)
+    rolled = []
+    for _ in range(2):
+        dice = names["Dice"]()
+        dice.reset(prompt)
+        rolled.append([dice.step(Completion(text="roll")).text for _ in range(5)])
+    assert rolled[0] == rolled[1] and set(rolled[0]) <= set("123456")
+    assert dice.step(Completion(text="enough")).outcome == {"said": "enough"}
 
 
 def test_recipe_for_a_published_model_hands_train_what_it_takes(trained: dict[str, Any]) -> None:

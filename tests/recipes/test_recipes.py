@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after imp
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("[a-z]*.py"))
-TRAINED_BY_TRAIN = ["custom_reward", "digit_sums", "easy_vqa"]
+TRAINED_BY_TRAIN = ["custom_reward", "digit_sums", "easy_vqa", "guess_number", "zoom"]
 PICTURE = Image.new("RGB", (192, 64))
 SUM = Prompt(
     id="a", messages=[], images=[PICTURE], answer="3+5+9=17", columns={"digits": [3, 5, 9], "sum": 17, "digit_ids": []}
@@ -178,7 +178,7 @@ def test_a_recipe_hands_train_its_prompts_its_reward_and_held_out_prompts(
 ) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr("rl.train", lambda config, **rest: given.update(rest, config=config), raising=False)
-    monkeypatch.setattr("rl.sft.cold_start", lambda choices, prompts: Path("taught"))
+    monkeypatch.setattr("rl.sft.cold_start", lambda choices, prompts, *demonstrate: Path("taught"))
     monkeypatch.setattr("rl.summary.print_result", lambda result: None)
     assert recipe(name, "--run-dir", tmp_path / "run", "--seed", 7, "--steps", 9).status == 0
 
@@ -187,6 +187,10 @@ def test_a_recipe_hands_train_its_prompts_its_reward_and_held_out_prompts(
     assert prompts[0].id != held_out[0].id
     prompt = prompts[0]
     right = Completion(text=prompt.answer, token_ids=np.zeros(len(prompt.answer) + 1, np.int32))
+    if environment := given.get("environment"):
+        played = environment()
+        played.reset(prompt)
+        right = replace(right, outcome=played.step(right).outcome)
     for reward, expected in (
         (given["reward"](prompt, right), 1.0),
         (given["reward"](prompt, Completion(text="")), 0.0),

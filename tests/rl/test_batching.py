@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.inputs import EncodedImages
+from policies.inputs import EncodedMedia, VisionTokens
 from rewards.types import Score
-from rl.batching import make_microbatch, make_samples, plan_microbatches, split_minibatches
+from rl.batching import encode_media, make_microbatch, make_samples, plan_microbatches, split_minibatches
 from rl.types import Sample
 from rollout.engine import split_experts
 from rollout.types import Completion, Group, Prompt
 
-IMAGE = 9
-"""The image placeholder of these tests."""
+IMAGE, VIDEO = 9, 8
+"""The placeholders of these tests."""
+VISION = VisionTokens(image_id=IMAGE, video_id=VIDEO, merge_size=2)
 
 
 def sample(
@@ -50,7 +53,7 @@ def test_a_sample_is_prompt_and_response_with_the_response_marked():
     assert first.rollout_logprobs.tolist() == [0.0, 0.0, 0.0, -0.5, -1.0]
     assert (first.advantage, second.advantage) == (1.0, -1.0)
     assert first.stale_mask is None and second.stale_mask is None
-    assert first.images is second.images is prompt.images
+    assert first.images[0] is second.images[0] is prompt.images[0]
     assert (first.prompt_id, first.token_ids.dtype, first.rollout_logprobs.dtype) == ("q", np.int32, np.float32)
 
 
@@ -129,7 +132,7 @@ def test_sequence_over_the_budget_is_named_with_the_remedy():
 def test_microbatch_of_text_is_worked_by_hand():
     long = sample([1, 2, 3, 4], 2, advantage=1.5, name="long")
     short = sample([5, 6, 7], 2, advantage=-0.5, name="short")
-    batch = make_microbatch([long, short], {id(()): None}, IMAGE, 2)
+    batch = make_microbatch([long, short], {}, VISION)
     assert batch.tokens_BL.tolist() == [[1, 2, 3, 4], [5, 6, 7, 0]]
     assert batch.positions_3BL.tolist() == [[[0, 1, 2, 3], [0, 1, 2, 0]]] * 3
     assert batch.mask_BT.tolist() == [
@@ -149,23 +152,67 @@ def test_microbatch_of_text_is_worked_by_hand():
 
 def test_microbatch_with_images_shows_each_picture_once():
     # A picture of 2·4 patches is 1·2 tokens: positions 1..2 from where it starts, and the text goes on at 1 + 2.
-    wide = EncodedImages(pixels=torch.full((8, 3), 1.0), grid_N3=torch.tensor([[1, 2, 4]]))
-    tall = EncodedImages(pixels=torch.full((8, 3), 2.0), grid_N3=torch.tensor([[1, 4, 2]]))
-    ours, theirs = ["wide"], ["tall"]
+    wide = EncodedMedia(pixels=torch.full((8, 3), 1.0), grid=(1, 2, 4))
+    tall = EncodedMedia(pixels=torch.full((8, 3), 2.0), grid=(1, 4, 2))
+    ours, theirs = object(), object()
     samples = [
-        sample([1, IMAGE, IMAGE, 2, 3], 4, images=ours),
-        sample([1, IMAGE, IMAGE, 2, 3], 4, images=theirs),
-        sample([1, IMAGE, IMAGE, 2, 4, 5], 4, images=ours),
+        sample([1, IMAGE, IMAGE, 2, 3], 4, images=[ours]),
+        sample([1, IMAGE, IMAGE, 2, 3], 4, images=[theirs]),
+        sample([1, IMAGE, IMAGE, 2, 4, 5], 4, images=[ours]),
         sample([1, 2], 1),
     ]
-    batch = make_microbatch(samples, {id(ours): wide, id(theirs): tall, id(()): None}, IMAGE, 2)
+    batch = make_microbatch(samples, {id(ours): wide, id(theirs): tall}, VISION)
     assert batch.vision.pixels[:, 0].tolist() == [1.0] * 8 + [2.0] * 8
     assert batch.vision.grid_U3.tolist() == [[1, 2, 4], [1, 4, 2]]
-    assert batch.vision.order_N.tolist() == [0, 1, 0]
+    assert batch.vision.image_order_N.tolist() == [0, 1, 0]
     time, height, width = batch.positions_3BL.tolist()
     assert (time[0], height[0], width[0]) == ([0, 1, 1, 3, 4, 0], [0, 1, 1, 3, 4, 0], [0, 1, 2, 3, 4, 0])
     assert (time[1], height[1], width[1]) == ([0, 1, 1, 3, 4, 0], [0, 1, 2, 3, 4, 0], [0, 1, 1, 3, 4, 0])
     assert batch.mask_BT.int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1], [1, 0, 0, 0, 0]]
+
+
+def test_siblings_show_the_prompts_picture_and_their_own_and_each_is_encoded_once():
+    # What tools returned stands in the response: here each sibling looked at another part of the same picture.
+    whole, left, right = (EncodedMedia(pixels=torch.full((4, 3), n), grid=(1, 2, 2)) for n in (1.0, 2.0, 3.0))
+    prompts, tools = object(), [object(), object()]
+    first = sample([1, IMAGE, 2, 3, IMAGE, 4], 3, images=[prompts, tools[0]])
+    second = sample([1, IMAGE, 2, 5, IMAGE, 6], 3, images=[prompts, tools[1]])
+    encoded = {id(prompts): whole, id(tools[0]): left, id(tools[1]): right}
+    batch = make_microbatch([first, second], encoded, VISION)
+    assert batch.vision.pixels[::4, 0].tolist() == [1.0, 2.0, 3.0]
+    assert batch.vision.image_order_N.tolist() == [0, 1, 0, 2]
+
+
+def test_a_video_is_joined_with_images_and_shown_by_its_own_placeholders():
+    # Two steps in time of 2·2 patches are a token each, with text between; the image is one token.
+    video = EncodedMedia(pixels=torch.full((8, 3), 1.0), grid=(2, 2, 2), is_video=True)
+    image = EncodedMedia(pixels=torch.full((4, 3), 2.0), grid=(1, 2, 2))
+    clip, picture = object(), object()
+    both = replace(sample([VIDEO, 1, VIDEO, IMAGE, 2], 4, images=[picture]), videos=[clip])
+    alone = replace(sample([1, VIDEO, 2, VIDEO, 3], 4), videos=[clip])
+    batch = make_microbatch([both, alone], {id(clip): video, id(picture): image}, VISION)
+    assert batch.vision.grid_U3.tolist() == [[1, 2, 2], [2, 2, 2]]
+    assert batch.vision.image_order_N.tolist() == [0]
+    assert batch.vision.video_order_M.tolist() == [1, 1]
+    assert batch.positions_3BL[:, 0].tolist() == [[0, 1, 2, 3, 4]] * 3
+
+
+class CountingProcessor:
+    """Tells how often each picture was encoded."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    def image_processor(self, images, return_tensors):
+        self.seen += images
+        return {"pixel_values": torch.zeros(4, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+
+
+def test_pictures_that_several_samples_show_are_encoded_once():
+    processor, pictures = CountingProcessor(), [object(), object()]
+    samples = [sample([1], 0, images=images) for images in (pictures, pictures[:1], pictures[1:], ())]
+    assert encode_media(processor, samples).keys() == {id(picture) for picture in pictures}
+    assert processor.seen == pictures
 
 
 def test_packed_sequences_stay_in_order_and_need_no_room_for_padding():
@@ -198,7 +245,7 @@ def test_experts_of_prompt_and_response_are_laid_beside_their_tokens():
     prompt = Prompt(id="p", messages=[])
     group = Group(prompt=prompt, prompt_token_ids=np.arange(3), completions=completions, prompt_routed_experts=told[0])
     [samples] = make_samples([group], [[Score(reward=1.0), Score(reward=0.0)]])
-    batch = make_microbatch(samples, {id(prompt.images): None}, 999, 2)
+    batch = make_microbatch(samples, {}, VISION)
     assert batch.experts_BLKk.shape == (2, 6, 2, 1)
     assert batch.experts_BLKk[0, :, 0, 0].tolist() == [0, 2, 4, 6, 8, -1]
     assert (batch.experts_BLKk[1] == -1).all()

@@ -51,6 +51,12 @@ def test_counts_must_be_positive(name: str, value: int):
     assert refusal(**{name: value}) == f"{name.replace('__', '.')} must be > 0, got {value}"
 
 
+@pytest.mark.parametrize("name", ["min_image_pixels", "max_image_pixels", "max_video_pixels"])
+def test_pixel_limits_must_be_positive_where_there_are_any(name: str):
+    assert refusal(**{f"rollout__{name}": 0}) == f"rollout.{name} must be > 0, got 0"
+    check_config(replace(CONFIG, rollout=RolloutConfig(**{name: 1})))
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
 @pytest.mark.parametrize(
     "name",

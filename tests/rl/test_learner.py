@@ -11,27 +11,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from policies.inputs import encode_images
-from policies.loading import load_policy
+from policies.inputs import encode_image, encode_video
+from policies.loading import load_policy, load_processor
 from policies.small import TOKEN_IDS
 from rl.config import OptimizerConfig, TrainConfig
 from rl.learner import Learner
 from rl.optimizer import make_optimizer, make_scheduler
 from rl.types import Sample
+from rollout.config import RolloutConfig
 from tests.learning import PROCESSOR, config, difference, learner_in_float64, parameters, rollout, watch_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
-CONTENT = pytest.mark.parametrize("with_images", [True, False], ids=["images", "text"])
+CONTENT = pytest.mark.parametrize(
+    "shown",
+    [{"with_images": True}, {"with_images": False}, {"with_images": True, "with_videos": True}],
+    ids=["images", "text", "videos and images"],
+)
 
 
 def updates_by_split(
-    make: Callable[[TrainConfig, Path], Learner], folder: Path, num_splits: int, *, with_images: bool, **options
+    make: Callable[[TrainConfig, Path], Learner], folder: Path, num_splits: int, *, shown: dict[str, bool], **options
 ) -> list[tuple[list[Tensor], Tensor, dict[str, float]]]:
     """Gradients, new weights and metrics of one step, with one microbatch, with several, and with one per sequence."""
-    groups = rollout(with_images=with_images)
+    groups = rollout(**shown)
     samples = [sample for group in groups for sample in group]
     longest = max(len(sample.token_ids) for sample in samples)
     results, num_microbatches = [], []
@@ -48,8 +54,8 @@ def updates_by_split(
 
 
 @CONTENT
-def test_any_split_into_microbatches_gives_the_same_updates(policy: Path, with_images: bool):
-    one, other = updates_by_split(learner_in_float64, policy, 2, with_images=with_images, num_minibatches=2)
+def test_any_split_into_microbatches_gives_the_same_updates(policy: Path, shown: dict[str, bool]):
+    one, other = updates_by_split(learner_in_float64, policy, 2, shown=shown, num_minibatches=2)
     assert one[2]["policy/ratio_max"] > 1.5  # the second update is off-policy
     assert difference(other[0][0], one[0][0]) <= 1e-7
     assert difference(other[0][1], one[0][1]) <= 2e-6  # AdamW turns what rounding leaves of a gradient of 0 into steps
@@ -58,8 +64,10 @@ def test_any_split_into_microbatches_gives_the_same_updates(policy: Path, with_i
 
 
 @CONTENT
-def test_any_split_into_microbatches_gives_the_same_update_up_to_rounding_in_float32(policy: Path, with_images: bool):
-    one, *others = updates_by_split(Learner, policy, 3, with_images=with_images, learning_rate=1e-4)
+def test_any_split_into_microbatches_gives_the_same_update_up_to_rounding_in_float32(
+    policy: Path, shown: dict[str, bool]
+):
+    one, *others = updates_by_split(Learner, policy, 3, shown=shown, learning_rate=1e-4)
     for gradients, weights, metrics in others:
         assert difference(weights, one[1]) <= 1e-6
         assert difference(gradients[0], one[0][0]) <= 3e-6  # 2⁻²⁴ = 6e-8 through a dozen layers
@@ -125,8 +133,8 @@ def test_gap_to_the_engine_is_measured_over_every_response_token(dense_policy: P
 
 
 @CONTENT
-def test_logprobs_are_those_of_the_whole_model_without_the_banned_tokens(policy: Path, with_images: bool):
-    groups = rollout(with_images=with_images, num_groups=2)
+def test_logprobs_are_those_of_the_whole_model_without_the_banned_tokens(policy: Path, shown: dict[str, bool]):
+    groups = rollout(**shown, num_groups=2)
     learner = Learner(config(), policy)
     [batch] = learner.make_microbatches([sample for group in groups for sample in group])
     [old_BT] = learner.old_logprobs([batch])
@@ -137,9 +145,8 @@ def test_logprobs_are_those_of_the_whole_model_without_the_banned_tokens(policy:
     model = load_policy(policy, dtype=torch.float32, device="cpu")
     for row, sample in zip(range(len(batch.tokens_BL)), in_order_of(batch.tokens_BL, groups), strict=True):
         tokens_1L = torch.tensor(sample.token_ids)[None].long()
-        encoded = encode_images(PROCESSOR, sample.images)
-        vision = {} if encoded is None else {"pixel_values": encoded.pixels, "image_grid_thw": encoded.grid_N3}
-        types = (tokens_1L == TOKEN_IDS["<|image_pad|>"]).int()
+        vision = as_transformers_has_it(sample)
+        types = (tokens_1L == TOKEN_IDS["<|image_pad|>"]).int() + 2 * (tokens_1L == TOKEN_IDS["<|video_pad|>"]).int()
         with torch.no_grad():
             logits_LV = model(input_ids=tokens_1L, mm_token_type_ids=types, **vision).logits[0] / 1.2
         logits_LV[:, [259, 260, 261, 262]] = -torch.inf
@@ -149,6 +156,64 @@ def test_logprobs_are_those_of_the_whole_model_without_the_banned_tokens(policy:
     assert torch.equal(old_BT != 0, batch.mask_BT)
     assert len(entropies_N) == batch.mask_BT.sum()
     assert (entropies_N > 0).all() and (entropies_N <= math.log(263 - 4)).all()
+
+
+def test_a_picture_that_stands_in_the_response_is_seen_from_there_on(dense_policy: Path):
+    """As tools return them: siblings share the prompt's picture and go on with pictures of their own."""
+    learner = Learner(config(), dense_policy)
+    rng = np.random.default_rng(0)
+    own = [Image.fromarray(rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)) for _ in range(2)]
+    observation = [TOKEN_IDS["<|vision_start|>"], *[TOKEN_IDS["<|image_pad|>"]] * 2, TOKEN_IDS["<|vision_end|>"]]
+    group = []
+    for sample, image in zip(rollout(num_groups=1)[0], own, strict=False):
+        seen, answer = [*sample.token_ids, *observation], list(b"it is 7")
+        length = len(seen) + len(answer)
+        group.append(
+            replace(
+                sample,
+                token_ids=np.array([*seen, *answer], np.int32),
+                loss_mask=np.concatenate([sample.loss_mask, np.zeros(4, bool), np.ones(len(answer), bool)]),
+                rollout_logprobs=np.zeros(length, np.float32),
+                images=[*sample.images, image],
+            )
+        )
+    [batch] = learner.make_microbatches(group)
+    assert len(batch.vision.grid_U3) == 3 and batch.vision.image_order_N.tolist() == [0, 1, 0, 2]
+    [ours_BT] = learner.old_logprobs([batch])
+    model = load_policy(dense_policy, dtype=torch.float32, device="cpu")
+    for row, sample in enumerate(group):
+        tokens_1L = torch.tensor(sample.token_ids)[None].long()
+        types = (tokens_1L == TOKEN_IDS["<|image_pad|>"]).int()
+        with torch.no_grad():
+            logits_LV = model(input_ids=tokens_1L, mm_token_type_ids=types, **as_transformers_has_it(sample)).logits[0]
+        logits_LV = logits_LV / 1.2
+        logits_LV[:, [259, 260, 261, 262]] = -torch.inf
+        expected_T = logits_LV.log_softmax(1)[:-1].gather(1, tokens_1L[0, 1:, None])[:, 0]
+        mask_T = torch.from_numpy(sample.loss_mask[1:])
+        assert torch.allclose(ours_BT[row, : len(mask_T)][mask_T], expected_T[mask_T], rtol=0, atol=1e-5)
+
+
+def test_pixel_limits_hold_for_the_learner_and_stay_with_its_checkpoint(dense_policy: Path, tmp_path: Path):
+    options = replace(config(), rollout=RolloutConfig(dtype="float32", max_image_pixels=32 * 32))
+    learner = Learner(options, dense_policy)
+    assert encode_image(learner.processor, Image.new("RGB", (96, 96))).grid == (1, 2, 2)
+    learner.save(tmp_path)
+    assert encode_image(load_processor(tmp_path), Image.new("RGB", (96, 96))).grid == (1, 2, 2)
+
+
+def as_transformers_has_it(sample: Sample) -> dict[str, Tensor]:
+    """A sample's images and videos as arguments of transformers' forward."""
+    images = [encode_image(PROCESSOR, image) for image in sample.images]
+    videos = [encode_video(PROCESSOR, video.frames) for video in sample.videos]
+    inputs = {}
+    for names, items in (
+        (("pixel_values", "image_grid_thw"), images),
+        (("pixel_values_videos", "video_grid_thw"), videos),
+    ):
+        if items:
+            inputs[names[0]] = torch.cat([item.pixels for item in items])
+            inputs[names[1]] = torch.tensor([item.grid for item in items])
+    return inputs
 
 
 def in_order_of(tokens_BL: Tensor, groups: Sequence[Sequence[Sample]]) -> list[Sample]:
@@ -247,10 +312,12 @@ def test_three_skipped_updates_in_a_row_stop_the_run_and_a_good_one_in_between_d
         learner.step(bad)
 
 
-@CONTENT
-def test_saved_and_loaded_learner_goes_on_as_if_nothing_had_happened(policy: Path, with_images: bool, tmp_path: Path):
+@pytest.mark.parametrize("shown", [{"with_images": True}, {"with_images": False}], ids=["images", "text"])
+def test_saved_and_loaded_learner_goes_on_as_if_nothing_had_happened(
+    policy: Path, shown: dict[str, bool], tmp_path: Path
+):
     options = config(num_minibatches=2, warmup_updates=6, weight_decay=0.01)
-    steps = [rollout(with_images=with_images, seed=seed) for seed in range(4)]
+    steps = [rollout(**shown, seed=seed) for seed in range(4)]
     uninterrupted = Learner(options, policy)
     expected = [uninterrupted.step(groups).metrics for groups in steps]
 

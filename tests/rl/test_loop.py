@@ -14,10 +14,11 @@ import pytest
 from rewards import Score
 from rl.checkpoint import LoopState, save_checkpoint
 from rl.config import TrainConfig, plain_config
+from rl.evaluate import Evaluator
 from rl.loop import _report_errors, _require_agreement, rollout_metrics, train
 from rl.rollouts import Batch
 from rl.types import RunStopped
-from rollout import Completion, Group, Prompt
+from rollout import Completion, Group, Prompt, Video
 from rollout.config import RolloutConfig
 from rollout.pool import request_seed
 from rollout.weight_transfer import choose_backend
@@ -31,6 +32,29 @@ def group(*lengths: int, finish_reason: str = "stop") -> Group:
         Completion(text="x", token_ids=np.zeros(length, np.int32), finish_reason=finish_reason) for length in lengths
     ]
     return Group(prompt=Prompt(id="p", messages=[]), prompt_token_ids=np.zeros(3, np.int32), completions=completions)
+
+
+class FakeEvaluation:
+    """Engines and a reward in one, which notes what is asked; every answer is worth 1."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Prompt]] = []
+
+    def generate(self, prompts, sampling, seeds, policy_version) -> list[Group]:
+        self.asked.append(list(prompts))
+        return [replace(group(1), prompt=prompt) for prompt in prompts]
+
+    def score(self, groups) -> list[list[Score]]:
+        return [[Score(reward=1.0) for _ in group.completions] for group in groups]
+
+
+def test_a_video_too_is_asked_about_blindly():
+    video = Video(frames=np.zeros((2, 4, 4, 3), np.uint8), fps=1.0, frame_indices=(0, 1))
+    prompts = [Prompt(id="text", messages=[]), Prompt(id="video", messages=[], videos=[video])]
+    both = FakeEvaluation()
+    assert "eval/blind" in Evaluator(CONFIG, prompts, both, both).run(0, with_blind=True)
+    [unseeing] = both.asked[-1]
+    assert unseeing.id == "video" and (unseeing.videos[0].frames == 128).all()
 
 
 def test_a_gap_within_the_bound_goes_on():

@@ -39,7 +39,7 @@ def learn(folder: Path, options: TrainConfig, groups: list[list[Sample]], save_t
 
 def one_step(learner: Learner, groups: list[list[Sample]], save_to: Path | None) -> Run:
     microbatches = [
-        (len(batch.prompt_ids), batch.vision is not None and len(batch.vision.order_N) > 0, batch.idle)
+        (len(batch.prompt_ids), batch.vision is not None and batch.vision.is_seen, batch.idle)
         for batch in learner.make_microbatches([sample for group in groups for sample in group])
     ]
     gradients = watch_gradients(learner)
@@ -60,7 +60,12 @@ def mixed(num_groups: int) -> list[list[Sample]]:
     return rollout(num_groups=half) + rollout(with_images=False, num_groups=num_groups - half, seed=1)
 
 
-CONTENTS = {"images": rollout(), "text": rollout(with_images=False), "mixed": mixed(4)}
+CONTENTS = {
+    "images": rollout(),
+    "text": rollout(with_images=False),
+    "mixed": mixed(4),
+    "videos": rollout(with_images=False, with_videos=True),
+}
 
 
 def require_same(many: Run, one: Run) -> None:

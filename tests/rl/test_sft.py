@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +15,7 @@ from policies.loading import load_policy, load_processor
 from policies.small import small_config, small_processor
 from rl.config import ColdStartConfig
 from rl.sft import cold_start, supervised_batch
-from rollout.types import Prompt
+from rollout.types import Prompt, Video
 
 
 def prompts(*answers: str | None) -> list[Prompt]:
@@ -52,6 +53,15 @@ def test_the_loss_falls_and_the_folder_is_a_policy(folder: Path):
     assert load_processor(folder).tokenizer.eos_token == "<|im_end|>"
 
 
+def test_an_answer_to_a_video_is_learnt_behind_the_video():
+    video = Video(frames=np.zeros((4, 32, 32, 3), np.uint8), fps=2.0, frame_indices=range(4))
+    content = [{"type": "video"}, {"type": "text", "text": "how many?"}]
+    prompt = Prompt(id="v", messages=[{"role": "user", "content": content}], videos=[video], answer="3")
+    batch = supervised_batch(small_processor(), small_config("dense"), [prompt])
+    assert batch.vision.grid_U3.tolist() == [[2, 2, 2]]
+    assert batch.tokens_BL[0, 1:][batch.mask_BT[0]].tolist() == [ord("3"), 258]
+
+
 def test_the_same_choices_find_the_same_folder_and_teach_nothing(config: ColdStartConfig, folder: Path):
     weights = folder / "model.safetensors"
     written = weights.stat().st_mtime_ns
@@ -73,7 +83,7 @@ def test_a_folder_that_was_cut_short_is_taught_again(config: ColdStartConfig, fo
     "changed", [{"seed": 1}, {"updates": 13}, {"learning_rate": 1e-4}, {"kind": "moe"}], ids=lambda c: next(iter(c))
 )
 def test_other_choices_have_another_folder(monkeypatch, config: ColdStartConfig, folder: Path, changed: dict):
-    monkeypatch.setattr("rl.sft.supervise", lambda folder, config, prompts: [1.0])
+    monkeypatch.setattr("rl.sft.supervise", lambda *_: [1.0])
     assert cold_start(replace(config, **changed), PROMPTS) != folder
 
 
@@ -83,7 +93,7 @@ def test_other_choices_have_another_folder(monkeypatch, config: ColdStartConfig,
     ids=["answer", "number", "image"],
 )
 def test_other_prompts_have_another_folder(monkeypatch, config: ColdStartConfig, folder: Path, others: list[Prompt]):
-    monkeypatch.setattr("rl.sft.supervise", lambda folder, config, prompts: [1.0])
+    monkeypatch.setattr("rl.sft.supervise", lambda *_: [1.0])
     assert cold_start(config, others) != folder
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from rewards.types import Score
 from rl.config import TrainConfig, plain_config
-from rl.tracking import Tracker, keep_steps, read_metrics, write_json
-from rollout.types import Completion, Group, Prompt
+from rl.tracking import Tracker, film_strip, keep_steps, read_metrics, write_json
+from rollout.types import Completion, Group, Prompt, Video
 
 
 def tracker(run_dir: Path, start_step: int = 0, **changed: object) -> Tracker:
@@ -112,6 +112,23 @@ def test_samples_hold_what_was_asked_answered_and_scored_with_its_images(tmp_pat
     assert row["images"] == ["step_000004_0_0.png", "step_000004_0_1.png"]
     for name, picture in zip(row["images"], pictures, strict=True):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "samples" / name)), np.asarray(picture))
+
+
+def test_a_video_is_shown_as_a_strip_of_five_of_its_frames(tmp_path: Path):
+    frames = np.zeros((9, 64, 96, 3), np.uint8) + np.arange(0, 90, 10, dtype=np.uint8)[:, None, None, None]
+    video = Video(frames=frames, fps=2.0, frame_indices=range(9))
+    group = Group(prompt=Prompt(id="q", messages=[], videos=[video]), prompt_token_ids=np.zeros(1), completions=[])
+    tracker(tmp_path).save_samples("step_000001", [group], [[]])
+    [row] = [json.loads(line) for line in (tmp_path / "samples" / "step_000001.jsonl").read_text().splitlines()]
+    assert (row["images"], row["videos"]) == ([], ["step_000001_0_video_0.png"])
+    strip = np.asarray(Image.open(tmp_path / "samples" / row["videos"][0]))
+    assert strip.shape == (128, 5 * 192, 3)  # twice as high and as wide
+    assert [int(strip[64, 192 * place + 96, 0]) for place in range(5)] == [0, 20, 40, 60, 80]
+
+
+def test_a_short_video_is_shown_whole():
+    video = Video(frames=np.zeros((2, 3, 300, 3), np.uint8), fps=2.0, frame_indices=(0, 1))
+    assert film_strip(video, height=1).size == (2 * 100, 1)
 
 
 def test_only_the_first_groups_of_a_step_are_shown(tmp_path: Path):

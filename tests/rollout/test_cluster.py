@@ -77,7 +77,13 @@ def test_an_engine_that_holds_an_older_version_than_expected_raises(trainer):
         pool.generate(PROMPTS, SAMPLING, [seeds_of(prompt) for prompt in PROMPTS], policy_version=99)
 
 
-def test_more_engines_than_the_cluster_has_cpus_for_are_refused_with_both_numbers(two_nodes):
-    config = RolloutConfig(num_engines=64, threads_per_engine=2)
-    with pytest.raises(ValueError, match=r"64 engines of 2 CPUs need 128, Ray has 2"):
+def test_more_engines_than_the_cluster_has_cpus_for_are_refused_with_what_is_asked_and_what_there_is(two_nodes):
+    # An engine is on one node: two nodes of one CPU have room for two engines of one CPU and for none of two.
+    config = RolloutConfig(num_engines=64, threads_per_engine=1)
+    with pytest.raises(
+        ValueError, match=r"num_engines = 64 engines of 1 CPUs.*room for 2 \(node .*: 1 CPUs.*lower .* to 2"
+    ):
+        RolloutPool("anything", config, backend="shared_memory", banned_ids=[], policy_version=0)
+    config = RolloutConfig(num_engines=1, threads_per_engine=2)
+    with pytest.raises(ValueError, match=r"1 engines of 2 CPUs.*room for 0 .*: lower what one engine takes"):
         RolloutPool("anything", config, backend="shared_memory", banned_ids=[], policy_version=0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rollout.dispatch import Dispatcher, prompt_size
-from rollout.types import Completion, EngineFailed, Group, Prompt, Response, Sampling
+from rollout.dispatch import Dispatcher, Home, prompt_size
+from rollout.types import Completion, EngineFailed, Group, Prompt, Request, Response, Said, Sampling, Video
 
 SAMPLING = Sampling(max_tokens=4)
 
@@ -25,9 +26,9 @@ class FakeEngine:
         self.aborts_next = self.destroyed = False
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
     ) -> AsyncIterator[Response]:
-        self.asked.append(prompt.id)
+        self.asked.append(request.prompt.id)
         self.running += len(seeds)
         self.most_running = max(self.running, self.most_running)
         left = len(seeds)
@@ -57,8 +58,8 @@ class FakeEngine:
         self.destroyed = True
 
 
-def prompt(name: str, length: int = 1) -> Prompt:
-    return Prompt(id=name, messages=[{"role": "user", "content": "x" * length}])
+def prompt(name: str, length: int = 1) -> Request:
+    return Request(prompt=Prompt(id=name, messages=[{"role": "user", "content": "x" * length}]))
 
 
 def texts(group: Group) -> list[str]:
@@ -113,6 +114,57 @@ def test_earlier_batches_go_first_and_in_a_batch_the_longest_prompts() -> None:
             *(queue.generate(prompt(name, length), SAMPLING, [1], 0, batch=batch) for name, batch, length in waiting)
         )
         assert engine.asked == ["first", "long", "short", "late"]
+        await queue.close()
+
+    run(main())
+
+
+def turn_of(request: Request) -> Request:
+    return replace(request, said=Said(token_ids=np.array([5], np.int32)))
+
+
+def test_the_turns_of_an_episode_go_to_the_engine_that_has_read_it_though_another_has_less_to_do() -> None:
+    async def main() -> None:
+        engines = [FakeEngine(0.001), FakeEngine(0.001)]
+        queue = dispatcher(*engines)
+        home = Home()
+        await queue.generate(prompt("a"), SAMPLING, [1], 0, home=home)
+        assert home.engine is engines[0]
+        long = asyncio.ensure_future(queue.generate(prompt("b"), SAMPLING, [1, 2, 3], 0))
+        await asyncio.sleep(0)
+        await queue.generate(turn_of(prompt("a")), SAMPLING, [2], 0, home=home)
+        await long
+        assert [engine.asked for engine in engines] == [["a", "b", "a"], []]
+        await queue.close()
+
+    run(main())
+
+
+def test_an_episode_that_has_begun_goes_before_new_prompts_of_its_batch_and_behind_earlier_batches() -> None:
+    async def main() -> None:
+        engine = FakeEngine(0.001)
+        queue = dispatcher(engine, capacity=1)
+        waiting = [(prompt("first"), 2), (prompt("new", 99), 2), (turn_of(prompt("begun")), 2), (prompt("earlier"), 1)]
+        await asyncio.gather(*(queue.generate(asked, SAMPLING, [1], 0, batch=batch) for asked, batch in waiting))
+        assert engine.asked == ["first", "earlier", "begun", "new"]
+        await queue.close()
+
+    run(main())
+
+
+def test_an_episode_whose_engine_is_full_or_gone_goes_on_at_another() -> None:
+    async def main() -> None:
+        slow, fast = FakeEngine(0.05), FakeEngine(0.001)
+        queue = dispatcher(slow, fast, capacity=1)
+        home = Home(engine=slow)
+        at_work = asyncio.ensure_future(queue.generate(prompt("a"), SAMPLING, [1], 0, home=home))
+        await asyncio.sleep(0)
+        await queue.generate(prompt("b"), SAMPLING, [1], 0, home=home)
+        assert (slow.asked, fast.asked, home.engine) == (["a"], ["b"], fast)
+        await at_work
+        home.engine = FakeEngine()  # one that has been replaced
+        await queue.generate(prompt("c"), SAMPLING, [1], 0, home=home)
+        assert home.engine in (slow, fast)
         await queue.close()
 
     run(main())
@@ -174,10 +226,10 @@ def test_engines_that_fail_again_and_again_end_the_run_with_the_last_ones_words(
 
 def test_an_error_that_is_not_the_engines_reaches_who_asked_and_no_one_else() -> None:
     class Refuses(FakeEngine):
-        async def generate(self, prompt: Prompt, *rest: Any) -> AsyncIterator[Response]:
-            if prompt.id == "too long":
+        async def generate(self, request: Request, *rest: Any) -> AsyncIterator[Response]:
+            if request.prompt.id == "too long":
                 raise ValueError("prompt too long has 9000 tokens")
-            async for response in super().generate(prompt, *rest):
+            async for response in super().generate(request, *rest):
                 yield response
 
     async def main() -> None:
@@ -209,3 +261,6 @@ def test_the_size_of_a_prompt_counts_characters_and_pixels() -> None:
     content = [{"type": "image"}, {"type": "text", "text": "abcdef"}]
     seen = Prompt(id="1", messages=[{"role": "user", "content": content}], images=[Image.new("RGB", (64, 32))])
     assert prompt_size(seen) == 6 + 4 * 64 * 32 // 1024
+    # Six frames of 64 × 32 pixels are three pairs of two tokens, of four characters each.
+    video = Video(frames=np.zeros((6, 32, 64, 3), np.uint8), fps=2.0, frame_indices=range(6))
+    assert prompt_size(Prompt(id="1", messages=[], videos=[video])) == 24

@@ -4,6 +4,7 @@ import io
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from policies.small import small_processor
 from rollout.prompts import PromptStream, UnreadablePrompt, blind, column_mapping, prompts_from, readable
-from rollout.types import Prompt
+from rollout.rendering import render
+from rollout.types import Prompt, Video
 
 
 def png(color="red", size=(8, 4), mode="RGB", **options):
@@ -107,6 +110,24 @@ def test_a_photo_stored_on_its_side_is_turned_upright():
     assert prompt.images[0].size == (4, 8)
 
 
+def test_images_may_stand_anywhere_between_the_words():
+    parts = [
+        {"type": "text", "text": "is "},
+        {"type": "image"},
+        {"type": "text", "text": " before "},
+        {"type": "image"},
+    ]
+
+    def to_prompt(row):
+        return Prompt(id="", messages=[{"role": "user", "content": parts}], images=row["pictures"])
+
+    [prompt] = prompts_from([{"pictures": [png("red"), png("blue")]}], to_prompt)
+    text = small_processor().tokenizer.decode(render(small_processor(), prompt))
+    picture = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert text == f"<|im_start|>uis {picture} before {picture}<|im_end|><|im_start|>a"
+    assert [image.getpixel((0, 0)) for image in prompt.images] == [(255, 0, 0), (0, 0, 255)]
+
+
 def test_rows_are_read_when_they_are_drawn_and_slices_stay_lazy():
     rows_read = []
 
@@ -169,6 +190,7 @@ def test_what_is_no_sequence_of_prompts_is_refused_with_the_remedy(rows, message
     [
         (TRUNCATED, r"row 1: image 0 cannot be read: OSError: .*truncated"),
         ("/no/such/picture.png", r"row 1: image 0 cannot be read: FileNotFoundError: .*/no/such/picture.png"),
+        (Image.new("RGB", (0, 5)), r"row 1: image 0 cannot be read: ValueError: it has 0 × 5 pixels"),
         (b"not a picture", r"row 1: image 0 cannot be read: UnidentifiedImageError"),
         (3.5, r"row 1: image 0 cannot be read: ValueError: expected a PIL image, .* got float"),
     ],
@@ -353,6 +375,9 @@ def test_a_blind_set_is_as_lazy_as_the_set_and_names_the_same_bad_rows():
         unseeing[1]
 
 
-def test_blind_refuses_videos():
-    with pytest.raises(ValueError, match=r"prompt 'v' has 1 videos"):
-        blind(Prompt(id="v", messages=[], videos=[object()]))
+def test_blind_shows_grey_frames_at_the_same_times():
+    video = Video(frames=np.zeros((3, 4, 6, 3), np.uint8), fps=7.5, frame_indices=(0, 4, 9))
+    [unseeing] = blind(Prompt(id="v", messages=[], videos=[video])).videos
+    assert unseeing.frames.shape == (3, 4, 6, 3) and unseeing.frames.dtype == np.uint8
+    assert (unseeing.frames == 128).all() and not video.frames.any()
+    assert (unseeing.fps, unseeing.frame_indices) == (7.5, (0, 4, 9))

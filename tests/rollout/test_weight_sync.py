@@ -1,27 +1,28 @@
-"""The engine against the learner, fp32, real images: the proof that a sync brings every weight and every cache is dropped."""
+"""The engine against the learner, fp32, every modality in one batch: they read the same tokens, mean the same policy, and a sync
+brings every weight and drops every cache."""
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import pytest
 import torch
 
 from policies.export import exported_metadata, exported_parameters
-from policies.small import save_small_policy
+from policies.loading import vision_token_ids
+from policies.small import TOKEN_IDS, save_small_policy
 from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
-from rollout.config import RolloutConfig
-from rollout.prompts import prompts_from
-from rollout.sources.digit_sums import digit_sums, to_prompt
-from rollout.types import Sampling
+from rollout.dispatch import Dispatcher
+from rollout.episodes import Episodes
+from rollout.rendering import render, require_same_tokens
+from rollout.types import Completion, Done, Group, Observation, Prompt, Sampling
 from rollout.weight_transfer import SharedMemorySender, WeightSource
 from tests.engines import EngineThread, change_weights, largest_gap
+from tests.modalities import CONFIG, PROMPTS, clip, prompt
 
 pytestmark = pytest.mark.engine
-
-CONFIG = RolloutConfig(dtype="float32", max_tokens=12, max_model_len=128)
-PROMPTS = prompts_from(digit_sums("train", num_prompts=8), to_prompt)[:8]
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])
@@ -41,9 +42,50 @@ def pair(request, tmp_path_factory):
     engine.close()
 
 
-def test_engine_and_learner_agree_on_images_before_any_sync(pair):
-    engine, learner, _ = pair
-    assert largest_gap(learner, engine.generate(PROMPTS, Sampling(max_tokens=12))) <= 1e-5
+@pytest.fixture(scope="module")
+def groups(pair):
+    """One batch of all modalities, before any sync."""
+    return pair[0].generate(PROMPTS, Sampling(max_tokens=12))
+
+
+def test_engine_and_learner_read_the_same_tokens_of_every_modality(pair, groups):
+    for group in groups:
+        require_same_tokens(pair[1].processor, group)
+        assert len(group.prompt_token_ids) >= len(render(pair[1].processor, group.prompt))
+    counts = {
+        group.prompt.id: [
+            int((group.prompt_token_ids == TOKEN_IDS[f"<|{kind}_pad|>"]).sum()) for kind in ("image", "video")
+        ]
+        for group in groups
+    }
+    assert counts["image"] == [6, 0]
+    assert counts["image under the limit"] == [4, 0]  # scaled up to 64 × 64
+    assert 4 < counts["image over the limit"][0] <= 16  # scaled down to at most 128 × 128
+    assert counts["several images"] == [4 + 9 + 8, 0]
+    assert counts["video"] == [0, 2 * 6]
+    assert counts["two videos"] == [0, 2 * 4 + 2 * 6]
+    assert counts["images and videos, interleaved"] == [4 + 9, 2 * 4]
+
+
+def test_engine_and_learner_agree_on_every_modality_in_one_batch(pair, groups):
+    assert largest_gap(pair[1], groups) <= 1e-5
+    for group in groups:
+        assert largest_gap(pair[1], [group]) <= 1e-5, group.prompt.id
+
+
+def test_the_answers_depend_on_what_the_video_shows(pair, groups):
+    [group] = [group for group in groups if group.prompt.id == "video"]
+    [other] = pair[0].generate([prompt("video", clip(4, 64, 96), "What happens?")], Sampling(max_tokens=12))
+    assert other.prompt_token_ids.tolist() == group.prompt_token_ids.tolist()
+    first, second = (each.completions[0].logprobs[:1] for each in (group, other))
+    assert abs(first - second).max() > 1e-4
+
+
+def test_no_vision_token_is_sampled(pair, groups):
+    sampled = {int(token) for group in groups for completion in group.completions for token in completion.token_ids}
+    banned = vision_token_ids(pair[1].processor)
+    assert TOKEN_IDS["<|video_pad|>"] in banned
+    assert not sampled & set(banned)
 
 
 def test_engine_and_learner_agree_after_each_of_two_syncs_of_changed_weights(pair):
@@ -57,3 +99,39 @@ def test_engine_and_learner_agree_after_each_of_two_syncs_of_changed_weights(pai
         assert largest_gap(learner, groups) <= 1e-5
         assert {c.policy_version for group in groups for c in group.completions} == {engine.engine.policy_version}
         assert metrics["sync/bytes"] >= sum(p.numel() * 4 for p in learner.model.parameters())
+
+
+class ShowsAnother:
+    """An environment that answers two turns with a picture each, and ends at the third."""
+
+    def reset(self, prompt: Prompt) -> None:
+        self.shown = 0
+
+    def step(self, completion: Completion) -> Observation | Done:
+        self.shown += 1
+        if self.shown == 3:
+            return Done()
+        return Observation(text=f"look {self.shown}", images=PROMPTS[self.shown].images)
+
+
+def test_episodes_with_pictures_between_their_turns_agree_with_the_learner(pair):
+    engine, learner, _ = pair
+
+    async def play() -> list[Group]:
+        queue = Dispatcher(None, [engine.engine], capacity=64, timeout=60.0, max_failures=0)
+        episodes = Episodes(ShowsAnother, learner.processor, CONFIG, queue)
+        seeds = [[100 * place + i for i in range(4)] for place in range(4)]
+        version = engine.engine.policy_version
+        asked = zip(PROMPTS[:4], seeds, strict=True)
+        try:
+            return await asyncio.gather(
+                *(episodes.group(prompt, Sampling(max_tokens=500), its, version) for prompt, its in asked)
+            )
+        finally:
+            await queue.close()
+
+    groups = engine.start(play()).result(timeout=120)
+    # A policy without any skill ends a turn with one token in 263: some episodes have three turns, and some are cut before.
+    turns = [len(completion.turns) for group in groups for completion in group.completions]
+    assert max(turns) == 3 and min(turns) < 3
+    assert largest_gap(learner, groups) <= 1e-5

@@ -1,0 +1,69 @@
+"""Teaches a small policy a game: guess a number from 1 to 7 in three turns, told each time whether it is higher or lower.
+
+The cold start knows the rules and guesses at random, which wins about a third of the games. Who halves the range wins all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rewards import Score
+from rl import TrainConfig
+from rl.cli import main
+from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rollout import Completion, Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuessNumberConfig(TrainConfig):
+    """SAPO on a game of several turns."""
+
+    model: str = "cold-start"
+    """A folder or hub name; cold-start makes and teaches the small policy first."""
+    run_dir: Path = Path("runs/guess_number")
+    """Where config, metrics, samples and checkpoints go."""
+    steps: int = 60
+    """Steps: each one generates, scores, learns and syncs."""
+    largest: int = 7
+    """The number is from 1 to this."""
+    max_guesses: int = 3
+    """After so many the game is lost."""
+    cold_start: ColdStartConfig = ColdStartConfig(updates=60)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4)
+    rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=64, max_turn_tokens=4, max_model_len=128)
+    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
+    eval: EvalConfig = EvalConfig(num_prompts=14, num_samples=16)
+
+
+def won(prompt: Prompt, completion: Completion) -> Score:
+    """1 for a game that is won."""
+    outcome = completion.outcome
+    return Score(reward=float(outcome.get("won", False)), parts={"guesses": float(outcome.get("guesses", 0))})
+
+
+def run(config: GuessNumberConfig) -> None:
+    """Cold start, then SAPO."""
+    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    from rl import train
+    from rl.sft import cold_start
+    from rl.summary import print_result
+    from rollout.environments import GuessNumber
+    from rollout.sources.guess_number import guess_number, guesses_at_random
+
+    prompts = guess_number("train", largest=config.largest, num_prompts=2000)
+    games = guess_number("test", largest=config.largest, num_prompts=2000)
+    if config.model == "cold-start":
+        config = replace(
+            config,
+            model=str(
+                cold_start(config.cold_start, prompts, partial(guesses_at_random, max_guesses=config.max_guesses))
+            ),
+        )
+    environment = partial(GuessNumber, config.max_guesses)
+    print_result(train(config, prompts=prompts, reward=won, eval_prompts=games, environment=environment))
+
+
+if __name__ == "__main__":
+    main(run, GuessNumberConfig, __doc__)

@@ -1,0 +1,239 @@
+"""Environments that come with the house: tools that answer with a picture or a number, and a game.
+
+One of your own is an object with two methods, `reset(prompt)` and `step(completion) -> Observation | Done`; `train(...,
+environment=MyEnvironment)` makes one for each episode. What a policy writes is hostile: these parse it and never run it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+from rollout.types import Completion, Done, Observation, Prompt
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ReadCall: TypeAlias = Callable[[str], Mapping[str, Any] | None]
+"""A turn's text → the arguments of the tool call in it, None without one. Raises ValueError, whose message the policy is shown."""
+
+COORDINATES = 1000
+"""Qwen3-VL gives places in a picture as if it were this wide and high (arXiv 2511.21631)."""
+MOST_ARGUMENT_TEXT = 2000
+"""Characters of a tool call that are looked at."""
+
+
+def qwen_tool_call(name: str) -> ReadCall:
+    """Reads calls as Qwen3-VL writes them: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
+
+    Args:
+        name: Of the tool; a call of another is refused.
+    """
+
+    def read(text: str) -> Mapping[str, Any] | None:
+        _, found, rest = text.rpartition("<tool_call>")
+        if not found:
+            return None
+        body = rest.partition("</tool_call>")[0].strip()
+        if len(body) > MOST_ARGUMENT_TEXT:
+            raise ValueError(f"a call of {len(body)} characters is too long")
+        try:
+            call = json.loads(body)
+        except (ValueError, RecursionError):
+            raise ValueError("the call is not JSON") from None
+        if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict):
+            raise ValueError('a call is {"name": ..., "arguments": {...}}')
+        if call.get("name") != name:
+            raise ValueError(f"the tool is called {name}")
+        return call["arguments"]
+
+    return read
+
+
+READ_ZOOM = qwen_tool_call("image_zoom_in_tool")
+READ_CALCULATION = qwen_tool_call("calculator")
+
+
+class ZoomTool:
+    """Thinking with images: the policy asks for a part of a picture and is shown it, larger; without a call the episode is done.
+
+    A call has `bbox_2d` [x1, y1, x2, y2] from 0 to 1000 over width and height, and `img_idx`, which of the prompt's images, 0 if
+    left out. What is cut out comes from the picture as the dataset has it, however small the policy was shown it.
+
+    Args:
+        read_call: How a call is written; default: Qwen3-VL's `image_zoom_in_tool`.
+        min_side: Pixels: what is cut out is enlarged until both its sides are at least this long.
+        max_side: Pixels: and made smaller until neither is longer.
+    """
+
+    def __init__(self, read_call: ReadCall = READ_ZOOM, *, min_side: int = 256, max_side: int = 2048) -> None:
+        if not 0 < min_side <= max_side:
+            raise ValueError(f"min_side must be > 0 and at most max_side, got {min_side} and {max_side}")
+        self._read_call, self._min_side, self._max_side = read_call, min_side, max_side
+
+    def reset(self, prompt: Prompt) -> None:
+        """Takes the prompt's pictures."""
+        self._images = prompt.images
+
+    def step(self, completion: Completion) -> Observation | Done:
+        """Shows what was asked for, or says what is wrong with the call."""
+        try:
+            call = self._read_call(completion.text)
+            if call is None:
+                return Done()
+            return Observation(images=[self._cut(call)])
+        except ValueError as error:
+            return Observation(text=f"error: {error}")
+
+    def _cut(self, call: Mapping[str, Any]) -> Image.Image:
+        index, box = call.get("img_idx", 0), call.get("bbox_2d")
+        if not isinstance(index, int) or not 0 <= index < len(self._images):
+            raise ValueError(f"img_idx must be from 0 to {len(self._images) - 1}")
+        if not _is_box(box):
+            raise ValueError(f"bbox_2d must be four numbers from 0 to {COORDINATES}")
+        image = self._images[index]
+        x1, y1, x2, y2 = box
+        left, right = math.floor(x1 * image.width / COORDINATES), math.ceil(x2 * image.width / COORDINATES)
+        top, bottom = math.floor(y1 * image.height / COORDINATES), math.ceil(y2 * image.height / COORDINATES)
+        if not (left < right and top < bottom):
+            raise ValueError("bbox_2d must have x1 < x2 and y1 < y2")
+        part = image.crop((left, top, right, bottom))
+        scale = max(1.0, self._min_side / min(part.size))
+        scale = min(scale, self._max_side / max(part.size))
+        size = (max(1, round(part.width * scale)), max(1, round(part.height * scale)))
+        return part if size == part.size else part.resize(size)
+
+
+def _is_box(value: Any) -> TypeGuard[Sequence[float]]:
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        return False
+    return all(isinstance(number, int | float) and 0 <= number <= COORDINATES for number in value)
+
+
+class Calculator:
+    """Works out what the policy asks for; without a call the episode is done.
+
+    Numbers, + - * / // % ** and parentheses, as Python reads them; large powers are refused. A call has `expression`.
+
+    Args:
+        read_call: How a call is written; default: Qwen's, of a tool named `calculator`.
+    """
+
+    def __init__(self, read_call: ReadCall = READ_CALCULATION) -> None:
+        self._read_call = read_call
+
+    def reset(self, prompt: Prompt) -> None:
+        """There is nothing to prepare."""
+
+    def step(self, completion: Completion) -> Observation | Done:
+        """Shows the value, or says what is wrong."""
+        try:
+            call = self._read_call(completion.text)
+            if call is None:
+                return Done()
+            return Observation(text=_shown(calculate(str(call.get("expression", "")))), role="tool")
+        except ValueError as error:
+            return Observation(text=f"error: {error}", role="tool")
+
+
+class GuessNumber:
+    """A game: the policy guesses the prompt's answer, a whole number, and is told whether it is higher or lower.
+
+    The outcome has `won`, and `guesses`, how many it took.
+
+    Args:
+        max_guesses: After so many the game is lost.
+    """
+
+    def __init__(self, max_guesses: int = 3) -> None:
+        if max_guesses < 1:
+            raise ValueError(f"max_guesses must be >= 1, got {max_guesses}")
+        self._max_guesses = max_guesses
+
+    def reset(self, prompt: Prompt) -> None:
+        """Takes the number."""
+        self._number, self._guesses = int(prompt.answer), 0
+
+    def step(self, completion: Completion) -> Observation | Done:
+        """Compares the last whole number of the turn; a turn without one is a wasted guess."""
+        self._guesses += 1
+        guesses = re.findall(r"-?\d{1,18}", completion.text)
+        guess = int(guesses[-1]) if guesses else None
+        if guess == self._number or self._guesses == self._max_guesses:
+            return Done(outcome={"won": guess == self._number, "guesses": self._guesses})
+        if guess is None:
+            return Observation(text="a number?")
+        return Observation(text="higher" if guess < self._number else "lower")
+
+
+OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+MOST_BITS = 1024
+"""Whole numbers of an expression, its results between included, are at most 2 to this."""
+MOST_EXPRESSION = 200
+"""Characters of an expression."""
+
+
+def calculate(expression: str) -> int | float:
+    """The value of an arithmetic expression, in bounded time and memory.
+
+    Raises:
+        ValueError: It is something else than numbers and operators, too large, or has no value.
+    """
+    if len(expression) > MOST_EXPRESSION:
+        raise ValueError(f"an expression of {len(expression)} characters is too long")
+    try:
+        return _value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, MemoryError, RecursionError):
+        raise ValueError("that is not an arithmetic expression") from None
+    except ZeroDivisionError:
+        raise ValueError("division by zero") from None
+    except OverflowError:
+        raise ValueError("the number is too large") from None
+
+
+def _value(node: ast.AST) -> int | float:
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return _bounded(value)
+        case ast.UnaryOp(op=sign, operand=operand) if type(sign) in OPERATORS:
+            return _bounded(OPERATORS[type(sign)](_value(operand)))
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return _bounded(_power(_value(left), _value(right)))
+        case ast.BinOp(left=left, op=sign, right=right) if type(sign) in OPERATORS:
+            return _bounded(OPERATORS[type(sign)](_value(left), _value(right)))
+    raise ValueError("that is not an arithmetic expression")
+
+
+def _power(base: int | float, exponent: int | float) -> int | float:
+    if isinstance(base, int) and isinstance(exponent, int) and abs(exponent) * (abs(base).bit_length() - 1) > MOST_BITS:
+        raise ValueError("the number is too large")
+    value = base**exponent
+    if isinstance(value, complex):
+        raise ValueError("a negative number has no such power")
+    return value
+
+
+def _bounded(value: int | float) -> int | float:
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ValueError("the number is too large")
+    if not math.isfinite(value):
+        raise ValueError("the number is too large")
+    return value
+
+
+def _shown(value: int | float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.12g}"

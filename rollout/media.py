@@ -1,0 +1,282 @@
+"""The images and videos of a prompt: opened from whatever form a dataset has them in."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from rollout.types import Video
+
+# What is wrong with a file, our own errors say. FFmpeg reads this once, when OpenCV first uses it.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+T = TypeVar("T")
+
+MIN_FRAMES = 4
+"""Frames that Qwen3-VL takes of a video however short, if it has as many."""
+TOLERATED_SHORTAGE = 0.05
+"""Some containers only estimate how many frames they hold; a video that ends much earlier than that is damaged."""
+
+
+class UnreadablePrompt(ValueError):
+    """A row that cannot become a prompt; the message names the row and the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameSampling:
+    """Which frames of a video are seen: evenly spread from the first to the last, as Qwen3-VL was trained.
+
+    Attributes:
+        fps: Frames per second of the video's time.
+        max_frames: Most frames of a video; a longer one is seen at fewer frames per second.
+        max_pixels: Most pixels of a frame; larger ones are scaled down as they are decoded. Default: 768 tokens of 32 × 32.
+    """
+
+    fps: float = 2.0
+    max_frames: int = 64
+    max_pixels: int = 768 * 32 * 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("fps", 0.0), ("max_frames", 1), ("max_pixels", 0)):
+            if not getattr(self, name) > least:
+                raise ValueError(f"{name} of FrameSampling must be > {least:g}, got {getattr(self, name)}")
+
+    def indices(self, num_frames: int, fps: float) -> list[int]:
+        """The frames to see, in order.
+
+        Args:
+            num_frames: Frames of the video, at least 1.
+            fps: Its own frames per second.
+        """
+        wanted = max(int(num_frames / fps * self.fps), MIN_FRAMES)
+        count = min(wanted, self.max_frames, num_frames)
+        return [int(index) for index in np.linspace(0, num_frames - 1, count).round()]
+
+
+def open_images(sources: Sequence[Any]) -> list[Image.Image]:
+    """Decodes images: upright, RGB, on white where they are transparent.
+
+    Args:
+        sources: PIL images, paths, the bytes of a file, or `{"bytes": ..., "path": ...}`.
+
+    Raises:
+        UnreadablePrompt: Names the image and the reason.
+    """
+    return _open_each("image", sources, _open_image)
+
+
+def open_videos(sources: Sequence[Any], sampling: FrameSampling) -> list[Video]:
+    """Decodes videos, as far as their frames are to be seen.
+
+    Args:
+        sources: Paths, the bytes of a file, `{"bytes": ..., "path": ...}`, `{"frames": PIL images or an array, "fps": ...}`;
+            or Videos, which stay as they are.
+        sampling: Which frames.
+
+    Raises:
+        UnreadablePrompt: Names the video and the reason.
+    """
+    return _open_each("video", sources, lambda source: _open_video(source, sampling))
+
+
+def undecoded_videos(rows: Any) -> Any:
+    """Has a `datasets.Dataset` hand out its videos as files: its own decoder would read whole ones, and needs torchcodec."""
+    for name, feature in (getattr(rows, "features", None) or {}).items():
+        if type(feature).__name__ == "Video" and feature.decode:
+            rows = rows.cast_column(name, type(feature)(decode=False))
+    return rows
+
+
+def _open_each(kind: str, sources: Sequence[Any], open_one: Callable[[Any], T]) -> list[T]:
+    opened = []
+    for number, source in enumerate(sources):
+        try:
+            opened.append(open_one(source))
+        except Exception as error:  # decoders raise almost anything on damaged files; nothing else runs inside
+            raise UnreadablePrompt(f"{kind} {number} cannot be read: {type(error).__name__}: {error}") from error
+    return opened
+
+
+def _open_image(source: Any) -> Image.Image:
+    source = _file_of(source)
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    if isinstance(source, str | Path | io.BytesIO):
+        with Image.open(source) as opened:
+            return _as_rgb(opened)
+    if isinstance(source, Image.Image):
+        return _as_rgb(source)
+    raise ValueError(
+        f'expected a PIL image, a path, bytes or {{"bytes": ..., "path": ...}}, got {type(source).__name__}'
+    )
+
+
+def _file_of(source: Any) -> Any:
+    """What `datasets` makes of a file that it does not decode, as the bytes or the path that it holds."""
+    if isinstance(source, Mapping):
+        return source["path"] if source.get("bytes") is None else source["bytes"]
+    return source
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"it has {image.width} × {image.height} pixels")
+    image = ImageOps.exif_transpose(image)  # a camera's photo may be stored lying on its side
+    if image.has_transparency_data:  # a chart with a transparent background would otherwise turn black on black
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _open_video(source: Any, sampling: FrameSampling) -> Video:
+    if isinstance(source, Video):
+        return _checked(source)
+    if isinstance(source, Mapping) and "frames" in source:
+        return _choose_frames(source["frames"], source.get("fps"), sampling)
+    source = _file_of(source)
+    if isinstance(source, bytes):
+        return _decode(lambda: io.BytesIO(source), sampling)
+    if isinstance(source, str | Path):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"no such file: {source}")
+        return _decode(lambda: str(source), sampling)
+    raise ValueError(
+        'expected a path, bytes, {"bytes": ..., "path": ...}, {"frames": ..., "fps": ...} or a Video, '
+        f"got {type(source).__name__}"
+    )
+
+
+def _choose_frames(frames: Any, fps: float | None, sampling: FrameSampling) -> Video:
+    """A video that came as single pictures."""
+    if not len(frames):
+        raise ValueError("it has 0 frames")
+    fps = _checked_fps(fps)
+    indices = sampling.indices(len(frames), fps)
+    return _as_video([_scaled(_pixels(frames[index]), sampling) for index in indices], fps, indices)
+
+
+def _decode(stream: Callable[[], Any], sampling: FrameSampling) -> Video:
+    with _capture(stream()) as capture:
+        fps, told = _frame_rate(capture), _frame_count(capture)
+    count = told or _count_frames(stream())
+    while True:
+        indices = sampling.indices(count, fps)
+        frames, num_read = _read_frames(stream(), indices, sampling)
+        if len(frames) == len(indices):
+            return _as_video(frames, fps, indices)
+        if num_read < (1 - TOLERATED_SHORTAGE) * told:
+            raise ValueError(f"it ends after {num_read} of {told} frames")
+        count = num_read
+
+
+@contextmanager
+def _capture(stream: Any) -> Iterator[Any]:
+    """OpenCV's reader of a file's path or content, which tells nobody but us what is wrong with it."""
+    import cv2
+
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    try:
+        if not capture.isOpened():
+            raise ValueError("it is damaged, or no video")
+        yield capture
+    finally:
+        capture.release()
+
+
+def _frame_rate(capture: Any) -> float:
+    import cv2
+
+    return _checked_fps(capture.get(cv2.CAP_PROP_FPS))
+
+
+def _frame_count(capture: Any) -> int:
+    """As the file tells; 0 where it does not."""
+    import cv2
+
+    return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+
+def _count_frames(stream: Any) -> int:
+    with _capture(stream) as capture:
+        count = 0
+        while capture.grab():
+            count += 1
+    if not count:
+        raise ValueError("it has 0 frames")
+    return count
+
+
+def _read_frames(stream: Any, indices: Sequence[int], sampling: FrameSampling) -> tuple[list[np.ndarray], int]:
+    """Frames [H, W, 3] as far as the video goes, and how many of its own it has gone.
+
+    One after the other: OpenCV's jumps to a frame number miss it in many files.
+    """
+    frames: list[np.ndarray] = []
+    with _capture(stream) as capture:
+        for number in range(indices[-1] + 1):
+            if not capture.grab():
+                return frames, number
+            if number == indices[len(frames)]:
+                is_whole, frame = capture.retrieve()
+                if not is_whole:
+                    return frames, number
+                frames.append(_scaled(frame[:, :, ::-1], sampling))  # OpenCV has blue first
+    return frames, indices[-1] + 1
+
+
+def _pixels(frame: Any) -> np.ndarray:
+    return np.asarray(_as_rgb(frame)) if isinstance(frame, Image.Image) else np.asarray(frame)
+
+
+def _scaled(frame: np.ndarray, sampling: FrameSampling) -> np.ndarray:
+    """A frame [H, W, 3] of at most `max_pixels`."""
+    if frame.ndim != 3 or frame.shape[0] * frame.shape[1] <= sampling.max_pixels:
+        return frame
+    height, width = frame.shape[:2]
+    scale = math.sqrt(sampling.max_pixels / (height * width))
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BICUBIC))
+
+
+def _as_video(frames: Sequence[np.ndarray], fps: float, indices: Sequence[int]) -> Video:
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) > 1:
+        raise ValueError(f"its frames are of different sizes: {' and '.join(map(str, sorted(sizes)))}")
+    return _checked(Video(frames=np.stack(frames), fps=fps, frame_indices=tuple(indices)))
+
+
+def _checked(video: Video) -> Video:
+    """The same video, with at least the two frames that make a token."""
+    shape = video.frames.shape
+    if len(shape) != 4 or shape[3] != 3 or video.frames.dtype != np.uint8:
+        raise ValueError(f"expected frames [F, H, W, 3] of uint8, got {list(shape)} of {video.frames.dtype}")
+    if 0 in shape:
+        raise ValueError(f"it has {shape[0]} frames of {shape[2]} × {shape[1]} pixels")
+    if len(video.frame_indices) != shape[0]:
+        raise ValueError(f"it has {shape[0]} frames and {len(video.frame_indices)} frame_indices")
+    _checked_fps(video.fps)
+    if shape[0] == 1:
+        return Video(
+            frames=np.repeat(video.frames, 2, axis=0), fps=video.fps, frame_indices=tuple(video.frame_indices) * 2
+        )
+    return video
+
+
+def _checked_fps(fps: float | None) -> float:
+    if fps is None or not 0 < fps < math.inf:
+        raise ValueError(f"its frames per second must be > 0, got {fps}")
+    return float(fps)

@@ -1,0 +1,118 @@
+"""What Ray's nodes have, and whether engines and learner fit there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rollout.config import RolloutConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine of the cluster.
+
+    Attributes:
+        name: Its address.
+        cpus: CPUs that Ray counts there.
+        gpus: GPUs that Ray counts there.
+    """
+
+    name: str
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU of the cluster.
+
+    Attributes:
+        node: The Ray node's id.
+        device: Its number or UUID there, as CUDA_VISIBLE_DEVICES takes it.
+    """
+
+    node: str
+    device: str
+
+
+def cluster_nodes() -> list[Node]:
+    """Those of the cluster that is joined."""
+    import ray
+
+    return [
+        Node(
+            name=node["NodeManagerAddress"],
+            cpus=int(node["Resources"].get("CPU", 0)),
+            gpus=int(node["Resources"].get("GPU", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def gpus_of_nodes() -> list[int]:
+    """GPUs of each node of the cluster that is joined or that RAY_ADDRESS names; without one, of this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return [node.gpus for node in cluster_nodes()]
+    if "RAY_ADDRESS" not in os.environ:
+        import torch
+
+        return [torch.cuda.device_count()]
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        return [node.gpus for node in cluster_nodes()]
+    finally:
+        ray.shutdown()
+
+
+def most_engines(room: Sequence[int], spare: Sequence[int], width: int, learner_gpus: int) -> int:
+    """How many engines there can be beside a learner that may have any GPUs.
+
+    Args:
+        room: Engines that each node has room for, without a learner.
+        spare: GPUs of each node that these engines leave over; the learner takes those first.
+        width: GPUs of one engine.
+        learner_gpus: GPUs of the learner.
+    """
+    short = max(0, learner_gpus - sum(spare))
+    return max(0, sum(room) - (math.ceil(short / width) if width else 0))
+
+
+def require_room(nodes: Sequence[Node], config: RolloutConfig, *, learner_gpus: int = 0) -> None:
+    """Refuses more engines than the nodes have room for, each whole on one node.
+
+    Args:
+        nodes: What there is.
+        config: What is asked.
+        learner_gpus: GPUs that the learner has for itself; 0 where engines share them.
+
+    Raises:
+        ValueError: Says what Ray has on each node, and what is asked.
+    """
+    width, threads = config.gpus_per_engine, config.threads_per_engine
+    room = [min(node.cpus // threads, node.gpus // width if width else node.cpus) for node in nodes]
+    spare = [node.gpus - count * width for node, count in zip(nodes, room, strict=True)]
+    gpus = sum(node.gpus for node in nodes)
+    if learner_gpus > gpus:
+        raise ValueError(f"learner.gpus = {learner_gpus}, but Ray has {gpus} ({describe(nodes)}): lower learner.gpus")
+    possible = most_engines(room, spare, width, learner_gpus)
+    if config.num_engines <= possible:
+        return
+    each = f"{threads} CPUs" + (f" and {width} GPUs" if width else "")
+    beside = f" beside learner.gpus = {learner_gpus}" if learner_gpus else ""
+    remedy = f"lower rollout.num_engines to {possible}" if possible else "lower what one engine takes"
+    raise ValueError(
+        f"rollout.num_engines = {config.num_engines} engines of {each}, each on one node{beside}: Ray has room for {possible} "
+        f"({describe(nodes)}): {remedy}, or start Ray on more machines"
+    )
+
+
+def describe(nodes: Sequence[Node]) -> str:
+    """The nodes in words."""
+    return "; ".join(f"node {node.name}: {node.cpus} CPUs, {node.gpus} GPUs" for node in nodes) or "no node"
