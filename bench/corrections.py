@@ -9,9 +9,6 @@ the end, and of how far engine and learner were apart.
 from __future__ import annotations
 
 import json
-import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from rl.tracking import read_metrics
+from bench.runs import means, recipe_run, step_rows
 
 CORRECTIONS = {
     "off": "",
@@ -61,7 +58,7 @@ def main(options: Options) -> None:
     results = {}
     for name, chosen in CORRECTIONS.items():
         runs = [summary(run(options, name, chosen, seed)) for seed in options.seeds]
-        results[name] = {key: statistics.mean(its[key] for its in runs) for key in runs[0]}
+        results[name] = means(runs, runs[0])
         table.add_row(name, *(f"{value:.3f}" if value > 0.01 else f"{value:.1e}" for value in results[name].values()))
     Console().print(table)
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -70,20 +67,15 @@ def main(options: Options) -> None:
 
 def run(options: Options, name: str, chosen: str, seed: int) -> Path:
     """One run of the recipe; returns its folder."""
-    run_dir = options.folder / f"{name.replace(' ', '_')}-{seed}"
-    if not (run_dir / "checkpoints" / f"step_{options.steps}").is_dir():
-        policy = "--cold-start.kind moe --rollout.dtype bfloat16 --learner.dtype bfloat16"
-        where = f"--run-dir {run_dir} --steps {options.steps} --seed {seed} --wandb disabled"
-        words = f"{policy} {where} {options.recipe_options} {chosen}".split()
-        subprocess.run([sys.executable, "-m", "recipes.digit_sums", *words], check=True)
-    return run_dir
+    policy = "--cold-start.kind moe --rollout.dtype bfloat16 --learner.dtype bfloat16"
+    words = f"{policy} --seed {seed} {options.recipe_options} {chosen}"
+    return recipe_run(options.folder / f"{name.replace(' ', '_')}-{seed}", options.steps, words)
 
 
 def summary(run_dir: Path) -> dict[str, float]:
     """The columns' means over the last quarter of the steps, and the last evaluation."""
-    rows = read_metrics(run_dir)[1:]
-    late = rows[-len(rows) // 4 :]
-    found = {name: statistics.mean(row[name] for row in late) for name in COLUMNS}
+    rows = step_rows(run_dir)
+    found = means(rows[-len(rows) // 4 :], COLUMNS)
     return found | {name: rows[-1][f"eval/{name}"] for name in ("greedy", "sampled")}
 
 

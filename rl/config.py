@@ -218,6 +218,7 @@ POSITIVE = """
     steps prompts_per_step num_minibatches tau_pos tau_neg reward_timeout reward_workers optimizer.learning_rate
     optimizer.max_grad_norm rollout.num_engines rollout.threads_per_engine rollout.max_tokens rollout.temperature
     rollout.kv_cache_gib rollout.gpu_memory_utilization rollout.max_running rollout.request_timeout rollout.engine_timeout
+    rollout.start_timeout
     rollout.max_turns rollout.episode_timeout rollout.environment_timeout
     learner.cpu_ranks learner.threads lora.alpha eval.num_samples
     """.split()

@@ -69,6 +69,8 @@ class RolloutConfig:
     """Seconds after which a completion is cut, as if it had reached max_tokens."""
     engine_timeout: float = 300.0
     """Seconds without a sign of life after which an engine counts as hanging and is replaced."""
+    start_timeout: float = 1800.0
+    """Seconds that an engine may take to start, Ray's search for room included."""
     max_failures: int = 3
     """Engines that may fail one after the other, without a single completion in between, before the run stops."""
     max_logprob_gap: float | None = None

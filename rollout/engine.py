@@ -330,6 +330,7 @@ class RolloutEngine:
         workers = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
         segments = segments_of(workers)
         self._llm.shutdown()
+        del self._llm  # its finaliser would complain at the interpreter's end, when half of Python is gone
         wait_until_ended(workers, seconds=10)
         remove_unmapped(segments)
 

@@ -18,7 +18,7 @@ from rollout.dispatch import Dispatcher, Engine
 from rollout.engine_client import RayEngineClient
 from rollout.episodes import Episodes
 from rollout.remote_engine import RemoteEngine, get, told
-from rollout.resources import Gpu, cluster_nodes, require_room
+from rollout.resources import Gpu, cluster_nodes, describe, require_room
 from rollout.types import CannotReplace, EngineFailed, Group, Prompt, Request, Sampling
 
 T = TypeVar("T")
@@ -83,13 +83,30 @@ class RolloutPool:
             self._new_engine(gpus[i * width : (i + 1) * width] if gpus else ()) for i in range(config.num_engines)
         ]
         try:
-            for engine in engines:
-                engine.has_started(get(engine.starting))
+            self._wait_until_started(engines)
         except BaseException:
             self._close(engines)
             raise
         self.run(self._open(engines))
         self._episodes = episodes(self.dispatcher) if episodes else None
+
+    def _wait_until_started(self, engines: Sequence[RemoteEngine]) -> None:
+        """Returns when all have started, or raises what the first one to fail says."""
+        waiting = {engine.starting: engine for engine in engines}
+        deadline = time.monotonic() + self.config.start_timeout
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise RuntimeError(f"{len(waiting)} of {len(engines)} engines {self._late()}")
+            for call in ready:
+                waiting.pop(call).has_started(get(call))
+
+    def _late(self) -> str:
+        """What to say of engines that do not start."""
+        return (
+            f"did not start within rollout.start_timeout = {self.config.start_timeout:g} s: Ray has "
+            f"{describe(cluster_nodes())}; end what else works there, or give them more time"
+        )
 
     async def _open(self, engines: Sequence[Engine]) -> None:
         self._no_sync = asyncio.Lock()
@@ -286,7 +303,7 @@ class RolloutPool:
         self._close(engines)
 
     def _close(self, engines: Sequence[RemoteEngine]) -> None:
-        closing = [engine.close() for engine in engines]
+        closing = [engine.close() for engine in engines if engine.belongings is not None]
         ray.wait(closing, num_returns=len(closing), timeout=20)
         for engine in engines:
             self.run(engine.destroy())
@@ -315,9 +332,13 @@ class RolloutPool:
             )
         engine = self._new_engine()
         try:
-            engine.has_started(await engine.starting)
+            async with asyncio.timeout(self.config.start_timeout):
+                engine.has_started(await engine.starting)
             async with self._no_sync:
                 await asyncio.to_thread(self._client.introduce, engine)
+        except TimeoutError:
+            await engine.destroy()
+            raise EngineFailed(f"its replacement {self._late()}") from None
         except ray.exceptions.RayError as error:
             await engine.destroy()
             raise told(error) from error

@@ -6,6 +6,8 @@ import asyncio
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from rollout.engine import RolloutEngine
 from rollout.engine_client import RayEngineClient
 from rollout.pool import RolloutPool
 from rollout.remote_engine import engine_environment
-from rollout.types import Group, Prompt, Request, Sampling
+from rollout.types import Group, Prompt, Request, Sampling, sampled_mask
 from rollout.weight_transfer import SharedMemorySender, WeightSource
 
 
@@ -53,6 +55,12 @@ class EngineThread:
         self, prompts: Sequence[Prompt], sampling: Sampling, *, num_completions: int = 4, seed: int = 0
     ) -> list[Group]:
         """Groups of the version that the engine holds; completion i of prompt p has the seed 1000 · p + i + seed."""
+        return self.begin(prompts, sampling, num_completions=num_completions, seed=seed).result(timeout=300)
+
+    def begin(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, num_completions: int = 4, seed: int = 0
+    ) -> Future[list[Group]]:
+        """The same, for a caller that has something else to do meanwhile."""
         version = self.engine.policy_version
 
         async def all_groups() -> list[Group]:
@@ -65,9 +73,9 @@ class EngineThread:
                 )
             )
 
-        return self._run(all_groups())
+        return self.start(all_groups())
 
-    def start(self, coroutine: Any) -> Any:
+    def start(self, coroutine: Any) -> Future[Any]:
         """A future of a coroutine in the engine's event loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
@@ -148,3 +156,20 @@ def largest_gap(learner: Any, groups: Sequence[Group]) -> float:
     logprobs = learner.old_logprobs(batches)
     gaps = [(its - batch.rollout_logprobs_BT)[batch.mask_BT] for batch, its in zip(batches, logprobs, strict=True)]
     return torch.cat(gaps).abs().max().item()
+
+
+def gaps_of(learner: Any, group: Group) -> list[np.ndarray]:
+    """|log p(engine) − log p(learner)| of each completion's sampled tokens, under the learner's present weights."""
+    from rewards.types import Score
+    from rl.batching import make_samples
+
+    found = []
+    for completion in group.completions:
+        if not sampled_mask(completion).any():
+            found.append(np.zeros(0))
+            continue
+        [[sample]] = make_samples([replace(group, completions=[completion])], [[Score(reward=0.0)]])
+        [batch] = learner.make_microbatches([sample])
+        [logprobs_BT] = learner.old_logprobs([batch])
+        found.append((logprobs_BT - batch.rollout_logprobs_BT)[batch.mask_BT].abs().numpy())
+    return found

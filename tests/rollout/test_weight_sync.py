@@ -4,8 +4,11 @@ brings every weight and drops every cache."""
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,9 +20,9 @@ from rl.learner import Learner
 from rollout.dispatch import Dispatcher
 from rollout.episodes import Episodes
 from rollout.rendering import render, require_same_tokens
-from rollout.types import Completion, Done, Group, Observation, Prompt, Sampling
+from rollout.types import Completion, Done, Group, Observation, Prompt, Request, Sampling, token_versions
 from rollout.weight_transfer import SharedMemorySender, WeightSource
-from tests.engines import EngineThread, change_weights, largest_gap
+from tests.engines import EngineThread, change_weights, gaps_of, largest_gap
 from tests.modalities import CONFIG, PROMPTS, clip, prompt
 
 pytestmark = pytest.mark.engine
@@ -135,3 +138,90 @@ def test_episodes_with_pictures_between_their_turns_agree_with_the_learner(pair)
     turns = [len(completion.turns) for group in groups for completion in group.completions]
     assert max(turns) == 3 and min(turns) < 3
     assert largest_gap(learner, groups) <= 1e-5
+
+
+def sync_twice(pair, begun) -> dict[int, dict[str, torch.Tensor]]:
+    """Brings changed weights into the engine, twice, while it generates; returns those of each version."""
+    engine, learner, sender = pair
+    weights = {engine.engine.policy_version: snapshot(learner)}
+    for seed in (3, 4):
+        time.sleep(0.6)
+        assert not begun.done(), "too late for a sync in the middle of generation"
+        change_weights(learner, seed)
+        sender.send_weights(engine.engine.policy_version + 1)
+        weights[engine.engine.policy_version] = snapshot(learner)
+    return weights
+
+
+def snapshot(learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+
+
+def gaps_by_version(learner, weights, groups) -> np.ndarray:
+    """[versions, tokens] how far the log-probability of each token is from that under each version's weights."""
+    rows = []
+    for its in weights.values():
+        learner.model.load_state_dict(its)
+        rows.append(np.concatenate([gaps for group in groups for gaps in gaps_of(learner, group)]))
+    return np.stack(rows)
+
+
+def test_completions_that_syncs_meet_go_on_and_each_token_names_the_version_that_sampled_it(pair):
+    engine, learner, _ = pair
+    begun = engine.begin(PROMPTS, Sampling(max_tokens=400))
+    weights = sync_twice(pair, begun)
+    groups = begun.result(timeout=120)
+    completions = [completion for group in groups for completion in group.completions]
+    named = np.concatenate([token_versions(completion) for completion in completions])
+    assert set(named) == set(weights), "some version has sampled nothing"
+    assert max(len(set(token_versions(completion))) for completion in completions) == 3
+    gaps = gaps_by_version(learner, weights, groups)
+    is_named = np.array(list(weights))[:, None] == named
+    # Under the weights of the version that it names a token is exactly as likely as the engine said, under others it is not.
+    assert gaps[is_named].max() <= 1e-5
+    assert (gaps[~is_named] > 1e-3).mean() > 0.95
+
+
+def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_seeds_and_the_new_weights(pair):
+    engine, learner, _ = pair
+    engine.engine.config = replace(CONFIG, in_flight="requeue")
+    sampling, seeds = Sampling(max_tokens=400), [11, 12, 13, 14]
+    version = engine.engine.policy_version
+
+    async def answers() -> list[Group]:
+        queue = Dispatcher(None, [engine.engine], capacity=64, timeout=60.0, max_failures=0)
+        try:
+            return await asyncio.gather(
+                *(queue.generate(Request(prompt=prompt), sampling, seeds, version) for prompt in PROMPTS)
+            )
+        finally:
+            await queue.close()
+
+    begun = engine.start(answers())
+    try:
+        weights = sync_twice(pair, begun)
+        groups = begun.result(timeout=120)
+    finally:
+        engine.engine.config = CONFIG
+    completions = [completion for group in groups for completion in group.completions]
+    assert len(completions) == 4 * len(PROMPTS) and all(completion.token_versions is None for completion in completions)
+    named = np.concatenate([token_versions(completion) for completion in completions])
+    assert max(weights) in named, "no completion has begun anew"
+    gaps = gaps_by_version(learner, weights, groups)
+    assert gaps[np.array(list(weights))[:, None] == named].max() <= 1e-5
+    last = [completion for completion in completions if completion.policy_version == max(weights)]
+    again = [completion for group in engine.start(answers()).result(timeout=120) for completion in group.completions]
+    assert {tuple(completion.token_ids) for completion in last} <= {tuple(completion.token_ids) for completion in again}
+
+
+def test_a_request_past_its_deadline_is_cut_and_keeps_what_it_has_said(pair):
+    engine, learner, _ = pair
+    engine.engine.config = replace(CONFIG, request_timeout=0.5)
+    try:
+        [group] = engine.generate(PROMPTS[:1], Sampling(max_tokens=650), num_completions=16)
+    finally:
+        engine.engine.config = CONFIG
+    cut = [completion for completion in group.completions if completion.finish_reason == "length"]
+    assert cut, "all were done in time"
+    assert all(0 < len(completion.token_ids) < 650 for completion in cut)
+    assert largest_gap(learner, [group]) <= 1e-5

@@ -1,0 +1,270 @@
+"""What another engine adds, and how many engines one dispatcher can keep at work.
+
+    python -m bench.dispatch
+
+Real engines first, one core each: tokens per second with one of them and with all. How long each completion took is recorded.
+Then made-up engines that take just as long, up to hundreds, behind the real dispatcher: completions per second against as many
+times those of one engine, and the driver's CPU time for each completion. Last, what a completion's way through Ray costs the
+driver, by actors that answer at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from policies.loading import load_processor, vision_token_ids
+from policies.small import save_small_policy
+from rl.loop import local_ray
+from rollout.config import RolloutConfig
+from rollout.dispatch import Dispatcher, Engine
+from rollout.pool import RolloutPool, request_seed
+from rollout.prompts import prompts_from
+from rollout.remote_engine import RemoteEngine
+from rollout.sources.digit_sums import digit_sums, to_prompt
+from rollout.types import Completion, Group, Prompt, Request, Response, Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    engines: int = 2
+    """Real engines, one core each."""
+    simulated: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    """Numbers of made-up engines."""
+    prompts: int = 48
+    """Prompts of each measurement, for each engine."""
+    group_size: int = 8
+    """Completions of each prompt."""
+    max_tokens: int = 32
+    """Tokens of a completion: the policy is random and hardly ever ends by itself."""
+    max_running: int = 128
+    """Completions that an engine works at."""
+    repeats: int = 3
+    """Measurements of the real engines, one engine and all in turn."""
+    output: Path = Path("bench/results/dispatch.json")
+    """Where the figures go."""
+
+
+def main(options: Options) -> None:
+    """Measures, prints tables, writes JSON."""
+    console = Console()
+    with local_ray():
+        real, latencies = measure_real(options)
+        console.print(as_table("real engines", real))
+        through_ray = [measure_ray(options, count) for count in (1, 2)]
+    simulated = [measure_simulated(options, count, latencies) for count in options.simulated]
+    for row in simulated:
+        row["of ideal"] = row["completions/s"] / (
+            row["engines"] / simulated[0]["engines"] * simulated[0]["completions/s"]
+        )
+    median = statistics.median(latencies)
+    console.print(as_table(f"made-up engines, {median:.2f} s for a completion (median, as recorded)", simulated))
+    console.print(as_table("through Ray, answered at once", through_ray))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    found = {"real": real, "simulated": simulated, "through_ray": through_ray, "latencies": latencies}
+    options.output.write_text(json.dumps(found, indent=1))
+
+
+def measure_real(options: Options) -> tuple[list[dict[str, float]], list[float]]:
+    """Tokens per second of one engine and of all, and the seconds that one engine took for each completion."""
+    prompts = prompts_from(digit_sums("train", num_prompts=1000), to_prompt)
+    config = RolloutConfig(
+        num_engines=options.engines,
+        dtype="float32",
+        max_tokens=options.max_tokens,
+        max_model_len=256,
+        max_running=options.max_running,
+    )
+    counts, speeds, latencies = sorted({1, options.engines}), dict[int, list[float]](), list[float]()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save_small_policy(Path(scratch), kind="dense", seed=0)
+        banned = vision_token_ids(load_processor(folder))
+        pool = RolloutPool(folder, config, backend="shared_memory", banned_ids=banned, policy_version=0)
+        try:
+            for repeat in range(options.repeats + 1):
+                for count in counts:
+                    engines = [Recorded(engine) for engine in pool.engines[:count]]
+                    asked = list(prompts[: options.prompts * count])
+                    start = time.perf_counter()
+                    groups = pool.run(answer(engines, asked, options, seed=repeat))
+                    seconds = time.perf_counter() - start
+                    if repeat:  # the first one warms the engines up
+                        speeds.setdefault(count, []).append(num_tokens(groups) / seconds)
+                        if count == 1:
+                            latencies += engines[0].latencies
+        finally:
+            pool.close()
+    rows = [{"engines": count, "tokens/s": statistics.median(speeds[count])} for count in counts]
+    for row, count in zip(rows, counts, strict=True):
+        row["× one"] = statistics.median(a / b for a, b in zip(speeds[count], speeds[1], strict=True))
+    return rows, latencies
+
+
+def measure_simulated(options: Options, count: int, latencies: Sequence[float]) -> dict[str, float]:
+    """Completions per second of made-up engines, and what they cost the driver."""
+    engines = [MadeUp(latencies, seed) for seed in range(count)]
+    prompts = [
+        Prompt(id=str(i), messages=[{"role": "user", "content": "x" * 200}]) for i in range(options.prompts * count)
+    ]
+    start, cpu = time.perf_counter(), time.process_time()
+    groups = asyncio.run(answer(engines, prompts, options, seed=0))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    total = sum(len(group.completions) for group in groups)
+    return {
+        "engines": count,
+        "completions/s": total / seconds,
+        "µs/completion": 1e6 * cpu / total,
+        "driver busy": cpu / seconds,
+    }
+
+
+def measure_ray(options: Options, count: int) -> dict[str, float]:
+    """Completions per second through Ray's actors that answer at once, and what they cost the driver."""
+    engines = [AtOnce(options.max_tokens) for _ in range(count)]
+    prompts = list(prompts_from(digit_sums("train", num_prompts=1000), to_prompt)[: 4 * options.prompts])
+
+    async def both() -> tuple[float, float]:
+        await answer(engines, prompts[:8], options, seed=0)
+        start, cpu = time.perf_counter(), time.process_time()
+        await answer(engines, prompts, options, seed=1)
+        return time.perf_counter() - start, time.process_time() - cpu
+
+    seconds, cpu = asyncio.run(both())
+    for engine in engines:
+        ray.kill(engine.actor)
+    total = len(prompts) * options.group_size
+    return {
+        "actors": count,
+        "completions/s": total / seconds,
+        "µs/completion": 1e6 * cpu / total,
+        "driver busy": cpu / seconds,
+    }
+
+
+async def answer(engines: Sequence[Engine], prompts: Sequence[Prompt], options: Options, seed: int) -> list[Group]:
+    """A group for each prompt, by some engines behind a dispatcher of their own."""
+    queue = Dispatcher(_no_other, engines, capacity=options.max_running, timeout=600.0, max_failures=0)
+    sampling = Sampling(max_tokens=options.max_tokens)
+    try:
+        return await asyncio.gather(
+            *(
+                queue.generate(
+                    Request(prompt=prompt),
+                    sampling,
+                    [request_seed(seed, 0, prompt.id, i) for i in range(options.group_size)],
+                    0,
+                )
+                for prompt in prompts
+            )
+        )
+    finally:
+        await queue.close()
+
+
+async def _no_other() -> Engine:
+    raise AssertionError("no engine may fail here")
+
+
+def num_tokens(groups: Sequence[Group]) -> int:
+    """Tokens of all completions."""
+    return sum(len(completion.token_ids) for group in groups for completion in group.completions)
+
+
+@dataclass(slots=True, eq=False)
+class Recorded:
+    """An engine whose completions are timed."""
+
+    engine: Engine
+    latencies: list[float] = field(default_factory=list)
+
+    async def generate(
+        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+    ) -> AsyncIterator[Response]:
+        """The engine's own, timed."""
+        start = time.perf_counter()
+        async for response in self.engine.generate(request, sampling, seeds, policy_version):
+            self.latencies.append(time.perf_counter() - start)
+            yield response
+
+    async def ping(self) -> None:
+        """Nobody asks."""
+
+    async def destroy(self) -> None:
+        """The engine is its owner's."""
+
+
+class MadeUp:
+    """Takes for each completion as long as a real engine once did."""
+
+    def __init__(self, latencies: Sequence[float], seed: int) -> None:
+        self._latencies, self._rng = latencies, random.Random(seed)
+
+    async def generate(
+        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+    ) -> AsyncIterator[Response]:
+        """Empty completions, the quickest first."""
+        now = time.perf_counter()
+        for index, seconds in zip(seeds, sorted(self._rng.choices(self._latencies, k=len(seeds))), strict=True):
+            await asyncio.sleep(now + seconds - time.perf_counter())
+            yield Response(index=index, completion=Completion(text=""), prompt_token_ids=np.zeros(0, np.int32))
+
+    async def ping(self) -> None:
+        """Alive."""
+
+    async def destroy(self) -> None:
+        """Nothing to end."""
+
+
+class _AtOnceActor:
+    def __init__(self, num_tokens: int) -> None:
+        self._completion = Completion(
+            text="x" * num_tokens,
+            token_ids=np.zeros(num_tokens, np.int32),
+            logprobs=np.zeros(num_tokens, np.float32),
+        )
+
+    async def generate(
+        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
+    ) -> AsyncIterator[Response]:
+        for index in seeds:
+            yield Response(index=index, completion=self._completion, prompt_token_ids=np.zeros(100, np.int32))
+
+
+class AtOnce(RemoteEngine):
+    """An actor in an engine's place that computes nothing."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.actor: Any = ray.remote(_AtOnceActor).options(num_cpus=0, max_concurrency=10_000).remote(num_tokens)
+
+    async def ping(self) -> None:
+        """Nobody asks."""
+
+
+def as_table(title: str, rows: Sequence[Mapping[str, float]]) -> Table:
+    """One row for each measurement."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows:
+        table.add_row(
+            *(f"{value:.0f}" if value == int(value) or value >= 100 else f"{value:.3g}" for value in row.values())
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

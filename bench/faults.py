@@ -1,0 +1,181 @@
+"""Engines killed at random in the middle of generation, against the same run left alone: what differs, and what is left behind.
+
+    python -m bench.faults --kills 10
+
+SIGKILL hits the actor or vLLM's process of an engine that is at work. Runs are on-policy and in float32, where all but the
+figures of the machine must be the same. Ends with status 1 if anything else differs, or any process or shared memory stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from bench.runs import recipe_command, recipe_run, step_rows
+
+OF_THE_MACHINE = ("time/", "sync/", "memory/", "rollout/tokens_per_second", "rollout/engine_failures")
+"""Metrics that differ between any two runs, and the one that counts the faults."""
+OF_ROUNDING = ("rollout/logprob_gap", "rollout/mismatch")
+"""Metrics of the last digits: an engine rounds otherwise when it works at other completions at the same time."""
+ROUNDING = 1e-5
+MARK = "BENCH_FAULTS"
+"""The environment variable by which a run's processes are known."""
+SLAB = "memfd:policy-weights"
+"""What an engine maps once it is in service."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to do to the run."""
+
+    kills: int = 10
+    """Engines to kill, each in another step."""
+    steps: int = 60
+    """Steps of each run, at least kills + 2."""
+    seed: int = 0
+    """Seeds the choice of steps, moments and victims."""
+    folder: Path = Path("runs/faults")
+    """Where the two runs go; the undisturbed one is not repeated."""
+    output: Path = Path("bench/results/faults.json")
+    """Where the figures go."""
+    recipe_options: str = "--rollout.num-engines 2 --rollout.max-running 32"
+    """More options of both runs; short queues at the engines make generation long enough to be hit."""
+
+
+def main(options: Options) -> None:
+    """Runs both, prints a table, writes JSON."""
+    undisturbed = recipe_run(options.folder / "undisturbed", options.steps, options.recipe_options)
+    run_dir = options.folder / f"disturbed-{time.strftime('%Y%m%d-%H%M%S')}"
+    before = set(Path("/dev/shm").iterdir())
+    environment = {**os.environ, MARK: str(os.getpid())}
+    run = subprocess.Popen(recipe_command(run_dir, options.steps, options.recipe_options), env=environment)
+    killed = [kill(run, run_dir, step, rng) for step, rng in moments(options)]
+    status = run.wait()
+    time.sleep(2)
+    left = [process.name() for process in processes()] + [
+        path.name for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith(("psm_", "sem."))
+    ]
+    ours, theirs = step_rows(run_dir), step_rows(undisturbed)
+    differing = sorted({name for a, b in zip(ours, theirs, strict=True) for name in differences(a, b)})
+    result = {
+        "status": status,
+        "kills": killed,
+        "engine_failures": ours[-1]["rollout/engine_failures"],
+        "metrics_compared": sum(len(compared(row)) for row in ours),
+        "metrics_that_differ": differing,
+        "left_behind": left,
+        "steps_per_minute": {"undisturbed": rate(theirs), "disturbed": rate(ours)},
+    }
+    report(result)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1))
+    if status or differing or left or result["engine_failures"] != options.kills:
+        sys.exit(1)
+
+
+def moments(options: Options) -> Iterator[tuple[int, random.Random]]:
+    """The steps in which to kill, and what to draw the rest from."""
+    rng = random.Random(options.seed)
+    for step in sorted(rng.sample(range(2, options.steps), options.kills)):
+        yield step, rng
+
+
+def kill(run: subprocess.Popen[bytes], run_dir: Path, step: int, rng: random.Random) -> str:
+    """Kills an engine at work in a step, or in the next one that has any; returns what was killed."""
+    wait_for_row(run, run_dir, step - 1)
+    time.sleep(rng.uniform(0.0, 0.2))
+    which = rng.choice(["actor", "vLLM"])
+    while True:
+        assert run.poll() is None, "the run ended before all kills"
+        engines = [process for process in processes() if is_engine(process)]
+        rng.shuffle(engines)
+        victim = next((engine for engine in engines if at_work(engine)), None)
+        if victim is not None:
+            break
+    target = victim if which == "vLLM" else victim.parent()
+    assert target is not None
+    target.kill()
+    return f"step {step}: {which} {target.pid}"
+
+
+def wait_for_row(run: subprocess.Popen[bytes], run_dir: Path, step: int) -> None:
+    """Returns as soon as a step's row is written."""
+    metrics = run_dir / "metrics.jsonl"
+    while not (metrics.exists() and f'{{"step": {step},' in metrics.read_text()):
+        assert run.poll() is None, f"the run ended before step {step}"
+        time.sleep(0.01)
+
+
+def processes() -> list[psutil.Process]:
+    """Those of the run that live."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(os.getpid()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def is_engine(process: psutil.Process) -> bool:
+    """Whether a process is vLLM's of an engine in service: a replacement that is still starting is not generating."""
+    try:
+        return "EngineCore" in " ".join(process.cmdline()) and SLAB in Path(f"/proc/{process.pid}/maps").read_text()
+    except (OSError, psutil.Error):
+        return False
+
+
+def at_work(process: psutil.Process) -> bool:
+    """Whether a process computes just now: right after a step's row is written, that is generation."""
+    try:
+        start = sum(process.cpu_times()[:2])
+        time.sleep(0.03)
+        return sum(process.cpu_times()[:2]) - start >= 0.02
+    except psutil.NoSuchProcess:
+        return False
+
+
+def compared(row: dict[str, float]) -> dict[str, float]:
+    """What of a row must not depend on the machine."""
+    return {name: value for name, value in row.items() if not name.startswith(OF_THE_MACHINE)}
+
+
+def differences(ours: dict[str, float], theirs: dict[str, float]) -> list[str]:
+    """The metrics in which two rows differ, beyond rounding where rounding is what they tell of."""
+    a, b = compared(ours), compared(theirs)
+    found = sorted(a.keys() ^ b.keys())
+    for name in a.keys() & b.keys():
+        bound = ROUNDING if name.startswith(OF_ROUNDING) else 0.0
+        if not abs(a[name] - b[name]) <= bound:
+            found.append(name)
+    return found
+
+
+def rate(rows: list[dict[str, float]]) -> float:
+    """Steps per minute."""
+    return 60 * (len(rows) - 1) / (rows[-1]["time/elapsed"] - rows[0]["time/elapsed"])
+
+
+def report(result: dict[str, object]) -> None:
+    """Prints what happened and what came of it."""
+    table = Table("", "found")
+    for name, value in result.items():
+        table.add_row(name.replace("_", " "), "\n".join(value) if isinstance(value, list) else str(value))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
