@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -32,6 +33,7 @@ from policies.small import save_small_policy
 from rl.loop import local_ray
 from rollout.config import RolloutConfig
 from rollout.dispatch import Dispatcher, Engine
+from rollout.engine_channel import Answer, Channel, Order, Outbox
 from rollout.pool import RolloutPool, request_seed
 from rollout.prompts import prompts_from
 from rollout.remote_engine import RemoteEngine
@@ -97,6 +99,8 @@ def measure_real(options: Options) -> tuple[list[dict[str, float]], list[float]]
         banned = vision_token_ids(load_processor(folder))
         pool = RolloutPool(folder, config, backend="shared_memory", banned_ids=banned, policy_version=0)
         try:
+            for core, engine in enumerate(pool.engines):
+                pin(engine, core % (os.cpu_count() or 1))
             for repeat in range(options.repeats + 1):
                 for count in counts:
                     engines = [Recorded(engine) for engine in pool.engines[:count]]
@@ -114,6 +118,14 @@ def measure_real(options: Options) -> tuple[list[dict[str, float]], list[float]]
     for row, count in zip(rows, counts, strict=True):
         row["× one"] = statistics.median(a / b for a, b in zip(speeds[count], speeds[1], strict=True))
     return rows, latencies
+
+
+def pin(engine: RemoteEngine, core: int) -> None:
+    """Has all threads of an engine's processes run on one core."""
+    assert engine.belongings is not None
+    for pid, _ in engine.belongings.processes:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {core})
 
 
 def measure_simulated(options: Options, count: int, latencies: Sequence[float]) -> dict[str, float]:
@@ -143,11 +155,12 @@ def measure_ray(options: Options, count: int) -> dict[str, float]:
         await answer(engines, prompts[:8], options, seed=0)
         start, cpu = time.perf_counter(), time.process_time()
         await answer(engines, prompts, options, seed=1)
-        return time.perf_counter() - start, time.process_time() - cpu
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        for engine in engines:
+            await engine.destroy()
+        return seconds, cpu
 
     seconds, cpu = asyncio.run(both())
-    for engine in engines:
-        ray.kill(engine.actor)
     total = len(prompts) * options.group_size
     return {
         "actors": count,
@@ -238,6 +251,13 @@ class _AtOnceActor:
             token_ids=np.zeros(num_tokens, np.int32),
             logprobs=np.zeros(num_tokens, np.float32),
         )
+        self._outbox = Outbox(self)
+
+    async def take(self, orders: Sequence[Order]) -> None:
+        self._outbox.take(orders)
+
+    async def fetch(self) -> list[tuple[int, Answer]]:
+        return await self._outbox.fetch()
 
     async def generate(
         self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
@@ -246,14 +266,20 @@ class _AtOnceActor:
             yield Response(index=index, completion=self._completion, prompt_token_ids=np.zeros(100, np.int32))
 
 
-class AtOnce(RemoteEngine):
+class AtOnce(Channel):
     """An actor in an engine's place that computes nothing."""
 
     def __init__(self, num_tokens: int) -> None:
         self.actor: Any = ray.remote(_AtOnceActor).options(num_cpus=0, max_concurrency=10_000).remote(num_tokens)
+        super().__init__(self.actor)
 
     async def ping(self) -> None:
         """Nobody asks."""
+
+    async def destroy(self) -> None:
+        """Ends the actor."""
+        ray.kill(self.actor)
+        await self.close()
 
 
 def as_table(title: str, rows: Sequence[Mapping[str, float]]) -> Table:

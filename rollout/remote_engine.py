@@ -16,9 +16,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.config import Backend, RolloutConfig
 from rollout.engine import RolloutEngine
+from rollout.engine_channel import Answer, Channel, Order, Outbox, told
 from rollout.resources import Gpu
 from rollout.shared_segments import remove_unmapped, segments_of, semaphores_of, wait_until_ended
-from rollout.types import EngineFailed, Request, Response, Sampling
+from rollout.types import Request, Response, Sampling
 
 
 def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, str]:
@@ -95,6 +96,7 @@ class _EngineActor:
         except Exception as error:
             # vLLM's own error classes do not survive the way to the driver; their words do.
             raise RuntimeError(f"vLLM did not start: {type(error).__name__}: {error}") from None
+        self._outbox = Outbox(self._engine)
         own = psutil.Process()
         processes = [own, *own.children(recursive=True)]
         return Belongings(
@@ -103,11 +105,14 @@ class _EngineActor:
             segments=tuple(segments_of(processes)),
         )
 
-    async def generate(
-        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
-    ) -> AsyncIterator[Response]:
-        async for response in self._engine.generate(request, sampling, seeds, policy_version):
-            yield response
+    async def take(self, orders: Sequence[Order]) -> None:
+        self._outbox.take(orders)
+
+    async def fetch(self) -> list[tuple[int, Answer]]:
+        return await self._outbox.fetch()
+
+    async def drop(self, number: int) -> None:
+        self._outbox.drop(number)
 
     async def ping(self) -> None:
         await self._engine.ping()
@@ -163,6 +168,7 @@ class RemoteEngine:
             str(model), config, dict(choices, backend=backend), [gpu.device for gpu in gpus]
         )
         self.belongings: Belongings | None = None
+        self._channel = Channel(self.actor)
 
     @property
     def node(self) -> str:
@@ -178,12 +184,8 @@ class RemoteEngine:
         self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
     ) -> AsyncIterator[Response]:
         """See `RolloutEngine.generate`."""
-        stream = self.actor.generate.options(num_returns="streaming").remote(request, sampling, seeds, policy_version)
-        try:
-            async for response in stream:
-                yield await response
-        except ray.exceptions.RayError as error:
-            raise told(error) from error
+        async for response in self._channel.generate(request, sampling, seeds, policy_version):
+            yield response
 
     async def ping(self) -> None:
         """See `RolloutEngine.ping`."""
@@ -200,6 +202,7 @@ class RemoteEngine:
     async def destroy(self) -> None:
         """Ends the actor, vLLM's processes and their shared memory, whatever state they are in."""
         ray.kill(self.actor)
+        await self._channel.close()
         if self.belongings is None:
             return
         on_its_node = NodeAffinitySchedulingStrategy(self.node, soft=False)
@@ -234,21 +237,6 @@ def _clear_away(belongings: Belongings) -> None:
     wait_until_ended(processes, seconds=10)
     semaphores = [path for pid, _ in belongings.processes for path in semaphores_of(pid)]
     remove_unmapped([*belongings.segments, *semaphores])
-
-
-def told(error: Exception) -> Exception:
-    """What went wrong in the other process, without Ray's account of it; EngineFailed if the process is beyond help."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        cause = error.cause
-        if isinstance(cause, EngineFailed | ValueError):  # the latter is a user's mistake that shows only over there
-            return type(cause)(str(cause))
-        return RuntimeError(f"{type(cause).__name__}: {cause}")
-    if isinstance(error, ray.exceptions.RayError):
-        return EngineFailed(
-            f"a worker process died: {error}\nIts last words are in Ray's session logs; the usual reason is memory "
-            "(lower rollout.kv_cache_gib, rollout.max_model_len or learner.microbatch_tokens)"
-        )
-    return error
 
 
 def get(calls: Any) -> Any:
