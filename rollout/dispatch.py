@@ -86,6 +86,12 @@ class _Seat:
     busy_seconds: float = 0.0
     busy_since: float | None = None
 
+    def has_room(self, completions: int, capacity: int) -> bool:
+        """Whether an engine is there that may take so many more; one without any may, however many they are."""
+        if self.engine is None:
+            return False
+        return not self.num_running or self.num_running + completions <= capacity
+
     def add(self, completions: int) -> None:
         """Counts the completions that the engine works at, and the time in which there are any."""
         self.num_running += completions
@@ -227,23 +233,27 @@ class Dispatcher:
 
     def _enqueue(self, job: _Job) -> None:
         heapq.heappush(self._queue, job)
-        self._assign()
+        if self._queue[0] is job or self._queue[0].future.done():  # else the first one has found no room
+            self._assign()
 
-    def _assign(self) -> None:
-        """Hands out as much of the queue as the engines have room for."""
+    def _assign(self, only: _Seat | None = None) -> None:
+        """Hands out as much of the queue as the engines have room for.
+
+        Args:
+            only: The one engine that has got more room since the last call, to look at no other in vain; None where any may have.
+        """
         while self._queue:
-            if self._queue[0].future.done():
+            job = self._queue[0]
+            if job.future.done():
                 heapq.heappop(self._queue)
+                only = None
                 continue
-            free = [
-                seat
-                for seat in self._seats
-                if seat.engine is not None
-                and (not seat.num_running or seat.num_running + len(self._queue[0].seeds) <= self._capacity)
-            ]
+            seats = self._seats if only is None else [only]
+            free = [seat for seat in seats if seat.has_room(len(job.seeds), self._capacity)]
             if not free:
                 return
-            job = heapq.heappop(self._queue)
+            only = None  # the next in the queue may be smaller, and fit elsewhere
+            heapq.heappop(self._queue)
             at_home = [seat for seat in free if seat.engine is job.home.engine]
             seat = at_home[0] if at_home else min(free, key=lambda seat: seat.num_running)
             assert seat.engine is not None
@@ -262,7 +272,7 @@ class Dispatcher:
                 self._failures_in_a_row = 0
                 seat.add(-1)
                 taken -= 1
-                self._assign()
+                self._assign(seat)
         except EngineFailed as error:
             self.fail(engine, str(error))
         except Exception as error:  # not the engine's fault: whoever waits for the group is told

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rollout.dispatch import Dispatcher, Home, prompt_size
 from rollout.types import Completion, EngineFailed, Group, Prompt, Request, Response, Said, Sampling, Video
@@ -100,6 +102,37 @@ def test_no_engine_has_more_completions_than_its_capacity_and_none_waits_while_t
         await asyncio.gather(*(queue.generate(prompt(str(n)), SAMPLING, [1, 2], 0) for n in range(20)))
         assert slow.most_running <= 4 and fast.most_running <= 4
         assert len(fast.asked) > 3 * len(slow.asked)
+        await queue.close()
+
+    run(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=40),
+    speeds=st.lists(st.sampled_from([0.0, 0.001, 0.003]), min_size=1, max_size=4),
+    cancelled=st.sets(st.integers(0, 39)),
+    capacity=st.integers(1, 8),
+)
+def test_whatever_is_asked_and_taken_back_the_first_in_the_queue_waits_only_where_no_engine_has_room(
+    sizes, speeds, cancelled, capacity
+) -> None:
+    async def main() -> None:
+        queue = dispatcher(*map(FakeEngine, speeds), capacity=capacity)
+        asked = [
+            asyncio.ensure_future(queue.generate(prompt(str(n)), SAMPLING, range(size), 0))
+            for n, size in enumerate(sizes)
+        ]
+        while not all(job.done() for job in asked):
+            await asyncio.sleep(0)
+            for n in sorted(cancelled & set(range(len(asked)))):
+                asked[n].cancel()
+            head = queue._queue[0] if queue._queue else None
+            for seat in queue._seats:
+                assert seat.num_running <= max(capacity, *sizes)
+                assert head is None or head.future.done() or not seat.has_room(len(head.seeds), capacity)
+        for n, job in enumerate(asked):
+            assert job.cancelled() or texts(job.result()) == [str(seed) for seed in range(sizes[n])]
         await queue.close()
 
     run(main())
