@@ -10,7 +10,7 @@ import ray
 
 from rollout.config import RolloutConfig
 from rollout.mirrors import Mirrors
-from rollout.remote_engine import RemoteEngine, get
+from rollout.remote_engine import EngineAddress, get
 from rollout.types import EngineFailed
 
 
@@ -30,7 +30,7 @@ class RayEngineClient:
     """
 
     config: RolloutConfig
-    engines: Sequence[RemoteEngine] = ()
+    engines: Sequence[EngineAddress] = ()
     lost: dict[str, str] = field(default_factory=dict)
     next_version: int = 0
     version: int | None = None
@@ -54,7 +54,7 @@ class RayEngineClient:
             ]
         )
 
-    def _info_for(self, engine: RemoteEngine, rank: int) -> dict[str, Any]:
+    def _info_for(self, engine: EngineAddress, rank: int) -> dict[str, Any]:
         """What an engine is told: the slab's path on its node, or its first rank among those that NCCL connects."""
         assert self._init_info is not None
         info = dict(self._init_info)
@@ -64,7 +64,7 @@ class RayEngineClient:
             info["rank_offset"] += rank
         return info
 
-    def introduce(self, engine: RemoteEngine) -> None:
+    def introduce(self, engine: EngineAddress) -> None:
         """Gives a replacement what the others have had: the way to the weights, and those that the last update committed.
 
         Raises:

@@ -192,7 +192,7 @@ class RolloutPool:
         Args:
             connect: Introduces the engines to the learner; returns the client that it used, wherever that was.
         """
-        self._client.engines = self.engines
+        self._client.engines = [engine.address for engine in self.engines]
         self._client = connect(self._client)
 
     def sync(
@@ -213,7 +213,7 @@ class RolloutPool:
         self.run(self._no_sync.acquire())
         try:
             seconds = self._wake("weights")
-            self._client.engines, self._client.lost = self.engines, {}
+            self._client.engines, self._client.lost = [engine.address for engine in self.engines], {}
             metrics, self._client = self._unless_the_end_comes(lambda: send(version, self._client))
             lost = dict(self._client.lost)
         finally:
@@ -335,7 +335,7 @@ class RolloutPool:
             async with asyncio.timeout(self.config.start_timeout):
                 engine.has_started(await engine.starting)
             async with self._no_sync:
-                await asyncio.to_thread(self._client.introduce, engine)
+                await asyncio.to_thread(self._client.introduce, engine.address)
         except TimeoutError:
             await engine.destroy()
             raise EngineFailed(f"its replacement {self._late()}") from None

@@ -142,6 +142,21 @@ class _EngineActor:
         self._engine.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAddress:
+    """An engine as other processes than the driver's know it.
+
+    Attributes:
+        name: Tells it from others.
+        node: The Ray node's id.
+        actor: To call.
+    """
+
+    name: str
+    node: str
+    actor: ActorHandle
+
+
 class RemoteEngine:
     """The driver's handle on one engine; a `rollout.dispatch.Engine`.
 
@@ -175,6 +190,11 @@ class RemoteEngine:
         """The Ray node's id, once it has started."""
         assert self.belongings is not None, "the engine has not started"
         return self.belongings.node
+
+    @property
+    def address(self) -> EngineAddress:
+        """What others need to call it, once it has started."""
+        return EngineAddress(name=self.name, node=self.node, actor=self.actor)
 
     def has_started(self, belongings: Belongings) -> None:
         """Notes what `starting` has brought."""
