@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 T = TypeVar("T")
 
+_DECODING = Lock()
+"""Rows may share a PIL image that is decoded when it is first looked at; two threads must not do so at once."""
 MIN_FRAMES = 4
 """Frames that Qwen3-VL takes of a video however short, if it has as many."""
 TOLERATED_SHORTAGE = 0.05
@@ -114,7 +117,8 @@ def _open_image(source: Any) -> Image.Image:
         with Image.open(source) as opened:
             return _as_rgb(opened)
     if isinstance(source, Image.Image):
-        return _as_rgb(source)
+        with _DECODING:
+            return _as_rgb(source)
     raise ValueError(
         f'expected a PIL image, a path, bytes or {{"bytes": ..., "path": ...}}, got {type(source).__name__}'
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, overload
@@ -23,9 +24,11 @@ from rollout.types import Prompt
 logger = logging.getLogger(__name__)
 
 GREY = 128
+READERS = 4
+"""Threads that open images and videos ahead; decoders do not hold Python's lock."""
 
 ToPrompt: TypeAlias = Callable[[Any], Prompt]
-"""Makes a Prompt of a dataset row. May raise `UnreadablePrompt` to have the row skipped."""
+"""Makes a Prompt of a dataset row, the same at each call. May raise `UnreadablePrompt` to have the row skipped."""
 
 Accept: TypeAlias = Callable[[Prompt], str | None]
 """Says why a prompt is not to be used (`"5012 tokens, the context holds 4096"`), or None where it is."""
@@ -185,6 +188,8 @@ class PromptStream:
     Batches run across epochs: nothing is dropped. No prompt comes twice in a batch while enough others can be read:
     one that the next epoch brings too early waits for the next batch.
 
+    Threads open the next batch's images and videos while the present one is at work; what is drawn does not depend on them.
+
     Attributes:
         skipped: How often a prompt was passed over because it could not be read or was refused. A bad row counts once
             in each epoch, and is logged the first time.
@@ -215,6 +220,8 @@ class PromptStream:
         self._accept = accept
         self._unusable: set[int] = set()
         self._postponed: list[int] = []
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="prompts")
+        self._opened: dict[int, Future[Prompt]] = {}
         self._go_to(epoch=0, position=0)
 
     def next_batch(self, size: int | None = None) -> list[Prompt]:
@@ -240,7 +247,15 @@ class PromptStream:
                 taken.add(index)
                 batch.append(prompt)
         self._postponed = waiting + self._postponed
+        self._open_next()
         return batch
+
+    def _open_next(self) -> None:
+        """Has threads open what the next batch will draw first, up to the epoch's end."""
+        coming = [*self._postponed, *self._order[self._position :][: self._batch_size].tolist()][: self._batch_size]
+        self._opened = {
+            index: self._opened.get(index) or self._readers.submit(self._prompts.__getitem__, index) for index in coming
+        }
 
     def state(self) -> dict[str, Any]:
         """The cursor, for JSON: a stream that restores it gives the batches that this one would give next."""
@@ -282,7 +297,8 @@ class PromptStream:
 
     def _draw(self, index: int) -> Prompt | None:
         try:
-            prompt = _accepted(self._prompts[index], self._accept)
+            opened = self._opened.pop(index, None)
+            prompt = _accepted(opened.result() if opened else self._prompts[index], self._accept)
         except UnreadablePrompt as error:
             self._skip(index, error)
             return None

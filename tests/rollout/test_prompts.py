@@ -2,7 +2,9 @@
 
 import io
 import json
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from policies.small import small_processor
-from rollout.prompts import PromptStream, UnreadablePrompt, blind, column_mapping, prompts_from, readable
+from rollout.media import FrameSampling
+from rollout.prompts import Prompts, PromptStream, UnreadablePrompt, blind, column_mapping, prompts_from, readable
 from rollout.rendering import render
 from rollout.types import Prompt, Video
 
@@ -306,6 +309,44 @@ def test_no_batch_has_a_prompt_twice_while_there_are_enough(options):
     enough = options["count"] - len(options["bad"] & set(range(options["count"]))) >= options["batch_size"]
     for batch in drawn(make_stream(**options), 12):
         assert len(set(batch)) == len(batch) or not enough
+
+
+def test_the_next_batch_is_opened_while_this_one_is_at_work():
+    opened: list[int] = []
+
+    def to_prompt(row):
+        opened.append(row)
+        return text_prompt(row)
+
+    prompts = prompts_from(range(12), to_prompt)  # opens the first row, to see that it can
+    opened.clear()
+    stream = PromptStream(prompts, batch_size=4, seed=0)
+    first = [int(prompt.id) for prompt in stream.next_batch()]
+    wait_until(lambda: len(opened) == 8)
+    assert opened[:4] == first
+    ahead = set(opened[4:])
+    assert {int(prompt.id) for prompt in stream.next_batch()} == ahead
+    wait_until(lambda: len(opened) == 12)
+    stream.next_batch()
+    assert sorted(opened[:12]) == list(range(12)), "each row is opened once"
+
+
+def test_prompts_that_share_an_image_that_is_not_yet_decoded_may_be_opened_at_once(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "shared.png")
+    shared = Image.open(tmp_path / "shared.png")
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    rows = [Prompt(id=str(i), messages=[{"role": "user", "content": content}], images=[shared]) for i in range(32)]
+    with ThreadPoolExecutor(8) as threads:
+        for prompt in threads.map(Prompts(rows, lambda row: row, range(32), FrameSampling()).__getitem__, range(32)):
+            assert np.array_equal(np.asarray(prompt.images[0]), pixels)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
 
 
 def test_the_order_is_the_same_on_every_machine():
