@@ -2,8 +2,9 @@
 
     python -m bench.faults --kills 10
 
-SIGKILL hits the actor or vLLM's process of an engine that is at work. Runs are on-policy and in float32, where all but the
-figures of the machine must be the same. Ends with status 1 if anything else differs, or any process or shared memory stays.
+SIGKILL hits vLLM's worker, its core or the actor above both, of an engine that is at work. Runs are on-policy and in float32,
+where all but the figures of the machine must be the same. Ends with status 1 if anything else differs, or any process or shared
+memory stays.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ OF_ROUNDING = ("rollout/logprob_gap", "rollout/mismatch")
 ROUNDING = 1e-5
 MARK = "BENCH_FAULTS"
 """The environment variable by which a run's processes are known."""
+KINDS = ("vLLM's worker", "vLLM's core", "the actor")
+"""An engine's processes, each the child of the next."""
 SLAB = "memfd:policy-weights"
 """What an engine maps once it is in service."""
 
@@ -96,18 +99,18 @@ def kill(run: subprocess.Popen[bytes], run_dir: Path, step: int, rng: random.Ran
     """Kills an engine at work in a step, or in the next one that has any; returns what was killed."""
     wait_for_row(run, run_dir, step - 1)
     time.sleep(rng.uniform(0.0, 0.2))
-    which = rng.choice(["actor", "vLLM"])
+    height = rng.randrange(len(KINDS))
     while True:
         assert run.poll() is None, "the run ended before all kills"
-        engines = [process for process in processes() if is_engine(process)]
-        rng.shuffle(engines)
-        victim = next((engine for engine in engines if at_work(engine)), None)
-        if victim is not None:
+        workers = [process for process in processes() if in_service(process)]
+        rng.shuffle(workers)
+        if victim := next((worker for worker in workers if at_work(worker)), None):
             break
-    target = victim if which == "vLLM" else victim.parent()
-    assert target is not None
-    target.kill()
-    return f"step {step}: {which} {target.pid}"
+    for _ in range(height):
+        victim = victim.parent()
+        assert victim is not None
+    victim.kill()
+    return f"step {step}: {KINDS[height]} {victim.pid}"
 
 
 def wait_for_row(run: subprocess.Popen[bytes], run_dir: Path, step: int) -> None:
@@ -130,10 +133,10 @@ def processes() -> list[psutil.Process]:
     return found
 
 
-def is_engine(process: psutil.Process) -> bool:
-    """Whether a process is vLLM's of an engine in service: a replacement that is still starting is not generating."""
+def in_service(process: psutil.Process) -> bool:
+    """Whether a process is a worker of an engine that has got weights: one that is still starting is not generating."""
     try:
-        return "EngineCore" in " ".join(process.cmdline()) and SLAB in Path(f"/proc/{process.pid}/maps").read_text()
+        return "VLLM::Worker" in " ".join(process.cmdline()) and SLAB in Path(f"/proc/{process.pid}/maps").read_text()
     except (OSError, psutil.Error):
         return False
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -35,10 +35,12 @@ from rollout.episodes import Episodes, MakeEnvironment, try_environment
 from rollout.pool import RolloutPool
 from rollout.prompts import PromptStream, Rows, readable
 from rollout.rendering import fits_context, limit_pixels
-from rollout.types import sampled_mask, token_versions
+from rollout.types import CannotReplace, sampled_mask, token_versions
 from rollout.weight_transfer import choose_backend
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,23 +102,23 @@ def train(
         )
         run = _prepare(config, checkpoint, state, given, stack)
         if state.step == 0 and run.evaluator.prompts:
-            run.tracker.log(0, run.evaluator.run(0, with_blind=True))
+            run.tracker.log(0, _unbroken(config, run, 0, partial(run.evaluator.run, 0, with_blind=True)))
         bar = stack.enter_context(run.tracker.progress(config.steps, state.step))
         version = state.policy_version
         started = time.perf_counter() - state.seconds
         for step in range(state.step + 1, config.steps + 1):
             watch = Stopwatch()
             run.rollouts.start(version, last_step=config.steps)
-            batch = run.rollouts.take(step)
+            batch = _unbroken(config, run, version, partial(run.rollouts.take, step))
             _report_errors(step, batch.scores)
             watch.lap("wait")
             samples = make_samples(batch.groups, batch.scores, config.advantage, version)
-            run.pool.sleep()  # where engines share the learner's GPUs
+            _unbroken(config, run, version, run.pool.sleep)  # where engines share the learner's GPUs
             report = run.learner.step(samples)
             _require_agreement(config, step, report.metrics)
             watch.lap("learn")
             version += 1
-            sync = run.pool.sync(version, run.learner.sync)
+            sync = _unbroken(config, run, version, partial(run.pool.sync, version, run.learner.sync))
             watch.lap("sync")
             metrics = {
                 **reward_metrics(batch.scores),
@@ -131,7 +133,7 @@ def train(
             }
             last = step == config.steps
             if last or _due(step, config.eval.every):
-                metrics |= run.evaluator.run(version, with_blind=last)
+                metrics |= _unbroken(config, run, version, partial(run.evaluator.run, version, with_blind=last))
             run.tracker.log(step, metrics)
             if last or _due(step, config.samples_every):
                 run.tracker.save_samples(f"step_{step:06d}", batch.groups, batch.scores)
@@ -238,6 +240,28 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
         evaluator=Evaluator(config, held_out, pool, runner),
         tracker=tracker,
     )
+
+
+def _unbroken(config: TrainConfig, run: _Run, version: int, do: Callable[[], T]) -> T:
+    """What `do` returns. Where an engine is lost that cannot be replaced alone, all start anew, and it is done again.
+
+    Args:
+        config: The run's choices.
+        run: Its learner has the weights, and waits for what is done.
+        version: Of these weights.
+        do: What needs engines.
+    """
+    for _ in range(config.rollout.max_failures):
+        try:
+            return do()
+        except CannotReplace as error:
+            logger.warning("all engines start anew: %s", error)
+        run.rollouts.put_back()
+        run.pool.restart()
+        run.pool.connect(run.learner.connect)
+        run.pool.sync(version, run.learner.sync)
+        run.rollouts.start(version, last_step=config.steps)
+    return do()
 
 
 @contextmanager

@@ -71,11 +71,12 @@ class Rollouts:
         self.config, self.stream, self.pool, self.runner, self.processor = config, stream, pool, runner, processor
         self._next_step = first_step
         self._drawing = threading.Lock()
+        self._round = 0
         self._pending: dict[int, _Pending] = {}
         self._sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
 
     def start(self, policy_version: int, *, last_step: int) -> None:
-        """Starts the batches that may start now that the engines hold a version.
+        """Starts the batches that may start now that the engines hold a version, and have not been started yet.
 
         A batch may be learnt from as long as its oldest token is at most `max_staleness` versions older than the learner.
 
@@ -92,13 +93,28 @@ class Rollouts:
             self._next_step += 1
 
     def take(self, step: int) -> Batch:
-        """Waits for a step's batch."""
-        pending = self._pending.pop(step)
+        """Waits for a step's batch.
+
+        Raises:
+            RuntimeError: If the engines have failed; `CannotReplace` if others in their place may do.
+        """
+        pending = self._pending[step]
         try:
-            return pending.future.result()
+            batch = pending.future.result()
         except BaseException:
             pending.future.cancel()
             raise
+        del self._pending[step]
+        return batch
+
+    def put_back(self) -> None:
+        """Lets go of all batches that nobody has taken; `start` will start them anew, with the same prompts and seeds."""
+        cursor, first = self.cursor(), min(self._pending, default=self._next_step)
+        self.close()
+        with self._drawing:
+            self._round += 1
+            self.stream.restore(cursor)
+            self._next_step = first
 
     def cursor(self) -> dict[str, Any]:
         """Where the stream goes on after a resume: before the oldest batch that nobody has taken."""
@@ -119,6 +135,7 @@ class Rollouts:
         How many prompts are drawn, which, and which groups remain, does not depend on the order in which groups are done.
         """
         started = generated = time.perf_counter()
+        this_round = self._round
         drawn, results = list(prompts), dict[int, tuple[Group, list[Score]]]()
         refills_left = self.config.refill_prompts
 
@@ -132,7 +149,7 @@ class Rollouts:
             results[index] = group, scores
             if refills_left and not has_variance(scores):
                 refills_left -= 1
-                await answer(await asyncio.to_thread(self._refill, drawn))
+                await answer(await asyncio.to_thread(self._refill, drawn, this_round))
 
         tasks = [asyncio.ensure_future(answer(index)) for index in range(len(prompts))]
         try:
@@ -149,9 +166,11 @@ class Rollouts:
             seconds_to_score=time.perf_counter() - generated,
         )
 
-    def _refill(self, drawn: list[Prompt]) -> int:
+    def _refill(self, drawn: list[Prompt], of_round: int) -> int:
         """Draws one more prompt for a batch; returns its place there."""
         with self._drawing:
+            if of_round != self._round:  # the batch has been let go, and its prompts put back
+                raise asyncio.CancelledError
             drawn += self.stream.next_batch(1)
             return len(drawn) - 1
 

@@ -327,7 +327,7 @@ class Dispatcher:
             try:
                 self._occupy(seat, await self._start_engine())
             except CannotReplace as error:
-                self._give_up(RuntimeError(f"{error}. The engine failed so: {reason}"))
+                self._give_up(CannotReplace(f"{error}. The engine failed so: {reason}"))
                 return
             except (EngineFailed, RuntimeError) as error:
                 reason = str(error)

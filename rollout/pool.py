@@ -66,29 +66,50 @@ class RolloutPool:
         self.config = config
         require_room(cluster_nodes(), config)
         self._backend, self._model = backend, model
-        self._asleep = False
         self._choices = {
             "banned_ids": list(banned_ids),
             "policy_version": policy_version,
             "lora_rank": lora_rank,
             "tell_experts": tell_experts,
         }
-        self._client = RayEngineClient(config=config)
+        self._gpus, self._make_episodes = gpus, episodes
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
         self._dispatcher: Dispatcher | None = None
-        width = config.gpus_per_engine
+        self._failures_before = 0
+        try:
+            self._begin()
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    def _begin(self) -> None:
+        """Starts all engines."""
+        width, self._client = self.config.gpus_per_engine, RayEngineClient(config=self.config)
         engines = [
-            self._new_engine(gpus[i * width : (i + 1) * width] if gpus else ()) for i in range(config.num_engines)
+            self._new_engine(self._gpus[i * width : (i + 1) * width] if self._gpus else ())
+            for i in range(self.config.num_engines)
         ]
         try:
             self._wait_until_started(engines)
         except BaseException:
-            self._close(engines)
+            self._end(engines)
             raise
         self.run(self._open(engines))
-        self._episodes = episodes(self.dispatcher) if episodes else None
+        self._asleep = False
+        self._episodes = self._make_episodes(self.dispatcher) if self._make_episodes else None
+
+    def restart(self) -> None:
+        """Ends all engines and starts as many anew, with the weights that the first ones started with; to be connected again.
+
+        Raises:
+            RuntimeError: If an engine does not start; the message is its own.
+        """
+        self._failures_before += self.dispatcher.num_failures
+        self.run(self.dispatcher.close())
+        self._end(self.engines)
+        self._begin()
 
     def _wait_until_started(self, engines: Sequence[RemoteEngine]) -> None:
         """Returns when all have started, or raises what the first one to fail says."""
@@ -210,6 +231,7 @@ class RolloutPool:
         Raises:
             RuntimeError: If engines are lost that cannot be replaced.
         """
+        self._require_engines()
         self.run(self._no_sync.acquire())
         try:
             seconds = self._wake("weights")
@@ -258,8 +280,7 @@ class RolloutPool:
 
         await asyncio.gather(*(on_one(engine) for engine in self.engines))
         await self.dispatcher.settled()
-        if self.dispatcher.end is not None:
-            raise self.dispatcher.end
+        self._require_engines()
 
     def _unless_the_end_comes(self, send: Callable[[], T]) -> T:
         """What a call returns, or the end of all engines: by NCCL a learner waits forever for an engine that has died."""
@@ -276,8 +297,12 @@ class RolloutPool:
         Thread(target=run, name="sync", daemon=True).start()
         while not wait([future], timeout=1).done:
             if self.dispatcher.end is not None:
-                raise self.dispatcher.end
+                raise RuntimeError(f"{self.dispatcher.end}\nIt was lost in a weight sync, with the learner: {RESUME}")
         return future.result()
+
+    def _require_engines(self) -> None:
+        if self.dispatcher.end is not None:
+            raise self.dispatcher.end
 
     async def _fail(self, reasons: Mapping[str, str]) -> None:
         for engine in self.engines:
@@ -291,23 +316,26 @@ class RolloutPool:
         async def take() -> dict[str, float]:
             return {
                 "time/engine_idle": self.dispatcher.take_idle_share(),
-                "rollout/engine_failures": float(self.dispatcher.num_failures),
+                "rollout/engine_failures": float(self._failures_before + self.dispatcher.num_failures),
             }
 
         return self.run(take())
 
     def close(self) -> None:
         """Ends every engine and its processes."""
-        engines = self.engines
         self.run(self.dispatcher.close())
-        self._close(engines)
+        self._end(self.engines)
+        self._stop_loop()
 
-    def _close(self, engines: Sequence[RemoteEngine]) -> None:
+    def _end(self, engines: Sequence[RemoteEngine]) -> None:
+        """Ends engines in good order where they still know any, and clears away what is left of them."""
         closing = [engine.close() for engine in engines if engine.belongings is not None]
         ray.wait(closing, num_returns=len(closing), timeout=20)
         for engine in engines:
             self.run(engine.destroy())
         self._client.close()
+
+    def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -322,13 +350,10 @@ class RolloutPool:
             CannotReplace: If they can only come from the learner, or its GPU is not free.
         """
         if self.config.shares_gpus:
-            raise CannotReplace(
-                f"An engine that shares its GPU with the learner is not replaced during a run: {RESUME}"
-            )
+            raise CannotReplace("An engine that shares its GPU with the learner cannot be replaced alone")
         if self._backend == "nccl" and not self._choices["lora_rank"]:
             raise CannotReplace(
-                f"An engine that gets its weights by NCCL is not replaced during a run: {RESUME}, or use "
-                "rollout.weight_transfer shared_memory, where it is"
+                "An engine that gets its weights by NCCL cannot be replaced alone (with weight_transfer shared_memory it can)"
             )
         engine = self._new_engine()
         try:

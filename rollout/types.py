@@ -246,7 +246,7 @@ class EngineFailed(RuntimeError):
 
 
 class CannotReplace(RuntimeError):
-    """No other engine can take the place of one that failed: the run ends. The message says why, and how to go on."""
+    """No other engine can take the place of the one that failed while the rest goes on; the message says why and what failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

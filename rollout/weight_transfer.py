@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -73,13 +74,14 @@ class WeightSlab:
     def __init__(self, nbytes: int) -> None:
         self._fd = os.memfd_create("policy-weights")
         os.ftruncate(self._fd, nbytes)
+        self._release = weakref.finalize(self, os.close, self._fd)  # also where a slab is put out of use by another
         self.nbytes = nbytes
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
         self.buffer = _map(self._fd, nbytes)
 
     def close(self) -> None:
         """Lets go of the memory; it is freed when the last process that maps it has done so too."""
-        os.close(self._fd)
+        self._release()
         self.buffer = torch.empty(0, dtype=torch.uint8)
 
 

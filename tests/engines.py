@@ -117,7 +117,11 @@ class LocalLearner:
 
     def __init__(self, learner: Any, pool: RolloutPool) -> None:
         self.learner, self.pool = learner, pool
-        pool.connect(self._connect)
+        self.connect()
+
+    def connect(self) -> None:
+        """Opens the way for weights, again where engines have been started anew."""
+        self.pool.connect(self._connect)
 
     def _connect(self, client: RayEngineClient) -> RayEngineClient:
         source = WeightSource(

@@ -15,12 +15,13 @@ from rewards import Score
 from rl.checkpoint import LoopState, save_checkpoint
 from rl.config import TrainConfig, plain_config
 from rl.evaluate import Evaluator
-from rl.loop import _report_errors, _require_agreement, rollout_metrics, train
+from rl.loop import _report_errors, _require_agreement, _unbroken, rollout_metrics, train
 from rl.rollouts import Batch
 from rl.types import RunStopped
 from rollout import Completion, Group, Prompt, Video
 from rollout.config import RolloutConfig
 from rollout.pool import request_seed
+from rollout.types import CannotReplace
 from rollout.weight_transfer import choose_backend
 
 CONFIG = TrainConfig(model="small", rollout=RolloutConfig(dtype="float32"))
@@ -74,6 +75,47 @@ def test_the_bound_is_the_users_where_given():
     _require_agreement(config, 3, {"rollout/logprob_gap_mean": 0.4})
     with pytest.raises(RunStopped, match=r"rollout.max_logprob_gap = 0.5"):
         _require_agreement(config, 3, {"rollout/logprob_gap_mean": 0.6})
+
+
+class Restarts:
+    """Everything of a run that has to do with starting engines anew: notes what is called. `do` fails so many times."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.calls = failures, list[str]()
+        self.rollouts = self.pool = self.learner = self
+
+    def __getattr__(self, name: str):
+        return lambda *args, **options: self.calls.append(
+            " ".join([name, *(str(arg) for arg in args if arg is not self)])
+        )
+
+    def do(self) -> str:
+        self.calls.append("do")
+        if self.calls.count("do") <= self.failures:
+            raise CannotReplace("an engine that gets its weights by NCCL")
+        return "done"
+
+
+def test_where_an_engine_cannot_be_replaced_alone_all_start_anew_with_the_learners_weights(caplog):
+    run = Restarts(failures=1)
+    run.connect, run.sync = "connect", "sync"  # the learner's, which are handed on
+    run.pool = Restarts(failures=0)
+    run.pool.calls = run.calls
+    assert _unbroken(CONFIG, run, 7, run.do) == "done"
+    assert run.calls == ["do", "put_back", "restart", "connect connect", "sync 7 sync", "start 7", "do"]
+    assert "all engines start anew: an engine that gets its weights by NCCL" in caplog.text
+
+
+@pytest.mark.parametrize(("failures", "goes_on"), [(0, True), (2, True), (3, False)])
+def test_engines_that_are_lost_again_and_again_end_the_run(failures: int, goes_on: bool):
+    run = Restarts(failures)
+    config = replace(CONFIG, rollout=RolloutConfig(max_failures=2))
+    if goes_on:
+        assert _unbroken(config, run, 7, run.do) == "done"
+    else:
+        with pytest.raises(CannotReplace):
+            _unbroken(config, run, 7, run.do)
+    assert run.calls.count("restart") == min(failures, 2)
 
 
 def test_some_failed_verdicts_are_shown_and_the_run_goes_on(caplog: pytest.LogCaptureFixture):

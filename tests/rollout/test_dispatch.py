@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.dispatch import Dispatcher, Home, prompt_size
-from rollout.types import Completion, EngineFailed, Group, Prompt, Request, Response, Said, Sampling, Video
+from rollout.types import (
+    CannotReplace,
+    Completion,
+    EngineFailed,
+    Group,
+    Prompt,
+    Request,
+    Response,
+    Said,
+    Sampling,
+    Video,
+)
 
 SAMPLING = Sampling(max_tokens=4)
 
@@ -252,6 +263,23 @@ def test_engines_that_fail_again_and_again_end_the_run_with_the_last_ones_words(
         assert [engine.destroyed for engine in broken] == [True] * 4 + [False] * 5
         with pytest.raises(RuntimeError, match="4 engines failed in a row"):
             await queue.generate(prompt("b"), SAMPLING, [1], 0)
+        await queue.close()
+
+    run(main())
+
+
+def test_an_engine_that_cannot_be_replaced_ends_all_with_why_and_how_it_failed() -> None:
+    async def main() -> None:
+        async def start() -> FakeEngine:
+            raise CannotReplace("By NCCL an engine cannot be replaced alone")
+
+        queue = Dispatcher(start, [FakeEngine(dies_after=1), FakeEngine(60.0)], capacity=8, timeout=9.0, max_failures=3)
+        asked = [asyncio.ensure_future(queue.generate(prompt(name), SAMPLING, [1, 2], 0)) for name in "ab"]
+        for found in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(found, CannotReplace)
+            assert str(found) == "By NCCL an engine cannot be replaced alone. The engine failed so: killed by the test"
+        with pytest.raises(CannotReplace):
+            await queue.generate(prompt("c"), SAMPLING, [1], 0)
         await queue.close()
 
     run(main())

@@ -21,7 +21,7 @@ from rollout.pool import RolloutPool, request_seed
 from rollout.prompts import prompts_from
 from rollout.remote_engine import RemoteEngine
 from rollout.sources.digit_sums import digit_sums, to_prompt
-from rollout.types import Group, Sampling
+from rollout.types import CannotReplace, Group, Sampling
 from tests.engines import LocalLearner, change_weights, group_of
 
 pytestmark = pytest.mark.engine
@@ -33,7 +33,7 @@ SAMPLING = Sampling(max_tokens=160)
 
 
 @pytest.fixture(scope="module")
-def pool(dense_policy: Path) -> Iterator[RolloutPool]:
+def link(dense_policy: Path) -> Iterator[LocalLearner]:
     """Two engines whose weights have come by a sync: a replacement that kept those of the folder would answer otherwise."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     banned = vision_token_ids(load_processor(dense_policy))
@@ -43,10 +43,16 @@ def pool(dense_policy: Path) -> Iterator[RolloutPool]:
         dense_policy,
     )
     change_weights(learner, seed=1)
-    LocalLearner(learner, pool).sync(1)
-    yield pool
+    link = LocalLearner(learner, pool)
+    link.sync(1)
+    yield link
     pool.close()
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(link: LocalLearner) -> RolloutPool:
+    return link.pool
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +123,25 @@ def test_an_engine_lost_in_the_middle_of_generation_is_replaced_and_the_result_i
         assert_same([pool.run(answers(engine, place)) for place in range(len(PROMPTS))], undisturbed)
     assert not [pid for pid, start in victim.belongings.processes if lives(pid, start)]
     assert not [path for path in victim.belongings.segments if path.exists()]
+
+
+def test_where_an_engine_cannot_be_replaced_alone_all_are_started_anew_and_the_result_is_the_same(
+    link, pool, undisturbed, monkeypatch
+):
+    async def refuse() -> None:
+        raise CannotReplace("By NCCL an engine cannot be replaced alone")
+
+    before, lost = pool.metrics()["rollout/engine_failures"], pool.engines
+    monkeypatch.setattr(pool.dispatcher, "_start_engine", refuse)
+    with pytest.raises(CannotReplace, match="By NCCL .* The engine failed so: "):
+        generate_under(pool, signal.SIGKILL, "vllm")
+    with pytest.raises(CannotReplace):
+        pool.sync(2, link.sync)
+    pool.restart()
+    link.connect()
+    link.sync(1)
+    assert_same(pool.generate(PROMPTS, SAMPLING, SEEDS, policy_version=1), undisturbed)
+    assert not set(pool.engines) & set(lost)
+    assert pool.metrics()["rollout/engine_failures"] == before + 1
+    assert not [pid for engine in lost for pid, start in engine.belongings.processes if lives(pid, start)]
+    assert not [path for engine in lost for path in engine.belongings.segments if path.exists()]
