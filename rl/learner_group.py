@@ -25,6 +25,7 @@ from rollout.config import Backend
 from rollout.engine_client import RayEngineClient
 from rollout.remote_engine import get
 from rollout.resources import Gpu, cluster_nodes, describe, require_room
+from rollout.types import CannotReplace
 from rollout.weight_transfer import AdapterSender, Sender, WeightSource, make_sender
 
 LAST_WORDS = 10.0
@@ -111,7 +112,12 @@ class _LearnerActor:
         metrics: dict[str, float] = {}
         if self._sends:
             self._sender.client = client
-            metrics = self._sender.send_weights(policy_version)
+            try:
+                metrics = self._sender.send_weights(policy_version)
+            except CannotReplace:  # before a parameter was gathered: other ranks wait for this one to take part
+                for _ in self._gather() if not self._learner.config.rollout.shares_gpus else ():
+                    pass
+                raise
         else:
             for _ in self._gather():  # needed on rank 0
                 pass

@@ -68,11 +68,12 @@ class RolloutConfig:
     request_timeout: float = 3600.0
     """Seconds after which a completion is cut, as if it had reached max_tokens."""
     engine_timeout: float = 300.0
-    """Seconds without a sign of life after which an engine counts as hanging and is replaced."""
+    """Seconds without a sign of life, or for one step of a weight update, after which an engine counts as hanging and is
+    replaced."""
     start_timeout: float = 1800.0
     """Seconds that an engine may take to start, Ray's search for room included."""
     max_failures: int = 3
-    """Engines that may fail one after the other, without a single completion in between, before the run stops."""
+    """How often in a row an engine and its replacements may fail, without a single completion in between, before the run stops."""
     max_logprob_gap: float | None = None
     """Largest allowed mean |log p(engine) - log p(learner)| on on-policy tokens; the run stops beyond it.
     Default: 1e-3 in float32, 0.1 in bfloat16."""

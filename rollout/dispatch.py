@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from rollout.types import CannotReplace, EngineFailed, Group, Prompt, Request, R
 
 logger = logging.getLogger(__name__)
 
+MOST_LOST = 10
+"""Engines that may fail while they answer one group: then it is not the engines."""
 PINGS_PER_TIMEOUT = 4
 """How often an engine is asked for a sign of life within the time that it may stay silent."""
 
@@ -56,6 +59,7 @@ class _Job:
     policy_version: int
     priority: tuple[int, ...]
     future: asyncio.Future[Group]
+    engines_lost: int = 0
     responses: dict[int, Response] = field(default_factory=dict)
 
     def __lt__(self, other: _Job) -> bool:
@@ -83,6 +87,7 @@ class _Seat:
     num_running: int = 0
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     watch: asyncio.Task[None] | None = None
+    failures_in_a_row: int = 0
     busy_seconds: float = 0.0
     busy_since: float | None = None
 
@@ -114,7 +119,8 @@ class Dispatcher:
         engines: Those that have started.
         capacity: Completions that one engine works at.
         timeout: Seconds that an engine may stay silent before it counts as hanging.
-        max_failures: Failures, without a single completion between them, after which all waiting groups fail.
+        max_failures: Failures in one engine's place, without a single completion between them, after which all waiting groups
+            fail.
     """
 
     def __init__(
@@ -133,7 +139,7 @@ class Dispatcher:
         self._number = count()
         self._seats = [_Seat() for _ in engines]
         self._background: set[asyncio.Task[None]] = set()
-        self._failures_in_a_row = 0
+        self._destroying: set[asyncio.Task[None]] = set()
         self._end: RuntimeError | None = None
         self._idle_from = time.perf_counter()
         self.num_failures = 0
@@ -229,7 +235,7 @@ class Dispatcher:
         tasks = [*self._background, *watches, *(task for seat in self._seats for task in seat.tasks)]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._destroying, return_exceptions=True)
 
     def _enqueue(self, job: _Job) -> None:
         heapq.heappush(self._queue, job)
@@ -260,31 +266,44 @@ class Dispatcher:
             job.home.engine = seat.engine
             task = asyncio.create_task(self._work(seat, seat.engine, job))
             seat.tasks.add(task)
-            task.add_done_callback(seat.tasks.discard)
+            # Not at the end of `_work`: a task that is cancelled before it has begun never gets there.
+            task.add_done_callback(partial(self._take_stock, seat, job))
             seat.add(len(job.seeds))
 
     async def _work(self, seat: _Seat, engine: Engine, job: _Job) -> None:
         """Has an engine answer what is left of a group."""
-        taken = len(job.seeds)
         try:
             async for response in engine.generate(job.request, job.sampling, dict(job.seeds), job.policy_version):
                 job.take(response)
-                self._failures_in_a_row = 0
+                seat.failures_in_a_row = 0
                 seat.add(-1)
-                taken -= 1
                 self._assign(seat)
         except EngineFailed as error:
             self.fail(engine, str(error))
         except Exception as error:  # not the engine's fault: whoever waits for the group is told
             if not job.future.done():
                 job.future.set_exception(error)
-        finally:
-            seat.add(-taken)
-            if not job.seeds and not job.future.done():
-                job.future.set_result(job.group())
-            elif not job.future.done():
-                self._enqueue(job)
-            self._assign()
+
+    def _take_stock(self, seat: _Seat, job: _Job, task: asyncio.Task[None]) -> None:
+        """Sees what has become of a group when an engine is done with it, in whatever way."""
+        seat.tasks.discard(task)
+        seat.add(-len(job.seeds))
+        if seat.engine is None:
+            job.engines_lost += 1
+        if job.future.done():
+            pass
+        elif not job.seeds:
+            job.future.set_result(job.group())
+        elif job.engines_lost > MOST_LOST:
+            job.future.set_exception(
+                RuntimeError(
+                    f"{job.engines_lost} engines have failed while they answered prompt {job.request.prompt.id!r}, each time among "
+                    "others: look at what is special about it"
+                )
+            )
+        else:
+            self._enqueue(job)
+        self._assign()
 
     def _occupy(self, seat: _Seat, engine: Engine) -> None:
         seat.engine = engine
@@ -301,39 +320,45 @@ class Dispatcher:
             except TimeoutError:
                 self.fail(engine, f"it gave no sign of life for {self._timeout:g} s (rollout.engine_timeout)")
                 return
-            except EngineFailed as error:
+            except Exception as error:
                 self.fail(engine, str(error))
                 return
 
     async def _replace(self, seat: _Seat, engine: Engine, reason: str) -> None:
         """Tries until an engine starts, or too many have failed in a row."""
-        broken: Engine | None = engine
-        while True:
-            self.num_failures += 1
-            self._failures_in_a_row += 1
-            if broken is not None:
-                await broken.destroy()
-                broken = None
-            if self._failures_in_a_row > self._max_failures:
-                self._give_up(
-                    RuntimeError(
-                        f"{self._failures_in_a_row} engines failed in a row without a completion; the last one: {reason}\n"
-                        "Its last words are in Ray's session logs; the usual reason is memory (lower rollout.kv_cache_gib, "
-                        "rollout.gpu_memory_utilization or rollout.max_model_len)"
-                    )
-                )
-                return
+        self._count_failure(seat)
+        await self._destroy(engine)
+        while seat.failures_in_a_row <= self._max_failures:
             logger.warning("an engine failed and is replaced: %s", reason)
             try:
                 self._occupy(seat, await self._start_engine())
             except CannotReplace as error:
                 self._give_up(CannotReplace(f"{error}. The engine failed so: {reason}"))
                 return
-            except (EngineFailed, RuntimeError) as error:
+            except Exception as error:
                 reason = str(error)
-                continue
-            self._assign()
-            return
+                self._count_failure(seat)
+            else:
+                self._assign()
+                return
+        self._give_up(
+            RuntimeError(
+                f"{seat.failures_in_a_row} engines failed in a row in one place without a completion; the last one: {reason}\n"
+                "Its last words are in Ray's session logs; the usual reason is memory (lower rollout.kv_cache_gib, "
+                "rollout.gpu_memory_utilization or rollout.max_model_len)"
+            )
+        )
+
+    def _count_failure(self, seat: _Seat) -> None:
+        self.num_failures += 1
+        seat.failures_in_a_row += 1
+
+    async def _destroy(self, engine: Engine) -> None:
+        """Ends an engine, also where nobody waits for it any more."""
+        task = asyncio.ensure_future(engine.destroy())
+        self._destroying.add(task)
+        task.add_done_callback(self._destroying.discard)
+        await asyncio.shield(task)
 
     def _give_up(self, error: RuntimeError) -> None:
         self._end = error

@@ -10,19 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import psutil
 
 from rollout.config import ENGINE_RANKS, RolloutConfig
+from rollout.gate import Gate
+from rollout.outputs import as_response
 from rollout.rendering import engine_media, limit_pixels, pixel_options, render
 from rollout.shared_segments import remove_unmapped, segments_of, wait_until_ended
-from rollout.types import Completion, EngineFailed, Request, Response, Sampling
+from rollout.types import EngineFailed, Request, Response, Sampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
+ATTEMPTS = 3
+"""How often a request is made that vLLM ends with an error: it does so where its processes have lost track of a picture."""
 BAN = -100.0
 """Logit bias of banned tokens, the strongest that vLLM takes: their probability vanishes in float32."""
 
@@ -90,6 +93,7 @@ class RolloutEngine:
         self._adapter: LoRARequest | None = None
         self._asleep = False
         self._cut_requests: set[str] = set()
+        self._entrance = Gate()
         self._llm = AsyncLLM.from_engine_args(args)
 
     async def generate(
@@ -110,22 +114,15 @@ class RolloutEngine:
             RuntimeError: If the engine holds, or a completion comes from, an older version; or if one is missing.
             EngineFailed: If vLLM has died.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         self._require_version(policy_version)
         inputs = self._render(request)
-        version = self.policy_version
-        running = [
-            asyncio.ensure_future(self._respond(index, inputs, sampling, seed, version))
-            for index, seed in seeds.items()
-        ]
+        running = [asyncio.ensure_future(self._respond(index, inputs, sampling, seed)) for index, seed in seeds.items()]
         try:
-            for done in asyncio.as_completed(running):
-                if (response := await done) is not None:
-                    self._require_version(policy_version, response.completion.policy_version)
-                    yield response
-        except EngineDeadError as error:
-            raise EngineFailed(f"vLLM has died: {error}") from None
+            with _death_told():
+                for done in asyncio.as_completed(running):
+                    if (response := await done) is not None:
+                        self._require_version(policy_version, response.completion.policy_version)
+                        yield response
         finally:
             for task in running:
                 task.cancel()
@@ -136,12 +133,8 @@ class RolloutEngine:
         Raises:
             EngineFailed: If it has died.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
+        with _death_told():
             await self._llm.is_paused()
-        except EngineDeadError as error:
-            raise EngineFailed(f"vLLM has died: {error}") from None
 
     def _require_version(self, oldest: int, found: int | None = None) -> None:
         found = self.policy_version if found is None else found
@@ -178,85 +171,61 @@ class RolloutEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    async def _respond(self, index: int, inputs: Any, sampling: Sampling, seed: int, version: int) -> Response | None:
+    async def _respond(self, index: int, inputs: Any, sampling: Sampling, seed: int) -> Response | None:
         """One completion; None if a weight sync has aborted it."""
+        for _ in range(ATTEMPTS):
+            version = self.policy_version
+            output, is_cut = await self._ask(inputs, self._sampling_params(sampling, seed))
+            reason = output.outputs[0].finish_reason
+            if reason == "abort" and not is_cut:
+                return None
+            if reason != "error":
+                return as_response(index, output, asked_version=version, first_version=self._initial_version)
+        raise RuntimeError(f"vLLM ended a request {ATTEMPTS} times with an error of its own; its log has more")
+
+    async def _ask(self, inputs: Any, params: SamplingParams) -> tuple[RequestOutput, bool]:
+        """vLLM's output of one request, and whether it was cut at its deadline."""
         name = uuid.uuid4().hex
+        # G requests of one completion each: one request of G loses some, now and then, without an error (vLLM 0.32).
+        async with self._entrance.passing():
+            answers = await self._llm.add_request(name, inputs, params, lora_request=self._adapter)
         deadline = asyncio.get_running_loop().call_later(self.config.request_timeout, self._cut, name)
-        final = None
         try:
-            # G requests of one completion each: one request of G loses some, now and then, without an error (vLLM 0.32).
-            async for output in self._llm.generate(
-                inputs, self._sampling_params(sampling, seed), name, lora_request=self._adapter
-            ):
-                final = output
+            while not (output := await answers.get()).finished:
+                pass
+        except asyncio.CancelledError:
+            await self._llm.abort(answers.request_id, internal=True)
+            raise
         finally:
             deadline.cancel()
-        is_cut = name in self._cut_requests
-        self._cut_requests.discard(name)
-        if final is None or not final.finished:
-            raise RuntimeError("vLLM ended a request without a completion")
-        if final.outputs[0].finish_reason == "abort" and not is_cut:
-            return None
-        return Response(
-            index=index,
-            completion=self._completion(final, version),
-            prompt_token_ids=np.array(final.prompt_token_ids, np.int32),
-            prompt_routed_experts=_prompt_experts(final),
-        )
+            answers.close()
+            is_cut = name in self._cut_requests
+            self._cut_requests.discard(name)
+        return output, is_cut
 
     def _cut(self, name: str) -> None:
         """Ends a request that has taken too long; what it has sampled so far is its completion."""
         self._cut_requests.add(name)
         self._cutting = asyncio.ensure_future(self._llm.abort(name))
 
-    def _completion(self, output: RequestOutput, version: int) -> Completion:
-        """vLLM's output as ours.
-
-        Args:
-            output: Of one request of one completion.
-            version: That the engine held when the request came, for a completion without a token.
-        """
-        (sampled,) = output.outputs
-        token_ids = np.array(sampled.token_ids, np.int32)
-        logprobs = [step[token].logprob for step, token in zip(sampled.logprobs or [], sampled.token_ids, strict=True)]
-        versions = self._token_versions(output)
-        first = int(versions[0]) if len(versions) else version
-        return Completion(
-            text=sampled.text,
-            token_ids=token_ids,
-            logprobs=np.array(logprobs, np.float32),
-            finish_reason="stop" if sampled.finish_reason == "stop" else "length",
-            policy_version=first,
-            token_versions=versions if (versions != first).any() else None,
-            routed_experts=split_experts(sampled.routed_experts, len(output.prompt_token_ids), len(token_ids))[1],
-        )
-
-    def _token_versions(self, output: RequestOutput) -> np.ndarray:
-        """[T] the version that sampled each token."""
-        (sampled,) = output.outputs
-        if output.lora_request is not None:
-            return np.full(len(sampled.token_ids), int(output.lora_request.lora_name), np.int32)
-        versions = np.full(len(sampled.token_ids), self._initial_version, np.int32)
-        for span in sampled.weight_versions or ():
-            versions[span.start : span.end] = self._version_number(span.version)
-        return versions
-
-    def _version_number(self, version: str) -> int:
-        """vLLM calls the weights that it started with "default"."""
-        return self._initial_version if version == "default" else int(version)
-
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Connects the engine with the learner's sender."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        with _death_told():
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def start_weight_update(self) -> None:
         """Stops what is running, in the way of `in_flight`, forgets what the old weights computed, and prepares for new ones."""
-        await self._pause()
-        await self._llm.start_weight_update()
+        with _death_told():
+            async with self._entrance.shut():
+                await self._pause()
+            await self._llm.start_weight_update()
 
     async def _pause(self) -> None:
+        """Stops what is running. While the entrance is shut: vLLM keeps processed media in two processes, which must forget them
+        together, or siblings that come in between refer to what one of them has forgotten.
+        """
         mode = "keep" if self.config.in_flight == "keep" else "abort"
         # Clears the caches of prefixes, of processed media and of encoded images, and has running requests computed anew.
         await self._llm.pause_generation(mode=mode, clear_cache=True)
@@ -265,13 +234,15 @@ class RolloutEngine:
         """Receives new weights."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        with _death_told():
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
     async def finish_weight_update(self, version: int) -> None:
         """Commits the new weights as `version`, and goes on."""
-        await self._llm.finish_weight_update(str(version))
-        self.policy_version = version
-        await self._resume()
+        with _death_told():
+            await self._llm.finish_weight_update(str(version))
+            self.policy_version = version
+            await self._resume()
 
     async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
         """Puts adapters in place of those before, as `version`.
@@ -280,9 +251,17 @@ class RolloutEngine:
             files: As `policies.lora.adapter_files` makes them.
             version: Of the policy that base and adapters make.
         """
+        # Who comes in now gets the new adapters, and not those that are about to go.
+        with _death_told():
+            async with self._entrance.shut():
+                await self._pause()
+                await self._exchange_adapter(files, version)
+                self.policy_version = version
+                await self._resume()
+
+    async def _exchange_adapter(self, files: Mapping[str, bytes], version: int) -> None:
         from vllm.lora.request import LoRARequest
 
-        await self._pause()
         with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
@@ -293,8 +272,6 @@ class RolloutEngine:
         if self._adapter is not None and self._adapter.lora_int_id != adapter.lora_int_id:
             await self._llm.remove_lora(self._adapter.lora_int_id)
         self._adapter = adapter
-        self.policy_version = version
-        await self._resume()
 
     async def _resume(self) -> None:
         if not self._asleep:  # else vLLM goes on by itself when it is wide awake
@@ -361,35 +338,3 @@ def _lora_options(rank: int) -> dict[str, Any]:
         "max_cpu_loras": 2,
         "max_lora_rank": min(known for known in ENGINE_RANKS if known >= rank),
     }
-
-
-def _prompt_experts(output: RequestOutput) -> np.ndarray | None:
-    (sampled,) = output.outputs
-    return split_experts(sampled.routed_experts, len(output.prompt_token_ids), len(sampled.token_ids))[0]
-
-
-def split_experts(
-    told: np.ndarray | None, num_prompt: int, num_tokens: int
-) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """The experts of prompt and response, out of what vLLM tells of both.
-
-    Args:
-        told: [P + T − 1, layers, top_k]: no forward pass has seen the last token.
-        num_prompt: P.
-        num_tokens: T.
-
-    Returns:
-        [P, layers, top_k] and [T, layers, top_k] int16, −1 for the last token; twice None if vLLM tells nothing.
-
-    Raises:
-        RuntimeError: If vLLM tells of another number of tokens.
-    """
-    if told is None:
-        return None, None
-    if len(told) != num_prompt + num_tokens - 1:
-        raise RuntimeError(
-            f"vLLM told the experts of {len(told)} tokens, expected {num_prompt} + {num_tokens} - 1: "
-            "use learner.routing_replay R2"
-        )
-    response = np.concatenate([told[num_prompt:], np.full((1, *told.shape[1:]), -1)])
-    return told[:num_prompt].astype(np.int16), response.astype(np.int16)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 import ray
 
-from rollout.types import EngineFailed, Request, Response, Sampling
+from rollout.types import CannotReplace, EngineFailed, Request, Response, Sampling
 
 Answer: TypeAlias = Response | Exception | None
 """What comes of an order: its responses one by one, then None; or an error."""
@@ -180,8 +180,7 @@ def told(error: Exception) -> Exception:
 
 def in_plain_words(error: Exception) -> Exception:
     """An error as it can travel: vLLM's own classes do not survive the way to the driver, their words do."""
-    if isinstance(error, EngineFailed):
-        return EngineFailed(str(error))
-    if isinstance(error, ValueError):  # a user's mistake that shows only over there
-        return ValueError(str(error))
+    for kind in (EngineFailed, CannotReplace, ValueError):  # the last is a user's mistake that shows only over there
+        if isinstance(error, kind):
+            return kind(str(error))
     return RuntimeError(f"{type(error).__name__}: {error}")

@@ -11,7 +11,7 @@ import ray
 from rollout.config import RolloutConfig
 from rollout.mirrors import Mirrors
 from rollout.remote_engine import EngineAddress, get
-from rollout.types import EngineFailed
+from rollout.types import CannotReplace, EngineFailed
 
 
 @dataclass(kw_only=True)
@@ -67,8 +67,10 @@ class RayEngineClient:
     def introduce(self, engine: EngineAddress) -> None:
         """Gives a replacement what the others have had: the way to the weights, and those that the last update committed.
 
+        Weights that NCCL or CUDA IPC brings cannot come from here.
+
         Raises:
-            RuntimeError: If it fails; weights that NCCL or CUDA IPC brings cannot come from here.
+            EngineFailed: If it dies.
         """
         if self._adapter is not None:
             get(engine.actor.load_adapter.remote(self._adapter, self.version))
@@ -83,13 +85,20 @@ class RayEngineClient:
             get(engine.actor.finish_weight_update.remote(self.version))
 
     def start_weight_update(self) -> None:
-        """Prepares every engine."""
+        """Prepares every engine.
+
+        Raises:
+            CannotReplace: If one is lost and the others are to get their weights by NCCL or CUDA IPC, which would wait for it.
+        """
         self._on_all("start_weight_update")
+        if self.lost and self._mirrors is None:
+            raise CannotReplace(f"An engine was lost before a weight sync: {next(iter(self.lost.values()))}")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Brings the slab to other nodes, then has every engine load."""
         if self._mirrors is not None:
-            self._mirrors.refresh()
+            lost = self._mirrors.refresh()
+            self.lost |= {engine.name: lost[engine.node] for engine in self.engines if engine.node in lost}
         self._on_all("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:

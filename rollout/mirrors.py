@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.remote_engine import get
+from rollout.types import EngineFailed
 from rollout.weight_transfer import WeightSlab, map_slab
 
 PIECE = 256 << 20
@@ -63,12 +65,17 @@ class Mirrors:
                 self._holders[self.home] = _holder(self.home, self.nbytes, self.path)
             self._holders[node] = _holder(node, self.nbytes, None)
             self._paths[node] = get(self._holders[node].path.remote())
-            self._copy([self._holders[node]])
+            if lost := self._copy({node: self._holders[node]}):
+                raise EngineFailed(lost[node])
         return self._paths[node]
 
-    def refresh(self) -> None:
-        """Brings what the slab holds now to all nodes that have a copy."""
-        self._copy([holder for node, holder in self._holders.items() if node != self.home])
+    def refresh(self) -> dict[str, str]:
+        """Brings what the slab holds now to all nodes that have a copy.
+
+        Returns:
+            Why nodes have lost theirs, by the node; what still maps such a copy must not load from it any more.
+        """
+        return self._copy({node: holder for node, holder in self._holders.items() if node != self.home})
 
     def close(self) -> None:
         """Ends the copies."""
@@ -76,12 +83,19 @@ class Mirrors:
             ray.kill(holder)
         self._holders.clear()
 
-    def _copy(self, targets: list[ActorHandle]) -> None:
-        if not targets:
-            return
-        for offset in range(0, self.nbytes, PIECE):
+    def _copy(self, targets: Mapping[str, ActorHandle]) -> dict[str, str]:
+        lost: dict[str, str] = {}
+        for offset in range(0, self.nbytes, PIECE) if targets else ():
             piece = self._holders[self.home].read.remote(offset)
-            get([target.write.remote(piece, offset) for target in targets])
+            written = {node: holder.write.remote(piece, offset) for node, holder in targets.items() if node not in lost}
+            for node, call in written.items():
+                try:
+                    get(call)
+                except EngineFailed as error:
+                    lost[node] = f"its node's copy of the weights is lost: {error}"
+        for node in lost:
+            del self._holders[node], self._paths[node]
+        return lost
 
 
 def _holder(node: str, nbytes: int, path: str | None) -> ActorHandle:

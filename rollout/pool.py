@@ -122,6 +122,20 @@ class RolloutPool:
             for call in ready:
                 waiting.pop(call).has_started(get(call))
 
+    async def _in_time(self, waiting: Awaitable[T], seconds: float, late: str) -> T:
+        """What comes of a wait for a replacement.
+
+        Raises:
+            EngineFailed: If it takes longer; says so in the words of `late`.
+        """
+        try:
+            async with asyncio.timeout(seconds) as timer:
+                return await waiting
+        except TimeoutError:
+            if timer.expired():
+                raise EngineFailed(f"its replacement {late}") from None
+            raise
+
     def _late(self) -> str:
         """What to say of engines that do not start."""
         return (
@@ -357,13 +371,12 @@ class RolloutPool:
             )
         engine = self._new_engine()
         try:
-            async with asyncio.timeout(self.config.start_timeout):
-                engine.has_started(await engine.starting)
+            engine.has_started(await self._in_time(engine.starting, self.config.start_timeout, self._late()))
             async with self._no_sync:
-                await asyncio.to_thread(self._client.introduce, engine.address)
-        except TimeoutError:
-            await engine.destroy()
-            raise EngineFailed(f"its replacement {self._late()}") from None
+                # A process that dies in a weight update leaves vLLM, which waits for it, without an answer.
+                limit = self.config.engine_timeout
+                late = f"took longer than {limit:g} s to load weights (rollout.engine_timeout)"
+                await self._in_time(asyncio.to_thread(self._client.introduce, engine.address), limit, late)
         except ray.exceptions.RayError as error:
             await engine.destroy()
             raise told(error) from error

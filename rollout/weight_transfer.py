@@ -2,7 +2,7 @@
 
 The learner copies its parameters once into a slab, every engine on the node maps the slab and loads from it. A slab is an
 anonymous memory file: nothing appears in `/dev/shm`, and the kernel frees it with its last process, however that dies.
-Engines on another node map a mirror of the slab there (`rollout.pool`). No weight is ever pickled.
+Engines on another node map a mirror of the slab there (`rollout.mirrors`). No weight is ever pickled.
 """
 
 from __future__ import annotations

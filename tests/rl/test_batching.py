@@ -14,7 +14,7 @@ from policies.inputs import EncodedMedia, VisionTokens
 from rewards.types import Score
 from rl.batching import encode_media, make_microbatch, make_samples, plan_microbatches, split_minibatches
 from rl.types import Sample
-from rollout.engine import split_experts
+from rollout.outputs import split_experts
 from rollout.types import Completion, Group, Prompt
 
 IMAGE, VIDEO = 9, 8

@@ -214,6 +214,32 @@ def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_see
     assert {tuple(completion.token_ids) for completion in last} <= {tuple(completion.token_ids) for completion in again}
 
 
+def test_requests_with_pictures_may_come_at_any_moment_of_a_sync(pair):
+    # vLLM keeps processed pictures in two processes, which must forget them together: siblings send theirs only once.
+    engine, learner, sender = pair
+    version = engine.engine.policy_version
+
+    async def answers() -> list[Group]:
+        queue = Dispatcher(None, [engine.engine], capacity=16, timeout=60.0, max_failures=0)
+        asked = [(prompt, [100 * place + i for i in range(8)]) for place, prompt in enumerate(12 * PROMPTS[1:7])]
+        try:
+            return await asyncio.gather(
+                *(
+                    queue.generate(Request(prompt=prompt), Sampling(max_tokens=24), seeds, version)
+                    for prompt, seeds in asked
+                )
+            )
+        finally:
+            await queue.close()
+
+    begun = engine.start(answers())
+    while not begun.done():
+        sender.send_weights(engine.engine.policy_version + 1)
+    groups = begun.result()
+    assert engine.engine.policy_version >= version + 3, "the syncs came too late"
+    assert largest_gap(learner, groups) <= 1e-5
+
+
 def test_a_request_past_its_deadline_is_cut_and_keeps_what_it_has_said(pair):
     engine, learner, _ = pair
     engine.engine.config = replace(CONFIG, request_timeout=0.5)
