@@ -203,7 +203,7 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     dry_run(runner, first)
     episodes = None
     if given.environment is not None:
-        try_environment(given.environment, first)
+        try_environment(given.environment, first, processor, limit=config.rollout.environment_timeout)
         episodes = partial(Episodes, given.environment, processor, config.rollout)
 
     stack.enter_context(local_ray())

@@ -20,7 +20,7 @@ from policies.export import save_policy
 from policies.inputs import hidden_states, vision_tokens
 from policies.loading import load_policy, load_processor
 from policies.logprobs import token_logprobs
-from policies.small import save_small_policy
+from policies.small import save_small_policy, small_processor
 from rl.batching import encode_media, make_microbatch
 from rl.config import ColdStartConfig
 from rl.types import Microbatch, Sample
@@ -140,23 +140,24 @@ def supervised_batch(
     processor, model_config, prompts: Sequence[Prompt], demonstrate: Demonstrate = reference_answer
 ) -> Microbatch:
     """Prompts with what is shown behind them, the texts and their end tokens marked for learning."""
-    samples = []
-    for prompt in prompts:
-        parts = [prompt, *demonstrate(prompt)]
-        tokens = [_tokens(processor, part) for part in parts]
-        learnt = [np.full(len(its), isinstance(part, str)) for part, its in zip(parts, tokens, strict=True)]
-        samples.append(
-            Sample(
-                prompt_id=prompt.id,
-                token_ids=np.concatenate(tokens),
-                loss_mask=np.concatenate(learnt),
-                rollout_logprobs=np.zeros(sum(map(len, tokens)), np.float32),
-                advantage=0.0,
-                images=[image for part in parts if not isinstance(part, str) for image in part.images],
-                videos=prompt.videos,
-            )
-        )
+    samples = [demonstration(processor, prompt, demonstrate) for prompt in prompts]
     return make_microbatch(samples, encode_media(processor, samples), vision_tokens(model_config))
+
+
+def demonstration(processor, prompt: Prompt, demonstrate: Demonstrate) -> Sample:
+    """One prompt with what is shown behind it."""
+    parts = [prompt, *demonstrate(prompt)]
+    tokens = [_tokens(processor, part) for part in parts]
+    learnt = [np.full(len(its), isinstance(part, str)) for part, its in zip(parts, tokens, strict=True)]
+    return Sample(
+        prompt_id=prompt.id,
+        token_ids=np.concatenate(tokens),
+        loss_mask=np.concatenate(learnt),
+        rollout_logprobs=np.zeros(sum(map(len, tokens)), np.float32),
+        advantage=0.0,
+        images=[image for part in parts if not isinstance(part, str) for image in part.images],
+        videos=prompt.videos,
+    )
 
 
 def _tokens(processor, part: Prompt | str | Observation) -> np.ndarray:
@@ -170,7 +171,7 @@ def _tokens(processor, part: Prompt | str | Observation) -> np.ndarray:
 
 
 def _fingerprint(config: ColdStartConfig, prompts: Sequence[Prompt], demonstrate: Demonstrate) -> str:
-    """Names what makes the result: the choices, a sample of the prompts, the code, and the versions below it."""
+    """Names what makes the result: the choices, a sample of what is learnt as the policy reads it, the code, torch's version."""
     digest = hashlib.sha256()
     choices = {name: value for name, value in asdict(config).items() if name not in ("cache_dir", "threads")}
     digest.update(json.dumps(choices, sort_keys=True).encode())
@@ -178,14 +179,12 @@ def _fingerprint(config: ColdStartConfig, prompts: Sequence[Prompt], demonstrate
     for code in (policies.small.__file__, __file__):
         digest.update(Path(code).read_bytes())
     digest.update(str(len(prompts)).encode())
+    processor = limit_pixels(small_processor(), RolloutConfig(max_image_pixels=config.max_image_pixels))
     for prompt in prompts[:64]:
-        digest.update(f"{prompt.id}\n{prompt.messages}\n{prompt.answer}".encode())
-        for image in prompt.images:
+        sample = demonstration(processor, prompt, demonstrate)
+        digest.update(prompt.id.encode() + sample.token_ids.tobytes() + sample.loss_mask.tobytes())
+        for image in sample.images:
             digest.update(image.tobytes())
-        for video in prompt.videos:
-            digest.update(f"{video.fps} {video.frame_indices}".encode() + video.frames.tobytes())
-        for part in demonstrate(prompt):
-            digest.update((part.text if isinstance(part, Observation) else part).encode())
-            for image in part.images if isinstance(part, Observation) else ():
-                digest.update(image.tobytes())
+        for video in sample.videos:
+            digest.update(video.frames.tobytes())
     return digest.hexdigest()[:16]

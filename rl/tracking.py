@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,11 @@ class Tracker:
                 "images": self._save_pictures(f"{name}_{index}", group.prompt.images),
                 "videos": self._save_pictures(f"{name}_{index}_video", strips),
             }
-            for place, completion in enumerate(group.completions):
+            seen = [
                 self._save_pictures(f"{name}_{index}_seen_{place}", observed_images(completion))
-            rows.append(_sample_row(group, group_scores, files))
+                for place, completion in enumerate(group.completions)
+            ]
+            rows.append(_sample_row(group, group_scores, files, seen))
         (self.samples_dir / f"{name}.jsonl").write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
 
     def _save_pictures(self, stem: str, pictures: Sequence[Any]) -> list[str]:
@@ -154,7 +157,17 @@ def film_strip(video: Video, num_frames: int = 5, height: int = 128) -> Image.Im
     return strip
 
 
-def _sample_row(group: Group, scores: Sequence[Score], files: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _sample_row(
+    group: Group, scores: Sequence[Score], files: Mapping[str, Sequence[str]], seen: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """A group as JSON has it.
+
+    Args:
+        group: What was asked and answered.
+        scores: [G] of its completions.
+        files: The prompt's images and videos.
+        seen: [G] the files of the images that each episode was shown, in order.
+    """
     prompt = group.prompt
     return {
         "prompt_id": prompt.id,
@@ -165,27 +178,29 @@ def _sample_row(group: Group, scores: Sequence[Score], files: Mapping[str, Seque
         "completions": [
             {
                 "text": completion.text,
-                **_turns(completion),
+                **_turns(completion, pictures),
                 "reward": score.reward,
                 "parts": dict(score.parts),
                 "error": score.error,
                 "finish_reason": completion.finish_reason,
                 "policy_version": completion.policy_version,
             }
-            for completion, score in zip(group.completions, scores, strict=True)
+            for completion, score, pictures in zip(group.completions, scores, seen, strict=True)
         ],
     }
 
 
-def _turns(completion: Completion) -> dict[str, Any]:
-    """Of an episode, who said what; pictures lie beside, numbered as they came."""
+def _turns(completion: Completion, pictures: Sequence[str]) -> dict[str, Any]:
+    """Of an episode, who said what, and the files of the pictures that were shown."""
     if completion.turns is None:
         return {}
-    turns = [(turn.text, turn.observation) for turn in completion.turns]
-    told = [
-        {"text": text} | ({} if seen is None else {"observation": seen.text, "images": len(seen.images)})
-        for text, seen in turns
-    ]
+    told, files = [], iter(pictures)
+    for turn in completion.turns:
+        shown = turn.observation
+        told.append(
+            {"text": turn.text}
+            | ({} if shown is None else {"observation": shown.text, "images": list(islice(files, len(shown.images)))})
+        )
     return {"turns": told, "outcome": dict(completion.outcome)}
 
 

@@ -39,8 +39,8 @@ class RolloutConfig:
     max_image_pixels: int | None = None
     """Larger images are scaled down to so many pixels; 32 × 32 are a token. Default: as the model's processor has it."""
     max_video_pixels: int | None = None
-    """Larger videos are scaled down to so many pixels over all frames; 2 × 32 × 32 are a token. Default: as the model's processor
-    has it."""
+    """Larger videos are scaled down to so many pixels over all frames, but no frame below the processor's smallest video;
+    2 × 32 × 32 are a token. Default: as the model's processor has it."""
     temperature: float = 1.0
     """Sampling temperature; the learner divides its logits by the same number."""
     kv_cache_gib: int = 1

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ReadCall: TypeAlias = Callable[[str], Mapping[str, Any] | None]
 """A turn's text → the arguments of the tool call in it, None without one. Raises ValueError, whose message the policy is shown."""
 
+MOST_SLENDER = 100
+"""Qwen3-VL's processor takes no picture whose one side is longer than 200 times the other."""
 COORDINATES = 1000
 """Qwen3-VL gives places in a picture as if it were this wide and high (arXiv 2511.21631)."""
 MOST_ARGUMENT_TEXT = 2000
@@ -36,7 +38,8 @@ def qwen_tool_call(name: str) -> ReadCall:
     """
 
     def read(text: str) -> Mapping[str, Any] | None:
-        _, found, rest = text.rpartition("<tool_call>")
+        # What a Thinking model only thinks of calling is no call.
+        _, found, rest = text.rpartition("</think>")[2].rpartition("<tool_call>")
         if not found:
             return None
         body = rest.partition("</tool_call>")[0].strip()
@@ -62,23 +65,26 @@ READ_CALCULATION = qwen_tool_call("calculator")
 class ZoomTool:
     """Thinking with images: the policy asks for a part of a picture and is shown it, larger; without a call the episode is done.
 
-    A call has `bbox_2d` [x1, y1, x2, y2] from 0 to 1000 over width and height, and `img_idx`, which of the prompt's images, 0 if
-    left out. What is cut out comes from the picture as the dataset has it, however small the policy was shown it.
+    A call has `bbox_2d` [x1, y1, x2, y2] from 0 to 1000 over width and height, and `img_idx`, which of the images so far: the
+    prompt's, then those that were shown; 0 if left out. What is cut out comes from the picture as the dataset has it, however
+    small the policy was shown it.
 
     Args:
         read_call: How a call is written; default: Qwen3-VL's `image_zoom_in_tool`.
-        min_side: Pixels: what is cut out is enlarged until both its sides are at least this long.
-        max_side: Pixels: and made smaller until neither is longer.
+        min_pixels: What is cut out is enlarged to at least so many; default: 256 tokens, as Qwen's own tool has it.
+        max_pixels: And made smaller to at most so many.
     """
 
-    def __init__(self, read_call: ReadCall = READ_ZOOM, *, min_side: int = 256, max_side: int = 2048) -> None:
-        if not 0 < min_side <= max_side:
-            raise ValueError(f"min_side must be > 0 and at most max_side, got {min_side} and {max_side}")
-        self._read_call, self._min_side, self._max_side = read_call, min_side, max_side
+    def __init__(
+        self, read_call: ReadCall = READ_ZOOM, *, min_pixels: int = 256 * 32 * 32, max_pixels: int = 2048 * 2048
+    ) -> None:
+        if not 0 < min_pixels <= max_pixels:
+            raise ValueError(f"min_pixels must be > 0 and at most max_pixels, got {min_pixels} and {max_pixels}")
+        self._read_call, self._min_pixels, self._max_pixels = read_call, min_pixels, max_pixels
 
     def reset(self, prompt: Prompt) -> None:
         """Takes the prompt's pictures."""
-        self._images = prompt.images
+        self._images = list(prompt.images)
 
     def step(self, completion: Completion) -> Observation | Done:
         """Shows what was asked for, or says what is wrong with the call."""
@@ -86,26 +92,30 @@ class ZoomTool:
             call = self._read_call(completion.text)
             if call is None:
                 return Done()
-            return Observation(images=[self._cut(call)])
+            self._images.append(self._cut(call))
         except ValueError as error:
-            return Observation(text=f"error: {error}")
+            return Observation(text=f"error: {error}", role="tool")
+        return Observation(images=self._images[-1:], role="tool")
 
     def _cut(self, call: Mapping[str, Any]) -> Image.Image:
         index, box = call.get("img_idx", 0), call.get("bbox_2d")
-        if not isinstance(index, int) or not 0 <= index < len(self._images):
+        if index not in range(len(self._images)):
             raise ValueError(f"img_idx must be from 0 to {len(self._images) - 1}")
         if not _is_box(box):
             raise ValueError(f"bbox_2d must be four numbers from 0 to {COORDINATES}")
-        image = self._images[index]
+        image = self._images[int(index)]
         x1, y1, x2, y2 = box
         left, right = math.floor(x1 * image.width / COORDINATES), math.ceil(x2 * image.width / COORDINATES)
         top, bottom = math.floor(y1 * image.height / COORDINATES), math.ceil(y2 * image.height / COORDINATES)
-        if not (left < right and top < bottom):
+        width, height = right - left, bottom - top
+        if not (width > 0 and height > 0):
             raise ValueError("bbox_2d must have x1 < x2 and y1 < y2")
+        if max(width, height) > MOST_SLENDER * min(width, height):
+            raise ValueError(f"bbox_2d must not be longer than {MOST_SLENDER} times its other side")
+        scale = max(1.0, math.sqrt(self._min_pixels / (width * height)))
+        scale = min(scale, math.sqrt(self._max_pixels / (width * height)))
         part = image.crop((left, top, right, bottom))
-        scale = max(1.0, self._min_side / min(part.size))
-        scale = min(scale, self._max_side / max(part.size))
-        size = (max(1, round(part.width * scale)), max(1, round(part.height * scale)))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
         return part if size == part.size else part.resize(size)
 
 
@@ -160,10 +170,10 @@ class GuessNumber:
         self._number, self._guesses = int(prompt.answer), 0
 
     def step(self, completion: Completion) -> Observation | Done:
-        """Compares the last whole number of the turn; a turn without one is a wasted guess."""
+        """Compares the last whole number of the turn; a turn without one, or with a monster, is a wasted guess."""
         self._guesses += 1
-        guesses = re.findall(r"-?\d{1,18}", completion.text)
-        guess = int(guesses[-1]) if guesses else None
+        numbers = re.findall(r"(?<!\d)-?\d+", completion.text)
+        guess = int(numbers[-1]) if numbers and len(numbers[-1]) < MOST_DIGITS else None
         if guess == self._number or self._guesses == self._max_guesses:
             return Done(outcome={"won": guess == self._number, "guesses": self._guesses})
         if guess is None:
@@ -171,6 +181,8 @@ class GuessNumber:
         return Observation(text="higher" if guess < self._number else "lower")
 
 
+MOST_DIGITS = 20
+"""Of a guess."""
 OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

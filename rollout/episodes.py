@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from threading import Thread
@@ -45,7 +45,7 @@ MakeEnvironment: TypeAlias = Callable[[], Environment]
 
 
 class EnvironmentFailed(Exception):
-    """An environment raised, took too long or answered something else; the message names it, the prompt and the turn."""
+    """An environment raised, took too long, or answered what cannot be shown; the message says which."""
 
 
 class Episodes:
@@ -116,63 +116,109 @@ class Episodes:
         """One episode, from `reset` until the environment is done or a limit is reached."""
         record, begin = _Record(max_tokens=max_tokens), time.monotonic()
         try:
-            environment = await self._call(self._make_environment, prompt, 0)
-            await self._call(environment.reset, prompt, 0, prompt)
+            environment = await self._call(self._make_environment)
+            await self._call(environment.reset, prompt)
             for number in range(self._config.max_turns):
                 limit = min(record.room, self._config.max_turn_tokens or record.room)
                 spoken = record.take(await ask(record.said, limit, turn_seed(seed, number)))
                 if spoken.finish_reason == "length":  # cut in the middle of a sentence
                     return record
-                answer = await self._call(environment.step, prompt, number, spoken)
+                answer = await self._call(environment.step, spoken)
                 if isinstance(answer, Done):
-                    record.outcome, record.finish_reason = answer.outcome, "stop"
+                    record.outcome, record.finish_reason = as_outcome(answer), "stop"
                     return record
-                if not isinstance(answer, Observation):
-                    raise EnvironmentFailed(
-                        f"environment {type(environment).__name__} returned a {type(answer).__name__} at turn {number} of prompt "
-                        f"{prompt.id!r}: return an Observation or Done"
-                    )
                 late = time.monotonic() - begin > self._config.episode_timeout
                 if late or number + 1 == self._config.max_turns or not self._observe(record, prompt, answer, number):
                     return record
         except EnvironmentFailed as error:
-            record.error = str(error)
+            record.error = f"{error} at turn {max(0, len(record.turns) - 1)} of prompt {prompt.id!r}"
         return record
 
-    def _observe(self, record: _Record, prompt: Prompt, observation: Observation, number: int) -> bool:
+    def _observe(self, record: _Record, prompt: Prompt, answer: Any, number: int) -> bool:
         """Puts what the environment has shown into an episode; False where there is no room for it and an answer."""
-        try:
-            observation = replace(observation, images=open_images(observation.images))
-        except ValueError as error:
-            raise EnvironmentFailed(f"what was shown at turn {number} of prompt {prompt.id!r}: {error}") from None
-        tokens = observation_tokens(self._processor, observation)
-        length = len(expand_media(self._processor, tokens, observation.images, ()))
-        num_images = len(prompt.images) + len(record.said.images) + len(observation.images)
+        shown = read_observation(self._processor, answer)
+        num_images = len(prompt.images) + len(record.said.images) + len(shown.observation.images)
         if num_images > self._config.max_images:
             told = f"{num_images} images in all, rollout.max_images = {self._config.max_images}"
-        elif length >= record.room:
-            told = f"{length} tokens, of rollout.max_tokens = {record.max_tokens} are {record.room} left"
+        elif shown.length >= record.room:
+            told = f"{shown.length} tokens, of rollout.max_tokens = {record.max_tokens} are {record.room} left"
         else:
-            record.observe(observation, tokens, length)
+            record.observe(shown)
             return True
         logger.warning("the episode of prompt %r ends before what it was shown at turn %d: %s", prompt.id, number, told)
         return False
 
-    async def _call(self, function: Callable[..., Any], prompt: Prompt, number: int, *args: Any) -> Any:
-        """Calls the user's code, for a limited time and with all that it may raise."""
-        limit = self._config.environment_timeout
-        where = f"environment {getattr(function, '__qualname__', type(function).__name__)}"
-        try:
-            async with asyncio.timeout(limit) as timer:
-                if inspect.iscoroutinefunction(function):
-                    return await function(*args)
-                return await asyncio.wrap_future(_in_thread(function, *args))
-        except Exception as error:
-            if isinstance(error, TimeoutError) and timer.expired():
-                told = f"took longer than rollout.environment_timeout = {limit:g} s"
-            else:
-                told = f"raised {type(error).__name__}: {error}"
-            raise EnvironmentFailed(f"{where} {told} at turn {number} of prompt {prompt.id!r}") from error
+    async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await call_environment(function, self._config.environment_timeout, *args)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Shown:
+    """An observation as the policy will read it.
+
+    Attributes:
+        observation: With its images opened.
+        tokens: It and what stands around it, one placeholder per image.
+        length: The same in tokens, images expanded.
+    """
+
+    observation: Observation
+    tokens: Sequence[int]
+    length: int
+
+
+def read_observation(processor: ProcessorMixin, answer: Any) -> Shown:
+    """What an environment's answer that is not Done comes to.
+
+    Raises:
+        EnvironmentFailed: It is no Observation, or one that cannot be shown; whatever was wrong with it.
+    """
+    if not isinstance(answer, Observation):
+        raise EnvironmentFailed(f"the environment returned a {type(answer).__name__}, not an Observation or Done,")
+    try:
+        observation = replace(answer, images=open_images(answer.images))
+        tokens = observation_tokens(processor, observation)
+        length = len(expand_media(processor, tokens, observation.images, ()))
+    except Exception as error:
+        raise EnvironmentFailed(f"what was shown cannot be: {type(error).__name__}: {error}") from error
+    return Shown(observation=observation, tokens=tokens, length=length)
+
+
+def as_outcome(done: Done) -> Mapping[str, Any]:
+    """What is known at an episode's end.
+
+    Raises:
+        EnvironmentFailed: It is not a mapping.
+    """
+    if not isinstance(done.outcome, Mapping):
+        raise EnvironmentFailed(f"the outcome is a {type(done.outcome).__name__}, not a mapping,")
+    return done.outcome
+
+
+async def call_environment(function: Callable[..., Any], limit: float, *args: Any) -> Any:
+    """Calls the user's code, for a limited time and with all that it may raise.
+
+    Args:
+        function: Plain, or a coroutine function.
+        limit: Seconds.
+        args: Its arguments.
+
+    Raises:
+        EnvironmentFailed: It raised, tried to end the program, or took too long.
+    """
+    where = f"environment {getattr(function, '__qualname__', type(function).__name__)}"
+    try:
+        async with asyncio.timeout(limit) as timer:
+            if inspect.iscoroutinefunction(function):
+                return await function(*args)
+            found = await asyncio.wrap_future(_in_thread(function, *args))
+            return await found if inspect.isawaitable(found) else found
+    except (Exception, SystemExit) as error:
+        if isinstance(error, TimeoutError) and timer.expired():
+            told = f"took longer than rollout.environment_timeout = {limit:g} s"
+        else:
+            told = f"raised {type(error).__name__}: {error}"
+        raise EnvironmentFailed(f"{where} {told}") from error
 
 
 Ask: TypeAlias = "Callable[[Said, int, int], Any]"
@@ -223,20 +269,15 @@ class _Record:
             self.experts = np.concatenate([group.prompt_routed_experts, spoken.routed_experts])
         return spoken
 
-    def observe(self, observation: Observation, tokens: Sequence[int], length: int) -> None:
-        """Notes what the environment has answered.
-
-        Args:
-            observation: The answer, its images opened.
-            tokens: It and what stands around it, one placeholder per image.
-            length: The same in tokens, images expanded.
-        """
-        self.turns[-1] = replace(self.turns[-1], observation=observation)
-        self.num_shown = length
+    def observe(self, shown: Shown) -> None:
+        """Notes what the environment has answered."""
+        images = shown.observation.images
+        self.turns[-1] = replace(self.turns[-1], observation=shown.observation)
+        self.num_shown = shown.length
         self.said = replace(
             self.said,
-            token_ids=np.concatenate([self.said.token_ids, np.array(tokens, np.int32)]),
-            images=[*self.said.images, *observation.images],
+            token_ids=np.concatenate([self.said.token_ids, np.array(shown.tokens, np.int32)]),
+            images=[*self.said.images, *images],
         )
 
     def completion(self) -> Completion:
@@ -262,28 +303,38 @@ class _Record:
         )
 
 
-def try_environment(make_environment: MakeEnvironment, prompt: Prompt) -> None:
+def try_environment(
+    make_environment: MakeEnvironment, prompt: Prompt, processor: ProcessorMixin, *, limit: float
+) -> None:
     """Plays a first turn on two made-up responses, the reference answer and an empty text, before anything costly starts.
 
+    Args:
+        make_environment: Makes the environment.
+        prompt: What to play on.
+        processor: The policy's.
+        limit: Seconds that a call may take.
+
     Raises:
-        ValueError: The environment raises, or answers with something else than an Observation or Done.
+        ValueError: The environment fails, or answers what cannot be shown; or the chat template knows no further turns.
     """
+    observation_tokens(processor, Observation(text="?"))
     for text in ("" if prompt.answer is None else str(prompt.answer), ""):
+
+        async def play(said: str = text) -> None:
+            environment = await call_environment(make_environment, limit)
+            await call_environment(environment.reset, limit, prompt)
+            answer = await call_environment(environment.step, limit, Completion(text=said))
+            if isinstance(answer, Done):
+                as_outcome(answer)
+            else:
+                read_observation(processor, answer)
+
         try:
-            environment = make_environment()
-            environment.reset(prompt)
-            answer: Any = environment.step(Completion(text=text))
-            answer = asyncio.run(answer) if inspect.iscoroutine(answer) else answer
-        except Exception as error:
+            asyncio.run(play())
+        except EnvironmentFailed as error:
             raise ValueError(
-                f"environment {make_environment!r} raised {type(error).__name__}: {error} on prompt {prompt.id!r} and the made-up "
-                f"response {text!r}, before the start"
+                f"{error} on prompt {prompt.id!r} and the made-up response {text!r}, before the start"
             ) from error
-        if not isinstance(answer, Observation | Done):
-            raise ValueError(
-                f"environment {make_environment!r} returned a {type(answer).__name__} on prompt {prompt.id!r} and the made-up "
-                f"response {text!r}: step must return an Observation or Done"
-            )
 
 
 def turn_seed(seed: int, turn: int) -> int:
@@ -301,6 +352,8 @@ def _in_thread(function: Callable[..., Any], *args: Any) -> Future[Any]:
     def run() -> None:
         try:
             future.set_result(function(*args))
+        except (SystemExit, StopIteration) as error:  # the one would end the event loop, the other cannot pass a future
+            future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
         except BaseException as error:
             future.set_exception(error)
 

@@ -134,6 +134,12 @@ def _file_of(source: Any) -> Any:
 def _as_rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"it has {image.width} × {image.height} pixels")
+    if image.mode in ("I", "F"):  # PIL would cut all above 255 off: a white surface
+        raise ValueError(
+            f"its mode is {image.mode}, of which nobody knows what is black and white: convert it to L or RGB"
+        )
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     image = ImageOps.exif_transpose(image)  # a camera's photo may be stored lying on its side
     if image.has_transparency_data:  # a chart with a transparent background would otherwise turn black on black
         image = image.convert("RGBA")
@@ -187,12 +193,8 @@ def _capture(stream: Any) -> Iterator[Any]:
     """OpenCV's reader of a file's path or content, which tells nobody but us what is wrong with it."""
     import cv2
 
-    level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+    capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         if not capture.isOpened():
             raise ValueError("it is damaged, or no video")
@@ -264,7 +266,7 @@ def _as_video(frames: Sequence[np.ndarray], fps: float, indices: Sequence[int]) 
 
 
 def _checked(video: Video) -> Video:
-    """The same video, with at least the two frames that make a token."""
+    """The same video, sound; of a single frame twice, since two make a token."""
     shape = video.frames.shape
     if len(shape) != 4 or shape[3] != 3 or video.frames.dtype != np.uint8:
         raise ValueError(f"expected frames [F, H, W, 3] of uint8, got {list(shape)} of {video.frames.dtype}")

@@ -24,6 +24,7 @@ from rollout.types import Prompt
 logger = logging.getLogger(__name__)
 
 GREY = 128
+ROLES = ("system", "user", "assistant", "tool")
 READERS = 4
 """Threads that open images and videos ahead; decoders do not hold Python's lock."""
 
@@ -328,7 +329,28 @@ def _checked_prompt(row: Any, to_prompt: ToPrompt) -> Prompt:
         raise ValueError(
             f"expected a Prompt, got a {type(prompt).__name__}: pass a to_prompt that makes one, e.g. column_mapping()"
         )
-    return prompt
+    return replace(prompt, messages=[_checked_message(message) for message in prompt.messages])
+
+
+def _checked_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message that no chat template drops or misreads in silence.
+
+    Raises:
+        UnreadablePrompt: Its role is unknown, or its content is neither a text nor a list of parts.
+    """
+    if message.get("role") not in ROLES:
+        raise UnreadablePrompt(f"a message has the role {message.get('role')!r}: use one of {', '.join(ROLES)}")
+    content = message.get("content")
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return dict(message)
+    if not isinstance(content, list | tuple):
+        raise UnreadablePrompt(f"a message's content is a {type(content).__name__}: make it a text or a list of parts")
+    # Columns of a dataset fill the keys that a part does not have with None, which templates take for an image.
+    parts = [{key: value for key, value in part.items() if value is not None} for part in content]
+    for part in parts:
+        if part.get("type") == "text" and not isinstance(part.get("text"), str):
+            raise UnreadablePrompt(f"a text part holds a {type(part.get('text')).__name__}: make it a text")
+    return {**message, "content": parts}
 
 
 def _accepted(prompt: Prompt, accept: Accept | None) -> Prompt:

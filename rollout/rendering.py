@@ -19,19 +19,34 @@ _MARK = "⟨the policy's words⟩"
 
 def render(processor: ProcessorMixin, prompt: Prompt) -> list[int]:
     """Applies the chat template; each image and video is one placeholder, which the engine expands to what it takes."""
+    return processor.tokenizer.encode(rendered_text(processor, prompt), add_special_tokens=False)
+
+
+def rendered_text(processor: ProcessorMixin, prompt: Prompt) -> str:
+    """What the chat template makes of the messages, videos without the markers that it puts around them.
+
+    Qwen3-VL was trained on videos whose frames alone have such markers: its processor replaced the template's. Since
+    transformers 5.10 it keeps them, and every video would begin and end with one too many.
+    """
     text = processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-    return processor.tokenizer.encode(text, add_special_tokens=False)
+    video = processor.video_token
+    return text.replace(f"{processor.vision_start_token}{video}{processor.vision_end_token}", video)
 
 
 def observation_tokens(processor: ProcessorMixin, observation: Observation) -> list[int]:
     """What stands between two turns of the policy: the rest of its message, the observation, and the head of its next message.
 
-    Each image is one placeholder. Neither the policy's tokens before nor those behind are touched.
+    Each image is one placeholder. Neither the policy's tokens before nor those behind are touched. What looks like a special
+    token in the text is broken up: a tool that repeats the policy's words must not end a message, or show a picture.
 
     Raises:
         ValueError: If the chat template does not end the policy's messages with the tokenizer's end token.
     """
-    content = [*({"type": "image"} for _ in observation.images), {"type": "text", "text": observation.text}]
+    said = observation.text
+    for token in processor.tokenizer.added_tokens_decoder.values():
+        if token.special:
+            said = said.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+    content = [*({"type": "image"} for _ in observation.images), {"type": "text", "text": said}]
     messages = [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": _MARK},
@@ -147,6 +162,8 @@ def limit_pixels(processor: ProcessorMixin, config: RolloutConfig) -> ProcessorM
     images, videos = processor.image_processor, processor.video_processor
     images.size = _limited("image", images.size, config.min_image_pixels, config.max_image_pixels)
     videos.size = _limited("video", videos.size, None, config.max_video_pixels)
+    if videos.cap_pixels_per_frame is None:
+        videos.cap_pixels_per_frame = True  # as Qwen's own code does; transformers' default only from 5.22 on
     return processor
 
 
@@ -164,9 +181,11 @@ def _limited(kind: str, size: Any, smallest: int | None, largest: int | None) ->
 def pixel_options(processor: ProcessorMixin) -> dict[str, Any]:
     """The limits of a processor, as vLLM takes them for its own."""
     parts = {"images_kwargs": processor.image_processor.size, "videos_kwargs": processor.video_processor.size}
-    return {
+    options: dict[str, dict[str, Any]] = {
         part: {"size": {edge: size[edge] for edge in ("shortest_edge", "longest_edge")}} for part, size in parts.items()
     }
+    options["videos_kwargs"]["cap_pixels_per_frame"] = processor.video_processor.cap_pixels_per_frame
+    return options
 
 
 def prompt_length(processor: ProcessorMixin, prompt: Prompt) -> int:

@@ -87,7 +87,7 @@ def read_call(text: str) -> Mapping[str, Any] | None:
 
 def magnifier() -> ZoomTool:
     """The tool with which a tile is shown as large as the whole picture was."""
-    return ZoomTool(read_call, min_side=TILE)
+    return ZoomTool(read_call, min_pixels=TILE * TILE)
 
 
 def half_informed(prompt: Prompt) -> Sequence[str | Observation]:

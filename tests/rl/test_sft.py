@@ -15,7 +15,7 @@ from policies.loading import load_policy, load_processor
 from policies.small import small_config, small_processor
 from rl.config import ColdStartConfig
 from rl.sft import cold_start, supervised_batch
-from rollout.types import Prompt, Video
+from rollout.types import Observation, Prompt, Video
 
 
 def prompts(*answers: str | None) -> list[Prompt]:
@@ -95,6 +95,17 @@ def test_other_choices_have_another_folder(monkeypatch, config: ColdStartConfig,
 def test_other_prompts_have_another_folder(monkeypatch, config: ColdStartConfig, folder: Path, others: list[Prompt]):
     monkeypatch.setattr("rl.sft.supervise", lambda *_: [1.0])
     assert cold_start(config, others) != folder
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [["a", "b"], ["a", Observation(text="b")], ["a", Observation(text="b", role="tool")]],
+    ids=["two turns", "an observation", "a tool's observation"],
+)
+def test_the_same_words_in_other_roles_have_another_folder(monkeypatch, config: ColdStartConfig, shown: list):
+    monkeypatch.setattr("rl.sft.supervise", lambda *_: [1.0])
+    folders = {cold_start(config, PROMPTS, lambda prompt, parts=parts: parts) for parts in (["ab"], shown)}
+    assert len(folders) == 2
 
 
 def test_a_prompt_without_an_answer_is_named(tmp_path: Path):

@@ -13,7 +13,7 @@ from PIL import Image
 from rewards.types import Score
 from rl.config import TrainConfig, plain_config
 from rl.tracking import Tracker, film_strip, keep_steps, read_metrics, write_json
-from rollout.types import Completion, Group, Prompt, Video
+from rollout.types import Completion, Group, Observation, Prompt, Turn, Video
 
 
 def tracker(run_dir: Path, start_step: int = 0, **changed: object) -> Tracker:
@@ -112,6 +112,27 @@ def test_samples_hold_what_was_asked_answered_and_scored_with_its_images(tmp_pat
     assert row["images"] == ["step_000004_0_0.png", "step_000004_0_1.png"]
     for name, picture in zip(row["images"], pictures, strict=True):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "samples" / name)), np.asarray(picture))
+
+
+def test_of_an_episode_each_turn_names_the_pictures_that_it_was_shown(tmp_path: Path):
+    shown = [Observation(text="look", images=[Image.new("RGB", (4, 4), c) for c in colors]) for colors in (["red"], [])]
+    turns = [
+        Turn(text="za", start=0, stop=2, observation=shown[0]),
+        Turn(text="zb", start=2, stop=4, observation=shown[1]),
+        Turn(text="7", start=4, stop=5),
+    ]
+    episode = Completion(text="7", turns=turns, outcome={"won": True})
+    group = Group(prompt=Prompt(id="q", messages=[]), prompt_token_ids=np.zeros(1), completions=[episode])
+    tracker(tmp_path).save_samples("step_000001", [group], [[Score(reward=1.0)]])
+    [row] = [json.loads(line) for line in (tmp_path / "samples" / "step_000001.jsonl").read_text().splitlines()]
+    [told] = row["completions"]
+    assert told["turns"] == [
+        {"text": "za", "observation": "look", "images": ["step_000001_0_seen_0_0.png"]},
+        {"text": "zb", "observation": "look", "images": []},
+        {"text": "7"},
+    ]
+    assert told["outcome"] == {"won": True}
+    assert Image.open(tmp_path / "samples" / "step_000001_0_seen_0_0.png").getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_video_is_shown_as_a_strip_of_five_of_its_frames(tmp_path: Path):

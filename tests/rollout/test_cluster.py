@@ -77,6 +77,20 @@ def test_an_engine_that_holds_an_older_version_than_expected_raises(trainer):
         pool.generate(PROMPTS, SAMPLING, [seeds_of(prompt) for prompt in PROMPTS], policy_version=99)
 
 
+@pytest.mark.parametrize("trainer", ["dense"], indirect=True)
+def test_an_engine_whose_node_has_lost_its_copy_of_the_weights_never_loads_an_old_one(trainer):
+    pool, link = trainer
+    away = next(engine for engine in pool.engines if engine.node in pool._client._mirrors._paths)
+    version = max(group.completions[0].policy_version for group in pool.run(answers(pool.engines[0], version=0)))
+    ray.kill(pool._client._mirrors._holders[away.node])
+    change_weights(link.learner, seed=2)
+    link.sync(version + 1)
+    pool.run(pool.dispatcher.settled())
+    assert away not in pool.engines and len(pool.engines) == 2
+    for engine in pool.engines:
+        assert largest_gap(link.learner, pool.run(answers(engine, version=version + 1))) <= 1e-5
+
+
 def test_more_engines_than_the_cluster_has_cpus_for_are_refused_with_what_is_asked_and_what_there_is(two_nodes):
     # An engine is on one node: two nodes of one CPU have room for two engines of one CPU and for none of two.
     config = RolloutConfig(num_engines=64, threads_per_engine=1)

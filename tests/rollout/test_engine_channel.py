@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from rollout.engine_channel import Channel, Order, Outbox, told
-from rollout.types import Completion, EngineFailed, Prompt, Request, Response, Sampling
+from rollout.types import CannotReplace, Completion, EngineFailed, Prompt, Request, Response, Sampling
 
 
 class Echo:
@@ -182,8 +182,12 @@ def test_an_order_that_nobody_waits_for_any_more_is_dropped() -> None:
     run(main)
 
 
-def test_a_mistake_of_the_users_stays_a_value_error_on_its_way_through_ray() -> None:
-    for cause, kind in ((ValueError("too many images"), ValueError), (OSError("no space"), RuntimeError)):
+def test_errors_that_mean_something_to_the_loop_keep_their_kind_on_the_way_through_ray() -> None:
+    for cause, kind in (
+        (ValueError("too many images"), ValueError),
+        (OSError("no space"), RuntimeError),
+        (CannotReplace("before a sync"), CannotReplace),
+    ):
         error = ray.exceptions.RayTaskError("generate", "traceback", cause)
         found = told(error)
         assert type(found) is kind and str(cause) in str(found)

@@ -24,7 +24,7 @@ def call(tool: str, **arguments) -> str:
 
 
 def zoomed(text: str, **options) -> Observation | Done:
-    tool = ZoomTool(**{"min_side": 1, **options})
+    tool = ZoomTool(**{"min_pixels": 1, **options})
     tool.reset(Prompt(id="p", messages=[], images=[PICTURE]))
     return tool.step(Completion(text=text))
 
@@ -39,13 +39,46 @@ def test_a_box_is_cut_out_in_thousandths_of_width_and_height() -> None:
 
 def test_a_small_part_is_enlarged_and_a_large_one_made_smaller() -> None:
     box = call("image_zoom_in_tool", bbox_2d=[0, 0, 100, 200])  # 10 × 10
-    assert zoomed(box, min_side=64).images[0].size == (64, 64)
+    assert zoomed(box, min_pixels=64 * 64).images[0].size == (64, 64)
     everything = call("image_zoom_in_tool", bbox_2d=[0, 0, 1000, 1000])  # 100 × 50
-    assert zoomed(everything, max_side=40).images[0].size == (40, 20)
-    assert zoomed(call("image_zoom_in_tool", bbox_2d=[0, 0, 1, 1]), min_side=8).images[0].size == (
-        8,
-        8,
-    )  # within one pixel
+    assert zoomed(everything, max_pixels=40 * 20).images[0].size == (40, 20)
+    within_a_pixel = call("image_zoom_in_tool", bbox_2d=[0, 0, 1, 1])
+    assert zoomed(within_a_pixel, min_pixels=8 * 8).images[0].size == (8, 8)
+
+
+def test_by_default_a_part_is_shown_in_256_tokens_as_by_qwens_own_tool() -> None:
+    tool = ZoomTool()
+    tool.reset(Prompt(id="p", messages=[], images=[PICTURE]))
+    (part,) = tool.step(Completion(text=call("image_zoom_in_tool", bbox_2d=[0, 0, 100, 200]))).images
+    assert part.size == (16 * 32, 16 * 32)
+
+
+def test_what_was_shown_can_be_looked_at_more_closely_and_numbers_may_be_written_as_floats() -> None:
+    tool = ZoomTool(min_pixels=1)
+    tool.reset(Prompt(id="p", messages=[], images=[PICTURE]))
+    tool.step(
+        Completion(text=call("image_zoom_in_tool", bbox_2d=[500, 0, 1000, 1000], img_idx=0.0))
+    )  # columns 50 to 99
+    (part,) = tool.step(Completion(text=call("image_zoom_in_tool", bbox_2d=[500, 0, 1000, 1000], img_idx=1))).images
+    assert part.size == (25, 50) and part.getpixel((0, 0))[:2] == (75, 0)
+
+
+def test_the_tool_answers_as_a_tool_whether_it_shows_something_or_finds_fault() -> None:
+    for box in ([0, 0, 500, 500], [9, 9, 9, 9]):
+        assert zoomed(call("image_zoom_in_tool", bbox_2d=box)).role == "tool"
+
+
+def test_a_call_that_a_model_only_thinks_of_is_no_call() -> None:
+    thought = f"<think>I could {call('image_zoom_in_tool', bbox_2d=[0, 0, 9, 9])}, but no.</think>"
+    assert isinstance(zoomed(f"{thought}\n\nThe answer is 7."), Done)
+    assert zoomed(f"{thought}{call('image_zoom_in_tool', bbox_2d=[0, 0, 500, 500])}").images[0].size == (50, 25)
+
+
+def test_a_part_too_slender_for_any_processor_is_refused() -> None:
+    tool = ZoomTool()
+    tool.reset(Prompt(id="p", messages=[], images=[Image.new("RGB", (1000, 1000))]))
+    seen = tool.step(Completion(text=call("image_zoom_in_tool", bbox_2d=[0, 0, 1000, 1])))
+    assert not seen.images and "longer than 100 times its other side" in seen.text
 
 
 def test_without_a_call_the_episode_is_done() -> None:
@@ -60,6 +93,8 @@ def test_without_a_call_the_episode_is_done() -> None:
         (call("image_zoom_in_tool", bbox_2d=[0, 0, "9", 9]), "four numbers"),
         (call("image_zoom_in_tool", bbox_2d=[0, 0, math.nan, 9]), "four numbers"),
         (call("image_zoom_in_tool", bbox_2d=[0, 0, 9, 9], img_idx=1), "img_idx must be from 0 to 0"),
+        (call("image_zoom_in_tool", bbox_2d=[0, 0, 9, 9], img_idx=0.5), "img_idx must be from 0 to 0"),
+        (call("image_zoom_in_tool", bbox_2d=[0, 0, 9, 9], img_idx=[]), "img_idx must be from 0 to 0"),
         (call("image_zoom_in_tool"), "four numbers"),
         (call("other"), "the tool is called image_zoom_in_tool"),
         ("<tool_call>{oops}</tool_call>", "not JSON"),
@@ -140,6 +175,20 @@ def test_a_game_is_won_by_halving_the_range() -> None:
     assert game.step(Completion(text="4")).text == "higher"
     assert game.step(Completion(text="is it 6?")).text == "lower"
     assert game.step(Completion(text="5")).outcome == {"won": True, "guesses": 3}
+
+
+@pytest.mark.parametrize("said", ["3-7", "I say 7", "-3, no: 7", "7"])
+def test_the_last_whole_number_is_the_guess(said: str) -> None:
+    game = GuessNumber()
+    game.reset(Prompt(id="p", messages=[], answer="7"))
+    assert game.step(Completion(text=said)).outcome == {"won": True, "guesses": 1}
+
+
+def test_a_monster_of_a_number_is_no_guess_though_it_ends_in_the_right_one() -> None:
+    game = GuessNumber()
+    game.reset(Prompt(id="p", messages=[], answer="7"))
+    for monster in ("1" * 25 + "7", "7" * 9000):
+        assert game.step(Completion(text=monster)).text == "a number?"
 
 
 def test_a_game_is_lost_after_the_last_guess_and_a_turn_without_a_number_is_one() -> None:

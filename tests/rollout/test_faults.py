@@ -81,10 +81,10 @@ def generate_under(pool: RolloutPool, fault: signal.Signals, which: str) -> tupl
         return groups.result(timeout=120), victim
 
 
-def assert_same(ours: Sequence[Group], theirs: Sequence[Group]) -> None:
+def assert_same(ours: Sequence[Group], theirs: Sequence[Group], places: Sequence[int] = range(len(PROMPTS))) -> None:
     """Every prompt once, every completion once, the same tokens with the same log-probabilities."""
-    assert [group.prompt.id for group in ours] == [prompt.id for prompt in PROMPTS]
-    for mine, other in zip(ours, theirs, strict=True):
+    assert [group.prompt.id for group in ours] == [PROMPTS[place].id for place in places]
+    for mine, other in zip(ours, [theirs[place] for place in places], strict=True):
         assert len(mine.completions) == len(other.completions) == 4
         for a, b in zip(mine.completions, other.completions, strict=True):
             assert a.token_ids.tolist() == b.token_ids.tolist()
@@ -123,6 +123,19 @@ def test_an_engine_lost_in_the_middle_of_generation_is_replaced_and_the_result_i
         assert_same([pool.run(answers(engine, place)) for place in range(len(PROMPTS))], undisturbed)
     assert not [pid for pid, start in victim.belongings.processes if lives(pid, start)]
     assert not [path for path in victim.belongings.segments if path.exists()]
+
+
+def test_an_engine_that_dies_while_it_has_nothing_to_do_is_left_out_of_the_next_sync_and_replaced(
+    link, pool, undisturbed
+):
+    victim, failures = pool.engines[0], pool.dispatcher.num_failures
+    process_of(victim, "vllm").send_signal(signal.SIGKILL)
+    link.sync(1)  # long before anybody would have asked it for a sign of life
+    assert_same(pool.generate(PROMPTS, SAMPLING, SEEDS, policy_version=1), undisturbed)
+    pool.run(pool.dispatcher.settled())
+    assert pool.dispatcher.num_failures == failures + 1 and victim not in pool.engines
+    for engine in pool.engines:
+        assert_same([pool.run(answers(engine, 0))], undisturbed, places=[0])
 
 
 def test_where_an_engine_cannot_be_replaced_alone_all_are_started_anew_and_the_result_is_the_same(

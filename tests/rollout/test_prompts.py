@@ -113,6 +113,40 @@ def test_a_photo_stored_on_its_side_is_turned_upright():
     assert prompt.images[0].size == (4, 8)
 
 
+def test_sixteen_bits_of_grey_keep_their_shades():
+    # 0, half and all of 65,535: without scaling all above 255 would be white.
+    grey = Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))
+    assert grey.mode == "I;16"
+    [opened] = prompts_from([image_row(grey)], column_mapping())[0].images
+    assert [opened.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_picture_of_unknown_range_is_refused(mode):
+    with pytest.raises(UnreadablePrompt, match=f"image 0 cannot be read: ValueError: its mode is {mode}"):
+        prompts_from([image_row(Image.new(mode, (4, 4)))], column_mapping())[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"role": "human", "content": "hi"}, "role 'human': use one of system, user, assistant, tool"),
+        ({"role": "user", "content": None}, "content is a NoneType"),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, "a text part holds a NoneType"),
+        ({"content": "hi"}, "role None"),
+    ],
+)
+def test_a_message_that_chat_templates_drop_or_misread_is_refused(message, told):
+    with pytest.raises(UnreadablePrompt, match=told):
+        prompts_from([Prompt(id="p", messages=[message])])[0]
+
+
+def test_keys_that_a_dataset_fills_with_nothing_are_left_out():
+    parts = [{"type": "text", "text": "hi", "image": None}]
+    [prompt] = prompts_from([Prompt(id="p", messages=[{"role": "user", "content": parts}])])
+    assert prompt.messages == [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+
+
 def test_images_may_stand_anywhere_between_the_words():
     parts = [
         {"type": "text", "text": "is "},

@@ -20,6 +20,7 @@ from rollout.rendering import (
     pixel_options,
     prompt_length,
     render,
+    rendered_text,
     require_same_tokens,
 )
 from rollout.types import Group, Prompt, Video
@@ -47,7 +48,7 @@ def prompt(*shown: tuple[int, int] | Video, text: str = "sum?", id: str = "q") -
 def tokens_of_transformers(processor, question: Prompt) -> list[int]:
     """What transformers' processor makes of the rendered text and all pixels."""
     return processor(
-        text=[processor.apply_chat_template(list(question.messages), add_generation_prompt=True)],
+        text=[rendered_text(processor, question)],
         images=list(question.images) or None,
         videos=[video.frames.transpose(0, 3, 1, 2) for video in question.videos] or None,
         video_metadata=[
@@ -77,12 +78,12 @@ def test_a_picture_of_192_by_64_pixels_is_twelve_tokens():
     assert prompt_length(PROCESSOR, prompt((192, 64))) == 9 + 12 + 2
 
 
-def test_a_video_is_times_and_frames_within_the_templates_own_markers():
+def test_a_video_is_times_and_frames_and_has_no_markers_around_the_whole():
     # Frames 0, 5 and 10 at 10 per second; the last stands alone. 64 × 32 pixels are two tokens.
     question = prompt(clip(3, 64, 32))
     pair = "<|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
     assert PROCESSOR.tokenizer.decode(expanded_prompt(PROCESSOR, question)) == (
-        f"<|im_start|>u<|vision_start|><0.2 seconds>{pair}<1.0 seconds>{pair}<|vision_end|>sum?<|im_end|><|im_start|>a"
+        f"<|im_start|>u<0.2 seconds>{pair}<1.0 seconds>{pair}sum?<|im_end|><|im_start|>a"
     )
 
 
@@ -160,8 +161,14 @@ def test_pixel_limits_make_pictures_smaller_or_larger_and_none_leaves_the_checkp
     assert seen == [32, 8]
     assert pixel_options(limited(max_image_pixels=9999, max_video_pixels=8888)) == {
         "images_kwargs": {"size": {"shortest_edge": 1024, "longest_edge": 9999}},
-        "videos_kwargs": {"size": {"shortest_edge": 4096, "longest_edge": 8888}},
+        "videos_kwargs": {"size": {"shortest_edge": 4096, "longest_edge": 8888}, "cap_pixels_per_frame": True},
     }
+
+
+def test_a_published_processor_caps_frames_as_qwens_own_code_does_whatever_transformers_version():
+    processor = small_processor()
+    processor.video_processor.cap_pixels_per_frame = None
+    assert limit_pixels(processor, RolloutConfig()).video_processor.cap_pixels_per_frame is True
 
 
 @pytest.mark.parametrize(
@@ -226,11 +233,11 @@ def test_a_prompt_with_more_videos_than_the_engines_take_is_refused():
 
 
 def test_a_video_that_is_too_long_for_the_context_is_refused_with_the_numbers():
-    # 9 of text, a start and an end, and for each of 10 pairs of frames 13 of its time, a start, a token, an end.
+    # 9 of text, and for each of 10 pairs of frames 13 of its time, a start, a token, an end.
     question = prompt(clip(20, 32, 32))
-    assert fits_context(PROCESSOR, max_model_len=187, max_tokens=16)(question) is None
-    assert fits_context(PROCESSOR, max_model_len=186, max_tokens=16)(question).startswith(
-        "171 prompt tokens and rollout.max_tokens = 16 exceed rollout.max_model_len = 186"
+    assert fits_context(PROCESSOR, max_model_len=185, max_tokens=16)(question) is None
+    assert fits_context(PROCESSOR, max_model_len=184, max_tokens=16)(question).startswith(
+        "169 prompt tokens and rollout.max_tokens = 16 exceed rollout.max_model_len = 184"
     )
 
 

@@ -1,0 +1,70 @@
+"""A weight update on several engines, by calls made up: who is left out, and when nothing may be sent at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import rollout.engine_client
+from rollout.config import RolloutConfig
+from rollout.engine_client import RayEngineClient
+from rollout.remote_engine import EngineAddress
+from rollout.types import CannotReplace, EngineFailed
+
+
+class FakeActor:
+    """Notes each call; fails in one method, if told so."""
+
+    def __init__(self, calls: list[str], name: str, fails_in: str = "") -> None:
+        self.calls, self.name, self.fails_in = calls, name, fails_in
+
+    def __getattr__(self, method: str) -> Any:
+        actor = self
+
+        class Method:
+            def remote(self, *args: Any) -> Any:
+                actor.calls.append(f"{actor.name}.{method}")
+                return (actor, method)
+
+        return Method()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is called, without Ray: a call's reference is the call itself, done at once."""
+
+    def get(found: Any) -> Any:
+        for actor, method in found if isinstance(found, list) else [found]:
+            if actor.fails_in == method:
+                raise EngineFailed(f"{actor.name} has died")
+
+    monkeypatch.setattr(rollout.engine_client, "get", get)
+    monkeypatch.setattr(rollout.engine_client.ray, "wait", lambda waiting, **_: (waiting, []))
+    return []
+
+
+def client(calls: list[str], fails_in: str) -> RayEngineClient:
+    actors = [FakeActor(calls, "a", fails_in), FakeActor(calls, "b")]
+    engines = [EngineAddress(name=actor.name, node="here", actor=actor) for actor in actors]
+    made = RayEngineClient(config=RolloutConfig(), engines=engines)
+    made.init_weight_transfer_engine({"rank_offset": 1})  # as NCCL has it
+    calls.clear()
+    return made
+
+
+def test_an_engine_that_is_lost_before_a_broadcast_stops_it(calls: list[str]) -> None:
+    # By NCCL the learner would wait for the dead engine for ever.
+    with pytest.raises(CannotReplace, match="lost before a weight sync: a has died"):
+        client(calls, "start_weight_update").start_weight_update()
+    assert calls == ["a.start_weight_update", "b.start_weight_update"]
+
+
+def test_an_engine_that_fails_in_an_update_is_left_out_of_the_rest_and_named(calls: list[str]) -> None:
+    ours = client(calls, "update_weights")
+    ours.next_version = 5
+    ours.start_weight_update()
+    ours.update_weights({})
+    ours.finish_weight_update()
+    assert calls[-1] == "b.finish_weight_update" and "a.finish_weight_update" not in calls
+    assert ours.lost == {"a": "a has died"} and ours.version == 5
