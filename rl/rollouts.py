@@ -117,7 +117,10 @@ class Rollouts:
             self._next_step = first
 
     def cursor(self) -> dict[str, Any]:
-        """Where the stream goes on after a resume: before the oldest batch that nobody has taken."""
+        """Where the stream goes on after a resume: before the oldest batch that nobody has taken.
+
+        What batches drew as refills since then may come a second time.
+        """
         if self._pending:
             return self._pending[min(self._pending)].cursor
         with self._drawing:
@@ -132,7 +135,8 @@ class Rollouts:
     async def _batch(self, step: int, prompts: Sequence[Prompt], policy_version: int) -> Batch:
         """Generates and scores; draws another prompt for each group without variance, as far as `refill_prompts` goes.
 
-        How many prompts are drawn, which, and which groups remain, does not depend on the order in which groups are done.
+        How many prompts are drawn, which, and which groups remain, does not depend on the order in which groups are done; unless
+        two batches draw at the same time (`max_staleness` and `refill_prompts` together): they do so as they come.
         """
         started = generated = time.perf_counter()
         this_round = self._round

@@ -21,7 +21,7 @@ Answer: TypeAlias = Response | Exception | None
 """What comes of an order: its responses one by one, then None; or an error."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Order:
     """One call of an engine's `generate`; `number` is how its answers are told from others'."""
 
@@ -57,7 +57,9 @@ class Outbox:
     def take(self, orders: Sequence[Order]) -> None:
         """Begins with orders."""
         for order in orders:
-            self._tasks[order.number] = asyncio.ensure_future(self._work(order))
+            task = self._tasks[order.number] = asyncio.ensure_future(self._work(order))
+            # Not at the end of `_work`: a task that is cancelled before it has begun never gets there.
+            task.add_done_callback(lambda _, number=order.number: self._tasks.pop(number))
 
     async def fetch(self) -> list[tuple[int, Answer]]:
         """Waits for answers and returns all that there are, each with the number of its order."""
@@ -80,8 +82,6 @@ class Outbox:
             self._tell(order.number, None)
         except Exception as error:
             self._tell(order.number, in_plain_words(error))
-        finally:
-            del self._tasks[order.number]
 
     def _tell(self, number: int, answer: Answer) -> None:
         self._answers.append((number, answer))
@@ -123,7 +123,9 @@ class Channel:
                     yield answer
         finally:
             del self._waiting[order.number]
-            if not is_over:
+            if order in self._unsent:
+                self._unsent.remove(order)
+            elif not is_over:
                 self._actor.drop.remote(order.number)
 
     async def close(self) -> None:

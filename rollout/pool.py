@@ -325,7 +325,7 @@ class RolloutPool:
 
     def metrics(self) -> dict[str, float]:
         """`time/engine_idle`, the share of the engines' time since the last call without anything to do, and
-        `rollout/engine_failures`, all that were replaced so far."""
+        `rollout/engine_failures`, engines that died, hung or did not start, so far."""
 
         async def take() -> dict[str, float]:
             return {

@@ -182,6 +182,20 @@ def test_an_order_that_nobody_waits_for_any_more_is_dropped() -> None:
     run(main)
 
 
+def test_an_order_that_is_given_up_at_once_is_not_even_sent() -> None:
+    async def main() -> None:
+        actor = FakeActor()
+        channel = Channel(actor)
+        asking = [asyncio.ensure_future(asked(channel, name, 1)) for name in ("a", "slow")]
+        asyncio.get_running_loop().call_soon(asking[1].cancel)  # both are waiting, nothing has been sent
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        assert found[0] == ["0: a 1"] and isinstance(found[1], asyncio.CancelledError)
+        assert not actor.engine.cancelled and not actor.outbox._tasks
+        await channel.close()
+
+    run(main)
+
+
 def test_errors_that_mean_something_to_the_loop_keep_their_kind_on_the_way_through_ray() -> None:
     for cause, kind in (
         (ValueError("too many images"), ValueError),
