@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeAlias
 
@@ -59,7 +60,7 @@ class Outbox:
         for order in orders:
             task = self._tasks[order.number] = asyncio.ensure_future(self._work(order))
             # Not at the end of `_work`: a task that is cancelled before it has begun never gets there.
-            task.add_done_callback(lambda _, number=order.number: self._tasks.pop(number))
+            task.add_done_callback(partial(self._forget, order.number))
 
     async def fetch(self) -> list[tuple[int, Answer]]:
         """Waits for answers and returns all that there are, each with the number of its order."""
@@ -72,6 +73,9 @@ class Outbox:
         """Ends the work at an order that nobody waits for any more."""
         if task := self._tasks.get(number):
             task.cancel()
+
+    def _forget(self, number: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[number]
 
     async def _work(self, order: Order) -> None:
         try:

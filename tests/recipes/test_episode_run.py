@@ -1,4 +1,4 @@
-"""Episodes with pictures between their turns, generated ahead of the learner, with refills, stopped and resumed: real Ray and vLLM."""
+"""Episodes with pictures between their turns, ahead of the learner, with refills, stopped and resumed: real Ray and vLLM."""
 
 from __future__ import annotations
 
