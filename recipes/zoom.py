@@ -1,7 +1,8 @@
 """Teaches a small Qwen3-VL to think with images: it must ask for a part of the picture, enlarged, to read what is there.
 
-A picture of 256 × 256 is shown at 64 × 64, where its one digit is a blot of 2 × 2 pixels. The policy may ask for one of sixteen
-tiles at full size. The cold start shows the tool and the digits, and looks anywhere or nowhere; SAPO teaches to look, and where.
+A picture of 256 × 256 is shown at 64 × 64, where the fine texture that a digit is written in becomes plain grey. The policy may
+ask for one of sixteen tiles at full size. The cold start shows the tool and the digits, and looks anywhere or nowhere; SAPO teaches
+to look, and where.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ def run(config: Zoom) -> None:
     from rl.sft import cold_start
     from rl.summary import print_result
     from rollout.prompts import prompts_from
-    from rollout.sources.tiny_digits import half_informed, magnifier, tiny_digits, to_prompt
+    from rollout.sources.fine_print import fine_print, half_informed, magnifier, to_prompt
 
-    prompts = prompts_from(tiny_digits("train"), to_prompt)
-    held_out = prompts_from(tiny_digits("test", num_prompts=2000), to_prompt)
+    prompts = prompts_from(fine_print("train"), to_prompt)
+    held_out = prompts_from(fine_print("test", num_prompts=2000), to_prompt)
     if config.model == "cold-start":
         config = replace(config, model=str(cold_start(config.cold_start, prompts, half_informed)))
     print_result(train(config, prompts=prompts, reward=digit_is_right, eval_prompts=held_out, environment=magnifier))

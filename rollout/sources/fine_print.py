@@ -1,4 +1,4 @@
-"""Handwritten digits (scikit-learn's, BSD) too small to be read in a large picture: one must look closer to tell which it is."""
+"""Handwritten digits (scikit-learn's, BSD) in so fine a texture that a small picture of them is grey: one must look closer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ TILES = "abcdefghijklmnop"
 """The sixteen parts of a picture, row by row."""
 PER_SIDE = 4
 TILE = 64
-"""Pixels of a tile's sides; the digit in the middle of one of them has 8 × 8."""
+"""Pixels of a tile's sides."""
+GREY = 120
+"""Of the tile with the digit, on average; the others are black."""
 
 
-def tiny_digits(split: Split, num_prompts: int = 20_000, seed: int = 0) -> Sequence[Mapping[str, Any]]:
-    """Rows of a picture, 256 × 256, with one digit in one of its sixteen tiles.
+def fine_print(split: Split, num_prompts: int = 20_000, seed: int = 0) -> Sequence[Mapping[str, Any]]:
+    """Rows of a picture, 256 × 256, with one digit in one of its sixteen tiles. At a quarter of its size the tile is plain grey.
 
     Args:
         split: Which digits, as in `digit_sums`.
@@ -48,14 +50,21 @@ class _Rows(Sequence[Mapping[str, Any]]):
         picture, digit = pictures[self._ids[index]], int(digits[self._ids[index]])
         tile = int(self._tiles[index])
         canvas = np.zeros((PER_SIDE * TILE, PER_SIDE * TILE), np.uint8)
-        top, left = (TILE * place + (TILE - len(picture)) // 2 for place in divmod(tile, PER_SIDE))
-        canvas[top : top + len(picture), left : left + len(picture)] = picture
+        top, left = (TILE * place for place in divmod(tile, PER_SIDE))
+        canvas[top : top + TILE, left : left + TILE] = written_in_texture(picture)
         return {
-            "id": f"tiny_digits-{self._split}-{index}",
+            "id": f"fine_print-{self._split}-{index}",
             "image": Image.fromarray(canvas).convert("RGB"),
             "answer": str(digit),
             "tile": TILES[tile],
         }
+
+
+def written_in_texture(picture: np.ndarray) -> np.ndarray:
+    """A digit [8, 8] over a whole tile [64, 64], as strongly checkered as it is bright: on average all is the same grey."""
+    strength = np.kron(picture / 255, np.ones((TILE // 8, TILE // 8)))
+    checkered = np.indices((TILE, TILE)).sum(axis=0) % 2 * 2 - 1
+    return np.round(GREY * (1 + strength * checkered)).astype(np.uint8)
 
 
 def to_prompt(row: Mapping[str, Any]) -> Prompt:
@@ -93,14 +102,14 @@ def magnifier() -> ZoomTool:
 def half_informed(prompt: Prompt) -> Sequence[str | Observation]:
     """What someone does who knows the tool and the digits, but hardly what the tool is for.
 
-    Half of the time a digit is guessed at once. Else a tile is looked at, one time in four the right one; the digit is read if it
-    is there, and guessed if not.
+    Three times in ten a digit is guessed at once. Else a tile is looked at, four times in ten the right one; the digit is read if
+    it is there, and guessed if not.
     """
     rng = random.Random(prompt.id)
     guess = str(rng.randrange(10))
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         return [guess]
-    tile = prompt.columns["tile"] if rng.random() < 0.25 else rng.choice(TILES)
+    tile = prompt.columns["tile"] if rng.random() < 0.4 else rng.choice(TILES)
     tool = magnifier()
     tool.reset(prompt)
     seen = tool.step(Completion(text=f"z{tile}"))
