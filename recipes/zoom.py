@@ -1,8 +1,8 @@
 """Teaches a small Qwen3-VL to think with images: it must ask for a part of the picture, enlarged, to read what is there.
 
-A picture of 256 × 256 is shown at 64 × 64, where the fine texture that a digit is written in becomes plain grey. The policy may
-ask for one of sixteen tiles at full size. The cold start shows the tool and the digits, and looks anywhere or nowhere; SAPO teaches
-to look, and where.
+A picture of 128 × 128 is shown at 64 × 64, where the fine texture that a digit is written in becomes plain grey. The policy may
+ask for one of four tiles at full size. The cold start shows the tool and the digits, and looks anywhere or nowhere; SAPO teaches to
+look, and where.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Zoom(TrainConfig):
     """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/zoom")
     """Where config, metrics, samples and checkpoints go."""
-    steps: int = 200
+    steps: int = 100
     """Steps: each one generates, scores, learns and syncs."""
     cold_start: ColdStartConfig = ColdStartConfig(max_image_pixels=64 * 64)
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=400)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, decay_updates=200)
     rollout: RolloutConfig = RolloutConfig(
         dtype="float32",
-        max_tokens=48,
+        max_tokens=32,
         max_turn_tokens=4,
-        max_turns=3,
-        max_images=3,
+        max_turns=2,
+        max_images=2,
         max_image_pixels=64 * 64,
         max_model_len=128,
     )

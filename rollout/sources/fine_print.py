@@ -13,9 +13,9 @@ from rollout.environments import ZoomTool
 from rollout.sources.digit_sums import Split, digit_ids_of, small_handwriting
 from rollout.types import Completion, Observation, Prompt
 
-TILES = "abcdefghijklmnop"
-"""The sixteen parts of a picture, row by row."""
-PER_SIDE = 4
+TILES = "abcd"
+"""The four parts of a picture, row by row."""
+PER_SIDE = 2
 TILE = 64
 """Pixels of a tile's sides."""
 GREY = 120
@@ -23,7 +23,7 @@ GREY = 120
 
 
 def fine_print(split: Split, num_prompts: int = 20_000, seed: int = 0) -> Sequence[Mapping[str, Any]]:
-    """Rows of a picture, 256 × 256, with one digit in one of its sixteen tiles. At a quarter of its size the tile is plain grey.
+    """Rows of a picture, 128 × 128, with one digit in one of its four tiles. At half of its size the tile is plain grey.
 
     Args:
         split: Which digits, as in `digit_sums`.
@@ -88,7 +88,7 @@ def read_call(text: str) -> Mapping[str, Any] | None:
     if not text.startswith("z"):
         return None
     if len(text) != 2 or text[1] not in TILES:
-        raise ValueError("z and a letter from a to p")
+        raise ValueError("z and a letter from a to d")
     row, column = divmod(TILES.index(text[1]), PER_SIDE)
     side = 1000 // PER_SIDE
     return {"bbox_2d": [side * column, side * row, side * (column + 1), side * (row + 1)]}
@@ -100,16 +100,15 @@ def magnifier() -> ZoomTool:
 
 
 def half_informed(prompt: Prompt) -> Sequence[str | Observation]:
-    """What someone does who knows the tool and the digits, but hardly what the tool is for.
+    """What someone does who knows the tool and the digits, but not what the tool is for.
 
-    Three times in ten a digit is guessed at once. Else a tile is looked at, four times in ten the right one; the digit is read if
-    it is there, and guessed if not.
+    Three times in ten a digit is guessed at once. Else some tile is looked at; the digit is read if it is there, and guessed if not.
     """
     rng = random.Random(prompt.id)
     guess = str(rng.randrange(10))
     if rng.random() < 0.3:
         return [guess]
-    tile = prompt.columns["tile"] if rng.random() < 0.4 else rng.choice(TILES)
+    tile = rng.choice(TILES)
     tool = magnifier()
     tool.reset(prompt)
     seen = tool.step(Completion(text=f"z{tile}"))

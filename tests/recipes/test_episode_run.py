@@ -35,7 +35,7 @@ def test_episodes_generated_ahead_agree_with_the_learner_and_resume(tmp_path: Pa
     assert [row["step"] for row in steps] == [0, 1, 2, 3, 4]
     assert {"eval/greedy", "eval/sampled", "eval/blind"} <= steps[0].keys() & steps[4].keys()
     for row in steps[1:]:
-        assert 1 < row["rollout/turns"] <= 3
+        assert 1 < row["rollout/turns"] <= 2
         assert row["policy/grad_norm"] > 0
         assert row["rollout/refills"] <= 2 and row["policy/version"] == row["step"]
         assert row["reward/looked_right"] <= row["reward/looked"] <= 1
