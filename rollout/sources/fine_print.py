@@ -100,15 +100,16 @@ def magnifier() -> ZoomTool:
 
 
 def half_informed(prompt: Prompt) -> Sequence[str | Observation]:
-    """What someone does who knows the tool and the digits, but not what the tool is for.
+    """What someone does who knows the tool and the digits, but hardly what the tool is for.
 
-    Three times in ten a digit is guessed at once. Else some tile is looked at; the digit is read if it is there, and guessed if not.
+    Three times in ten a digit is guessed at once. Else a tile is looked at, three times in ten on purpose the right one, else any;
+    the digit is read if it is there, and guessed if not.
     """
     rng = random.Random(prompt.id)
     guess = str(rng.randrange(10))
     if rng.random() < 0.3:
         return [guess]
-    tile = rng.choice(TILES)
+    tile = prompt.columns["tile"] if rng.random() < 0.3 else rng.choice(TILES)
     tool = magnifier()
     tool.reset(prompt)
     seen = tool.step(Completion(text=f"z{tile}"))
