@@ -103,23 +103,10 @@ def test_more_engines_than_the_cluster_has_cpus_for_are_refused_with_what_is_ask
         RolloutPool("anything", config, backend="shared_memory", banned_ids=[], policy_version=0)
 
 
-def test_engines_that_find_no_room_in_time_are_given_up_with_what_ray_has(two_nodes):
-    busy = [ray.remote(num_cpus=1)(Busy).remote() for _ in range(2)]
-    ray.get([actor.ping.remote() for actor in busy])
-    try:
-        config = RolloutConfig(num_engines=2, start_timeout=1.0)
-        with pytest.raises(
-            RuntimeError,
-            match=r"2 of 2 engines did not start within rollout.start_timeout = 1 s: Ray has node .*: 1 CPUs",
-        ):
-            RolloutPool("anything", config, backend="shared_memory", banned_ids=[], policy_version=0)
-    finally:
-        for actor in busy:
-            ray.kill(actor)
-
-
-class Busy:
-    """Has a CPU to itself."""
-
-    def ping(self) -> None:
-        pass
+def test_engines_that_find_no_room_in_time_are_given_up_with_what_ray_has(trainer):
+    # The trainer's two engines have both CPUs.
+    config = RolloutConfig(num_engines=2, start_timeout=1.0)
+    with pytest.raises(
+        RuntimeError, match=r"2 of 2 engines did not start within rollout.start_timeout = 1 s: Ray has node .*: 1 CPUs"
+    ):
+        RolloutPool("anything", config, backend="shared_memory", banned_ids=[], policy_version=0)
