@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rollout.config import Backend, RolloutConfig
 from rollout.engine import RolloutEngine
 from rollout.engine_channel import Answer, Channel, Order, Outbox, told
+from rollout.lifeline import SWITCH
 from rollout.resources import Gpu
 from rollout.shared_segments import remove_unmapped, segments_of, semaphores_of, wait_until_ended
 from rollout.types import Request, Response, Sampling
@@ -35,6 +36,7 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
         # What is left of these libraries' chatter on the terminal is not for the user of a recipe.
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        SWITCH: "1",
         "VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "sapo_weight_transfer"),
     }
     if not config.gpus_per_engine:

@@ -60,7 +60,7 @@ def one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
     """Three processes to learn in, of which a test may use two."""
     from tests.ranks import RankPool

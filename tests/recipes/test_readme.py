@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from policies.small import small_processor
 from rewards import math_answer
 from rewards.runner import RewardRunner, dry_run
 from rl.config import check_config
@@ -52,7 +53,7 @@ def test_the_environment_rolls_the_same_dice_for_the_same_prompt() -> None:
     names: dict[str, Any] = {"random": random, "Done": Done, "Observation": Observation}
     exec(compile(BLOCKS[2], "README.md", "exec"), names)
     prompt = Prompt(id="a", messages=[])
-    try_environment(names["Dice"], prompt)
+    try_environment(names["Dice"], prompt, small_processor(), limit=1.0)
     rolled = []
     for _ in range(2):
         dice = names["Dice"]()

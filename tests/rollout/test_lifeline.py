@@ -1,0 +1,46 @@
+"""A process whose parent is killed ends with it, and only where it is an engine's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from rollout.lifeline import SWITCH
+
+PARENT = """
+import multiprocessing, time
+def child():
+    from rollout.lifeline import end_with_parent
+    end_with_parent()
+    print(multiprocessing.current_process().pid, flush=True)
+    time.sleep(60)
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=child).start()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("is_engine", [True, False])
+def test_what_an_engine_has_spawned_ends_when_the_engine_is_killed(is_engine: bool, tmp_path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), SWITCH: "1" if is_engine else ""}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + (10 if is_engine else 0.5)
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.05)
+    has_ended = not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    if not has_ended:
+        child.kill()
+    parent.stdout.close()
+    assert has_ended == is_engine
