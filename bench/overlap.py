@@ -2,8 +2,8 @@
 
     python -m bench.overlap --steps 100 --seeds 0 1
 
-Both kinds of run start from the same cold start and take turns, seed by seed, so that a busy machine is busy for both. Here as on
-GPUs each side has its own: the learner one core, the engines the others.
+Both kinds of run start from the same cold start and take turns, seed by seed, so that a busy machine is busy for both. The
+learner has one thread: with every core it would leave the engines none to work on meanwhile.
 """
 
 from __future__ import annotations

@@ -23,8 +23,11 @@ def node(cpus: int, gpus: int = 0, name: str = "10.0.0.1") -> Node:
         ([node(64, 8), node(64, 2)], {"num_engines": 2, "gpus_per_engine": 4}, 2),
     ],
 )
-def test_what_fits_is_let_in(nodes, options, learner_gpus) -> None:
+def test_what_just_fits_is_let_in_and_one_engine_more_is_not(nodes, options, learner_gpus) -> None:
     require_room(nodes, RolloutConfig(**options), learner_gpus=learner_gpus)
+    one_more = RolloutConfig(**options | {"num_engines": options["num_engines"] + 1})
+    with pytest.raises(ValueError, match=f"Ray has room for {options['num_engines']} "):
+        require_room(nodes, one_more, learner_gpus=learner_gpus)
 
 
 @pytest.mark.parametrize(
