@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -162,8 +163,15 @@ def largest_gap(learner: Any, groups: Sequence[Group]) -> float:
     return torch.cat(gaps).abs().max().item()
 
 
+NEAR_TIE = 3e-6
+"""Of two experts whose logits in float32 are no further apart, engine and learner may take different ones: rounding decides."""
+
+
 def gaps_of(learner: Any, group: Group) -> list[np.ndarray]:
-    """|log p(engine) − log p(learner)| of each completion's sampled tokens, under the learner's present weights."""
+    """|log p(engine) − log p(learner)| of each completion's sampled tokens, under the learner's present weights.
+
+    NaN from where on a router of the learner's was near a tie.
+    """
     from rewards.types import Score
     from rl.batching import make_samples
 
@@ -174,6 +182,31 @@ def gaps_of(learner: Any, group: Group) -> list[np.ndarray]:
             continue
         [[sample]] = make_samples([replace(group, completions=[completion])], [[Score(reward=0.0)]])
         [batch] = learner.make_microbatches([sample])
-        [logprobs_BT] = learner.old_logprobs([batch])
-        found.append((logprobs_BT - batch.rollout_logprobs_BT)[batch.mask_BT].abs().numpy())
+        with router_margins(learner.model) as margins:
+            [logprobs_BT] = learner.old_logprobs([batch])
+        gaps_BT = (logprobs_BT - batch.rollout_logprobs_BT).abs()
+        if margins:
+            closest_L = (
+                torch.stack(margins).amin(0).cummin(0).values
+            )  # over all layers, up to the token that predicts the next
+            gaps_BT = torch.where(closest_L[: gaps_BT.shape[1]] > NEAR_TIE, gaps_BT, torch.nan)
+        found.append(gaps_BT[batch.mask_BT].numpy())
     return found
+
+
+@contextmanager
+def router_margins(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Collects of each layer [N] by how much the last expert that each token is sent to was ahead of the next; nothing if dense."""
+    found: list[torch.Tensor] = []
+
+    def note(router: Any, _args: Any, output: tuple[torch.Tensor, ...]) -> None:
+        logits_NE = output[0].detach().sort(-1, descending=True).values
+        found.append(logits_NE[:, router.top_k - 1] - logits_NE[:, router.top_k])
+
+    routers = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+    hooks = [router.register_forward_hook(note) for router in routers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

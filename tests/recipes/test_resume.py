@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rollout.shared_segments import remove_unmapped, segments_of
+from rollout.shared_segments import segments_of, semaphores_of
 
 pytestmark = pytest.mark.engine
 
@@ -75,7 +75,9 @@ def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_metrics(undist
     environment = {**os.environ, "RESUME_TEST": str(os.getpid())}
     run = subprocess.Popen(recipe(run_dir), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_row(run, run_dir, KILLED_AFTER)  # past the checkpoint of step 2: step 3 is lost, step 4 is under way
-    segments = segments_of(processes_of(os.getpid()))
+    living = processes_of(os.getpid())
+    shared = segments_of(living) | {path for process in living for path in semaphores_of(process.pid)}
+    assert shared, "vLLM's processes talk through shared memory"
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert [row["step"] for row in rows(run_dir)][-1] >= KILLED_AFTER
@@ -83,7 +85,7 @@ def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_metrics(undist
     while processes_of(os.getpid()) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not processes_of(os.getpid()), "the killed run left processes behind"
-    remove_unmapped(segments)  # nobody was left alive to do it
+    assert not [path for path in shared if path.exists()], "the killed run left shared memory behind"
 
     done = subprocess.run(recipe(run_dir, "--resume", "auto"), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

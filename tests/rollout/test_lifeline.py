@@ -1,4 +1,4 @@
-"""A process whose parent is killed ends with it, and only where it is an engine's."""
+"""A process whose parent is killed ends with it and leaves no shared memory, and only where it is an engine's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,10 +16,15 @@ from rollout.lifeline import SWITCH
 
 PARENT = """
 import multiprocessing, time
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 def child():
     from rollout.lifeline import end_with_parent
+    pid, segment = multiprocessing.current_process().pid, SharedMemory(create=True, size=1)
+    semaphore = Path(f"/dev/shm/sem.loky-{pid}-test")
+    semaphore.touch()
     end_with_parent()
-    print(multiprocessing.current_process().pid, flush=True)
+    print(pid, Path("/dev/shm") / segment.name, semaphore, flush=True)
     time.sleep(60)
 if __name__ == "__main__":
     multiprocessing.get_context("spawn").Process(target=child).start()
@@ -33,14 +39,20 @@ def test_what_an_engine_has_spawned_ends_when_the_engine_is_killed(is_engine: bo
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), SWITCH: "1" if is_engine else ""}
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
+    pid, *names = parent.stdout.readline().split()
+    child, shared = psutil.Process(int(pid)), [Path(name) for name in names]
+    assert all(path.exists() for path in shared)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     deadline = time.monotonic() + (10 if is_engine else 0.5)
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.05)
     has_ended = not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    left = [path for path in shared if path.exists()]
     if not has_ended:
         child.kill()
+    for path in left:
+        path.unlink(missing_ok=True)
     parent.stdout.close()
     assert has_ended == is_engine
+    assert left == ([] if is_engine else shared)

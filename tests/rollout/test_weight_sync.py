@@ -158,7 +158,7 @@ def snapshot(learner) -> dict[str, torch.Tensor]:
 
 
 def gaps_by_version(learner, weights, groups) -> np.ndarray:
-    """[versions, tokens] how far the log-probability of each token is from that under each version's weights."""
+    """[versions, tokens] how far the log-probability of each token is from that under each version's weights; see `gaps_of`."""
     rows = []
     for its in weights.values():
         learner.model.load_state_dict(its)
@@ -178,8 +178,9 @@ def test_completions_that_syncs_meet_go_on_and_each_token_names_the_version_that
     gaps = gaps_by_version(learner, weights, groups)
     is_named = np.array(list(weights))[:, None] == named
     # Under the weights of the version that it names a token is exactly as likely as the engine said, under others it is not.
-    assert gaps[is_named].max() <= 1e-5
-    assert (gaps[~is_named] > 1e-3).mean() > 0.95
+    assert np.nanmax(gaps[is_named]) <= 1e-5
+    assert (gaps[~is_named & ~np.isnan(gaps)] > 1e-3).mean() > 0.95
+    assert np.isnan(gaps).mean() < 0.05, "most tokens have to be compared"
 
 
 def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_seeds_and_the_new_weights(pair):
@@ -208,7 +209,8 @@ def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_see
     named = np.concatenate([token_versions(completion) for completion in completions])
     assert max(weights) in named, "no completion has begun anew"
     gaps = gaps_by_version(learner, weights, groups)
-    assert gaps[np.array(list(weights))[:, None] == named].max() <= 1e-5
+    assert np.nanmax(gaps[np.array(list(weights))[:, None] == named]) <= 1e-5
+    assert np.isnan(gaps).mean() < 0.05, "most tokens have to be compared"
     last = [completion for completion in completions if completion.policy_version == max(weights)]
     again = [completion for group in engine.start(answers()).result(timeout=120) for completion in group.completions]
     assert {tuple(completion.token_ids) for completion in last} <= {tuple(completion.token_ids) for completion in again}
