@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
+TAIL = 1000  # characters of a response that are read, from its end: a final answer is short, and regular expressions are not free
+
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_ANSWER_PHRASE = re.compile(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
+_FENCE = re.compile(r"```[a-zA-Z0-9_+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is read as one token, and so never counts as a brace
 
@@ -30,3 +36,39 @@ def last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[start : token.start()].strip()
     return ""
+
+
+def after_thinking(text: str) -> str:
+    """Returns what follows the last `</think>`: thoughts are no answer. `""` where a thought is begun and never ended."""
+    thought, end, rest = text.rpartition("</think>")
+    return rest if end else thought + rest if "<think>" not in rest else ""
+
+
+def final_answer(text: str) -> str:
+    r"""Returns where a short answer stands in a response: in the last `\boxed{...}`, else in the last `<answer>...</answer>`,
+    else behind the last "answer is" or "answer:", else on the last line; thoughts are not looked at.
+    """
+    text = after_thinking(text)[-TAIL:]
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    tagged = _ANSWER_TAG.findall(text)
+    if tagged:
+        return str(tagged[-1]).strip()
+    lines = text.strip().splitlines()
+    phrases = list(_ANSWER_PHRASE.finditer(text))
+    if phrases:
+        lines = text[phrases[-1].end() :].strip().splitlines()[:1]
+    return lines[-1].strip() if lines else ""
+
+
+def last_block(text: str) -> str:
+    """Returns what the last fenced block of a response holds, as Qwen3-VL writes JSON and tables; without one, all of it."""
+    text = after_thinking(text)
+    blocks = _FENCE.findall(text)
+    return str(blocks[-1] if blocks else text).strip()
+
+
+def plain_digits(text: str) -> str:
+    """Returns the text with every decimal digit of any script (`１７`, `١٧`, `१७`) as one of 0 to 9."""
+    return "".join(str(unicodedata.decimal(letter)) if letter.isdecimal() else letter for letter in text)

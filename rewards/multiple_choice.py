@@ -6,13 +6,10 @@ import re
 from collections.abc import Mapping
 from string import ascii_uppercase
 
-from rewards.answer_text import last_boxed, normalised
+from rewards.answer_text import final_answer, normalised
 from rewards.types import Score
 from rollout.types import Completion, Prompt
 
-TAIL = 1000  # characters of a response that are read, from its end
-
-_ANSWER_PHRASE = re.compile(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
 _MARKUP = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}|\*\*")
 _LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
 _LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Z])(?:([)\]][.:]?)\s*|([.:])\s+|\s+)(.+)", re.DOTALL)
@@ -22,9 +19,8 @@ _ANOTHER_LETTER = re.compile(r"(?!^)\b[A-Z]\b|^[A-Z]\W*$")  # an article in fron
 def multiple_choice(prompt: Prompt, completion: Completion) -> float | Score:
     r"""Rewards a response that picks the right option.
 
-    The pick is read from the last `\boxed{...}`, else from what follows the last "answer is" or "answer:", else from
-    the last line. It may be the letter (`B`, `b`, `(B)`, `B.`), the letter with the text of its option (`B. a cat`),
-    or the text of one option (`a cat`).
+    The pick is read where `answer_text.final_answer` finds it. It may be the letter (`B`, `b`, `(B)`, `B.`), the letter with
+    the text of its option (`B. a cat`), or the text of one option (`a cat`).
 
     `prompt.columns["options"]` holds the options, as a list of texts or a mapping from letters to texts. Without it
     any text may follow a letter that a mark sets off (`B. a cat`, but not `A cat`, for `A` is also a word).
@@ -39,7 +35,7 @@ def multiple_choice(prompt: Prompt, completion: Completion) -> float | Score:
         known = f"one of {list(options)} or the text of an option" if options else "a letter, or add a column 'options'"
         told = f"multiple_choice cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}; give {known}"
         return Score(reward=0.0, error=told)
-    return float(_pick(_final_answer(completion.text[-TAIL:]), options) == correct)
+    return float(_pick(final_answer(completion.text), options) == correct)
 
 
 def _options(prompt: Prompt) -> dict[str, str]:
@@ -55,17 +51,6 @@ def _bare(text: str, letter: str) -> str:
     """Returns an option's text without a letter of its own in front: `(B) a cat` is `a cat`."""
     own, marked, rest = _split(_unwrapped(text))
     return _unstopped(rest if marked and own == letter else text)
-
-
-def _final_answer(text: str) -> str:
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
-    lines = text.strip().splitlines()
-    phrases = list(_ANSWER_PHRASE.finditer(text))
-    if phrases:
-        lines = text[phrases[-1].end() :].strip().splitlines()[:1]
-    return lines[-1] if lines else ""
 
 
 def _pick(answer: str, options: Mapping[str, str]) -> str | None:

@@ -1,0 +1,53 @@
+"""Verifiers with options: made by a call, and usable without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, Generic, ParamSpec, overload
+
+from rewards.types import Score, Verifier
+from rollout.types import Completion, Prompt
+
+P = ParamSpec("P")
+
+
+class WithOptions(Generic[P]):
+    """What `with_options` makes of a function: `count(tolerance=1)` is a verifier, and `count` itself is `count()`.
+
+    Args:
+        make: Makes the verifier from its options, all of which have defaults.
+    """
+
+    def __init__(self, make: Callable[P, Verifier]) -> None:
+        wraps(make)(self)
+        self.__name__: str = make.__name__
+        self._make = make
+        self._default = cache(lambda: make())  # type: ignore[call-arg]
+
+    @overload
+    def __call__(self, prompt: Prompt, completion: Completion, /) -> float | Score: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, *args: P.args, **options: P.kwargs) -> Verifier: ...
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if args:
+            return self._default()(*args, **options)
+        verifier = self._make(**options)  # type: ignore[call-arg]
+        verifier.__name__ = self.__name__
+        return verifier
+
+    def __reduce__(self) -> str:
+        return self.__name__  # pickled by reference, as a function is
+
+
+def with_options(make: Callable[P, Verifier]) -> WithOptions[P]:
+    """Lets a verifier that is made by a call be used without one, with its defaults.
+
+    ```python
+    @with_options
+    def count(*, tolerance: int = 0) -> Verifier:
+        def verify(prompt, completion): ...
+        return verify
+    ```
+    """
+    return WithOptions(make)
