@@ -26,6 +26,8 @@ class OptimizerConfig:
     """Peak learning rate of the vision tower; default: learning_rate; 0 freezes the tower."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of AdamW's two moments."""
+    eps: float = 1e-8
+    """AdamW's addend in the denominator: gradients far below it move nothing."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
@@ -215,7 +217,7 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
 
 
 POSITIVE = """
-    steps prompts_per_step num_minibatches tau_pos tau_neg reward_timeout reward_workers optimizer.learning_rate
+    steps prompts_per_step num_minibatches tau_pos tau_neg reward_timeout reward_workers optimizer.learning_rate optimizer.eps
     optimizer.max_grad_norm rollout.num_engines rollout.threads_per_engine rollout.max_tokens rollout.temperature
     rollout.kv_cache_gib rollout.gpu_memory_utilization rollout.max_running rollout.request_timeout rollout.engine_timeout
     rollout.start_timeout

@@ -36,7 +36,7 @@ def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.opt
         # The language model first: the metric `policy/learning_rate` is that of the first group.
         for (is_vision, is_matrix), group in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
     ]
-    optimizer = torch.optim.AdamW(options, betas=config.betas, fused=True)
+    optimizer = torch.optim.AdamW(options, betas=config.betas, eps=config.eps, fused=True)
     parameters = [parameter for group in groups.values() for parameter in group]
     # AdamW would leave out parameters without a gradient so far, such as the vision tower while all prompts are text; torch's
     # get_optimizer_state_dict then fails on resume, and on an optimizer without any state takes a step of its own.

@@ -50,7 +50,8 @@ def make(dense_policy: Path) -> Iterator[Callable[..., LearnerGroup]]:
     groups = []
 
     def make(objective: Objective = sapo_loss, *, num_ranks: int = 2, model: str | Path = dense_policy) -> LearnerGroup:
-        options = replace(config(), learner=LearnerConfig(dtype="float32", cpu_ranks=num_ranks))
+        # A key's bias has no gradient but rounding, which AdamW's usual eps would blow up to whole steps.
+        options = replace(config(eps=1e-5), learner=LearnerConfig(dtype="float32", cpu_ranks=num_ranks))
         groups.append(LearnerGroup(options, model, None, "shared_memory", objective))
         return groups[-1]
 

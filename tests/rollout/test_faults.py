@@ -26,7 +26,7 @@ from tests.engines import LocalLearner, change_weights, group_of
 
 pytestmark = pytest.mark.engine
 
-CONFIG = RolloutConfig(num_engines=2, dtype="float32", max_tokens=160, max_model_len=256, engine_timeout=8.0)
+CONFIG = RolloutConfig(num_engines=2, dtype="float32", max_tokens=160, max_model_len=256, engine_timeout=20.0)
 PROMPTS = prompts_from(digit_sums("train", num_prompts=6), to_prompt)[:6]
 SEEDS = [[request_seed(0, 1, prompt.id, i) for i in range(4)] for prompt in PROMPTS]
 SAMPLING = Sampling(max_tokens=160)
