@@ -3,10 +3,10 @@
 Everything here imports in milliseconds; what a verifier needs beyond numpy, it imports when it is first called.
 """
 
-from rewards.compose import by_task, weighted
+from rewards.compose import by_task, gated, of_group, weighted
 from rewards.exact import exact
 from rewards.math_answer import math_answer
 from rewards.multiple_choice import multiple_choice
 from rewards.types import Score, Verifier
 
-__all__ = ["Score", "Verifier", "by_task", "exact", "math_answer", "multiple_choice", "weighted"]
+__all__ = ["Score", "Verifier", "by_task", "exact", "gated", "math_answer", "multiple_choice", "of_group", "weighted"]

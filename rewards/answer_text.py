@@ -49,17 +49,29 @@ def final_answer(text: str) -> str:
     else behind the last "answer is" or "answer:", else on the last line; thoughts are not looked at.
     """
     text = after_thinking(text)[-TAIL:]
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
-    tagged = _ANSWER_TAG.findall(text)
-    if tagged:
-        return str(tagged[-1]).strip()
+    marked = _marked(text)
+    if marked is not None:
+        return marked
     lines = text.strip().splitlines()
     phrases = list(_ANSWER_PHRASE.finditer(text))
     if phrases:
         lines = text[phrases[-1].end() :].strip().splitlines()[:1]
     return lines[-1].strip() if lines else ""
+
+
+def short_answer_or_all(text: str) -> str:
+    r"""Returns what the last `\boxed{...}` or `<answer>...</answer>` holds; without one, all that follows the thoughts."""
+    text = after_thinking(text)
+    marked = _marked(text[-TAIL:])
+    return text.strip() if marked is None else marked
+
+
+def _marked(text: str) -> str | None:
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    tagged = _ANSWER_TAG.findall(text)
+    return str(tagged[-1]).strip() if tagged else None
 
 
 def last_block(text: str) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
 import os
 import sysconfig
+from collections.abc import Sequence
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from reprlib import Repr
 from traceback import extract_tb
+from typing import Any
 
-from rewards.types import Score, Verifier
+from rewards.types import GroupFunction, Score, Verifier
 from rollout.types import Completion, Prompt
 
 _BRIEF = Repr()
@@ -24,6 +29,38 @@ def reward_name(reward: Verifier) -> str:
     return getattr(reward, "__name__", None) or type(reward).__name__
 
 
+class OfGroup:
+    """A verifier that sees all siblings of a group at once, and a single completion as a group of one."""
+
+    def __init__(self, function: GroupFunction, name: str) -> None:
+        self.score_group, self.__name__ = function, name
+
+    def __call__(self, prompt: Prompt, completion: Completion) -> float | Score:
+        return self.score_group(prompt, [completion])[0]
+
+
+def scores_together(reward: Verifier) -> bool:
+    """Says whether a reward is asked for all completions of a group at once: it compares them, or waits for others than itself."""
+    function = inspect.unwrap(reward)
+    return isinstance(function, OfGroup) or _is_async(function)
+
+
+def verdicts(reward: Verifier, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+    """Calls a reward on all completions of a prompt: one by one, at the same time if it is async, together if it is `of_group`.
+
+    Returns:
+        [G] scores as `attempt` gives them.
+    """
+    if not scores_together(reward):
+        return [attempt(reward, prompt, completion) for completion in completions]
+    sound = [completion for completion in completions if completion.error is None]
+    if isinstance(function := inspect.unwrap(reward), OfGroup):
+        found = iter(_of_siblings(function, prompt, sound))
+    else:
+        found = iter(_event_loop().run(_all_at_once(reward, prompt, sound)))
+    return [next(found) if completion.error is None else _broken_off(completion) for completion in completions]
+
+
 def attempt(reward: Verifier, prompt: Prompt, completion: Completion) -> Score:
     """Calls a reward and makes a `Score` of whatever it returns or raises; of an episode that broke off, its error.
 
@@ -32,16 +69,74 @@ def attempt(reward: Verifier, prompt: Prompt, completion: Completion) -> Score:
         raised, or returned something else than a finite number or a `Score`.
     """
     if completion.error is not None:
-        return Score(reward=0.0, error=completion.error)
+        return _broken_off(completion)
     try:
         value = reward(prompt, completion)
+        if inspect.isawaitable(value):
+            value = _event_loop().run(_result(value))
     except (Exception, SystemExit) as error:
-        told = f"reward {reward_name(reward)!r} raised {describe(error)} for prompt {prompt.id!r}"
-        return Score(reward=0.0, error=told + _place(error))
+        return _raised(error, reward, prompt)
+    return _settled(value, reward, prompt)
+
+
+def _of_siblings(reward: OfGroup, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+    if not completions:
+        return []
+    try:
+        values = list(reward.score_group(prompt, completions))
+    except (Exception, SystemExit) as error:
+        return [_raised(error, reward, prompt)] * len(completions)
+    if len(values) != len(completions):
+        told = (
+            f"reward {reward_name(reward)!r} returned {len(values)} scores for {len(completions)} completions of prompt"
+        )
+        return [_failure(f"{told} {prompt.id!r}; return one for each, in their order", reward)] * len(completions)
+    return [_settled(value, reward, prompt) for value in values]
+
+
+async def _all_at_once(reward: Verifier, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+    async def one(completion: Completion) -> Score:
+        try:
+            value = await _result(reward(prompt, completion))
+        except (Exception, SystemExit) as error:
+            return _raised(error, reward, prompt)
+        return _settled(value, reward, prompt)
+
+    return await asyncio.gather(*map(one, completions))
+
+
+async def _result(value: Any) -> Any:
+    return await value
+
+
+@cache
+def _event_loop() -> asyncio.Runner:
+    """One for the whole life of a process: what async rewards keep open, such as connections, belongs to it."""
+    return asyncio.Runner()
+
+
+def _is_async(function: Verifier) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def _settled(value: object, reward: Verifier, prompt: Prompt) -> Score:
     try:
         return to_score(value, reward, prompt)
     except ValueError as error:
-        return Score(reward=0.0, error=str(error))
+        return _failure(str(error), reward)
+
+
+def _raised(error: BaseException, reward: Verifier, prompt: Prompt) -> Score:
+    told = f"reward {reward_name(reward)!r} raised {describe(error)} for prompt {prompt.id!r}"
+    return _failure(told + _place(error), reward)
+
+
+def _failure(told: str, reward: Verifier) -> Score:
+    return Score(reward=0.0, error=told, failed=reward_name(reward))
+
+
+def _broken_off(completion: Completion) -> Score:
+    return Score(reward=0.0, error=completion.error, failed="episode")
 
 
 def to_score(value: object, reward: Verifier, prompt: Prompt) -> Score:
@@ -59,7 +154,7 @@ def to_score(value: object, reward: Verifier, prompt: Prompt) -> Score:
         return Score(reward=_finite(value, "", reward, prompt))
     parts = {str(name): _finite(part, f" as part {name!r}", reward, prompt) for name, part in value.parts.items()}
     if value.error is not None:
-        return Score(reward=0.0, parts=parts, error=str(value.error))
+        return Score(reward=0.0, parts=parts, error=str(value.error), failed=value.failed or reward_name(reward))
     return Score(reward=_finite(value.reward, " as reward", reward, prompt), parts=parts)
 
 

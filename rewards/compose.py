@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 
-from rewards.checking import attempt
-from rewards.types import Score, Verifier
+from rewards.checking import OfGroup, reward_name, scores_together, verdicts
+from rewards.types import GroupFunction, Score, Verifier
 from rollout.types import Completion, Prompt
 
 
@@ -14,7 +15,7 @@ def weighted(parts: Mapping[str, tuple[Verifier, float]]) -> Verifier:
     """Makes a reward that is a weighted sum: `weighted({"accuracy": (math_answer, 1.0), "format": (my_format, 0.2)})`.
 
     The weights are used as they are, not normalised. `Score.parts` holds the reward of each part before weighting, and
-    the parts of a part under `"part/inner"`. The first part without a verdict leaves the sum without one: its error,
+    the parts of a part under `"part/inner"`. A part without a verdict leaves the sum without one: the error of the first,
     after the part's name, is the score's.
 
     Args:
@@ -31,19 +32,72 @@ def weighted(parts: Mapping[str, tuple[Verifier, float]]) -> Verifier:
             raise ValueError(f"part {name!r} of weighted must be a pair (function, weight), got {part!r}")
     parts = dict(parts)
 
-    def _weighted_sum(prompt: Prompt, completion: Completion) -> Score:
-        total, seen = 0.0, dict[str, float]()
-        for name, (reward, weight) in parts.items():
-            score = attempt(reward, prompt, completion)
-            if score.error is not None:
-                return Score(reward=0.0, parts=seen, error=f"part {name!r}: {score.error}")
-            seen[name] = score.reward
-            seen.update({f"{name}/{inner}": value for inner, value in score.parts.items()})
-            total += weight * score.reward
-        return Score(reward=total, parts=seen)
+    def sums(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+        of_parts = {name: verdicts(reward, prompt, completions) for name, (reward, _) in parts.items()}
+        return [_sum({name: scores[i] for name, scores in of_parts.items()}) for i in range(len(completions))]
 
-    _weighted_sum.__name__ = f"weighted({', '.join(parts)})"
-    return _weighted_sum
+    def _sum(scores: Mapping[str, Score]) -> Score:
+        seen: dict[str, float] = {}
+        for name, score in scores.items():
+            if score.error is not None:
+                return _no_verdict(name, score, seen)
+            seen |= _named(name, score)
+        return Score(reward=sum(weight * scores[name].reward for name, (_, weight) in parts.items()), parts=seen)
+
+    return _combined(sums, f"weighted({', '.join(parts)})", [reward for reward, _ in parts.values()])
+
+
+def gated(gate: Verifier, reward: Verifier, *, at_least: float = 1.0, otherwise: float = 0.0) -> Verifier:
+    """Makes a reward that asks for the form first: `gated(format_tags, math_answer)`.
+
+    A completion that the gate gives less than `at_least` has the reward `otherwise`, and the other reward is not even called for
+    it. `Score.parts` holds `gate`, and the parts of the reward.
+
+    Args:
+        gate: Lets a completion through, or does not.
+        reward: For those that come through; one that is `of_group` sees no others.
+        at_least: What the gate must give.
+        otherwise: The reward of those that stay outside.
+
+    Raises:
+        ValueError: One of the two is not a function.
+    """
+    for role, function in {"gate": gate, "reward": reward}.items():
+        if not callable(function):
+            raise ValueError(f"the {role} of gated must be a function, got {function!r}")
+
+    def through(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+        gates = verdicts(gate, prompt, completions)
+        passes = [score.error is None and score.reward >= at_least for score in gates]
+        let_in = [completion for completion, is_in in zip(completions, passes, strict=True) if is_in]
+        rewards = iter(verdicts(reward, prompt, let_in))
+        return [_beyond(score, next(rewards) if is_in else None) for score, is_in in zip(gates, passes, strict=True)]
+
+    def _beyond(score: Score, rewarded: Score | None) -> Score:
+        if score.error is not None:
+            return _no_verdict("gate", score, {})
+        if rewarded is None:
+            return Score(reward=otherwise, parts=_named("gate", score))
+        return replace(rewarded, parts=_named("gate", score) | dict(rewarded.parts))
+
+    return _combined(through, f"gated({reward_name(gate)}, {reward_name(reward)})", [gate, reward])
+
+
+def of_group(function: GroupFunction) -> Verifier:
+    """Makes a verifier of a function that sees all siblings: `(prompt, completions) -> one number or Score for each`.
+
+    ```python
+    @of_group
+    def shortest(prompt, completions):
+        least = min(len(completion.token_ids) for completion in completions)
+        return [float(len(completion.token_ids) == least) for completion in completions]
+    ```
+
+    The time limit is that of the whole group, and what ends the process costs the group its verdicts.
+    """
+    if not callable(function):
+        raise ValueError(f"of_group takes a function of (prompt, completions), got {function!r}")
+    return OfGroup(function, getattr(function, "__name__", type(function).__name__))
 
 
 def by_task(rewards: Mapping[str, Verifier]) -> Verifier:
@@ -62,10 +116,30 @@ def by_task(rewards: Mapping[str, Verifier]) -> Verifier:
             raise ValueError(f"the reward of task {task!r} must be a function, got {reward!r}")
     rewards = dict(rewards)
 
-    def _reward_of_task(prompt: Prompt, completion: Completion) -> float | Score:
+    def of_task(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
         if prompt.task not in rewards:
             raise ValueError(f"by_task has no reward for task {prompt.task!r}; it knows {sorted(rewards)}")
-        return rewards[prompt.task](prompt, completion)
+        return verdicts(rewards[prompt.task], prompt, completions)
 
-    _reward_of_task.__name__ = f"by_task({', '.join(rewards)})"
-    return _reward_of_task
+    return _combined(of_task, f"by_task({', '.join(rewards)})", list(rewards.values()))
+
+
+def _combined(scores: Callable[[Prompt, Sequence[Completion]], list[Score]], name: str, of: list[Verifier]) -> Verifier:
+    """A verifier that sees siblings only if a part of it has to: else a call that hangs would cost them all their verdict."""
+    if any(map(scores_together, of)):
+        return OfGroup(scores, name)
+
+    def verifier(prompt: Prompt, completion: Completion) -> float | Score:
+        [score] = scores(prompt, [completion])
+        return score if score.parts or score.error else score.reward
+
+    verifier.__name__ = name
+    return verifier
+
+
+def _named(name: str, score: Score) -> dict[str, float]:
+    return {name: score.reward, **{f"{name}/{inner}": value for inner, value in score.parts.items()}}
+
+
+def _no_verdict(name: str, score: Score, seen: Mapping[str, float]) -> Score:
+    return Score(reward=0.0, parts=seen, error=f"part {name!r}: {score.error}", failed=f"{name}/{score.failed}")

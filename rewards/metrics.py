@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
@@ -16,7 +16,8 @@ def reward_metrics(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
         scores: [groups][completions].
 
     Returns:
-        `reward/errors`, the number of completions without a verdict; over the others `reward/mean`, `reward/std` (of
+        `reward/errors`, the number of completions without a verdict, and `reward/errors/<verifier>`, of which it was that
+        verifier that reached none; over the others `reward/mean`, `reward/std` (of
         the population) and, for each part, `reward/<part>`, its mean where it was given. Without any verdict there is
         only `reward/errors`. A part called `mean`, `std` or `errors` is not shown.
     """
@@ -30,4 +31,6 @@ def reward_metrics(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
     if judged:
         rewards = [score.reward for score in judged]
         metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)}
+    failed = Counter(score.failed for score in flat if score.error is not None and score.failed)
+    metrics |= {f"reward/errors/{name}": float(count) for name, count in failed.items()}
     return metrics | {"reward/errors": float(len(flat) - len(judged))}

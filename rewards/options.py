@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import WRAPPER_ASSIGNMENTS, cache
 from typing import Any, Generic, ParamSpec, overload
 
 from rewards.types import Score, Verifier
@@ -20,7 +20,8 @@ class WithOptions(Generic[P]):
     """
 
     def __init__(self, make: Callable[P, Verifier]) -> None:
-        wraps(make)(self)
+        for name in WRAPPER_ASSIGNMENTS:  # and not `wraps`, whose `__wrapped__` is for a function that does the same
+            setattr(self, name, getattr(make, name, None))
         self.__name__: str = make.__name__
         self._make = make
         self._default = cache(lambda: make())  # type: ignore[call-arg]

@@ -7,10 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 
+import cloudpickle
+
 from rewards.types import Score
+from rollout.types import Completion, Prompt
 
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # one worker, one core
@@ -26,15 +30,26 @@ class WorkerProcess:
 
     It leads a session of its own, so that Ctrl-C in the terminal does not reach it, and a kill reaches every process
     that the reward has started.
+
+    Args:
+        pickled_reward: By cloudpickle.
+        memory: Bytes that it may take for what it does with it; 0: any number.
+        num_cached: Verdicts that it keeps.
     """
 
-    def __init__(self, pickled_reward: bytes) -> None:
+    def __init__(self, pickled_reward: bytes, *, memory: int = 0, num_cached: int = 0) -> None:
         self.connection, theirs = Pipe()
         self._lifeline, their_lifeline = socket.socketpair()
         fds = (theirs.fileno(), their_lifeline.fileno())
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # imports find there what they find here
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rewards.worker", *map(str, fds)],  # -P: nothing in front of that path
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "rewards.worker",
+                *map(str, (*fds, memory, num_cached)),
+            ],  # -P: nothing in front of that path
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
@@ -50,22 +65,27 @@ class WorkerProcess:
         """The process id, which is also the id of its process group."""
         return self._process.pid
 
-    def send(self, prompt_id: str, num_completions: int, payload: bytes) -> None:
-        """Hands over the completions to score: a pickled pair of the prompt and a list of them."""
+    def send(self, prompt: Prompt, completions: Sequence[Completion]) -> None:
+        """Hands over completions to score.
+
+        Raises:
+            Exception: They, or the prompt, cannot be pickled; whatever cloudpickle then raises.
+        """
+        pickled = cloudpickle.dumps(prompt), cloudpickle.dumps(completions)
         with suppress(OSError):
-            self.connection.send((prompt_id, num_completions, payload))
+            self.connection.send((prompt.id, len(completions), *pickled))
 
     def has_ended(self) -> bool:
         """Says whether a process that was given nothing to do has ended: it has nothing to say but its end."""
         return self.connection.poll()
 
-    def receive(self) -> Score | str | None:
-        """Waits for the next message: first `None` or a text (the reward is loaded, or why not), then scores.
+    def receive(self) -> list[Score] | bool | str:
+        """Waits for the next message: first whether the reward scores groups together, or why it is not loaded; then scores.
 
         Raises:
             OSError, EOFError: The process has ended.
         """
-        message: Score | str | None = self.connection.recv()
+        message: list[Score] | bool | str = self.connection.recv()
         return message
 
     def kill(self) -> str:

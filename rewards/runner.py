@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from threading import Thread
@@ -54,12 +55,13 @@ class _Seat:
 
     worker: WorkerProcess | None = None
     is_loaded: bool = False
+    together: bool = False  # whether one call scores a whole group
     has_scored: bool = False
     task: _Task | None = None
     deadline: float = 0.0  # time.monotonic() at which it has been loading, or in one call, for too long
 
-    def start(self, reward: bytes) -> None:
-        self.worker, self.is_loaded, self.has_scored = WorkerProcess(reward), False, False
+    def start(self, start_worker: Callable[[], WorkerProcess]) -> None:
+        self.worker, self.is_loaded, self.has_scored = start_worker(), False, False
         self.deadline = time.monotonic() + LOADING_LIMIT
 
     def stop(self) -> None:
@@ -76,11 +78,20 @@ class RewardRunner:
     """Scores groups with a reward function, in worker processes of one thread each.
 
     A call that hangs, and a worker that dies, cost the score of one completion, which then says so in `Score.error`;
-    the worker is replaced and the next completion is scored. Exceptions and values that are no score end up there too.
+    the worker is replaced and the next completion is scored. Exceptions and values that are no score end up there too. A reward
+    that is async or `of_group` is one call for a whole group.
     Use it as a context manager, or call `close`. Any thread may submit groups.
     """
 
-    def __init__(self, reward: Verifier, *, num_workers: int = 1, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        reward: Verifier,
+        *,
+        num_workers: int = 1,
+        timeout: float = 10.0,
+        memory_gib: float = 0.0,
+        num_cached: int = 0,
+    ) -> None:
         """Starts the workers, and does not wait for them.
 
         Args:
@@ -88,6 +99,9 @@ class RewardRunner:
                 lambda will do; one from a file of its own comes from `rewards.loading.load_reward`.
             num_workers: Processes; groups are spread over them, and the completions of a group stay together.
             timeout: Seconds that one call may take, `FIRST_CALL_EXTRA` more for the first call of a worker.
+            memory_gib: Memory, in GiB, that a worker may take once it has loaded the reward; 0: any. Beyond, Python raises a
+                MemoryError, which costs one verdict.
+            num_cached: Verdicts that each worker keeps, for completions that come twice.
 
         Raises:
             ValueError: An argument is out of range, or the reward cannot be pickled.
@@ -100,13 +114,17 @@ class RewardRunner:
             raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
         self._name, self._timeout = reward_name(reward), timeout
         try:
-            self._reward = cloudpickle.dumps(reward)
+            pickled = cloudpickle.dumps(reward)
         except Exception as error:
             told = f"reward {self._name!r} cannot be sent to a worker process: {describe(error)}"
             raise ValueError(f"{told}; create what it holds inside the function, at its first call") from error
+        if not memory_gib >= 0:
+            raise ValueError(f"memory_gib must be >= 0, got {memory_gib}")
+        memory = int(memory_gib * 2**30)
+        self._start_worker = partial(WorkerProcess, pickled, memory=memory, num_cached=num_cached)
         self._seats = [_Seat() for _ in range(num_workers)]
         for seat in self._seats:
-            seat.start(self._reward)
+            seat.start(self._start_worker)
         self._todo: deque[_Task] = deque()
         self._is_open = True
         self._bell, self._doorbell = Pipe(duplex=False)
@@ -185,7 +203,7 @@ class RewardRunner:
         """Gives an idle worker the next group; a worker that has died in the meantime is replaced first."""
         if seat.worker is None or seat.worker.has_ended():
             seat.stop()
-            seat.start(self._reward)
+            seat.start(self._start_worker)
             return
         task = self._todo.popleft()
         if task.future.cancelled() or not task.remaining:
@@ -193,7 +211,7 @@ class RewardRunner:
             return
         prompt, completions = task.group.prompt, task.remaining
         try:
-            payload = cloudpickle.dumps((prompt, completions))
+            seat.worker.send(prompt, completions)
         except Exception as error:
             told = f"prompt {prompt.id!r} cannot be sent to a reward worker: {describe(error)}"
             task.scores += [Score(reward=0.0, error=told) for _ in completions]
@@ -201,7 +219,6 @@ class RewardRunner:
             return
         seat.task = task
         seat.deadline = time.monotonic() + self._timeout + (0.0 if seat.has_scored else FIRST_CALL_EXTRA)
-        seat.worker.send(prompt.id, len(completions), payload)
 
     def _listen(self) -> None:
         """Waits until the bell rings, a worker says something or dies, or the time of one is over."""
@@ -228,25 +245,26 @@ class RewardRunner:
             return
         if isinstance(message, str):
             self._refuse(seat, f"reward {self._name!r} cannot be loaded in a worker process: {message}")
-        elif message is None:
-            seat.is_loaded = True
+        elif isinstance(message, bool):
+            seat.is_loaded, seat.together = True, message
         else:
             task = seat.task
             assert task is not None
-            task.scores.append(message)
+            task.scores += message
             seat.has_scored, seat.deadline = True, time.monotonic() + self._timeout
             if not task.remaining:
                 seat.task = None
                 task.finish()
 
     def _lose(self, seat: _Seat, what: str) -> None:
-        """Empties the seat of a worker that hangs or has died: the completion in hand bears it, the others go on."""
+        """Empties the seat of a worker that hangs or has died: what the call was about bears it, the others go on."""
         task, told = seat.task, f"reward {self._name!r} {what}"
         if task is None:
             self._refuse(seat, f"{told} while it was being loaded in a worker process")
             return
         seat.stop()
-        task.scores.append(Score(reward=0.0, error=f"{told} for prompt {task.group.prompt.id!r}"))
+        score = Score(reward=0.0, error=f"{told} for prompt {task.group.prompt.id!r}", failed=self._name)
+        task.scores += [score] * (len(task.remaining) if seat.together else 1)
         self._todo.appendleft(task)  # to be finished there, if that was its last
 
     def _refuse(self, seat: _Seat, told: str) -> None:

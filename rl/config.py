@@ -192,6 +192,11 @@ class TrainConfig:
     """Steps between looks into samples/: the questions, answers and scores of a few prompts."""
     reward_timeout: float = 10.0
     """Seconds that one reward call may take."""
+    reward_memory_gib: float = 4.0
+    """Memory, in GiB, that one reward worker may take for its calls; 0: any."""
+    reward_cache: int = 4096
+    """Verdicts that each reward worker keeps: the same completion of the same prompt is scored once. 0: none, for rewards that do
+    not depend on them alone."""
     reward_workers: int = 1
     """Processes that score completions."""
     wandb: WandbMode = "auto"
@@ -232,6 +237,7 @@ NOT_NEGATIVE = """
     kl_coefficient balance_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay
     optimizer.warmup_updates optimizer.decay_updates lora.rank rollout.gpus_per_engine rollout.max_images
     rollout.max_videos rollout.max_turn_tokens learner.gpus eval.every eval.num_prompts
+    reward_memory_gib reward_cache
     """.split()
 
 

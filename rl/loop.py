@@ -195,7 +195,13 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     held_out = list(islice(readable(given.eval_prompts, accept), config.eval.num_prompts))
     verifier = load_reward(config.reward) if config.reward else given.reward
     runner = stack.enter_context(
-        RewardRunner(verifier, num_workers=config.reward_workers, timeout=config.reward_timeout)
+        RewardRunner(
+            verifier,
+            num_workers=config.reward_workers,
+            timeout=config.reward_timeout,
+            memory_gib=config.reward_memory_gib,
+            num_cached=config.reward_cache,
+        )
     )
     first = next(readable(given.prompts, accept), None)
     if first is None:
@@ -333,13 +339,14 @@ def _due(step: int, every: int) -> bool:
 
 
 def _report_errors(step: int, scores: Sequence[Sequence[Score]]) -> None:
-    """Shows one of the step's failed verdicts; a reward that fails on every completion ends the run."""
+    """Shows one of the step's failed verdicts of each verifier; a reward that fails on every completion ends the run."""
     flat = [score for group in scores for score in group]
-    errors = [score.error for score in flat if score.error is not None]
+    errors = [score for score in flat if score.error is not None]
     if errors and len(errors) == len(flat):
-        raise RunStopped(f"step {step}: the reward failed on all {len(flat)} completions; the first: {errors[0]}")
-    if errors:
-        logger.warning("step %d: no verdict on %d of %d completions; one: %s", step, len(errors), len(flat), errors[0])
+        raise RunStopped(f"step {step}: the reward failed on all {len(flat)} completions; the first: {errors[0].error}")
+    for failed in dict.fromkeys(score.failed for score in errors):
+        told = [score.error for score in errors if score.failed == failed]
+        logger.warning("step %d: no verdict on %d of %d completions; one: %s", step, len(told), len(flat), told[0])
 
 
 def _require_agreement(config: TrainConfig, step: int, metrics: Mapping[str, float]) -> None:

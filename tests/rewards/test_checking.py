@@ -32,7 +32,9 @@ def test_the_numbers_of_a_score_become_floats() -> None:
 
 
 def test_a_score_with_an_error_has_no_reward() -> None:
-    assert to_score(Score(reward=math.nan, error="no judge"), my_reward, PROMPT) == Score(reward=0.0, error="no judge")
+    assert to_score(Score(reward=math.nan, error="no judge"), my_reward, PROMPT) == Score(
+        reward=0.0, error="no judge", failed="my_reward"
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_a_number_too_large_for_a_float_is_refused() -> None:
 def test_an_exception_is_told_with_its_place_in_the_users_code() -> None:
     line = my_reward.__code__.co_firstlineno + 1
     told = f"reward 'my_reward' raised KeyError: 'b' for prompt 'digits-12' ({__file__}:{line})"
-    assert attempt(my_reward, PROMPT, Completion(text="b")) == Score(reward=0.0, error=told)
+    assert attempt(my_reward, PROMPT, Completion(text="b")) == Score(reward=0.0, error=told, failed="my_reward")
     assert attempt(my_reward, PROMPT, Completion(text="a")) == Score(reward=1.0)
 
 

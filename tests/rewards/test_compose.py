@@ -31,7 +31,9 @@ def test_a_part_that_raises_leaves_no_verdict_and_is_named() -> None:
     assert isinstance(score, Score)
     line = brevity.__code__.co_firstlineno + 1
     told = f"reward 'brevity' raised ZeroDivisionError: division by zero for prompt 'digits-12' ({__file__}:{line})"
-    assert score == Score(reward=0.0, parts={"accuracy": 0.0}, error=f"part 'brevity': {told}")
+    assert score == Score(
+        reward=0.0, parts={"accuracy": 0.0}, error=f"part 'brevity': {told}", failed="brevity/brevity"
+    )
 
 
 def test_a_part_with_an_error_of_its_own_or_a_bad_value_is_named_too() -> None:

@@ -8,7 +8,7 @@ from rewards.types import Score
 
 def test_mean_and_spread_are_over_the_completions_with_a_verdict() -> None:
     scores = [
-        [Score(reward=1.0, parts={"accuracy": 1.0}), Score(reward=0.0, error="hung")],
+        [Score(reward=1.0, parts={"accuracy": 1.0}), Score(reward=0.0, error="hung", failed="accuracy/exact")],
         [Score(reward=0.0, parts={"accuracy": 0.0, "format": 0.5}), Score(reward=2.0)],
     ]
     assert reward_metrics(scores) == {
@@ -17,6 +17,7 @@ def test_mean_and_spread_are_over_the_completions_with_a_verdict() -> None:
         "reward/mean": 1.0,
         "reward/std": pytest.approx((2 / 3) ** 0.5),
         "reward/errors": 1.0,
+        "reward/errors/accuracy/exact": 1.0,
     }
 
 

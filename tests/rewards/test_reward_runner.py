@@ -252,7 +252,7 @@ with RewardRunner(my_reward) as runner:
 """)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     child = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
-    assert child.stdout == "the script runs\n[[Score(reward=6.0, parts={'modules': 0.0}, error=None)]]\n"
+    assert child.stdout == "the script runs\n[[Score(reward=6.0, parts={'modules': 0.0}, error=None, failed=None)]]\n"
 
 
 def test_a_reward_from_a_file_is_loaded_in_the_worker(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_reward_from_a_file_is_loaded_in_the_worker(tmp_path: Path) -> None:
         [[score]] = rewards.score([group("p-7", "")])
     place = f"({path}:4)"
     told = f"part 'own': reward 'score' raised ZeroDivisionError: division by zero for prompt 'p-7' {place}"
-    assert score == Score(reward=0.0, error=told)
+    assert score == Score(reward=0.0, error=told, failed="own/score")
 
 
 def test_images_columns_and_logprobs_reach_the_reward() -> None:

@@ -1,0 +1,167 @@
+"""Text read off a picture, JSON that was asked for, and instructions that can be counted."""
+
+import pytest
+
+from rewards import Score
+from rewards.instruction_following import INSTRUCTIONS, instruction_following
+from rewards.json_format import json_format
+from rewards.text_similarity import text_similarity
+from rollout import Completion, Prompt
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "reward"),
+    [
+        ("STOP", "stop", 1),
+        ("STOP", " Stop\n", 1),
+        ("kitten", "sitting", 0.5714285714285714),  # three edits in seven letters
+        ("kitten", "<answer>kitten</answer> I think", 1),
+        ("kitten", r"It says \boxed{kitten}.", 1),
+        ("kitten", "<think>sitting?</think>kitten", 1),
+        ("kitten", "<think>kitten", 0),
+        ("kitten", "the text on the sign says kitten", 0),  # 26 letters that are not there
+        ("kitten", "kittenkitten", 0.5),
+        ("kitten", "kittenkittenkitten", 0),
+        ("kitten", "", 0),
+        ("kitten", "ki", 0),
+        (["Main St", "Main Street"], "main street", 1),
+        (["Main St", "Main Street"], "main stree", 10 / 11),
+        ("北京市", "北京", 2 / 3),
+        ("a\nb", "a b", 1),
+    ],
+)
+def test_similarity_is_the_share_of_letters_that_stay(answer: object, text: str, reward: float) -> None:
+    assert text_similarity(Prompt(id="p", messages=[], answer=answer), Completion(text=text)) == pytest.approx(reward)
+
+
+def test_a_threshold_may_be_moved() -> None:
+    prompt = Prompt(id="p", messages=[], answer="kitten")
+    assert text_similarity(threshold=0.6)(prompt, Completion(text="sitting")) == 0.0
+    assert text_similarity(threshold=0)(prompt, Completion(text="kit")) == 0.5
+    with pytest.raises(ValueError, match="threshold of text_similarity must be from 0 to 1, got 2"):
+        text_similarity(threshold=2)
+
+
+@pytest.mark.parametrize("answer", [None, "", 5, [], [""], [1]])
+def test_without_a_text_there_is_no_similarity(answer: object) -> None:
+    score = text_similarity(Prompt(id="p", messages=[], answer=answer), Completion(text="5"))
+    assert isinstance(score, Score) and "give a text or a list of texts" in str(score.error)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "any_json", "in_schema"),
+    [
+        ('{"name": "Bo", "age": 3}', 1, 1),
+        ('```json\n{"name": "Bo"}\n```', 1, 1),
+        ('Here it is:\n```\n{"name": "Bo"}\n```\nDone.', 1, 1),
+        ('<think>{"name": 1}</think>{"name": "Bo"}', 1, 1),
+        ('```json\n{"name": 1}\n```\n```json\n{"name": "Bo"}\n```', 1, 1),
+        ('```json\n{"name": "Bo"}\n```\n```json\n{"name": 1}\n```', 1, 0),
+        ('{"name": "Bo", "age": -1}', 1, 0),
+        ('{"name": "Bo", "size": 1}', 1, 0),
+        ('{"age": 3}', 1, 0),
+        ("[1, 2]", 1, 0),
+        ("5", 0, 0),
+        ('"Bo"', 0, 0),
+        ("null", 0, 0),
+        ("", 0, 0),
+        ('{"name": "Bo"', 0, 0),
+        ("{'name': 'Bo'}", 0, 0),
+        ('{"name": "Bo",}', 0, 0),
+        ('{"name": "Bo", "name": "Bo"}', 0, 0),
+        ('{"name": "Bo", "age": NaN}', 0, 0),
+        ('{"name": "Bo", "age": Infinity}', 0, 0),
+        ('{"name": "Bo"} {"name": "Bo"}', 0, 0),
+        ('Here: {"name": "Bo"}', 0, 0),
+        ('{"name": "Bo"} // done', 0, 0),
+        ("[" * 100_000 + "]" * 100_000, 0, 0),
+        ("[" * 5_000 + "]" * 5_000, 0, 0),
+        ('{"a":' * 20_000, 0, 0),
+        ("[" + "1," * 2_000_000 + "1]", 0, 0),
+        ('{"name": "Bo", "age": 1' + "0" * 10_000 + "}", 0, 0),
+        ('{"name": "Bo", "age": 1e999}', 1, 0),
+        ('{"name": "\x00"}', 0, 0),
+    ],
+)
+def test_json_is_json_and_fits_its_schema(text: str, any_json: float, in_schema: float) -> None:
+    completion = Completion(text=text)
+    assert json_format(Prompt(id="p", messages=[]), completion) == any_json
+    assert json_format(schema=SCHEMA)(Prompt(id="p", messages=[]), completion) == in_schema
+    assert json_format(Prompt(id="p", messages=[], columns={"schema": SCHEMA}), completion) == in_schema
+
+
+def test_a_schema_that_is_none_is_refused_or_no_verdict() -> None:
+    with pytest.raises(ValueError, match="not a JSON Schema: 'thing' is not valid"):
+        json_format(schema={"type": "thing"})
+    for schema in ({"type": "thing"}, "{", {1, 2}):
+        score = json_format(Prompt(id="p-3", messages=[], columns={"schema": schema}), Completion(text="{}"))
+        assert isinstance(score, Score) and "prompt 'p-3' has a column 'schema' that is none" in str(score.error)
+
+
+@pytest.mark.parametrize(
+    ("asked", "right", "wrong"),
+    [
+        ({"min_words": 3}, "one two three", "one two"),
+        ({"max_words": 2}, "one two", "one two three"),
+        ({"min_sentences": 2}, "It is. It was.", "It is, and it was 3.5 high."),
+        ({"max_sentences": 1}, "It was 3.5 m high.", "It is! It was."),
+        ({"paragraphs": 2}, "one\n\n\ntwo", "one\ntwo"),
+        ({"max_characters": 3}, "one", "four"),
+        ({"keywords": ["red", "blue"]}, "Red and BLUE.", "reddish and blue"),
+        ({"forbidden": ["red"]}, "It is reddish.", "It is Red."),
+        ({"keyword_counts": {"red": 2}}, "red, red", "red, red, red"),
+        ({"case": "upper"}, "IT IS 5", "It is 5"),
+        ({"case": "lower"}, "it is 5", "It is 5"),
+        ({"language": "de"}, "Das ist ein schöner großer Hund.", "This is a beautiful big dog, isn't it?"),
+        ({"bullets": 2}, "So:\n- one\n* two", "- one\n- two\n- three"),
+        ({"numbered": 2}, "1. one\n2) two", "1.one\n2. two"),
+        ({"starts_with": "Dear"}, "Dear you", "My dear"),
+        ({"ends_with": "Bye."}, "So. Bye.\n", "Bye. So."),
+        ({"no_commas": True}, "one and two", "one, two"),
+    ],
+)
+def test_each_instruction_has_a_response_that_fulfils_it_and_one_that_does_not(asked, right: str, wrong: str) -> None:
+    prompt = Prompt(id="p", messages=[], columns={"instructions": asked})
+    [name] = asked
+    assert instruction_following(prompt, Completion(text=right)) == Score(reward=1.0, parts={name: 1.0})
+    assert instruction_following(prompt, Completion(text=wrong)) == Score(reward=0.0, parts={name: 0.0})
+    assert instruction_following(prompt, Completion(text=f"<think>{right}</think>{wrong}")).reward == 0.0
+    assert instruction_following(prompt, Completion(text="")).reward == 0.0
+
+
+def test_all_instructions_are_tried_above() -> None:
+    [mark] = test_each_instruction_has_a_response_that_fulfils_it_and_one_that_does_not.pytestmark
+    assert {name for asked, _, _ in mark.args[1] for name in asked} == INSTRUCTIONS.keys()
+
+
+def test_several_instructions_count_together_or_each_for_itself() -> None:
+    prompt = Prompt(id="p", messages=[], columns={"instructions": {"max_words": 3, "case": "lower", "bullets": 0}})
+    completion = Completion(text="It is red")
+    parts = {"max_words": 1.0, "case": 0.0, "bullets": 1.0}
+    assert instruction_following(prompt, completion) == Score(reward=0.0, parts=parts)
+    assert instruction_following(partial=True)(prompt, completion) == Score(reward=pytest.approx(2 / 3), parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "told"),
+    [
+        (None, "give a mapping with some of min_words"),
+        ({}, "give a mapping"),
+        ({"max_word": 3}, "{'max_word': 3}; give a mapping with some of"),
+        ({"max_words": "three"}, "an instruction whose value does not fit its name: {'max_words': 'three'} (TypeError"),
+        ({"case": "title"}, "does not fit its name: {'case': 'title'} (KeyError"),
+    ],
+)
+def test_instructions_that_cannot_be_read_are_an_error(instructions: object, told: str) -> None:
+    score = instruction_following(
+        Prompt(id="p", messages=[], columns={"instructions": instructions}), Completion(text="a")
+    )
+    assert isinstance(score, Score) and told in str(score.error)

@@ -1,0 +1,70 @@
+"""Reward functions as TRL's documentation shows them, called as TRL calls them."""
+
+import numpy as np
+import pytest
+
+from rewards.checking import verdicts
+from rewards.trl import from_trl
+from rollout import Completion, Prompt
+
+MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}]
+PROMPT = Prompt(id="p-1", messages=MESSAGES, images=["an image"], answer="5", columns={"ground_truth": "five"})
+COMPLETIONS = [
+    Completion(text=text, token_ids=np.arange(n, dtype=np.int32)) for n, text in enumerate(["5", "five", "6"])
+]
+
+
+def rewards_of(function, **options: bool) -> list[float]:
+    scores = verdicts(from_trl(function, **options), PROMPT, COMPLETIONS)
+    assert [score.error for score in scores] == [None] * 3
+    return [score.reward for score in scores]
+
+
+def test_completions_are_conversations_or_text() -> None:
+    def talks(completions, **kwargs):
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    def reads(completions, prompts):
+        return [
+            float(completion == "5" and prompt == "How many?")
+            for completion, prompt in zip(completions, prompts, strict=True)
+        ]
+
+    assert rewards_of(talks) == [1.0, 4.0, 1.0]
+    assert rewards_of(reads, conversational=False) == [1.0, 0.0, 0.0]
+
+
+def test_columns_come_by_name_one_for_each_completion() -> None:
+    def matches(prompts, completions, ground_truth, answer):
+        assert prompts == [MESSAGES] * 3 and answer == ["5"] * 3
+        return [c[0]["content"] == truth for c, truth in zip(completions, ground_truth, strict=True)]
+
+    def by_tokens(completion_ids, images, **kwargs):
+        assert images == [["an image"]] * 3 and kwargs.keys() == {
+            "prompts",
+            "completions",
+            "answer",
+            "task",
+            "ground_truth",
+        }
+        return [len(ids) for ids in completion_ids]
+
+    assert rewards_of(matches) == [0.0, 1.0, 0.0]
+    assert rewards_of(by_tokens) == [0.0, 1.0, 2.0]
+
+
+def test_none_counts_nothing_and_async_is_awaited() -> None:
+    async def some(completions, **kwargs):
+        return [None if c[0]["content"] == "6" else 1.0 for c in completions]
+
+    assert rewards_of(some) == [1.0, 1.0, 0.0]
+
+
+def test_what_goes_wrong_names_the_function() -> None:
+    def needs(prompts, completions, solution):
+        return [1.0] * len(completions)
+
+    [first, *_] = verdicts(from_trl(needs), PROMPT, COMPLETIONS)
+    assert "reward 'needs' raised TypeError" in str(first.error) and "solution" in str(first.error)
+    with pytest.raises(ValueError, match="from_trl takes a function of"):
+        from_trl("accuracy_reward")
