@@ -11,6 +11,7 @@ _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _ANSWER_PHRASE = re.compile(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
 _FENCE = re.compile(r"```[a-zA-Z0-9_+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BETWEEN_BOXES = re.compile(r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or)*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is read as one token, and so never counts as a brace
 
 
@@ -25,17 +26,34 @@ def last_boxed(text: str) -> str | None:
     Returns:
         The content; `""` for a box that is not closed (the response was cut inside it); `None` where there is no box.
     """
-    start = None
-    for match in _BOX.finditer(text):
-        start = match.end()
-    if start is None:
+    box = _last_box(text)
+    return box[1] if box else None
+
+
+def boxed_answers(text: str) -> list[str]:
+    r"""Returns what the last `\boxed{...}` holds, and those right before it: `\boxed{1} and \boxed{2}` are one answer."""
+    found: list[str] = []
+    box = _last_box(text)
+    while box:
+        start, content, _ = box
+        found.insert(0, content)
+        box = _last_box(text[:start])
+        if box and not _BETWEEN_BOXES.fullmatch(text, box[2], start):
+            break
+    return found
+
+
+def _last_box(text: str) -> tuple[int, str, int] | None:
+    """Returns where the last box starts, what it holds, and where it ends."""
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return None
-    depth = 1
-    for token in _BRACE.finditer(text, start):
+    box, depth = boxes[-1], 1
+    for token in _BRACE.finditer(text, box.end()):
         depth += {"{": 1, "}": -1}.get(token.group(), 0)
         if depth == 0:
-            return text[start : token.start()].strip()
-    return ""
+            return box.start(), text[box.end() : token.start()].strip(), token.end()
+    return box.start(), "", len(text)
 
 
 def after_thinking(text: str) -> str:

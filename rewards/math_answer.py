@@ -9,7 +9,7 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
-from rewards.answer_text import last_boxed
+from rewards.answer_text import after_thinking, boxed_answers, plain_digits
 from rewards.types import Score
 from rollout.types import Completion, Prompt
 
@@ -17,6 +17,7 @@ TAIL = 1000  # characters of a response that are read, from its end; the regular
 LONGEST_FORMULA = 300  # characters; the LaTeX parser spends up to a second on 300 hostile ones, and 8 s on 2,000
 
 _CLOSING_MATH = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\])[\s.*]*$", re.DOTALL)
+_ANSWER_IS = re.compile(r"\banswer\b(?:\s+is)?\s*:?\s*(?:\$([^$]+)\$|\\\((.+?)\\\))", re.IGNORECASE)
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox|begin|end)\{[^{}]*\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)", re.IGNORECASE)
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
@@ -24,15 +25,18 @@ _SEVERAL = re.compile(r"[,;](?!\d{3}\b)|\\text|\b(?:and|or)\b")
 _SCIENTIFIC = re.compile(r"(\d)e([+-]?\d+)\b", re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<=\d)\s(?=\d{3}\b)")
 _SIDE_BY_SIDE = re.compile(r"\d\s+\d")
+_MIXED = re.compile(r"\b(\d+)\s+(\d+)\s*/\s*(\d+)\b")
+_BY_NAME = re.compile(r"(?<![\\A-Za-z])(pi|oo|infty|inf)(?![A-Za-z])")
+_SYMBOLS = str.maketrans({"∞": r"\infty ", "π": r"\pi ", "−": "-", "．": ".", "，": ",", "٫": ".", "٬": ",", "％": "%"})
 
 
 def math_answer(prompt: Prompt, completion: Completion) -> float | Score:
     r"""Rewards a response whose final answer equals `prompt.answer` as mathematics: `\boxed{\frac{34}{4}}` is 8.5.
 
-    Only the final answer counts: what the last `\boxed{...}` holds; without a box, the formula that is or ends the
-    response, or what follows its last `####`; in prose, what math-verify takes as the answer, which is the last number
-    or formula. Of `3+5+9=17`, the answer is `17`. Where the reference is a number, arithmetic still to be done
-    (`3+5+9`, `9 8`) is no answer.
+    Only the final answer counts, behind the thoughts: what the last `\boxed{...}` holds, and other boxes right before it; without
+    a box, the formula that is or ends the response, or what follows its last `####`; in prose, the formula behind the last
+    "answer is", or what math-verify takes as the answer, which is the last number or formula. Of `3+5+9=17`, the answer is `17`.
+    Where the reference is a number, arithmetic still to be done (`3+5+9`, `9 8`) is no answer. Digits may be of any script.
 
     There is no time limit in here, for math-verify's own is a `signal.alarm`, which fails silently outside the main
     thread: a formula such as `9^{9^{9^9}}` runs on, and `rewards.runner` stops it.
@@ -44,7 +48,7 @@ def math_answer(prompt: Prompt, completion: Completion) -> float | Score:
     if reference is None:
         told = f"math_answer cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}; give a number or LaTeX"
         return Score(reward=0.0, error=told)
-    return float(_is_answer(completion.text[-TAIL:], reference))
+    return float(_is_answer(_plain(after_thinking(completion.text)[-TAIL:]), reference))
 
 
 def _is_answer(text: str, reference: Any) -> bool:
@@ -66,21 +70,27 @@ def _is_answer(text: str, reference: Any) -> bool:
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> Any | None:
     """Returns the reference as a SymPy object, `None` where it cannot be read; cached: a group shares its reference."""
+    answer = _plain(answer)
     formula = _final_formula(answer)
     return _read(answer if formula is None else _boxed(formula))[0]
 
 
+def _plain(text: str) -> str:
+    """Returns a text with its digits, signs and separators, of whatever script, as LaTeX has them."""
+    return plain_digits(text).translate(_SYMBOLS)
+
+
 def _final_formula(text: str) -> str | None:
     """Returns the formula that is, or ends, a text; `None` for prose, where math-verify has to look for one."""
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
+    if boxes := boxed_answers(text):
+        return ", ".join(boxes)
     text = text.rsplit("####", 1)[-1]  # GSM8K's mark; a heading in Markdown does no harm
     closing = _CLOSING_MATH.search(text)
     if closing is not None:
         return next(group for group in closing.groups() if group is not None)
     if _WORD.search(_TEXT_COMMAND.sub("", text)):
-        return None
+        said = _ANSWER_IS.findall(text)
+        return next(filter(None, said[-1])) if said else None
     return (text.strip().splitlines() or [""])[-1]
 
 
@@ -91,7 +101,9 @@ def _right_hand_side(formula: str) -> str:
 
 def _boxed(formula: str) -> str:
     """Returns the formula in the one wrapping that math-verify reads whole, numbers in forms that it knows."""
-    formula = _THOUSANDS.sub("", formula.strip().lstrip("$").rstrip(". "))
+    formula = formula.strip().lstrip("$").rstrip(". ")
+    formula = _MIXED.sub(r"\1\\frac{\2}{\3}", _THOUSANDS.sub("", formula))
+    formula = _BY_NAME.sub(lambda name: r"\pi" if name[1] == "pi" else r"\infty", formula)
     return r"\boxed{" + _SCIENTIFIC.sub(r"\1\\times10^{\2}", formula) + "}"
 
 
