@@ -1,12 +1,40 @@
 """Verifiers: plain functions of a prompt and a completion that return a number or a `Score`.
 
-Everything here imports in milliseconds; what a verifier needs beyond numpy, it imports when it is first called.
+Everything here imports in milliseconds; what a verifier needs beyond that, it imports when it is first called.
 """
 
 from rewards.compose import by_task, gated, of_group, weighted
 from rewards.exact import exact
+from rewards.format_tags import format_tags
+from rewards.instruction_following import instruction_following
+from rewards.json_format import json_format
+from rewards.language_matches import language_matches
+from rewards.length_penalty import length_penalty
 from rewards.math_answer import math_answer
 from rewards.multiple_choice import multiple_choice
+from rewards.repetition_penalty import repetition_penalty
+from rewards.text_similarity import text_similarity
+from rewards.tool_calls_target import tool_calls_target
+from rewards.trl import from_trl
 from rewards.types import Score, Verifier
 
-__all__ = ["Score", "Verifier", "by_task", "exact", "gated", "math_answer", "multiple_choice", "of_group", "weighted"]
+__all__ = [
+    "Score",
+    "Verifier",
+    "by_task",
+    "exact",
+    "format_tags",
+    "from_trl",
+    "gated",
+    "instruction_following",
+    "json_format",
+    "language_matches",
+    "length_penalty",
+    "math_answer",
+    "multiple_choice",
+    "of_group",
+    "repetition_penalty",
+    "text_similarity",
+    "tool_calls_target",
+    "weighted",
+]

@@ -20,18 +20,11 @@ def normalised(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Returns what the last `\boxed{...}` holds.
-
-    Returns:
-        The content; `""` for a box that is not closed (the response was cut inside it); `None` where there is no box.
-    """
-    box = _last_box(text)
-    return box[1] if box else None
-
-
 def boxed_answers(text: str) -> list[str]:
-    r"""Returns what the last `\boxed{...}` holds, and those right before it: `\boxed{1} and \boxed{2}` are one answer."""
+    r"""Returns what the last `\boxed{...}` holds, and those right before it: `\boxed{1} and \boxed{2}` are one answer.
+
+    A box that is not closed (the response was cut inside it) holds `""`.
+    """
     found: list[str] = []
     box = _last_box(text)
     while box:
@@ -85,9 +78,8 @@ def short_answer_or_all(text: str) -> str:
 
 
 def _marked(text: str) -> str | None:
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
+    if boxes := boxed_answers(text):
+        return ", ".join(boxes)
     tagged = _ANSWER_TAG.findall(text)
     return str(tagged[-1]).strip() if tagged else None
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import cache
 from numbers import Real
 from pathlib import Path
 from reprlib import Repr
 from traceback import extract_tb
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.types import GroupFunction, Score, Verifier
 from rollout.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    import asyncio
 
 _BRIEF = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80  # characters; also shields us from a `__repr__` that raises
@@ -73,7 +75,7 @@ def attempt(reward: Verifier, prompt: Prompt, completion: Completion) -> Score:
     try:
         value = reward(prompt, completion)
         if inspect.isawaitable(value):
-            value = _event_loop().run(_result(value))
+            value = awaited(value)
     except (Exception, SystemExit) as error:
         return _raised(error, reward, prompt)
     return _settled(value, reward, prompt)
@@ -102,7 +104,14 @@ async def _all_at_once(reward: Verifier, prompt: Prompt, completions: Sequence[C
             return _raised(error, reward, prompt)
         return _settled(value, reward, prompt)
 
+    import asyncio
+
     return await asyncio.gather(*map(one, completions))
+
+
+def awaited(value: Awaitable[Any]) -> Any:
+    """Returns what an async function's call comes to."""
+    return _event_loop().run(_result(value))
 
 
 async def _result(value: Any) -> Any:
@@ -112,6 +121,8 @@ async def _result(value: Any) -> Any:
 @cache
 def _event_loop() -> asyncio.Runner:
     """One for the whole life of a process: what async rewards keep open, such as connections, belongs to it."""
+    import asyncio  # late, as everything that takes a tenth of a second
+
     return asyncio.Runner()
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rewards.checking import OfGroup, reward_name
+from rewards.checking import OfGroup, awaited, reward_name
 from rewards.types import Verifier
 from rollout.types import Completion, Prompt
 
@@ -44,14 +43,10 @@ def from_trl(function: Callable[..., Any], *, conversational: bool = True) -> Ve
         given |= {name: [value] * count for name, value in {**fields, **prompt.columns}.items() if name not in given}
         rewards = function(**{name: value for name, value in given.items() if takes_all or name in accepted})
         if inspect.isawaitable(rewards):
-            rewards = asyncio.run(_result(rewards))
+            rewards = awaited(rewards)
         return [0.0 if reward is None else reward for reward in rewards]
 
     return OfGroup(of_siblings, reward_name(function))
-
-
-async def _result(value: Any) -> Any:
-    return await value
 
 
 def _shown(completion: Completion, conversational: bool) -> Any:

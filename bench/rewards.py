@@ -1,0 +1,107 @@
+"""Scores per second of every verifier, and what it costs to call it in a process that may be killed.
+
+    python -m bench.rewards
+
+For each verifier the same number of completions, mixed: right ones, wrong ones, and what a policy writes of either kind at some
+length. They are scored once in this process, and once through the RewardRunner, which is the run's way. The price of isolation is
+the difference for a reward that returns at once, per call and worker.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from rewards import Verifier
+from rewards.checking import verdicts
+from rewards.runner import RewardRunner
+from rollout import Completion, Group, Prompt
+from tests.rewards.verifiers import CASES, Case
+
+PROSE = "First we look at the picture and count what is there. Then we compare it with the question, step by step. "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    completions: int = 10_000
+    """Over all verifiers."""
+    group_size: int = 16
+    """Completions of a prompt."""
+    workers: int = 2
+    """Processes that score."""
+    output: Path = Path("bench/results/rewards.json")
+    """Where the figures go."""
+
+
+def main(options: Options) -> None:
+    """Measures, prints a table, writes JSON."""
+    per_verifier = options.completions // len(CASES)
+    rows = {
+        name: measure(case.verifier, mixed(case, per_verifier, options.group_size), options)
+        for name, case in CASES.items()
+    }
+    at_once = measure(nothing, mixed(CASES["exact"], per_verifier, options.group_size), options)
+    overhead = 1e3 * options.workers * (1 / at_once["isolated"] - 1 / at_once["direct"] / options.workers)
+    table = Table(
+        "verifier", "scores/s, this process", f"scores/s, {options.workers} workers", "paid", title="Verifiers"
+    )
+    for name, row in {**rows, "returns at once": at_once}.items():
+        table.add_row(name, f"{row['direct']:,.0f}", f"{row['isolated']:,.0f}", f"{row['paid']:.2f}")
+    Console().print(table, f"isolation: {overhead:.3f} ms for each call")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(
+        json.dumps({"verifiers": rows, "returns at once": at_once, "overhead_ms": overhead}, indent=1)
+    )
+
+
+def nothing(prompt: Prompt, completion: Completion) -> float:
+    """A reward that returns at once."""
+    return 0.0
+
+
+def mixed(case: Case, number: int, group_size: int) -> list[Group]:
+    """Groups of completions of which half end in the right answer, behind prose of 0 to 4,000 characters of thoughts."""
+    rng = random.Random(0)
+    groups = []
+    for start in range(0, number, group_size):
+        completions = []
+        for i in range(start, min(start + group_size, number)):
+            answer = case.right if rng.random() < 0.5 else f"{case.right[: len(case.right) // 2]} {i}"
+            thoughts = (
+                f"<think>{PROSE * rng.randrange(40)}</think>"
+                if rng.random() < 0.5 and "think" not in case.right
+                else ""
+            )
+            completions.append(Completion(text=f"{thoughts}{answer}", token_ids=np.zeros(len(answer), np.int32)))
+        groups.append(Group(prompt=case.prompt, prompt_token_ids=np.zeros(1, np.int32), completions=completions))
+    return groups
+
+
+def measure(verifier: Verifier, groups: list[Group], options: Options) -> dict[str, float]:
+    """Scores per second in this process and in others, and the share of completions that earn anything."""
+    number = sum(len(group.completions) for group in groups)
+    verdicts(verifier, groups[0].prompt, groups[0].completions[:1])  # imports
+    start = time.perf_counter()
+    scores = [score for group in groups for score in verdicts(verifier, group.prompt, group.completions)]
+    direct = number / (time.perf_counter() - start)
+    assert not [score for score in scores if score.error is not None]
+    with RewardRunner(verifier, num_workers=options.workers) as runner:
+        runner.score(groups[: 2 * options.workers])
+        start = time.perf_counter()
+        runner.score(groups)
+        isolated = number / (time.perf_counter() - start)
+    return {"direct": direct, "isolated": isolated, "paid": sum(score.reward > 0 for score in scores) / number}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
