@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +59,8 @@ def main(options: Options) -> None:
     )
     for name, row in {**rows, "returns at once": at_once}.items():
         table.add_row(name, f"{row['direct']:,.0f}", f"{row['isolated']:,.0f}", f"{row['paid']:.2f}")
-    Console().print(table, f"isolation: {overhead:.3f} ms for each call")
+    seconds = import_seconds()
+    Console().print(table, f"isolation: {overhead:.3f} ms for each call; import rewards: {1e3 * seconds:.0f} ms")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(
         json.dumps({"verifiers": rows, "returns at once": at_once, "overhead_ms": overhead}, indent=1)
@@ -67,6 +70,12 @@ def main(options: Options) -> None:
 def nothing(prompt: Prompt, completion: Completion) -> float:
     """A reward that returns at once."""
     return 0.0
+
+
+def import_seconds() -> float:
+    """Of `import rewards` in a fresh process; the least of ten, for the others had to share a core."""
+    code = "import time; start = time.perf_counter(); import rewards; print(time.perf_counter() - start)"
+    return min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(10))
 
 
 def mixed(case: Case, number: int, group_size: int) -> list[Group]:
