@@ -153,9 +153,10 @@ def check_disk() -> Finding:
     return judge("disk", f"{free:.0f} GiB free here", problem=free < 1, warning=free < 10, remedy="free some space")
 
 
-def check_optional() -> Finding:
-    has_av = importlib.util.find_spec("av") is not None
-    return judge("optional", "av, for video files" if has_av else "without av: video files cannot be read")
+def check_video() -> Finding:
+    """Whether frames can be taken from video files."""
+    cv2 = importlib.import_module("cv2")
+    return judge("video", f"OpenCV {cv2.__version__} decodes video files")
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {
@@ -171,7 +172,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "/dev/shm": check_shm,
     "wandb": check_wandb,
     "disk": check_disk,
-    "optional": check_optional,
+    "video": check_video,
 }
 NEEDED = {"python", "torch", "torchvision", "transformers", "vllm", "ray", "memfd"}
 

@@ -9,6 +9,7 @@ PyTorch's own CPU index: torch's CUDA build and its gigabytes of libraries never
 from __future__ import annotations  # an older Python must get as far as the sentence that names the needed one
 
 import argparse
+import os
 import platform
 import re
 import shutil
@@ -91,6 +92,17 @@ def install_project(extras: str, *options: str) -> None:
         fail(output, f"pip could not install .[{extras}]; all of its output is in {LOG.relative_to(ROOT)}.")
 
 
+def install_sandbox() -> None:
+    """Installs bubblewrap, in which the reward `code_tests` runs programs, where this user may; else says what to do."""
+    if shutil.which("bwrap"):
+        return
+    with phase("bubblewrap, for programs that a policy writes"):
+        may = shutil.which("apt-get") and os.geteuid() == 0
+        done = may and (run("apt-get", "update")[0], run("apt-get", "install", "--yes", "bubblewrap")[0])[1]
+        if not done:
+            print("not installed; only the reward `code_tests` needs it: `apt-get install bubblewrap` ...", end=" ")
+
+
 def check_imports() -> None:
     """Repairs torchvision and its like where needed, and imports the packages that have compiled parts."""
     for command in (["setup/install_repair.py"], ["-c", "import torchvision, ray; from vllm import AsyncEngineArgs"]):
@@ -130,6 +142,7 @@ def main() -> None:
             pip_options += install_cpu_torch()
     with phase("vLLM, Ray, transformers and the rest, 4 GB on disk"):
         install_project(f"{kind},dev", *pip_options)
+    install_sandbox()
     with phase("check of the compiled packages"):
         check_imports()
     if options.upgrade:
