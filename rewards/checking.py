@@ -89,22 +89,21 @@ def _of_siblings(reward: OfGroup, prompt: Prompt, completions: Sequence[Completi
     except (Exception, SystemExit) as error:
         return [_raised(error, reward, prompt)] * len(completions)
     if len(values) != len(completions):
-        told = (
-            f"reward {reward_name(reward)!r} returned {len(values)} scores for {len(completions)} completions of prompt"
-        )
-        return [_failure(f"{told} {prompt.id!r}; return one for each, in their order", reward)] * len(completions)
+        told = f"reward {reward_name(reward)!r} returned {len(values)} scores for {len(completions)} completions"
+        told += f" of prompt {prompt.id!r}; return one for each, in their order"
+        return [_failure(told, reward)] * len(completions)
     return [_settled(value, reward, prompt) for value in values]
 
 
 async def _all_at_once(reward: Verifier, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+    import asyncio  # late, as everything that takes a tenth of a second
+
     async def one(completion: Completion) -> Score:
         try:
             value = await _result(reward(prompt, completion))
         except (Exception, SystemExit) as error:
             return _raised(error, reward, prompt)
         return _settled(value, reward, prompt)
-
-    import asyncio
 
     return await asyncio.gather(*map(one, completions))
 
@@ -121,7 +120,7 @@ async def _result(value: Any) -> Any:
 @cache
 def _event_loop() -> asyncio.Runner:
     """One for the whole life of a process: what async rewards keep open, such as connections, belongs to it."""
-    import asyncio  # late, as everything that takes a tenth of a second
+    import asyncio
 
     return asyncio.Runner()
 

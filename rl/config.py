@@ -192,8 +192,8 @@ class TrainConfig:
     """Steps between looks into samples/: the questions, answers and scores of a few prompts."""
     reward_timeout: float = 10.0
     """Seconds that one reward call may take."""
-    reward_memory_gib: float = 4.0
-    """Memory, in GiB, that one reward worker may take for its calls; 0: any."""
+    reward_memory_gib: float = 8.0
+    """Memory, in GiB, that one reward worker may take for its calls: beyond, they raise a MemoryError; 0: any."""
     reward_cache: int = 4096
     """Verdicts that each reward worker keeps: the same completion of the same prompt is scored once. 0: none, for rewards that do
     not depend on them alone."""

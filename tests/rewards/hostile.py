@@ -6,7 +6,7 @@ import random
 
 COMMANDS = r"""
 __import__('os')._exit(0)
-__import__('os').system('touch /tmp/hacked')
+__import__('os').system('touch /tmp/escaped')
 exec("import os; os._exit(0)")
 eval("__import__('os').kill(1, 9)")
 os._exit(1)

@@ -17,7 +17,7 @@ from rollout import Completion, Group
 from tests.rewards.hostile import HOSTILE, LARGE, NUMBERS
 from tests.rewards.verifiers import CASES
 
-HACKED = Path("/tmp/hacked")
+ESCAPED = Path("/tmp/escaped")
 LIMIT = 1.5  # seconds; SymPy takes seconds or for ever over some formulas, which is what the runner is there for
 
 
@@ -37,7 +37,7 @@ def test_a_right_answer_is_paid(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_hostile_is_paid_and_the_next_score_is_right(name: str) -> None:
-    HACKED.unlink(missing_ok=True)
+    ESCAPED.unlink(missing_ok=True)
     case = CASES[name]
     texts = NUMBERS if ", " in name else HOSTILE  # SymPy's part of it takes minutes, and has been tried on all of them
     every = [Completion(text=text) for text in texts]
@@ -49,7 +49,7 @@ def test_nothing_hostile_is_paid_and_the_next_score_is_right(name: str) -> None:
     assert not {text: score.reward for text, score in of_hostile.items() if score.reward > case.floor}
     assert not {text: score.error for text, score in of_hostile.items() if "raised" in (score.error or "")}
     assert [(score.error, score.reward) for score in scores[1::2]] == [(None, case.best)] * len(every)
-    assert not HACKED.exists()
+    assert not ESCAPED.exists()
 
 
 @pytest.mark.parametrize("name", CASES)
