@@ -1,0 +1,199 @@
+"""What a clock says, however it is said."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rewards import Score
+from rewards.clock_time import clock_time
+from rollout import Completion, Prompt
+from tests.rewards.hostile import HOSTILE
+
+
+def score(answer: object, text: str, tolerance: float = 0) -> float | Score:
+    return clock_time(tolerance=tolerance)(Prompt(id="t-1", messages=[], answer=answer), Completion(text=text))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("10:09", "10:09"),
+        ("10:09", "10.09"),
+        ("10:09", "10h09"),
+        ("10:09", "10 h 09"),
+        ("10:09", "10：09"),
+        ("10:09", "10 : 09"),
+        ("10:09", "It is 10:09."),
+        ("10:09", r"\boxed{10:09}"),
+        ("10:09", r"\boxed{\text{10:09 PM}}"),
+        ("10:09", "**10:09**"),
+        ("10:09", "<answer>10:09</answer>"),
+        ("10:09", "<think>10:10</think>10:09"),
+        ("10:09", "It could be 2:50.\nThe answer is 10:09"),
+        ("10:09", "22:09"),
+        ("22:09", "10:09"),
+        ("22:09", "10:09 pm"),
+        ("22:09", "10:09 P.M."),
+        ("22:09", "22:09 pm"),
+        ("22:09", "10:09 in the evening"),
+        ("10:09 am", "10:09am"),
+        ("10:09 am", "10:09"),
+        ("10:09 am", "10:09 in the morning"),
+        ("10:09", "10:09:30"),
+        ("10:09:30", "10:09:30"),
+        ("10:09:00", "10:09"),
+        ("10:09", "nine minutes past ten"),
+        ("10:09", "9 past 10"),
+        ("10:10", "10:10, that is ten past ten"),
+        ("9:00", "9 o'clock"),
+        ("9:00", "nine o’clock"),
+        ("9:00", "It is nine o'clock."),
+        ("9:00", "9 am"),
+        ("21:00", "9pm"),
+        ("21:00", "nine p.m."),
+        ("3:15", "quarter past three"),
+        ("3:15", "a quarter past 3"),
+        ("3:15", "a quarter after three"),
+        ("3:30", "half past 3"),
+        ("3:30", "Half past three o'clock"),
+        ("15:30", "half past three pm"),
+        ("3:45", "quarter to four"),
+        ("3:50", "ten to four"),
+        ("3:50", "10 minutes to 4"),
+        ("3:50", "ten before four"),
+        ("3:50", "ten till four"),
+        ("7:25", "twenty-five past seven"),
+        ("7:25", "twenty five past 7"),
+        ("7:35", "twenty-five to eight"),
+        ("7:20", "twenty past seven"),
+        ("12:50", "ten to one"),
+        ("12:50 pm", "ten to one pm"),
+        ("11:45 pm", "quarter to 12 am"),
+        ("12:00", "noon"),
+        ("12:00", "midnight"),
+        ("12:00 pm", "12 noon"),
+        ("0:00", "midnight"),
+        ("00:00", "12:00 am"),
+        ("0:10", "ten past midnight"),
+        ("11:50 am", "ten to noon"),
+        ("midnight", "00:00"),
+        ("12:30", "00:30"),
+        ("12:30 am", "0:30"),
+        ("10:09", "١٠:٠٩"),
+    ],
+)
+def test_the_time_in_any_form_is_right(answer: str, text: str) -> None:
+    assert score(answer, text) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("10:09", ""),
+        ("10:09", "10:08"),
+        ("10:09", "9:10"),
+        ("10:09", "2:50"),
+        ("10:09", "10:9"),
+        ("10:09", "1009"),
+        ("10:09", "10"),
+        ("10:09", "110:09"),
+        ("10:09", "10:090"),
+        ("10:09", "10:09 or 2:50"),
+        ("10:09", "2:50 or 10:09"),
+        ("10:09", "10:09, 10:10"),
+        ("10:09", "between 10:09 and 10:10"),
+        ("10:09", "8, 9, 10:09"),
+        ("10:09", "10:09 or noon"),
+        ("10:09", "10:09.2020"),
+        ("10:09", "1:10:09:30"),
+        ("10:09", "not 10:09"),
+        ("10:09", "It isn't 10:09"),
+        ("10:09", "before 10:09"),
+        ("10:09", "after 10:09"),
+        ("10:09", r"\boxed{2:50} 10:09"),
+        ("10:09", r"\boxed{10:09"),
+        ("10:09", "<think>10:09</think>"),
+        ("10:09", "<think>10:09"),
+        ("10:09", "10:09\nNo."),
+        ("1:00", "25:00"),
+        ("11:15", "10:75"),
+        ("10:10", "10:09:60"),
+        ("0:00", "24:00"),
+        ("10:09 am", "10:09 pm"),
+        ("22:09", "10:09 am"),
+        ("10:09 am", "22:09"),
+        ("10:09 am", "10:09 in the evening"),
+        ("22:09", "22:09 am"),
+        ("1:00", "13:00 am"),
+        ("12:00 am", "noon"),
+        ("midnight", "12 noon"),
+        ("midnight", "ten past midnight"),
+        ("noon", "0:00"),
+        ("10:09:30", "10:09"),
+        ("10:09:30", "10:09:31"),
+        ("10:09:00", "10:09:30"),
+        ("9:00", "9"),
+        ("9:00", "nine"),
+        ("9:00", "almost ten or nine o'clock"),
+        ("9:00", "9 or 10 o'clock"),
+        ("10:00", "9 or 10 o'clock"),
+        ("3:15", "quarter to three"),
+        ("3:15", "quarter past four"),
+        ("3:30", "half past four"),
+        ("4:00", "ten to four"),
+        ("3:00", "past three"),
+        ("7:20", "twenty-five past seven"),
+        ("7:05", "twenty five past seven"),
+        ("5:00", "seventy past four"),
+        ("10:00", "I am ten"),
+        ("3:00", "three fifteen o'clock"),
+    ],
+)
+def test_another_time_or_several_or_none_are_wrong(answer: str, text: str) -> None:
+    assert score(answer, text) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "tolerance", "reward"),
+    [
+        ("10:09", "10:10", 1, 1),
+        ("10:09", "10:08", 1, 1),
+        ("10:09", "10:11", 1, 0),
+        ("12:00", "11:58", 2, 1),  # the short way round
+        ("11:59", "12:01", 2, 1),
+        ("11:59", "12:01", 1, 0),
+        ("23:59", "0:01", 2, 1),
+        ("23:59", "12:01 pm", 2, 0),
+        ("10:09:30", "10:09", 0.5, 1),
+        ("10:09:30", "10:09", 0.4, 0),
+        ("10:09", "10:10:59", 1, 1),  # the reference has no seconds
+    ],
+)
+def test_a_tolerance_is_minutes_round_the_dial(answer: str, text: str, tolerance: float, reward: float) -> None:
+    assert score(answer, text, tolerance) == reward
+
+
+@pytest.mark.parametrize("answer", [None, "", "25:00", "10", 10, "10:09 or 10:10"])
+def test_a_reference_that_is_no_time_is_an_error(answer: object) -> None:
+    told = (
+        f"clock_time cannot read the answer {answer!r} of prompt 't-1'; give a time such as 10:09, 10:09:30 or 10:09 pm"
+    )
+    assert score(answer, "10:09") == Score(reward=0.0, error=told)
+
+
+@pytest.mark.parametrize("tolerance", [-1, float("nan")])
+def test_a_tolerance_is_not_negative(tolerance: float) -> None:
+    with pytest.raises(ValueError, match="tolerance of clock_time must be >= 0 minutes, got"):
+        clock_time(tolerance=tolerance)
+
+
+def test_nothing_hostile_is_rewarded() -> None:
+    more = ["a quarter past " * 66, "10:" * 333, "twenty " * 140, "1 " * 500 + "o'clock", "noon " * 200 + "7:43"]
+    rewarded = {text[:60]: score("7:43", text) for text in [*HOSTILE, *more]}
+    assert {text: reward for text, reward in rewarded.items() if reward != 0.0} == {}
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_random_text_is_never_rewarded(text: str) -> None:
+    assert score("7:43:11", text) == 0.0
