@@ -67,7 +67,7 @@ def test_random_text_earns_no_more_than_the_floor(name: str, text: str) -> None:
         assert score.reward <= case.floor
 
 
-@pytest.mark.parametrize("name", set(CASES) - {"math_answer, formula", "math_answer, set"})
+@pytest.mark.parametrize("name", [name for name in CASES if ", " not in name])
 def test_five_megabytes_are_read_in_no_time(name: str) -> None:
     case = CASES[name]
     verdicts(case.verifier, case.prompt, [case.completion])  # imports
