@@ -94,8 +94,7 @@ def code_tests(
             then read the tests, delete your files, and stay behind. Only for machines that are themselves a sandbox.
 
     Returns:
-        1.0, 0.0, or the share of tests passed; a `Score` with an error where the tests cannot be read, or programs cannot be
-        isolated on this machine.
+        1.0, 0.0 or the share; a `Score` with an error where tests cannot be read, or programs not be isolated on this machine.
 
     Raises:
         ValueError: An option is out of range.
