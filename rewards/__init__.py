@@ -5,6 +5,7 @@ Everything here imports in milliseconds; what a verifier needs beyond that, it i
 
 from rewards.box_iou import box_iou
 from rewards.clock_time import clock_time
+from rewards.code_tests import code_tests
 from rewards.compose import by_task, gated, of_group, weighted
 from rewards.count import count
 from rewards.exact import exact
@@ -29,6 +30,7 @@ __all__ = [
     "box_iou",
     "by_task",
     "clock_time",
+    "code_tests",
     "count",
     "exact",
     "format_tags",
