@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rewards import Score
 from rewards.code_harness import close, same, wanted
-from rewards.code_tests import StdinTest, _is_expected, _program, code_tests
+from rewards.code_tests import code_tests
+from rewards.program_tests import StdinTest, is_expected, program_in
 from rewards.sandbox import why_not
 from rollout import Completion, Prompt
 
@@ -287,7 +288,7 @@ def test_what_hangs_is_given_up_and_the_next_program_is_rewarded(tests: Any, pro
     ],
 )
 def test_the_program_is_the_last_block(text: str, program: str) -> None:
-    assert _program(text).strip(b" ") == program.encode()
+    assert program_in(text).strip(b" ") == program.encode()
 
 
 @pytest.mark.parametrize(
@@ -324,11 +325,11 @@ def test_long_responses_are_read_quickly(text: str) -> None:
     ],
 )
 def test_outputs_are_compared_word_by_word(output: str, expected: str, reward: bool) -> None:
-    assert _is_expected(output, StdinTest(input=b"", output=expected, tolerance=1e-6)) is reward
+    assert is_expected(output, StdinTest(input=b"", output=expected, tolerance=1e-6)) is reward
 
 
 def test_without_a_tolerance_numbers_are_text() -> None:
-    assert not _is_expected("2", StdinTest(input=b"", output="2.0", tolerance=0))
+    assert not is_expected("2", StdinTest(input=b"", output="2.0", tolerance=0))
 
 
 @pytest.mark.parametrize(
