@@ -3,7 +3,11 @@
 Everything here imports in milliseconds; what a verifier needs beyond that, it imports when it is first called.
 """
 
+from rewards.box_iou import box_iou
+from rewards.clock_time import clock_time
+from rewards.code_tests import code_tests
 from rewards.compose import by_task, gated, of_group, weighted
+from rewards.count import count
 from rewards.exact import exact
 from rewards.format_tags import format_tags
 from rewards.instruction_following import instruction_following
@@ -12,6 +16,8 @@ from rewards.language_matches import language_matches
 from rewards.length_penalty import length_penalty
 from rewards.math_answer import math_answer
 from rewards.multiple_choice import multiple_choice
+from rewards.numeric import numeric
+from rewards.point_in_box import point_in_box
 from rewards.repetition_penalty import repetition_penalty
 from rewards.text_similarity import text_similarity
 from rewards.tool_calls_target import tool_calls_target
@@ -21,7 +27,11 @@ from rewards.types import Score, Verifier
 __all__ = [
     "Score",
     "Verifier",
+    "box_iou",
     "by_task",
+    "clock_time",
+    "code_tests",
+    "count",
     "exact",
     "format_tags",
     "from_trl",
@@ -32,7 +42,9 @@ __all__ = [
     "length_penalty",
     "math_answer",
     "multiple_choice",
+    "numeric",
     "of_group",
+    "point_in_box",
     "repetition_penalty",
     "text_similarity",
     "tool_calls_target",

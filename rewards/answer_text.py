@@ -9,7 +9,6 @@ TAIL = 1000  # characters of a response that are read, from its end: a final ans
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _ANSWER_PHRASE = re.compile(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
-_FENCE = re.compile(r"```[a-zA-Z0-9_+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or)*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is read as one token, and so never counts as a brace
@@ -85,10 +84,15 @@ def _marked(text: str) -> str | None:
 
 
 def last_block(text: str) -> str:
-    """Returns what the last fenced block of a response holds, as Qwen3-VL writes JSON and tables; without one, all of it."""
-    text = after_thinking(text)
-    blocks = _FENCE.findall(text)
-    return str(blocks[-1] if blocks else text).strip()
+    """Returns what the last fenced block of a response holds, as Qwen3-VL writes JSON and tables, closed or cut off; without one,
+    all of it.
+    """
+    pieces = after_thinking(text).split("```")
+    if len(pieces) == 1:
+        return pieces[0].strip()
+    block = pieces[-1] if len(pieces) % 2 == 0 else pieces[-2]
+    language, line_end, rest = block.partition("\n")
+    return (rest if line_end and len(language.split()) <= 1 else block).strip()
 
 
 def plain_digits(text: str) -> str:

@@ -90,22 +90,16 @@ def _one_time(text: str) -> _Time | None:
 
 def _time(match: re.Match[str]) -> _Time | None:
     """Returns the time that was matched, `None` for one that no clock shows."""
-    if name := match["name"] or match["name_of"]:
-        hour, is_late = 0 if name.casefold() == "midnight" else 12, None
+    name = match["name"] or match["name_of"]
+    if name:
+        hour = 0 if name.casefold() == "midnight" else 12
     else:
         hour = _number(match["hour"] or match["of"] or match["full"] or match["bare"])
-        is_late = _is_late(match)
-    minute, second = _minute(match), int(match["second"] or 0)
-    on_dial = hour % 12 + 12 * bool(is_late)
-    if (
-        hour > 23
-        or abs(minute) > 59
-        or second > 59
-        or (is_late is not None and hour not in (on_dial, on_dial % 12 or 12))
-    ):
+    minute, second, is_late = _minute(match), int(match["second"] or 0), _is_late(match)
+    if hour > 23 or abs(minute) > 59 or second > 59 or (is_late is not None and not 1 <= hour <= 12):
         return None
     has_half = bool(name) or is_late is not None or not 1 <= hour <= 12
-    hour = hour if is_late is None else on_dial
+    hour = hour if is_late is None else hour % 12 + 12 * is_late
     seconds = (3600 * hour + 60 * minute + second) % DAY
     return _Time(seconds=seconds, has_seconds=match["second"] is not None, has_half=has_half)
 

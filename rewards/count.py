@@ -59,10 +59,10 @@ def count(*, tolerance: int = 0) -> Verifier:
         The verifier: from 0.0 to 1.0; a `Score` with an error where the answer is no whole number >= 0.
 
     Raises:
-        ValueError: The tolerance is no whole number >= 0.
+        ValueError: The tolerance is negative.
     """
-    if not isinstance(tolerance, int) or tolerance < 0:
-        raise ValueError(f"tolerance of count must be a whole number >= 0, got {tolerance!r}")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance of count must be >= 0, got {tolerance}")
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
         wanted = _one_number(str(prompt.answer))

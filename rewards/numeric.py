@@ -55,8 +55,8 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
 
     The final answer must hold one number and no other, in digits of any script: with decimals, thousands separators (`1,204.5`), an
     exponent (`3e5`, `3\times10^{5}`), or as a fraction (`3/4`). `more than 5`, `2^5` and NaN are none. What follows the number is
-    its unit, and must be that of the reference where both have one; so must a currency sign. `45%` is 0.45, and so is
-    `5.2 million` 5200000; where the other side is a bare number, it may also be 45, or 5.2, as in a chart whose axis says the rest.
+    its unit, and must be that of the reference where both have one; so must a currency sign. `45%` is 0.45, and not
+    45; `5.2 million` is 5200000, and not 5.2.
 
     `prompt.answer` is a number, or a text in one of these forms.
 
@@ -72,7 +72,7 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
     """
     if not (tolerance >= 0 and isfinite(tolerance) and 0 <= relative < 1):
         given = f"tolerance={tolerance}, relative={relative}"
-        raise ValueError(f"numeric needs a finite tolerance >= 0 and relative from 0 to below 1, got {given}")
+        raise ValueError(f"numeric needs tolerance >= 0 and relative from 0 to below 1, got {given}")
     off, share = Fraction(str(tolerance)), Fraction(str(relative))  # as fractions, 1.3 is no further from 1 than 0.3
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
@@ -86,15 +86,9 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
             return 0.0
         rounding = Fraction(1, 10**14) if isinstance(prompt.answer, float) else 0  # of 0.1 + 0.2, nobody's mistake
         allowed = max(off, max(share, rounding) * abs(wanted.value))
-        return float(any(abs(value - wanted.value) <= allowed for value in _readings(found, wanted)))
+        return float(abs(found.value * found.scale / wanted.scale - wanted.value) <= allowed)
 
     return verify
-
-
-def _readings(found: _Number, wanted: _Number) -> list[Fraction]:
-    """Returns what a number may be in the scale of the reference."""
-    scaled = found.value * found.scale / wanted.scale
-    return [scaled, found.value] if 1 in (found.scale, wanted.scale) else [scaled]
 
 
 def _is_same_unit(found: _Number, wanted: _Number) -> bool:

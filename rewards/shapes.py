@@ -17,7 +17,6 @@ LONGEST = 100_000  # characters behind the thoughts; what is longer is no answer
 BOX, POINT = 4, 2  # how many coordinates each has
 
 _KEYS = {BOX: ("bbox_2d", "bbox"), POINT: ("point_2d", "point")}
-_BLANKS = re.compile(r"[ \t]+")
 _BRACKET = re.compile(r"[\[\]{}]")
 _BETWEEN = re.compile(r"(?:[\s,;]|and)*")
 _PAIR = re.compile(r"\(\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*,\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*\)")
@@ -54,7 +53,7 @@ def shapes_of_text(text: str, size: int) -> list[Shape]:
     text = after_thinking(text)
     if len(text) > LONGEST:
         return []
-    answer = last_block(_BLANKS.sub(" ", short_answer_or_all(text)))  # its expression takes quadratic time over blanks
+    answer = last_block(short_answer_or_all(text))
     if not _BRACKET.search(answer):
         numbers = [float(number) for pair in _PAIR.findall(answer) for number in pair]
         return [Shape(place=_place(numbers[i : i + size], size)) for i in range(0, len(numbers), size)]

@@ -28,7 +28,6 @@ _RULE = re.compile(r":?-+:?")
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"[-−+]?[$€£¥]?\s?[\d.,]*\d\s?[%]?")
-_BLANKS = re.compile(r"[ \t]{200,}")
 
 
 def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
@@ -50,7 +49,7 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
     """
     wanted = _table(prompt.answer) if isinstance(prompt.answer, str) else _of_lists(prompt.answer)
     if not wanted:
-        told = f"table_similarity cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}"
+        told = f"table_similarity cannot read the answer {prompt.answer!r:.200} of prompt {prompt.id!r}"
         return Score(reward=0.0, error=f"{told}; give Markdown, HTML, CSV or rows of cells, {LARGEST} cells at most")
     text = after_thinking(completion.text)
     found = _table(text) if len(text) <= LONGEST else []
@@ -59,7 +58,7 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
 
 def _table(text: str) -> Table:
     """Returns the rows of the last table in a text, as they are compared; none where there is no table, or too large a one."""
-    block = last_block(_BLANKS.sub(" ", text))  # its expression takes quadratic time over blanks
+    block = last_block(text)
     if "<table" in block.lower():
         return _comparable(_of_html(block))
     if "|" in block:

@@ -159,6 +159,17 @@ def check_video() -> Finding:
     return judge("video", f"OpenCV {cv2.__version__} decodes video files")
 
 
+def check_sandbox() -> Finding:
+    """Whether the reward `code_tests` can isolate the programs that it runs."""
+    from rewards.sandbox import why_not
+
+    reason = why_not()
+    found = reason or "bubblewrap isolates programs that a policy writes"
+    return judge(
+        "sandbox", found, warning=reason is not None, remedy="`apt-get install bubblewrap`, if you use code_tests"
+    )
+
+
 CHECKS: dict[str, Callable[[], Finding]] = {
     "python": check_python,
     "torch": check_torch,
@@ -173,6 +184,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "wandb": check_wandb,
     "disk": check_disk,
     "video": check_video,
+    "sandbox": check_sandbox,
 }
 NEEDED = {"python", "torch", "torchvision", "transformers", "vllm", "ray", "memfd"}
 

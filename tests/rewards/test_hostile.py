@@ -18,7 +18,11 @@ from tests.rewards.hostile import HOSTILE, LARGE, NUMBERS
 from tests.rewards.verifiers import CASES
 
 ESCAPED = Path("/tmp/escaped")
-LIMIT = 1.5  # seconds; SymPy takes seconds or for ever over some formulas, which is what the runner is there for
+
+
+def limit(name: str) -> float:
+    """Seconds for a call. SymPy takes seconds or for ever over some formulas, which is what the runner is there for."""
+    return 1.5 if name.startswith("math_answer") else 6.0
 
 
 def test_every_verifier_is_tried_here_or_in_a_file_of_its_own() -> None:
@@ -43,7 +47,7 @@ def test_nothing_hostile_is_paid_and_the_next_score_is_right(name: str) -> None:
     every = [Completion(text=text) for text in texts]
     mixed = [completion for each in every for completion in (each, case.completion)]
     group = Group(prompt=case.prompt, prompt_token_ids=np.zeros(1, np.int32), completions=mixed)
-    with RewardRunner(case.verifier, timeout=LIMIT, memory_gib=4) as runner:
+    with RewardRunner(case.verifier, timeout=limit(name), memory_gib=4) as runner:
         [scores] = runner.score([group])
     of_hostile = {repr(text[:60]): score for text, score in zip(texts, scores[::2], strict=True)}
     assert not {text: score.reward for text, score in of_hostile.items() if score.reward > case.floor}
@@ -63,7 +67,7 @@ def test_random_text_earns_no_more_than_the_floor(name: str, text: str) -> None:
         assert score.reward <= case.floor
 
 
-@pytest.mark.parametrize("name", set(CASES) - {"math_answer, formula", "math_answer, set"})
+@pytest.mark.parametrize("name", [name for name in CASES if ", " not in name])
 def test_five_megabytes_are_read_in_no_time(name: str) -> None:
     case = CASES[name]
     verdicts(case.verifier, case.prompt, [case.completion])  # imports

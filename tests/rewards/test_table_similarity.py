@@ -107,7 +107,7 @@ def test_what_is_missing_other_or_too_much_costs(answer: object, text: str, rewa
 
 @pytest.mark.parametrize("answer", [None, "", "cats", 5, [], [[]], ["a", "b"], [["", None]], [["x"]] * (LARGEST + 1)])
 def test_a_reference_that_is_no_table_is_an_error(answer: object) -> None:
-    told = f"table_similarity cannot read the answer {answer!r} of prompt 't-1'"
+    told = f"table_similarity cannot read the answer {answer!r:.200} of prompt 't-1'"
     told += "; give Markdown, HTML, CSV or rows of cells, 3000 cells at most"
     assert score(answer, CSV) == Score(reward=0.0, error=told)
 

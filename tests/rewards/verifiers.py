@@ -44,6 +44,11 @@ CASES = {
         columns={"options": ["a dog that sleeps", "a cat that sleeps"]},
         right="B. a cat that sleeps",
     ),
+    "numeric": Case(verifier=rewards.numeric(relative=0.001), answer=1764301.25, right="1,764,301.25 kg"),
+    "count": Case(verifier=rewards.count, answer=1764301, right="There are 1764301 of them."),
+    "clock_time": Case(verifier=rewards.clock_time, answer="7:43:17", right="7:43:17"),
+    "box_iou": Case(verifier=rewards.box_iou(threshold=0.5), answer=[112, 251, 377, 489], right="[112, 251, 377, 489]"),
+    "point_in_box": Case(verifier=rewards.point_in_box, answer=[112, 251, 377, 489], right='{"point_2d": [300, 300]}'),
     "text_similarity": Case(
         verifier=rewards.text_similarity, answer="NO ENTRY EXCEPT FOR RESIDENTS", right="No entry except for residents"
     ),
