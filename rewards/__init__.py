@@ -19,6 +19,7 @@ from rewards.multiple_choice import multiple_choice
 from rewards.numeric import numeric
 from rewards.point_in_box import point_in_box
 from rewards.repetition_penalty import repetition_penalty
+from rewards.table_similarity import table_similarity
 from rewards.text_similarity import text_similarity
 from rewards.tool_calls_target import tool_calls_target
 from rewards.trl import from_trl
@@ -46,6 +47,7 @@ __all__ = [
     "of_group",
     "point_in_box",
     "repetition_penalty",
+    "table_similarity",
     "text_similarity",
     "tool_calls_target",
     "weighted",

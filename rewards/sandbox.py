@@ -2,7 +2,8 @@
 
 Inside there are Python, read-only, an empty `/tmp`, and nothing else: no network, no files of ours, no other process. A start
 takes 20 to 50 ms. What is not bounded but by time are the empty files that a program can create, some 100 bytes of kernel
-memory each, and its threads, of which its memory has room for thousands.
+memory each, and its threads, of which its memory has room for thousands. Where this process is killed in the first milliseconds
+of a sandbox, and its process group is not, a bubblewrap (0.8) that has run nothing yet may stay, asleep.
 """
 
 from __future__ import annotations

@@ -52,6 +52,11 @@ CASES = {
     "text_similarity": Case(
         verifier=rewards.text_similarity, answer="NO ENTRY EXCEPT FOR RESIDENTS", right="No entry except for residents"
     ),
+    "table_similarity": Case(
+        verifier=rewards.table_similarity,
+        answer=[["dachshund", "snowdrift"], ["1764301", "9450127"]],
+        right="|dachshund|snowdrift|\n|---|---|\n|1764301|9450127|",
+    ),
     "json_format": Case(
         verifier=rewards.json_format(schema={"type": "object", "required": ["dogs", "doing"]}),
         right='{"dogs": 5, "doing": "playing"}',
