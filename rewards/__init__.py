@@ -12,6 +12,7 @@ from rewards.exact import exact
 from rewards.format_tags import format_tags
 from rewards.instruction_following import instruction_following
 from rewards.json_format import json_format
+from rewards.judge import judge
 from rewards.language_matches import language_matches
 from rewards.length_penalty import length_penalty
 from rewards.math_answer import math_answer
@@ -39,6 +40,7 @@ __all__ = [
     "gated",
     "instruction_following",
     "json_format",
+    "judge",
     "language_matches",
     "length_penalty",
     "math_answer",
