@@ -1,0 +1,176 @@
+"""Runs a reward over recorded completions, and shows what it gives, where it fails and how long it takes.
+
+    python -m rewards.check math_answer --data runs/digit_sums/samples
+    python -m rewards.check my_reward.py:score --data answers.jsonl --reference
+
+The reward is FILE.py:FUNCTION, or a verifier of the package `rewards` by its name. It runs as it does in training: in processes
+that may hang or die without harm. The exit status is 1 where it reached no verdict at all, and 2 after a mistake in the options.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.text import Text
+
+import rewards
+from rewards.check_tables import (
+    Scored,
+    print_errors,
+    print_histogram,
+    print_references,
+    print_slowest,
+    print_summary,
+    printable,
+)
+from rewards.checking import OfGroup, attempt, reward_name, scores_together, verdicts
+from rewards.loading import load_reward
+from rewards.options import WithOptions
+from rewards.recorded import Columns, read_groups
+from rewards.runner import RewardRunner
+from rewards.types import Score, Verifier
+from rollout.types import Completion, Group, Prompt
+
+SECONDS = "seconds of this call"  # the part of a score that says how long it took; no reward has one of that name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """The choices; every one is an option."""
+
+    reward: tyro.conf.Positional[str]
+    """FILE.py:FUNCTION, or the name of a verifier of the package `rewards`."""
+    data: Path
+    """A run's samples folder, one of its step_*.jsonl, or another .jsonl or .parquet file with a row for each prompt."""
+    columns: Columns = field(default_factory=Columns)
+    limit: int = 0
+    """Rows to read; 0: all."""
+    reference: bool = False
+    """Scores each reference answer, too, as if it were a response: it should get the most there is."""
+    workers: int = 1
+    """Processes that score."""
+    timeout: float = 10.0
+    """Seconds that one call may take, 30 more the first."""
+    samples: int = 5
+    """Responses to show: the slowest, and of each kind of error."""
+
+
+def main() -> None:
+    """Reads the command line; a ValueError is the user's to mend, and told in one sentence."""
+    options = tyro.cli(Check, prog="python -m rewards.check", description=__doc__)
+    try:
+        sys.exit(check(options, Console()))
+    except ValueError as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), printable(str(error))), soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def check(options: Check, console: Console) -> int:
+    """Scores the recorded completions, and the reference answers if asked, and prints the tables.
+
+    Returns:
+        0; 1 where there is not one verdict.
+
+    Raises:
+        ValueError: An option is wrong, the data cannot be read, or the reward not be loaded.
+    """
+    for name in ("limit", "samples"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"{name} must be >= 0, got {getattr(options, name)}")
+    reward = find_reward(options.reward)
+    groups = read_groups(options.data.expanduser(), options.columns, options.limit)
+    references = [_reference(group.prompt) for group in groups if group.prompt.answer is not None]
+    if options.reference and not references:
+        raise ValueError(f"--reference needs answers, and {options.data} has none; name their column: --columns.answer")
+    with RewardRunner(timed(reward), num_workers=options.workers, timeout=options.timeout) as runner:
+        scored = _score(runner, groups, console)
+        of_references = _score(runner, references, console) if options.reference else []
+    print_summary(console, reward_name(reward), scored)
+    print_histogram(console, scored)
+    print_errors(console, scored, options.samples)
+    print_slowest(console, scored, options.samples, together=scores_together(reward))
+    if of_references:
+        print_references(console, of_references, options.samples)
+    return int(all(each.score.error is not None for each in scored))
+
+
+def find_reward(name: str) -> Verifier:
+    """Returns the reward that `FILE.py:FUNCTION`, or the name of a verifier of this package, stands for.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if ":" in name or name.endswith(".py"):
+        return load_reward(name)
+    known = {each: getattr(rewards, each) for each in rewards.__all__}
+    verifiers = {each: function for each, function in known.items() if _is_verifier(function)}
+    if name not in verifiers:
+        raise ValueError(f"there is no verifier {name!r}; give FILE.py:FUNCTION or one of {', '.join(verifiers)}")
+    verifier: Verifier = verifiers[name]
+    return verifier
+
+
+def _is_verifier(function: object) -> bool:
+    if isinstance(function, WithOptions):
+        return True
+    return inspect.isfunction(function) and list(inspect.signature(function).parameters) == ["prompt", "completion"]
+
+
+def timed(reward: Verifier) -> Verifier:
+    """Returns the reward with the seconds that each call takes as one more part; of a whole group, where that is one call."""
+
+    def verifier(prompt: Prompt, completion: Completion) -> Score:
+        start = time.perf_counter()
+        return _with_seconds(attempt(reward, prompt, completion), start)
+
+    def of_siblings(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+        start = time.perf_counter()
+        return [_with_seconds(score, start) for score in verdicts(reward, prompt, completions)]
+
+    if scores_together(reward):
+        return OfGroup(of_siblings, reward_name(reward))
+    verifier.__name__ = reward_name(reward)
+    return verifier
+
+
+def _with_seconds(score: Score, start: float) -> Score:
+    return replace(score, parts={**score.parts, SECONDS: time.perf_counter() - start})
+
+
+def _score(runner: RewardRunner, groups: Sequence[Group], console: Console) -> list[Scored]:
+    futures = [runner.submit(group) for group in groups]
+    done = [
+        future.result()
+        for future in track(futures, "scoring", console=console, disable=not console.is_terminal, transient=True)
+    ]
+    return [
+        _scored(group.prompt, completion, score)
+        for group, scores in zip(groups, done, strict=True)
+        for completion, score in zip(group.completions, scores, strict=True)
+    ]
+
+
+def _scored(prompt: Prompt, completion: Completion, score: Score) -> Scored:
+    parts = dict(score.parts)
+    seconds = parts.pop(SECONDS, None)
+    return Scored(prompt, completion, replace(score, parts=parts), seconds)
+
+
+def _reference(prompt: Prompt) -> Group:
+    completion = Completion(text=str(prompt.answer), token_ids=np.zeros(1, np.int32), logprobs=np.zeros(1, np.float32))
+    return Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=[completion])
+
+
+if __name__ == "__main__":
+    main()
