@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from rewards.patterns import Pattern
+
 TAIL = 1000  # characters of a response that are read, from its end: a final answer is short, and regular expressions are not free
 
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_ANSWER_PHRASE = re.compile(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BETWEEN_BOXES = re.compile(r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or)*")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is read as one token, and so never counts as a brace
+_ANSWER_TAG = Pattern(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_ANSWER_PHRASE = Pattern(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
+_BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
+_BETWEEN_BOXES = Pattern(r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or)*")
+_BRACE = Pattern(r"\\.|[{}]", re.DOTALL)  # an escaped brace is read as one token, and so never counts as a brace
 
 
 def normalised(text: str) -> str:

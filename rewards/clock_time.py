@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rewards.answer_text import final_answer, plain_digits
 from rewards.count import WORD, of_word
 from rewards.options import with_options
+from rewards.patterns import Pattern
 from rewards.types import Score, Verifier
 from rollout.types import Completion, Prompt
 
@@ -16,7 +17,7 @@ DAY = 24 * 3600  # seconds
 _NUMBER = rf"(?:\d{{1,2}}(?!\d)|{WORD})"
 _NAME = r"(?:12(?:[:.]00)?\s+)?(?P<%s>noon|midday|midnight)\b"
 _HALF = r"(?:\s*(?P<half>[ap])\.?\s?m\b\.?|\s+in\s+the\s+(?P<part>morning|afternoon|evening)\b)"
-_TIME = re.compile(
+_TIME = Pattern(
     rf"(?<![\w.:])(?:{_NAME % 'name'}"
     r"|(?P<hour>\d{1,2})(?:\s?[:：.]\s?|\s?h\s?)(?P<minute>\d{2})(?:[:：.](?P<second>\d{2}))?(?!\d)"
     rf"|(?:(?:a\s+)?(?P<share>quarter|half)|(?P<minutes>{_NUMBER})(?:\s+minutes?)?)\s+(?P<way>past|after|to|till?|before)"
@@ -25,8 +26,8 @@ _TIME = re.compile(
     rf"|(?P<bare>{_NUMBER})(?={_HALF.replace('?P<half>', '').replace('?P<part>', '')}))(?:{_HALF})?",
     re.IGNORECASE,
 )
-_NOT_BEFORE = re.compile(r"(?:\b(?:not|than|before|after|past)|n['’]t)\s+$", re.IGNORECASE)
-_ANOTHER = re.compile(rf"\d|\b(?:{WORD}|noon|midday|midnight|quarter|half|o['’`]?clock)\b", re.IGNORECASE)
+_NOT_BEFORE = Pattern(r"(?:\b(?:not|than|before|after|past)|n['’]t)\s+$", re.IGNORECASE)
+_ANOTHER = Pattern(rf"\d|\b(?:{WORD}|noon|midday|midnight|quarter|half|o['’`]?clock)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import re
 
 from rewards.answer_text import final_answer, plain_digits
 from rewards.options import with_options
+from rewards.patterns import Pattern
 from rewards.types import Score, Verifier
 from rollout.types import Completion, Prompt
 
@@ -27,19 +28,19 @@ WORD = (
 BOUND = r"(?:\b(?:not|than|least|most|over|under|up\s+to)\s+|n['’]t\s+|[<>≤≥≠±√]\s*|\\(?:[lg]eq?|neq?|pm)\s*)"
 """Matches what, in front of a number, says that it is another one: `at least`."""
 
-_NO_NUMBER = re.compile(  # ordinals, and Chinese words with 一 in them, such as 一共 "in total"
+_NO_NUMBER = Pattern(  # ordinals, and Chinese words with 一 in them, such as 一共 "in total"
     rf"\d+(?:st|nd|rd|th)\b|第\s?[\d十{''.join(_HAN)}]+|一[共起些下样樣定般直旁边邊]|[唯统統]一", re.IGNORECASE
 )
-_WORK = re.compile(r"\d\s*(?:[-−–+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|[\^²³¹⁰⁴-⁹]|\\(?:[dt]?frac|sqrt|binom)\b")
-_NUMBER = re.compile(
+_WORK = Pattern(r"\d\s*(?:[-−–+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|[\^²³¹⁰⁴-⁹]|\\(?:[dt]?frac|sqrt|binom)\b")
+_NUMBER = Pattern(
     rf"(?P<bound>{BOUND})?(?:"
     r"(?<![a-z\d_])(?P<digits>[-−]?\d+(?:[.,:\u00a0\u202f]\d+)*)(?P<behind>\s?(?:%|°|percent\b)|[a-z+]|\s+or\s+(?:more|less|fewer)\b)?"
     rf"|\b(?P<word>{WORD})\b|(?P<han>[十百千万萬亿億半{''.join(_HAN)}]+)"
     r"|\b(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters)\b)",
     re.IGNORECASE,
 )
-_WHOLE = re.compile(r"(\d{1,18}|[1-9]\d{0,2}(?:[,\u00a0\u202f]\d{3}){1,5})(?:\.0+)?")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+_WHOLE = Pattern(r"(\d{1,18}|[1-9]\d{0,2}(?:[,\u00a0\u202f]\d{3}){1,5})(?:\.0+)?")
+_SENTENCE_END = Pattern(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 @with_options

@@ -9,14 +9,15 @@ from typing import Any
 from rewards.answer_text import after_thinking, normalised
 from rewards.languages import is_in, prose_of
 from rewards.options import with_options
+from rewards.patterns import Pattern
 from rewards.types import Score, Verifier
 from rollout.types import Completion, Prompt
 
 LONGEST = 200_000  # characters
 
-_BULLET = re.compile(r"^[ \t]*[-*+•][ \t]+\S", re.MULTILINE)
-_NUMBERED = re.compile(r"^[ \t]*\d{1,4}[.)][ \t]+\S", re.MULTILINE)
-_SENTENCE_END = re.compile(r"[.!?](?=[\s\"')]|$)|[。！？]")
+_BULLET = Pattern(r"^[ \t]*[-*+•][ \t]+\S", re.MULTILINE)
+_NUMBERED = Pattern(r"^[ \t]*\d{1,4}[.)][ \t]+\S", re.MULTILINE)
+_SENTENCE_END = Pattern(r"[.!?](?=[\s\"')]|$)|[。！？]")
 
 
 def _words(text: str) -> int:

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from rewards.answer_text import after_thinking
-from rewards.checking import describe
-from rewards.judge_cache import VerdictCache
-from rewards.judge_request import chat_request, read_verdict, request_key
 from rewards.options import with_options
 from rewards.types import Score, Verifier
 from rollout.types import Completion, Prompt
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from openai import AsyncOpenAI
 
 ACCURACY = (
     "1 if the response's final answer means the same as the reference answer, 0 if it does not or if it gives several"
 )
 OPENAI = "https://api.openai.com/v1"
-_REMEDIES = {  # by the names of the openai package's errors
-    "APITimeoutError": "raise limits.timeout, or lower limits.concurrency",
-    "APIConnectionError": "start the server, or correct base_url",
-    "AuthenticationError": "set OPENAI_API_KEY to the key of this endpoint",
-    "NotFoundError": "correct base_url, which mostly ends in /v1, or model",
-    "RateLimitError": "lower limits.concurrency",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +89,10 @@ def judge(
         raise ValueError(
             "judge needs a model: give the name by which its endpoint knows it, as in judge(model='my-model')"
         )
-    asked = _Judge(
+    from rewards.judge_cache import VerdictCache
+    from rewards.judge_session import Judge  # late, as all that only some runs need
+
+    asked = Judge(
         base_url=_endpoint(base_url),
         model=model,
         axes=_checked_axes(axes),
@@ -149,111 +134,3 @@ def _shares(axes: Mapping[str, str], weights: Mapping[str, float] | None) -> dic
     if not 0 < total < math.inf:
         raise ValueError(f"weights of a judge must be numbers >= 0, not all of them 0, got {dict(weights)}")
     return {axis: weight / total for axis, weight in weights.items()}
-
-
-@dataclass(slots=True)
-class _Session:
-    """What belongs to one event loop: a client, its free places, and the questions that are being asked."""
-
-    loop: asyncio.AbstractEventLoop
-    client: AsyncOpenAI
-    places: asyncio.Semaphore
-    asking: dict[str, asyncio.Task[dict[str, float]]] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class _Judge:
-    """The options, checked, and what one process has of its own: the calls it has made, and its session."""
-
-    base_url: str
-    model: str
-    axes: Mapping[str, str]
-    weights: Mapping[str, float]
-    cache: VerdictCache | None
-    limits: JudgeLimits
-    num_calls: int = 0
-    session: _Session | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"num_calls": 0, "session": None}  # on its way to another process
-
-    async def score(self, prompt: Prompt, completion: Completion) -> Score:
-        if prompt.answer is None or not str(prompt.answer).strip():
-            return Score(reward=0.0, error=f"judge needs an answer, and prompt {prompt.id!r} has none")
-        response = after_thinking(completion.text).strip()
-        if not response:
-            return self._weighed(dict.fromkeys(self.axes, 0.0))
-        try:
-            return self._weighed(await self._verdict(chat_request(prompt, response, self.model, self.axes)))
-        except ValueError as error:
-            return Score(reward=0.0, error=f"judge {self.model!r} gave no verdict on prompt {prompt.id!r}: {error}")
-
-    def _weighed(self, verdict: Mapping[str, float]) -> Score:
-        return Score(reward=sum(self.weights[axis] * grade for axis, grade in verdict.items()), parts=verdict)
-
-    async def _verdict(self, request: dict[str, Any]) -> dict[str, float]:
-        import asyncio
-
-        key = request_key(request)
-        known = self.cache.get(key) if self.cache else None
-        if known is not None:
-            return read_verdict(known, self.axes)
-        asking = self._here().asking
-        if key not in asking:
-            asking[key] = asyncio.create_task(self._asked(request, key))
-            asking[key].add_done_callback(lambda _: asking.pop(key))
-        return await asyncio.shield(asking[key])  # of several who wait for it, one may be cancelled
-
-    async def _asked(self, request: dict[str, Any], key: str) -> dict[str, float]:
-        """Asks until there is a verdict, and keeps it."""
-        problem = ValueError()
-        async with self._here().places:
-            for _ in range(self.limits.attempts):
-                content = await self._content(request)
-                try:
-                    verdict = read_verdict(content, self.axes)
-                except ValueError as error:
-                    problem = error
-                    continue
-                if self.cache:
-                    self.cache.put(key, json.dumps(verdict))
-                return verdict
-        remedy = "take a model, or a server, that keeps to response_format"
-        raise ValueError(f"{problem}, in the last of {self.limits.attempts} attempts; {remedy}") from problem
-
-    async def _content(self, request: dict[str, Any]) -> str:
-        """Returns what the judge replies, `""` for nothing. The client repeats requests that fail, ever more slowly."""
-        from openai import OpenAIError
-
-        if self.limits.max_calls is not None and self.num_calls >= self.limits.max_calls:
-            raise ValueError(f"all of max_calls={self.limits.max_calls} have been made here; raise it in limits")
-        self.num_calls += 1
-        try:
-            reply = await self._here().client.chat.completions.create(**request)
-            message = reply.choices[0].message
-            return message.content or message.refusal or ""
-        except OpenAIError as error:
-            remedy = _REMEDIES.get(type(error).__name__, "the server's log may say more")
-            raise ValueError(f"{describe(error)} ({self.base_url}); {remedy}") from error
-        except (
-            AttributeError,
-            IndexError,
-            TypeError,
-            ValueError,
-        ) as error:  # the client hands over whatever JSON it got
-            raise ValueError(
-                f"{self.base_url} sent no chat completion ({describe(error)}); correct base_url"
-            ) from error
-
-    def _here(self) -> _Session:
-        import asyncio
-
-        from openai import AsyncOpenAI
-
-        loop = asyncio.get_running_loop()
-        if self.session is None or self.session.loop is not loop:
-            key = os.environ.get("OPENAI_API_KEY") or "none"  # vLLM wants none, and the client wants one
-            retries = self.limits.attempts - 1
-            client = AsyncOpenAI(base_url=self.base_url, api_key=key, timeout=self.limits.timeout, max_retries=retries)
-            self.session = _Session(loop, client, asyncio.Semaphore(self.limits.concurrency))
-        return self.session

@@ -6,12 +6,12 @@ import base64
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from reprlib import Repr
 from typing import Any
 
+from rewards.patterns import Pattern
 from rollout.types import Prompt
 
 LONGEST_RESPONSE = 8000  # characters that a judge is shown, from the end
@@ -31,7 +31,7 @@ Reply with one JSON object and nothing else: {form}"""
 _BRIEF = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 120
 # How models' own control tokens begin: `<|im_end|>`, `</s>`, `[/INST]`. Servers read them as such even inside a message.
-_CONTROL = re.compile(r"<(?=[|｜/\w])|\[(?=/?[A-Z_]+\])")
+_CONTROL = Pattern(r"<(?=[|｜/\w])|\[(?=/?[A-Z_]+\])")
 
 
 def chat_request(prompt: Prompt, response: str, model: str, axes: Mapping[str, str]) -> dict[str, Any]:

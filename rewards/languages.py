@@ -8,11 +8,13 @@ from collections import Counter
 from functools import lru_cache
 from typing import Any
 
+from rewards.patterns import Pattern
+
 READ = 8000  # characters that are looked at: half of them at the beginning, half at the end
 SURE = 0.8  # a probability from which on a text counts as being in a language
 POSSIBLE = 0.1  # and down to which it may be
 
-_NO_LANGUAGE = re.compile(
+_NO_LANGUAGE = Pattern(
     r"```.*?```|`[^`]{0,200}`|\$\$.{0,500}?\$\$|\$[^$]{0,200}\$|\\\(.{0,500}?\\\)|\\\[.{0,500}?\\\]|https?://\S+|<[^<>]{0,40}>"
     r"|\\[A-Za-z]+|[\w.-]*[\d_=/\\@#{}\[\]^][^\s\u3000-\u9fff]*",
     re.DOTALL,

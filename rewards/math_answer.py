@@ -10,23 +10,24 @@ from numbers import Real
 from typing import Any
 
 from rewards.answer_text import after_thinking, boxed_answers, plain_digits
+from rewards.patterns import Pattern
 from rewards.types import Score
 from rollout.types import Completion, Prompt
 
 TAIL = 1000  # characters of a response that are read, from its end; the regular expressions are quadratic in it
 LONGEST_FORMULA = 300  # characters; the LaTeX parser spends up to a second on 300 hostile ones, and 8 s on 2,000
 
-_CLOSING_MATH = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\])[\s.*]*$", re.DOTALL)
-_ANSWER_IS = re.compile(r"\banswer\b(?:\s+is)?\s*:?\s*(?:\$([^$]+)\$|\\\((.+?)\\\))", re.IGNORECASE)
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox|begin|end)\{[^{}]*\}")
-_WORD = re.compile(r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)", re.IGNORECASE)
-_EQUALS = re.compile(r"(?<![<>!:\\])=")
-_SEVERAL = re.compile(r"[,;](?!\d{3}\b)|\\text|\b(?:and|or)\b")
-_SCIENTIFIC = re.compile(r"(\d)e([+-]?\d+)\b", re.IGNORECASE)
-_THOUSANDS = re.compile(r"(?<=\d)\s(?=\d{3}\b)")
-_SIDE_BY_SIDE = re.compile(r"\d\s+\d")
-_MIXED = re.compile(r"\b(\d+)\s+(\d+)\s*/\s*(\d+)\b")
-_BY_NAME = re.compile(r"(?<![\\A-Za-z])(pi|oo|infty|inf)(?![A-Za-z])")
+_CLOSING_MATH = Pattern(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\])[\s.*]*$", re.DOTALL)
+_ANSWER_IS = Pattern(r"\banswer\b(?:\s+is)?\s*:?\s*(?:\$([^$]+)\$|\\\((.+?)\\\))", re.IGNORECASE)
+_TEXT_COMMAND = Pattern(r"\\(?:text|mathrm|mbox|begin|end)\{[^{}]*\}")
+_WORD = Pattern(r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)", re.IGNORECASE)
+_EQUALS = Pattern(r"(?<![<>!:\\])=")
+_SEVERAL = Pattern(r"[,;](?!\d{3}\b)|\\text|\b(?:and|or)\b")
+_SCIENTIFIC = Pattern(r"(\d)e([+-]?\d+)\b", re.IGNORECASE)
+_THOUSANDS = Pattern(r"(?<=\d)\s(?=\d{3}\b)")
+_SIDE_BY_SIDE = Pattern(r"\d\s+\d")
+_MIXED = Pattern(r"\b(\d+)\s+(\d+)\s*/\s*(\d+)\b")
+_BY_NAME = Pattern(r"(?<![\\A-Za-z])(pi|oo|infty|inf)(?![A-Za-z])")
 _SYMBOLS = str.maketrans({"∞": r"\infty ", "π": r"\pi ", "−": "-", "．": ".", "，": ",", "٫": ".", "٬": ",", "％": "%"})
 
 

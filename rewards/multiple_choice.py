@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 
 from rewards.answer_text import final_answer, normalised
+from rewards.patterns import Pattern
 from rewards.types import Score
 from rollout.types import Completion, Prompt
 
-_MARKUP = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}|\*\*")
-_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
-_LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Z])(?:([)\]][.:]?)\s*|([.:])\s+|\s+)(.+)", re.DOTALL)
-_ANOTHER_LETTER = re.compile(r"(?!^)\b[A-Z]\b|^[A-Z]\W*$")  # an article in front (`B. A cat`) is not another letter
+_MARKUP = Pattern(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}|\*\*")
+_LETTER = Pattern(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
+_LETTER_AND_TEXT = Pattern(r"[(\[]?([A-Z])(?:([)\]][.:]?)\s*|([.:])\s+|\s+)(.+)", re.DOTALL)
+_ANOTHER_LETTER = Pattern(r"(?!^)\b[A-Z]\b|^[A-Z]\W*$")  # an article in front (`B. A cat`) is not another letter
 
 
 def multiple_choice(prompt: Prompt, completion: Completion) -> float | Score:

@@ -11,31 +11,32 @@ from numbers import Real
 from rewards.answer_text import final_answer, normalised, plain_digits
 from rewards.count import BOUND
 from rewards.options import with_options
+from rewards.patterns import Pattern
 from rewards.types import Score, Verifier
 from rollout.types import Completion, Prompt
 
 _PLAIN = (  # LaTeX and typography, as plain characters
-    (re.compile(r"(?<=\d)(?:\\[,:; !]|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))"), ","),
-    (re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
-    (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "×"),
-    (re.compile(r"\^?\{?\\circ\b\}?"), "°"),
-    (re.compile(r"\\(?:[,:;! ()\[\]]|(?:quad|approx)(?![a-zA-Z]))|\*\*|~"), " "),
-    (re.compile(r"\\%|％|\bper\s?cent\b", re.IGNORECASE), "%"),
-    (re.compile(r"([⁻⁰¹²³⁴-⁹]+)"), r"^\1"),
-    (re.compile(r"[−–](?=\s*[\d.])"), "-"),
+    (Pattern(r"(?<=\d)(?:\\[,:; !]|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))"), ","),
+    (Pattern(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}"), r" \1 "),
+    (Pattern(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
+    (Pattern(r"\\(?:times|cdot)(?![a-zA-Z])"), "×"),
+    (Pattern(r"\^?\{?\\circ\b\}?"), "°"),
+    (Pattern(r"\\(?:[,:;! ()\[\]]|(?:quad|approx)(?![a-zA-Z]))|\*\*|~"), " "),
+    (Pattern(r"\\%|％|\bper\s?cent\b", re.IGNORECASE), "%"),
+    (Pattern(r"([⁻⁰¹²³⁴-⁹]+)"), r"^\1"),
+    (Pattern(r"[−–](?=\s*[\d.])"), "-"),
 )
 _SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
-_CURRENCY = re.compile(r"\\?[$€£¥₹]")
+_CURRENCY = Pattern(r"\\?[$€£¥₹]")
 _DECIMAL = r"(?:[1-9]\d{0,2}(?:,\d{3}){1,12}(?!\d)|\d{1,40})(?:\.\d{1,40})?|\.\d{1,40}"
 _POWER = r"10\s*\^\s*\{?\s*(?P<power%d>[-+]?\d{1,3})(?!\d)\s*\}?"
-_NUMBER = re.compile(
+_NUMBER = Pattern(
     rf"(?<![a-z_^\d])(?P<sign>[-+]\s*)?(?:{_POWER % 1}"
     rf"|(?P<value>{_DECIMAL})(?:e(?P<exponent>[-+]?\d{{1,3}})(?!\d)|\s*[×x*]\s*{_POWER % 2}|\s*/\s*(?P<below>{_DECIMAL}))?)"
 )
-_NOT_BEFORE = re.compile(rf"(?:{BOUND}|[\^×/÷+]\s*)$")
-_NOT_BEHIND = re.compile(r"\s*(?:[\^×/÷+=π√]|[x*]\s*\d|e[-+]?\d|or\s+(?:more|less)\b)")
-_SCALE = re.compile(r"\s*(%|thousand|million|billion|trillion)s?(?![a-z])")
+_NOT_BEFORE = Pattern(rf"(?:{BOUND}|[\^×/÷+]\s*)$")
+_NOT_BEHIND = Pattern(r"\s*(?:[\^×/÷+=π√]|[x*]\s*\d|e[-+]?\d|or\s+(?:more|less)\b)")
+_SCALE = Pattern(r"\s*(%|thousand|million|billion|trillion)s?(?![a-z])")
 _SCALES = {"%": Fraction(1, 100)} | {
     word: Fraction(1000**power) for power, word in enumerate(("thousand", "million", "billion", "trillion"), 1)
 }

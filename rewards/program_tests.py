@@ -20,14 +20,15 @@ from typing import Any
 from rewards import code_harness
 from rewards.answer_text import after_thinking
 from rewards.code_harness import close, wanted
+from rewards.patterns import Pattern
 from rewards.sandbox import Limits, Running, memory_file, run, started
 from rollout.types import Prompt
 
 LONGEST_PROGRAM = 100_000  # characters; the longest that solve a problem have some thousands
 
-_FENCE = re.compile(r"^[ \t]*```([^\n]*)$", re.MULTILINE)
-_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]{1,3})?")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_FENCE = Pattern(r"^[ \t]*```([^\n]*)$", re.MULTILINE)
+_DECIMAL = Pattern(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]{1,3})?")
+_NUMBER = Pattern(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

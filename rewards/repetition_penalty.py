@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 from rewards.options import with_options
+from rewards.patterns import Pattern
 from rewards.types import Verifier
 from rollout.types import Completion, Prompt
 
 READ = 50_000  # characters at the end of a response, where it loops if it does
 
 # A word; of a script without blanks, a letter; of something without either, such as "aaaa…", four characters.
-_UNIT = re.compile(
+_UNIT = Pattern(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,24}|[^\w\s]{1,4}"
 )
 

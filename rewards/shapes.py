@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rewards.answer_text import after_thinking, last_block, normalised, short_answer_or_all
+from rewards.patterns import Pattern
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,9 +17,9 @@ LONGEST = 100_000  # characters behind the thoughts; what is longer is no answer
 BOX, POINT = 4, 2  # how many coordinates each has
 
 _KEYS = {BOX: ("bbox_2d", "bbox"), POINT: ("point_2d", "point")}
-_BRACKET = re.compile(r"[\[\]{}]")
-_BETWEEN = re.compile(r"(?:[\s,;]|and)*")
-_PAIR = re.compile(r"\(\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*,\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*\)")
+_BRACKET = Pattern(r"[\[\]{}]")
+_BETWEEN = Pattern(r"(?:[\s,;]|and)*")
+_PAIR = Pattern(r"\(\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*,\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*\)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewards.answer_text import after_thinking, last_block, normalised
+from rewards.patterns import Pattern
 from rewards.types import Score
 from rollout.types import Completion, Prompt
 
@@ -21,13 +22,13 @@ LONGEST = 200_000  # characters behind the thoughts, and
 LARGEST = 3_000  # cells, shorter rows filled up: what is more is no answer
 LIKENESS = 0.5  # what two texts must share at least, as in ANLS; letters that happen to be the same earn nothing
 
-_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)([^<>]*)>")
-_SPAN = re.compile(r"\b(row|col)span\s*=\s*[\"']?\s*(\d{1,6})", re.IGNORECASE)
-_PIPE = re.compile(r"(?<!\\)\|")
-_RULE = re.compile(r":?-+:?")
-_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-_THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
-_NUMBER = re.compile(r"[-−+]?[$€£¥]?\s?[\d.,]*\d\s?[%]?")
+_TAG = Pattern(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)([^<>]*)>")
+_SPAN = Pattern(r"\b(row|col)span\s*=\s*[\"']?\s*(\d{1,6})", re.IGNORECASE)
+_PIPE = Pattern(r"(?<!\\)\|")
+_RULE = Pattern(r":?-+:?")
+_BREAK = Pattern(r"<br\s*/?>", re.IGNORECASE)
+_THOUSANDS = Pattern(r",(?=\d{3}(?!\d))")
+_NUMBER = Pattern(r"[-−+]?[$€£¥]?\s?[\d.,]*\d\s?[%]?")
 
 
 def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:

@@ -157,6 +157,15 @@ def film_strip(video: Video, num_frames: int = 5, height: int = 128) -> Image.Im
     return strip
 
 
+def _is_plain(value: object) -> bool:
+    """Whether JSON has it: not the pictures of a dataset's row, which are files of their own."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _sample_row(
     group: Group, scores: Sequence[Score], files: Mapping[str, Sequence[str]], seen: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
@@ -175,6 +184,7 @@ def _sample_row(
         "messages": list(prompt.messages),
         **files,
         "answer": prompt.answer,
+        "columns": {name: value for name, value in prompt.columns.items() if _is_plain(value)},
         "completions": [
             {
                 "text": completion.text,

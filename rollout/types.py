@@ -5,7 +5,6 @@ Shape suffixes, here and everywhere: P prompt tokens, T response tokens, L = P +
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +26,8 @@ def _no_logprobs() -> np.ndarray:
 
 
 def _new_name() -> str:
+    import uuid
+
     return uuid.uuid4().hex
 
 

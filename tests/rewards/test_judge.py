@@ -377,7 +377,9 @@ def test_processes_may_make_and_fill_one_cache_at_the_same_time(tmp_path: Path) 
 def test_threads_may_make_one_cache_at_the_same_time(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         for n in range(20):
-            list(threads.map(VerdictCache, [tmp_path / f"{n}.db"] * 8))
+            caches = list(threads.map(VerdictCache, [tmp_path / f"{n}.db"] * 8))
+            caches[0].put("asked", str(n))
+            assert [cache.get("asked") for cache in caches] == [str(n)] * 8
 
 
 def test_a_cache_that_is_none_is_refused_when_the_judge_is_made(tmp_path: Path) -> None:

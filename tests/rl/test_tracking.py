@@ -91,6 +91,7 @@ def test_samples_hold_what_was_asked_answered_and_scored_with_its_images(tmp_pat
             images=pictures,
             answer="3+5=8",
             task="digit_sums",
+            columns={"sum": 8, "image": pictures[0], "digits": [3, 5]},
         ),
         prompt_token_ids=np.zeros(3, np.int32),
         completions=[Completion(text="3+5=8", policy_version=4), Completion(text="3+", finish_reason="length")],
@@ -99,6 +100,7 @@ def test_samples_hold_what_was_asked_answered_and_scored_with_its_images(tmp_pat
     tracker(tmp_path).save_samples("step_000004", [group], [scores])
     [row] = [json.loads(line) for line in (tmp_path / "samples" / "step_000004.jsonl").read_text().splitlines()]
     assert (row["prompt_id"], row["task"], row["answer"]) == ("q-1", "digit_sums", "3+5=8")
+    assert row["columns"] == {"sum": 8, "digits": [3, 5]}  # for `rewards.check`; pictures are files
     assert row["messages"][0]["content"][1]["text"] == "sum?"
     right, wrong = row["completions"]
     assert (right["text"], right["reward"], right["parts"], right["error"]) == ("3+5=8", 1.0, {"terms": 1.0}, None)
