@@ -32,7 +32,7 @@ class Columns:
 def read_groups(path: Path, columns: Columns = Columns(), limit: int = 0) -> list[Group]:
     """Reads what was asked and answered; each row is a group.
 
-    Other columns become `Prompt.columns`; a run's samples have those that JSON can hold. Images are files beside the table, named in
+    Other columns become `Prompt.columns`; a run's samples have those that JSON can hold. Images are files beside the table, in
     its column `images`. Token ids and log-probabilities are not recorded: a completion has zeros instead, one a token for every
     four bytes and one for its end. Nor are videos, and where a turn of an episode begins and ends.
 
