@@ -121,6 +121,8 @@ def test_an_engine_lost_in_the_middle_of_generation_is_replaced_and_the_result_i
     assert len(pool.engines) == 2
     for engine in pool.engines:  # the new one too has the weights of the sync, not those that it started with
         assert_same([pool.run(answers(engine, place)) for place in range(len(PROMPTS))], undisturbed)
+    # Through the queue, both take part: engines that fail in a row, test after test, without a completion end the run.
+    assert_same(pool.generate(PROMPTS, SAMPLING, SEEDS, policy_version=1), undisturbed)
     assert not [pid for pid, start in victim.belongings.processes if lives(pid, start)]
     assert not [path for path in victim.belongings.segments if path.exists()]
 
