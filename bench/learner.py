@@ -47,6 +47,8 @@ class Options:
     """The policy."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where."""
+    policy: Path | None = None
+    """Keeps the policy there, and takes it from there if it is: a large one is made once for several measurements."""
     prompts: int = 8
     """Prompts of a step."""
     group_size: int = 8
@@ -70,8 +72,7 @@ def main(options: Options) -> None:
     if options.learner.offload:  # FSDP2's, on one rank
         dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
     with tempfile.TemporaryDirectory() as scratch:
-        torch.manual_seed(0)
-        folder = save_policy(small_model(model_config(options.shape), seed=0), small_processor(), scratch)
+        folder = saved_policy(options, options.policy or Path(scratch))
         config = TrainConfig(
             model=str(folder),
             prompts_per_step=options.prompts,
@@ -88,6 +89,19 @@ def main(options: Options) -> None:
     reports = [learner.step(groups).metrics for _ in range(options.steps)]
     seconds = (time.perf_counter() - begin) / options.steps
     report(options, learner, groups, seconds, reports[-1])
+
+
+def saved_policy(options: Options, folder: Path) -> Path:
+    """The policy's folder, written unless it is there."""
+    if not (folder / "config.json").exists():
+        with torch.device(options.device):
+            model = small_model(model_config(options.shape), seed=0)
+        save_policy(model, small_processor(), folder, dtype=torch.bfloat16)
+        del model
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    return folder
 
 
 def model_config(shape: str) -> Qwen3VLConfig:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.packing import real_tokens
+from policies.packing import real_tokens, row_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
@@ -232,7 +232,7 @@ def hidden_states(
             position_ids=positions_3BL[:, real_BL][:, None],
             mm_encoder_outputs=outputs,
             use_cache=False,
-            sequence_lengths=lengths_B.tolist(),
+            **row_layout(lengths_B, tokens_BL.device),
         ).last_hidden_state
         hidden_BLH = hidden_1SH.new_zeros(*real_BL.shape, hidden_1SH.shape[2])
         hidden_BLH[real_BL] = hidden_1SH[0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from policies.fused import use_fused_kernels
 from policies.inputs import VisionInputs, hidden_states
 from policies.loading import vision_token_ids
 from policies.logprobs import token_logprobs
@@ -23,14 +24,23 @@ class ResponseLogprobs(nn.Module):
         temperature: Divides the logits; the engine's sampling temperature.
         autocast: Precision of the matrix products, if not that of the parameters.
         packed: Whether the model is to see sequences without their padding.
+        fused: Whether a GPU is to take fewer and larger steps.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, temperature: float, autocast: torch.dtype | None = None, packed: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float,
+        autocast: torch.dtype | None = None,
+        packed: bool = False,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         if packed:
             use_packed_attention(model)
+        if fused:
+            use_fused_kernels(model)
         self.packed = packed
         self.model = model
         self.temperature, self.autocast = temperature, autocast

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,14 +236,17 @@ class Learner:
         """A policy with float32 parameters, whole, or this rank's share of it in a process group."""
         learner, temperature = self.config.learner, self.config.rollout.temperature
         dtype: torch.dtype = getattr(torch, learner.dtype)
+        make = partial(
+            ResponseLogprobs, temperature=temperature, packed=learner.packing, fused=self.device.type == "cuda"
+        )
         if not dist.is_initialized():
             model = load_policy(model_path, dtype=torch.float32, device=self.device)
             prepare(model)
             autocast = None if dtype == torch.float32 else dtype
-            return ResponseLogprobs(model, temperature=temperature, autocast=autocast, packed=learner.packing)
+            return make(model, autocast=autocast)
         model = empty_policy(model_path)
         prepare(model)
-        policy = ResponseLogprobs(model, temperature=temperature, packed=learner.packing)
+        policy = make(model)
         mesh = init_device_mesh(self.device.type, (num_ranks(),))
         shard_policy(policy, mesh, dtype=dtype, offload=learner.offload)
         fill_policy(model, model_path, device=self.device, offload=learner.offload, seed=self.config.seed)

@@ -88,7 +88,7 @@ def watch_gradients(learner: Learner) -> list[Tensor]:
     seen: list[Tensor] = []
 
     def remember(*_) -> None:
-        parts = [torch.zeros(p.shape) if p.grad is None else all_rows(p.grad) for p in learner.model.parameters()]
+        parts = [torch.zeros(p.shape) if p.grad is None else all_rows(p.grad).cpu() for p in learner.model.parameters()]
         seen.append(torch.cat([part.flatten() for part in parts]))
 
     learner.optimizer.register_step_pre_hook(remember)

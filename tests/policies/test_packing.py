@@ -13,7 +13,7 @@ from torch import Tensor
 
 from policies.inputs import hidden_states
 from policies.loading import load_policy
-from policies.packing import packed_attention, real_tokens, use_packed_attention
+from policies.packing import packed_attention, real_tokens, row_layout, use_packed_attention
 from rl.config import LearnerConfig
 from rl.learner import Learner
 from rl.types import Microbatch, Sample
@@ -163,3 +163,20 @@ def test_packed_equals_padded_on_a_gpu(policy: Path):
             found.append(by_tokens(batches, [its.cpu() for its in learner.old_logprobs(batches)]))
         for tokens, logprobs_N in found[1].items():
             assert (found[0][tokens] - logprobs_N).abs().max() <= bound
+
+
+@pytest.mark.gpu
+def test_one_kernel_for_the_whole_row_gives_what_one_for_each_sequence_gives():
+    generator = torch.Generator().manual_seed(0)
+    lengths_B = torch.tensor([1, 70, 13])
+    query = torch.randn(1, 4, 84, 32, generator=generator).cuda()
+    key, value = torch.randn(2, 1, 2, 84, 32, generator=generator).cuda()
+    found = []
+    for layout in (row_layout(lengths_B, query.device), {"sequence_lengths": lengths_B.tolist()}):
+        leaves = [tensor.bfloat16().requires_grad_() for tensor in (query, key, value)]
+        output, _ = packed_attention(torch.nn.Identity(), *leaves, None, scaling=0.2, **layout)
+        output.square().sum().backward()
+        found.append([output, *(leaf.grad for leaf in leaves)])
+    for row, pieces in zip(*found, strict=True):
+        assert row.shape == pieces.shape
+        assert difference(row.float(), pieces.float()) <= 1e-2  # bfloat16 has 8 bits
