@@ -11,24 +11,26 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
-from transformers import PreTrainedModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextRMSNorm
 
 NORMS = (Qwen3VLTextRMSNorm, Qwen3VLMoeTextRMSNorm)
 
 
-def use_fused_kernels(model: PreTrainedModel) -> None:
+def use_fused_kernels(model: nn.Module) -> None:
     """Has the language model's norms run as one kernel each, and keeps cuDNN's attention out of the way."""
     # cuDNN plans anew for every length of a sequence, which takes longer than the attention; in RL no two lengths are alike.
     torch.backends.cuda.enable_cudnn_sdp(False)
     for module in model.modules():
         if isinstance(module, NORMS):
-            module.forward = MethodType(fused_norm, module)  # type: ignore[method-assign]
+            module.forward = MethodType(fused_norm, module)
 
 
-def fused_norm(module: nn.Module, hidden_states: Tensor) -> Tensor:
+def fused_norm(module: Qwen3VLTextRMSNorm | Qwen3VLMoeTextRMSNorm, hidden_states: Tensor) -> Tensor:
     """What the module's own forward gives; computed in float32, the weight in the precision of `hidden_states`."""
+    device = hidden_states.device.type
     weight = module.weight.to(hidden_states.dtype)
-    with torch.autocast(hidden_states.device.type, enabled=False):
-        return rms_norm(hidden_states, (hidden_states.shape[-1],), weight, module.variance_epsilon)
+    with torch.autocast(device, enabled=False):
+        normalised = rms_norm(hidden_states, (hidden_states.shape[-1],), weight, module.variance_epsilon)
+    # Under autocast each of the products that follow would cast it for itself, and keep its own copy for the backward pass.
+    return normalised.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normalised
