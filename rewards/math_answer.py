@@ -12,6 +12,7 @@ from typing import Any
 from rewards.answer_text import after_thinking, boxed_answers, plain_digits
 from rewards.patterns import Pattern
 from rewards.types import Score
+from rewards.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 TAIL = 1000  # characters of a response that are read, from its end; the regular expressions are quadratic in it
@@ -52,8 +53,7 @@ def math_answer(prompt: Prompt, completion: Completion) -> float | Score:
     """
     reference = _reference(str(prompt.answer)) if isinstance(prompt.answer, str | Real) else None
     if reference is None:
-        told = f"math_answer cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}; give a number or LaTeX"
-        return Score(reward=0.0, error=told)
+        return unreadable("math_answer", prompt, "give a number or LaTeX")
     return float(_is_answer(_plain(after_thinking(completion.text)[-TAIL:]), reference))
 
 
