@@ -21,6 +21,7 @@ LONGEST_FORMULA = 300  # characters; the LaTeX parser spends up to a second on 3
 _FORMULA = r"(?:\$[^$]+\$|\\\((?:(?!\\\)).)+\\\)|\\\[(?:(?!\\\]).)+\\\])"
 _FORMULAS = rf"({_FORMULA}(?:(?:\s*(?:[,;]|\band\b|\bor\b))+\s*{_FORMULA})*)"
 _EACH = Pattern(_FORMULA, re.DOTALL)
+_STEP = Pattern(r"(?:\\(?:[dt]?frac|sqrt|times|cdot|div)|[^a-z\\=])*=", re.IGNORECASE)
 _CLOSING_MATH = Pattern(rf"{_FORMULAS}[\s.*]*$", re.DOTALL)
 _ANSWER_IS = Pattern(rf"\banswers?\b(?:\s+(?:is|are))?\s*:?\s*{_FORMULAS}", re.IGNORECASE | re.DOTALL)
 _TEXT_COMMAND = Pattern(r"\\(?:text|mathrm|mbox|begin|end)\{[^{}]*\}")
@@ -106,8 +107,12 @@ def _final_formula(text: str) -> str | None:
 
 
 def _inside(formulas: str) -> str:
-    """Returns formulas without what marks them as such: `1, 2` of `$1$ and $2$`, which are one answer as two boxes are."""
-    return ", ".join(formula[1:-1] if formula[0] == "$" else formula[2:-2] for formula in _EACH.findall(formulas))
+    """Returns formulas without what marks them as such: `1, 2` of `$1$ and $2$`, which are one answer as two boxes are.
+
+    Arithmetic that is done before the last of them, as in `$3+5=8$, $8+9=17$`, is on the way to it.
+    """
+    *first, last = (formula[1:-1] if formula[0] == "$" else formula[2:-2] for formula in _EACH.findall(formulas))
+    return ", ".join([*(formula for formula in first if not _STEP.match(formula)), last])
 
 
 def _right_hand_side(formula: str) -> str:
