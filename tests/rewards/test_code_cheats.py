@@ -142,9 +142,9 @@ def test_what_hangs_is_given_up_and_the_next_program_is_rewarded(tests: Any, pro
     "text", ["```\n" * 1_250_000, "```" + " " * 5_000_000, "\n" * 5_000_000, "`" * 5_000_000, "<think>" * 700_000]
 )
 def test_long_responses_are_read_quickly(text: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert score(SUMS, text) == 0.0
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 @given(st.text(max_size=50))

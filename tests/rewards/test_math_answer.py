@@ -163,10 +163,10 @@ def test_strange_text_is_scored_and_never_raises(text: str) -> None:
 
 @pytest.mark.parametrize("piece", ["[ ", "$ ", "(", "{", r"\boxed{", r"\frac{", "answer ", "9 ", "-"])
 def test_huge_text_takes_no_longer_than_its_end(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert score("17", piece * 500_000) == 0.0
     assert score("17", piece * 500_000 + r"\boxed{17}") == 1.0
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
 
 
 def test_a_formula_beyond_the_bound_is_wrong() -> None:
