@@ -12,7 +12,10 @@ TAIL = 1000  # characters of a response that are read, from its end: a final ans
 _ANSWER_TAG = Pattern(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _ANSWER_PHRASE = Pattern(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
 _BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
-_BETWEEN_BOXES = Pattern(r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or)*")
+_BETWEEN_BOXES = Pattern(  # `x_1 =` included, and other words not
+    r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or|[a-z](?:_\{?\w{1,3}\}?)?\s*=)*",
+    re.IGNORECASE,
+)
 _BRACE = Pattern(r"\\.|[{}]", re.DOTALL)  # an escaped brace is read as one token, and so never counts as a brace
 
 
@@ -22,7 +25,7 @@ def normalised(text: str) -> str:
 
 
 def boxed_answers(text: str) -> list[str]:
-    r"""Returns what the last `\boxed{...}` holds, and those right before it: `\boxed{1} and \boxed{2}` are one answer.
+    r"""Returns what the last `\boxed{...}` holds, and those right before it: `x=\boxed{1}` and `y=\boxed{2}` are one answer.
 
     A box that is not closed (the response was cut inside it) holds `""`.
     """

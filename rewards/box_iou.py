@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rewards.options import with_options
 from rewards.shapes import BOX, shapes_of_reference, shapes_of_text, share_found
 from rewards.types import Score, Verifier
+from rewards.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
         try:
             wanted = shapes_of_reference(prompt.answer, BOX)
         except ValueError as error:
-            told = f"box_iou cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}; {error}"
-            return Score(reward=0.0, error=told)
+            return unreadable("box_iou", prompt, str(error))
         return share_found(shapes_of_text(completion.text, BOX), wanted, worth)
 
     return verify

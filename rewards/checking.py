@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import sysconfig
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from numbers import Real
 from pathlib import Path
@@ -24,11 +24,21 @@ _BRIEF = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80  # characters; also shields us from a `__repr__` that raises
 _LIBRARIES = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"], str(Path(__file__).parent))
 _NOT_THE_USERS = tuple(path + os.sep for path in _LIBRARIES)
+_LISTENERS: list[Callable[[], None]] = []
+_CALLED: set[int] = set()  # verifiers, by `id`: those of a reward live as long as the process that listens
 
 
 def reward_name(reward: Verifier) -> str:
     """Returns the name by which errors call a reward."""
     return getattr(reward, "__name__", None) or type(reward).__name__
+
+
+def before_first_calls(tell: Callable[[], None]) -> None:
+    """Has a function called before the first call of each verifier in this process, parts of others included.
+
+    In such a call a verifier imports its libraries, however late it comes: `by_task` calls one when its task does.
+    """
+    _LISTENERS.append(tell)
 
 
 class OfGroup:
@@ -55,6 +65,7 @@ def verdicts(reward: Verifier, prompt: Prompt, completions: Sequence[Completion]
     """
     if not scores_together(reward):
         return [attempt(reward, prompt, completion) for completion in completions]
+    _announce(reward)
     sound = [completion for completion in completions if completion.error is None]
     if isinstance(function := inspect.unwrap(reward), OfGroup):
         found = iter(_of_siblings(function, prompt, sound))
@@ -72,6 +83,7 @@ def attempt(reward: Verifier, prompt: Prompt, completion: Completion) -> Score:
     """
     if completion.error is not None:
         return _broken_off(completion)
+    _announce(reward)
     try:
         value = reward(prompt, completion)
         if inspect.isawaitable(value):
@@ -79,6 +91,13 @@ def attempt(reward: Verifier, prompt: Prompt, completion: Completion) -> Score:
     except (Exception, SystemExit) as error:
         return _raised(error, reward, prompt)
     return _settled(value, reward, prompt)
+
+
+def _announce(reward: Verifier) -> None:
+    if _LISTENERS and id(reward) not in _CALLED:
+        _CALLED.add(id(reward))
+        for tell in _LISTENERS:
+            tell()
 
 
 def _of_siblings(reward: OfGroup, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:

@@ -10,6 +10,7 @@ from rewards.count import WORD, of_word
 from rewards.options import with_options
 from rewards.patterns import Pattern
 from rewards.types import Score, Verifier
+from rewards.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 DAY = 24 * 3600  # seconds
@@ -63,8 +64,7 @@ def clock_time(*, tolerance: float = 0.0) -> Verifier:
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
         wanted = _one_time(str(prompt.answer))
         if wanted is None:
-            told = f"clock_time cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}"
-            return Score(reward=0.0, error=f"{told}; give a time such as 10:09, 10:09:30 or 10:09 pm")
+            return unreadable("clock_time", prompt, "give a time such as 10:09, 10:09:30 or 10:09 pm")
         found = _one_time(final_answer(completion.text))
         return float(found is not None and _difference(found, wanted) <= 60 * tolerance)
 

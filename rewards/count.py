@@ -8,6 +8,7 @@ from rewards.answer_text import final_answer, plain_digits
 from rewards.options import with_options
 from rewards.patterns import Pattern
 from rewards.types import Score, Verifier
+from rewards.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 _TO_NINETEEN = (
@@ -68,8 +69,7 @@ def count(*, tolerance: int = 0) -> Verifier:
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
         wanted = _one_number(str(prompt.answer))
         if wanted is None:
-            told = f"count cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}"
-            return Score(reward=0.0, error=f"{told}; give a whole number >= 0")
+            return unreadable("count", prompt, "give a whole number >= 0")
         answer = final_answer(completion.text)
         found = _one_number(answer)
         if found is None:

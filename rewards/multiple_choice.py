@@ -9,6 +9,7 @@ from string import ascii_uppercase
 from rewards.answer_text import final_answer, normalised
 from rewards.patterns import Pattern
 from rewards.types import Score
+from rewards.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 _MARKUP = Pattern(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}|\*\*")
@@ -34,8 +35,7 @@ def multiple_choice(prompt: Prompt, completion: Completion) -> float | Score:
     correct = _pick(str(prompt.answer), options)
     if correct is None:
         known = f"one of {list(options)} or the text of an option" if options else "a letter, or add a column 'options'"
-        told = f"multiple_choice cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}; give {known}"
-        return Score(reward=0.0, error=told)
+        return unreadable("multiple_choice", prompt, f"give {known}")
     return float(_pick(final_answer(completion.text), options) == correct)
 
 

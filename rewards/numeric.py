@@ -13,6 +13,7 @@ from rewards.count import BOUND
 from rewards.options import with_options
 from rewards.patterns import Pattern
 from rewards.types import Score, Verifier
+from rewards.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 _PLAIN = (  # LaTeX and typography, as plain characters
@@ -80,8 +81,7 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
         is_text_or_number = isinstance(prompt.answer, str | Real) and not isinstance(prompt.answer, bool)
         wanted = _one_number(str(prompt.answer)) if is_text_or_number else None
         if wanted is None:
-            told = f"numeric cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}"
-            return Score(reward=0.0, error=f"{told}; give a number, or a text with one number in it")
+            return unreadable("numeric", prompt, "give a number, or a text with one number in it")
         found = _one_number(final_answer(completion.text))
         if found is None or not _is_same_unit(found, wanted):
             return 0.0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rewards.options import with_options
 from rewards.shapes import BOX, POINT, shapes_of_reference, shapes_of_text, share_found
 from rewards.types import Score, Verifier
+from rewards.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
         try:
             wanted = shapes_of_reference(prompt.answer, size)
         except ValueError as error:
-            told = f"point_in_box cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}; {error}{remedy}"
-            return Score(reward=0.0, error=told)
+            return unreadable("point_in_box", prompt, f"{error}{remedy}")
         return share_found(shapes_of_text(completion.text, POINT), wanted, worth)
 
     return verify

@@ -79,13 +79,15 @@ class WorkerProcess:
         """Says whether a process that was given nothing to do has ended: it has nothing to say but its end."""
         return self.connection.poll()
 
-    def receive(self) -> list[Score] | bool | str:
+    def receive(self) -> list[Score] | bool | str | None:
         """Waits for the next message: first whether the reward scores groups together, or why it is not loaded; then scores.
+
+        `None` says that a part of the reward is about to be called for the first time.
 
         Raises:
             OSError, EOFError: The process has ended.
         """
-        message: list[Score] | bool | str = self.connection.recv()
+        message: list[Score] | bool | str | None = self.connection.recv()
         return message
 
     def kill(self) -> str:

@@ -24,7 +24,7 @@ from rollout.types import Completion, Group, Prompt
 
 LOADING_LIMIT = 120.0  # seconds for a worker to start and to import what the reward needs
 CLOSED = "this RewardRunner is closed; make a new one"
-FIRST_CALL_EXTRA = 30.0  # seconds more for a worker's first call, in which verifiers import their libraries
+FIRST_CALL_EXTRA = 30.0  # seconds more for a verifier's first call in a worker, in which it imports its libraries
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +98,8 @@ class RewardRunner:
             reward: The function. cloudpickle sends it to the workers, so a function of the main script, a closure or a
                 lambda will do; one from a file of its own comes from `rewards.loading.load_reward`.
             num_workers: Processes; groups are spread over them, and the completions of a group stay together.
-            timeout: Seconds that one call may take, `FIRST_CALL_EXTRA` more for the first call of a worker.
+            timeout: Seconds that one call may take, `FIRST_CALL_EXTRA` more for the first call of a worker, and of each part of
+                the reward in it.
             memory_gib: Memory, in GiB, that a worker may take once it has loaded the reward; 0: any. Beyond, Python raises a
                 MemoryError, which costs one verdict.
             num_cached: Verdicts that each worker keeps, for completions that come twice.
@@ -247,6 +248,8 @@ class RewardRunner:
             self._refuse(seat, f"reward {self._name!r} cannot be loaded in a worker process: {message}")
         elif isinstance(message, bool):
             seat.is_loaded, seat.together = True, message
+        elif message is None:
+            seat.deadline = time.monotonic() + self._timeout + FIRST_CALL_EXTRA
         else:
             task = seat.task
             assert task is not None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rewards.answer_text import after_thinking, last_block, normalised
 from rewards.patterns import Pattern
 from rewards.types import Score
+from rewards.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
     """
     wanted = _table(prompt.answer) if isinstance(prompt.answer, str) else _of_lists(prompt.answer)
     if not wanted:
-        told = f"table_similarity cannot read the answer {prompt.answer!r:.200} of prompt {prompt.id!r}"
-        return Score(reward=0.0, error=f"{told}; give Markdown, HTML, CSV or rows of cells, {LARGEST} cells at most")
+        remedy = f"give Markdown, HTML, CSV or rows of cells, {LARGEST} cells at most"
+        return unreadable("table_similarity", prompt, remedy)
     text = after_thinking(completion.text)
     found = _table(text) if len(text) <= LONGEST else []
     return _similarity(found, wanted) if found else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rewards.answer_text import normalised, short_answer_or_all
 from rewards.options import with_options
 from rewards.types import Score, Verifier
+from rewards.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 
@@ -38,8 +39,7 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
             [normalised(text) for text in given if isinstance(text, str)] if isinstance(given, list | tuple) else []
         )
         if not any(references):
-            told = f"text_similarity cannot read the answer {prompt.answer!r} of prompt {prompt.id!r}"
-            return Score(reward=0.0, error=f"{told}; give a text or a list of texts")
+            return unreadable("text_similarity", prompt, "give a text or a list of texts")
         # Longer than this it is less than 1 % similar, however well it begins.
         text = normalised(short_answer_or_all(completion.text)[: 100 * max(map(len, references))])
         best = max(Levenshtein.normalized_similarity(text, reference) for reference in references if reference)

@@ -3,7 +3,8 @@
 It is a program of its own, and not a `multiprocessing` child, because those import the main script of their parent
 again: a recipe, and with it torch and Ray. It receives the pickled reward and answers whether that could be loaded, and whether it
 scores groups together; then it answers each group (see `WorkerProcess.send`) by lists of scores, each sent as soon as it is
-known, so that the parent always knows which call is running: one for each completion, or one for all.
+known, so that the parent always knows which call is running: one for each completion, or one for all. In between it says `None`
+where a part of the reward is about to be called for the first time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rewards.checking import attempt, describe, scores_together, verdicts
+from rewards.checking import attempt, before_first_calls, describe, scores_together, verdicts
 from rewards.types import Score
 from rollout.types import Completion
 
@@ -46,6 +47,7 @@ def _serve(connection: Connection, memory: int, num_cached: int) -> None:
         connection.send(describe(error))
         return
     connection.send(scores_together(reward))
+    before_first_calls(lambda: connection.send(None))
     _limit_memory(memory)
     known = Known(num_cached)
     while True:

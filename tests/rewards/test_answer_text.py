@@ -53,6 +53,8 @@ def test_thoughts_end_where_they_are_closed() -> None:
 
 def test_boxes_far_apart_are_not_one_answer() -> None:
     assert boxed_answers(r"\boxed{1}, then \boxed{2} $,$ \boxed{3}") == ["2", "3"]
+    assert boxed_answers(r"$x_1 = \boxed{1}$ and \(y=\boxed{2}\)") == ["1", "2"]
+    assert boxed_answers(r"$x = \boxed{1}$, so $y = \boxed{2}$") == ["2"]
     assert boxed_answers("1") == []
 
 

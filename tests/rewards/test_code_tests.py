@@ -1,39 +1,20 @@
-"""Programs that solve a problem are rewarded, and programs that only seem to are not."""
+"""Programs that solve a problem are rewarded, whatever form its tests have; tests that cannot be read are an error."""
 
 import json
 import logging
-import time
 from typing import Any
 
 import cloudpickle
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from rewards import Score
-from rewards.code_harness import close, same, wanted
 from rewards.code_tests import code_tests
-from rewards.program_tests import StdinTest, is_expected, program_in
-from rewards.sandbox import why_not
 from rollout import Completion, Prompt
+from tests.rewards.programs import ADD, ADDS, APPS, PATIENT, SUM, SUMS, fenced, isolated_only, score
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"programs cannot be isolated here: {why_not()}")
+pytestmark = isolated_only
 
-PATIENT = code_tests(seconds=20, total_seconds=60)
 SHARE = code_tests(seconds=20, total_seconds=60, partial=True)
-SUMS = [{"input": "3 4\n", "output": "7\n"}, {"input": "10 -2\n", "output": "8\n"}]
-SUM = "print(sum(map(int, input().split())))"
-ADD = "def add(a, b):\n    return a + b"
-ADDS = ["assert add(3, 4) == 7", "assert add('a', 'b') == 'ab'"]
-
-
-def fenced(program: str) -> str:
-    return f"Here it is:\n\n```python\n{program}\n```\nIt works."
-
-
-def score(tests: Any, text: str, verifier: Any = PATIENT, **columns: Any) -> float | Score:
-    prompt = Prompt(id="code-7", messages=[], columns={"tests": tests, **columns})
-    return verifier(prompt, Completion(text=text))
 
 
 @pytest.mark.parametrize(
@@ -50,9 +31,6 @@ def test_a_program_that_reads_and_writes(tests: Any) -> None:
     assert score(tests, fenced(SUM)) == 1.0
     assert score(tests, fenced("print(7)")) == 0.0
     assert score(tests, fenced("print(7)"), SHARE) == 0.5
-
-
-APPS = {"fn_name": "add", "inputs": [[3, 4], ["a", "b"]], "outputs": [[7], ["ab"]]}
 
 
 @pytest.mark.parametrize(
@@ -143,237 +121,6 @@ def test_what_assertions_may_ask_for(test: str, program: str) -> None:
     assert score(test, fenced(program)) == 1.0
 
 
-ALWAYS_EQUAL = """
-class Yes:
-    def __getattr__(self, name): return self
-    def __call__(self, *a, **k): return self
-    def __eq__(self, other): return True
-    def __ne__(self, other): return False
-    __hash__ = None
-    def __bool__(self): return True
-    def __len__(self): return 7
-    def __sub__(self, other): return 0
-    __rsub__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = lambda *_: True
-    def __float__(self): return 7.0
-    __index__ = __int__ = lambda self: 7
-"""
-HUNT = """
-import gc, sys
-def add(a, b):
-    seen, todo = set(), [sys._getframe(i).f_locals for i in range(1, 4)] + gc.get_objects()
-    for thing in todo:
-        if isinstance(thing, (bytes, str)) and 'add' in str(thing) and '==' in str(thing) and 'assert' in str(thing)[:10]:
-            return eval(str(thing).split('==')[1])
-    return None
-"""
-CHEATS = {
-    "nothing": "",
-    "pass": "pass",
-    "exit 0": "import sys\nsys.exit(0)",
-    "exit 0 at once": "import os\nos._exit(0)",
-    "exit 0 when called": "import os\ndef add(a, b): os._exit(0)",
-    "sys.exit when called": "import sys\ndef add(a, b): sys.exit(0)",
-    "exit at the end": "import atexit, os\natexit.register(os._exit, 0)\ndef add(a, b): return None",
-    "says passed": "print('passed'); print('all tests passed')",
-    "says passed when called": "import os\ndef add(a, b):\n    for fd in range(64):\n"
-    "        try: os.write(fd, b'passed')\n        except OSError: pass\n    os._exit(0)",
-    "says passed on every channel": "import os\nfor fd in range(64):\n    for _ in range(9):\n"
-    '        try: os.write(fd, b\'{"value": {"tuple": [true, null]}}\\n\')\n        except OSError: pass',
-    "answers requests itself": "import os, json\nfor fd in range(3, 64):\n    try:\n        while os.read(fd, 9999):\n"
-    '            os.write(fd, b\'{"value": {"tuple": [{"object": 0}, null]}}\\n\')\n    except OSError: pass',
-    "raises AssertionError": "def add(a, b): raise AssertionError",
-    "raises SystemExit": "def add(a, b): raise SystemExit(0)",
-    "raises a stop": "def add(a, b): raise StopIteration",
-    "raises GeneratorExit": "def add(a, b): raise GeneratorExit",
-    "equal to all": ALWAYS_EQUAL + "def add(a, b): return Yes()",
-    "all of it": ALWAYS_EQUAL + "add = Yes()",
-    "equal int": "class I(int):\n    __eq__ = lambda s, o: True\n    __hash__ = int.__hash__\ndef add(a, b): return I(1)",
-    "equal str": "class S(str):\n    __eq__ = lambda s, o: True\n    __hash__ = str.__hash__\ndef add(a, b): return S('z')",
-    "equal list": "class L(list):\n    __eq__ = lambda s, o: True\ndef add(a, b): return L()",
-    "builtins patched": "import builtins\nfor n in 'all any len sum abs isinstance type eval exec zip min max set'.split():\n"
-    "    setattr(builtins, n, lambda *a, **k: True)\ndef add(a, b): return 1",
-    "builtins defined": "def all(*a): return True\nany = isinstance = len = abs = print = input = all\ndef add(a, b): return 1",
-    "json patched": "import json\njson.loads = lambda *a, **k: 7\njson.dumps = lambda *a, **k: '7'\ndef add(a, b): return 1",
-    "the harness patched": "import sys\nm = sys.modules['__main__']\nfor n in dir(m):\n    if n in ('same', 'check', 'pack'):"
-    "\n        setattr(m, n, lambda *a, **k: True)\ndef add(a, b): return 1",
-    "same and check defined": "def __same__(*a): return True\n__json__ = __is_one_of__ = check = __same__\ndef add(a, b): return 1",
-    "stdout replaced": "import sys, io\nsys.stdout = io.StringIO('passed')\nsys.__stdout__ = sys.stdout\ndef add(a, b): return 1",
-    "stdout closed": "import os\nos.close(1)\ndef add(a, b): return 1",
-    "assertions compiled away": "import ast\nast.Assert = ast.Pass\ndef add(a, b): return 1",
-    "traced": "import sys\nsys.settrace(lambda *a: None)\nsys.excepthook = lambda *a: print('passed')\ndef add(a, b): return 1",
-    "looks for the tests": HUNT,
-    "looks for files": "import glob\nfor f in glob.glob('/tmp/**', recursive=True) + glob.glob('/proc/self/fd/[03-9]'):\n    try:\n"
-    "        t = open(f).read()\n    except (OSError, UnicodeDecodeError): continue\n"
-    "    if '== 7' in t: add = lambda a, b: eval(t.split('==')[1])\nprint(7)\ndef add(a, b): return 1",
-    "forks": "import os\nif os.fork(): os._exit(0)",
-    "kills": "import os\nfor p in 1, -1, os.getppid():\n    try: os.kill(p, 9)\n    except OSError: pass\nos._exit(0)",
-    "two answers": "print(7)\nprint(8)",
-    "NaN": "def add(a, b): return float('nan')\nprint('nan')",
-    "infinity": "def add(a, b): return float('inf')\nprint('inf')",
-    "true": "def add(a, b): return True\nprint(True)",
-    "text": "def add(a, b): return '7' if a == 3 else None\nprint('7 ' if input()[0] == '3' else '')",
-    "deep": "x = []\nfor _ in range(10**5): x = [x]\ndef add(a, b): return x\nprint('[' * 10**5)",
-    "endless recursion": "def add(a, b): return add(a, b)\nadd(1, 2)",
-    "huge number": "def add(a, b): return 1 << 10**5\nprint('7' * 10**5)",
-    "huge text": "def add(a, b): return '7' * 10**7\nprint('7' * 10**7)",
-    "right, then crashes": "print(7 if input()[0] == '3' else 8)\nraise ValueError",
-    "right, then exits with 1": "print(7 if input()[0] == '3' else 8)\nexit(1)",
-    "reads beyond the end": "while True: input()",
-    "an alarm": "import signal, time\nsignal.alarm(1)\nsignal.raise_signal(9)\nraise SystemExit(0)",
-    "null byte": "print(7)\n\0",
-    "no Python": "Der Hund bellt.",
-    "half a program": "def add(a, b):\n    return (a +",
-    "lone surrogate": "print(7)  # \ud800",
-    "long": "x = 1\n" * 1_000_000,
-}
-
-
-@pytest.mark.parametrize("name", CHEATS)
-def test_cheats_earn_nothing(name: str) -> None:
-    assert score(ADDS[0], fenced(CHEATS[name])) == 0.0
-    assert score(SUMS, fenced(CHEATS[name])) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("test", "program"),
-    [
-        ("assert abs(f(1) - 5) < 0.1", ALWAYS_EQUAL + "def f(x): return Yes()"),
-        ("assert f(1) < 5", ALWAYS_EQUAL + "def f(x): return Yes()"),
-        ("assert 5 in f(1)", ALWAYS_EQUAL + "def f(x): return Yes()"),
-        ("assert math.isclose(f(1), 5)", ALWAYS_EQUAL + "math = Yes()\ndef f(x): return 1"),
-        ("assert math.isclose(f(1), 7)", ALWAYS_EQUAL + "def f(x): return Yes()"),
-        ("assert f(1) == f2(2)", ALWAYS_EQUAL + "def f(x): return Yes()\nf2 = f"),
-        ("assert set(f(1)) == {5}", "def f(x): return [1]\ndef set(x): return 5"),
-        ("assert [] == f(1) or len(f(1)) == 5", "def len(x): return 5\ndef f(x): return [1]"),
-        ("x = [3, 1]\nassert f(x) == sorted(x)", "def f(x):\n    x.clear()\n    return []"),
-        ("x = [3, 1]\nassert f(x) == x", "def f(x):\n    x.clear()\n    x.append(5)\n    return [5]"),
-        ("assert len([]) == 0", "pass"),
-        ("try:\n    f(1)\nexcept:\n    pass\nassert f(2) == 1", "import os\ndef f(x): os._exit(0)"),
-        ("try:\n    f(1)\n    assert False\nexcept Exception:\n    pass", "import os\ndef f(x): os._exit(0)"),
-    ],
-)
-def test_cheats_made_for_one_assertion_earn_nothing(test: str, program: str) -> None:
-    assert score(test, fenced(program)) == 0.0
-
-
-@pytest.mark.parametrize("tests", [SUMS, ADDS, APPS])
-@pytest.mark.parametrize(
-    "program",
-    ["while True: pass", "import time\ntime.sleep(99)", "def add(a, b):\n    while True: pass\ninput()\nadd(1, 2)"],
-)
-def test_what_hangs_is_given_up_and_the_next_program_is_rewarded(tests: Any, program: str) -> None:
-    start = time.monotonic()
-    assert score(tests, fenced(program), code_tests(seconds=0.5)) == 0.0
-    assert score(tests, fenced(program), code_tests(seconds=9, total_seconds=0.5, partial=True)) == 0.0
-    assert time.monotonic() - start < 6
-    assert score(tests, fenced(SUM if tests is SUMS else ADD)) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        ("print(1)", "print(1)"),
-        ("```\nprint(1)\n```", "\nprint(1)\n"),
-        ("```python\nprint(1)\n```\nNo:\n```py\nprint(2)\n```", "\nprint(2)\n"),
-        ("```python\nprint(1)\n```python\nprint(2)\n```", "\nprint(2)\n"),
-        ("<think>\n```python\nprint(1)\n```\n</think>\n```python\nprint(2)\n```", "\nprint(2)\n"),
-        ("<think>\n```python\nprint(1)\n```", ""),
-        ("```python\nprint(1)", "\nprint(1)"),
-        ("```python\nprint('```')\n```", "\nprint('```')\n"),
-        ("```python\nprint(1)\n```\n```\n```", ""),
-        ("", ""),
-        (" \n", ""),
-        ("x" * 100_001, ""),
-        ("\ud800", ""),
-    ],
-)
-def test_the_program_is_the_last_block(text: str, program: str) -> None:
-    assert program_in(text).strip(b" ") == program.encode()
-
-
-@pytest.mark.parametrize(
-    "text", ["```\n" * 1_250_000, "```" + " " * 5_000_000, "\n" * 5_000_000, "`" * 5_000_000, "<think>" * 700_000]
-)
-def test_long_responses_are_read_quickly(text: str) -> None:
-    start = time.monotonic()
-    assert score(SUMS, text) == 0.0
-    assert time.monotonic() - start < 1
-
-
-@pytest.mark.parametrize(
-    ("output", "expected", "reward"),
-    [
-        ("7", "7\n", True),
-        ("7 \n\n", "7", True),
-        ("1  2\n3", "1 2\n3\n", True),
-        ("1 2 3", "1 2\n3", False),
-        ("1\n\n2", "1\n2", False),
-        ("yes", "YES", False),
-        ("0.6666666666666666", "0.666667", True),
-        ("2", "2.0", True),
-        ("1e-3", "0.001", True),
-        ("0.67", "0.666667", False),
-        ("7.0", "7", False),
-        ("1000001", "1000000", False),
-        ("nan", "0.5", False),
-        ("inf", "1e999", False),
-        ("1_0.0", "10.0", False),
-        ("１.5", "1.5", False),
-        ("7\x00", "7", False),
-        ("", "7", False),
-        ("77", "7", False),
-    ],
-)
-def test_outputs_are_compared_word_by_word(output: str, expected: str, reward: bool) -> None:
-    assert is_expected(output, StdinTest(input=b"", output=expected, tolerance=1e-6)) is reward
-
-
-def test_without_a_tolerance_numbers_are_text() -> None:
-    assert not is_expected("2", StdinTest(input=b"", output="2.0", tolerance=0))
-
-
-@pytest.mark.parametrize(
-    ("value", "expected", "reward"),
-    [
-        ((1, 2), [1, 2], True),
-        ({1: "a"}, {"1": "a"}, True),
-        (0.1 + 0.2, 0.3, True),
-        (1, 1.0, True),
-        (None, None, True),
-        (1.0000001, 1, False),
-        (True, 1, False),
-        (1, True, False),
-        ([1], [1, 2], False),
-        ({1}, [1], False),
-        ("1", 1, False),
-        (float("nan"), 1.0, False),
-        (float("inf"), 1.0, False),
-        (None, [], False),
-    ],
-)
-def test_values_are_compared_as_json_has_them(value: Any, expected: Any, reward: bool) -> None:
-    assert same(value, expected, 1e-6) is reward
-
-
-def test_a_tolerance_is_relative_for_large_numbers() -> None:
-    assert close(1_000_000.5, 1_000_000.0, 1e-6) and not close(1_000_001.5, 1_000_000.0, 1e-6)
-    assert not close(10**400, 1.0, 1e-6)
-
-
-def test_what_is_taken_from_the_program() -> None:
-    import ast
-
-    def names(source: str) -> list[str]:
-        return wanted(ast.parse(source))
-
-    assert names("assert f(x) == set([1])") == ["f", "x"]
-    assert names("import math as m\nfor x in [1]:\n    assert m.floor(g(x)) == x") == ["g"]
-    assert names("assert string.capwords(queue(1))") == ["queue"]
-    assert names("assert sum(1, 2) == 3") == ["sum"]
-    assert names("assert abs(sum(1, 2)) == 3") == []
-    assert names("def check(candidate):\n    assert candidate(1)") == []
-
-
 @pytest.mark.parametrize(
     ("tests", "told"),
     [
@@ -446,9 +193,3 @@ def test_options_out_of_range_are_refused(option: dict[str, Any]) -> None:
     [(name, value)] = option.items()
     with pytest.raises(ValueError, match=f"{name} of code_tests must be from .*, got {value}"):
         code_tests(**option)
-
-
-@given(st.text(max_size=50))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_random_text_is_never_rewarded(text: str) -> None:
-    assert score([{"input": "", "output": "forty-two"}], text) == 0.0

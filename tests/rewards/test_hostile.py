@@ -72,6 +72,6 @@ def test_five_megabytes_are_read_in_no_time(name: str) -> None:
     case = CASES[name]
     verdicts(case.verifier, case.prompt, [case.completion])  # imports
     for text in LARGE:
-        start = time.perf_counter()
+        start = time.process_time()
         verdicts(case.verifier, case.prompt, [Completion(text=text)])
-        assert time.perf_counter() - start < 3.0, repr(text[:40])
+        assert time.process_time() - start < 3.0, repr(text[:40])

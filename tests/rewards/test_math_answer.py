@@ -63,6 +63,20 @@ def score(answer: object, text: str) -> float | Score:
         ("1,2", r"\boxed{x=1\text{ or }x=2}"),
         ("1,2", r"\boxed{2} and \boxed{1}"),
         ("1,2", r"\(\boxed{1}\) and \(\boxed{2}\)"),
+        ("x=1, y=2", r"$x = \boxed{1}$ and $y = \boxed{2}$"),
+        ("1,2", r"\(x_1 = \boxed{1}\), \(x_{2} = \boxed{2}\)"),
+        ("$1$ and $2$ and $3$", r"\boxed{1,2,3}"),  # the reference is all three, and not 3
+        ("$21,16$ or $11$", "$21,16,11$"),
+        ("1,2", r"The answers are $1$ and $2$, as said above."),
+        ("1,2", r"So it is \(1\) or \(2\)."),
+        ("17", r"With $x=3$ and $y=14$ the sum is $17$."),
+        ("17", "$3+5=8$\n$8+9=17$"),
+        ("17", r"$2\times4=8$, \(\frac{8}{1}+9=17\)"),
+        ("17", "so $3+5=8$ and $8+9=17$."),
+        (r"\alpha=1, \beta=2", r"$\alpha=1$, $\beta=2$"),
+        (r"1-\frac{1}{\mathrm{e}}", r"$1-\frac{1}{e}$"),
+        ("e^2", r"\boxed{\mathrm{e}^2}"),
+        ("1+2i", r"\boxed{2\mathrm{i}+1}"),
         ("y=2x+1", r"\boxed{y = 1+2x}"),
         ("1234567", r"\boxed{1{,}234{,}567}"),
         ("1e5", "10^5"),
@@ -86,6 +100,15 @@ def test_equal_answers_in_another_form_are_right(answer: object, text: str) -> N
         ("17", r"\boxed{16, 17}"),
         ("17", r"\boxed{17} or \boxed{18}"),
         ("17", r"\boxed{17} \boxed{}"),
+        ("17", r"$x=\boxed{16}$, $y=\boxed{17}$"),
+        ("17", "so it is $16$ or $17$"),
+        ("17", "so $8+9=17$ or $16$"),
+        ("17", "so $x=16$ or $x=17$"),
+        ("17", r"so it is \(16\), \(17\)."),
+        ("16", "The answer is $16$ or $17$, I think."),
+        ("3", "$1$ and $2$"),
+        ("$1$ and $2$ and $3$", "3"),
+        (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}"),
         ("17", "<think>17</think>18"),
         ("17", "<think>It must be 17"),
         ("17", "It is not 17 but 18"),
@@ -120,7 +143,7 @@ def test_arithmetic_still_to_be_done_is_no_answer(text: str) -> None:
     assert score("17", text) == 0.0
 
 
-@pytest.mark.parametrize("answer", [None, "", "a cat", ["17"]])
+@pytest.mark.parametrize("answer", [None, "", "a cat", ["17"], "12:00", r"\frac{1}{0}", r"\boxed{17"])
 def test_a_reference_that_cannot_be_read_is_an_error_and_not_a_zero(answer: object) -> None:
     told = f"math_answer cannot read the answer {answer!r} of prompt 'digits-12'; give a number or LaTeX"
     assert score(answer, "17") == Score(reward=0.0, error=told)
@@ -140,10 +163,10 @@ def test_strange_text_is_scored_and_never_raises(text: str) -> None:
 
 @pytest.mark.parametrize("piece", ["[ ", "$ ", "(", "{", r"\boxed{", r"\frac{", "answer ", "9 ", "-"])
 def test_huge_text_takes_no_longer_than_its_end(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert score("17", piece * 500_000) == 0.0
     assert score("17", piece * 500_000 + r"\boxed{17}") == 1.0
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
 
 
 def test_a_formula_beyond_the_bound_is_wrong() -> None:

@@ -127,17 +127,6 @@ def test_the_time_limit_is_per_call_and_not_per_group() -> None:
     assert scores == [[Score(reward=1.0)] * 6]
 
 
-def test_the_first_call_of_a_worker_has_time_to_import() -> None:
-    def importing(prompt: Prompt, completion: Completion) -> float:
-        if "imported" not in sys.__dict__:
-            time.sleep(1.3)
-            sys.imported = True
-        return 1.0
-
-    with RewardRunner(importing, timeout=1.0) as rewards:
-        assert rewards.score([group("p-7", "a", "b")]) == [[Score(reward=1.0)] * 2]
-
-
 def test_one_hanging_worker_does_not_hold_up_the_other() -> None:
     with RewardRunner(misbehaving(), num_workers=2, timeout=2.0) as rewards:
         start = time.monotonic()
