@@ -22,12 +22,23 @@ class Endpoint:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.script: Script = lambda endpoint, request: saying('{"accuracy": 1}')
-        self.now = self.most = 0
+        self.now = self.most = self.connections = 0
+        self.retry_after = 0.01  # seconds
         endpoint, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             wbufsize = -1  # head and body in one packet
+
+            def setup(self) -> None:
+                super().setup()
+                with lock:
+                    endpoint.connections += 1
+
+            def finish(self) -> None:
+                super().finish()
+                with lock:
+                    endpoint.connections -= 1
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -42,7 +53,7 @@ class Endpoint:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(payload)))
-                self.send_header("Retry-After-Ms", "10")
+                self.send_header("Retry-After", str(endpoint.retry_after))
                 self.end_headers()
                 self.wfile.write(payload)
 
@@ -60,9 +71,10 @@ class Endpoint:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
 
-def saying(content: Any, **message: Any) -> tuple[int, Any]:
+def saying(content: Any, finish_reason: str = "stop", **message: Any) -> tuple[int, Any]:
+    """A reply of the judge."""
     message = {"role": "assistant", "content": content} | message
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    choice = {"index": 0, "finish_reason": finish_reason, "message": message}
     return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
 
 

@@ -7,15 +7,18 @@ import inspect
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
 from rewards.judge import JudgeLimits, judge
 from rewards.judge_request import read_verdict
+from rewards.runner import RewardRunner, dry_run
+from rl.config import TrainConfig
 from rollout import Completion
 from tests.rewards.judging import AXES, Endpoint, asked_for, saying, scores
 
@@ -93,10 +96,11 @@ def test_without_a_verdict_there_is_an_error_after_all_attempts(endpoint: Endpoi
     for score in found:
         told = str(score.error)
         assert told.startswith("judge 'm' gave no verdict on prompt 'p-7': it answered ") and len(told) < 600
-        assert told.endswith("in the last of 2 attempts; take a model, or a server, that keeps to response_format")
+        assert told.endswith("; take a model, or a server, that keeps to response_format (the last of 2 attempts)")
 
 
 @given(st.dictionaries(st.sampled_from(["accuracy", "style", "x"]), st.floats() | st.integers() | st.booleans()))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on busy cores
 def test_a_verdict_has_all_axes_and_only_them_from_0_to_1(verdict: dict[str, Any]) -> None:
     is_sound = verdict.keys() == AXES.keys() and all(type(v) is not bool and 0 <= v <= 1 for v in verdict.values())
     try:
@@ -108,13 +112,15 @@ def test_a_verdict_has_all_axes_and_only_them_from_0_to_1(verdict: dict[str, Any
 @pytest.mark.parametrize(
     ("reply", "told"),
     [
-        (saying(None, refusal="I would rather not."), "it answered 'I would rather not.'"),
+        (saying(None, refusal="I would rather not."), "it answered '', .* and refused: 'I would rather not.'"),
+        (saying(None, refusal='{"accuracy": 1}'), "it answered '', .* and refused"),
+        (saying('{"accuracy": 0.', "length"), "; it was cut at max_completion_tokens: switch the judge's thoughts off"),
         (saying(["a list"]), r"it answered \['a list'\]"),
         ((200, {"choices": []}), "sent no chat completion .*; correct base_url"),
         ((200, {"hello": "world"}), "sent no chat completion .*; correct base_url"),
         ((200, "[]"), "sent no chat completion .*; correct base_url"),
         ((200, "not JSON"), "sent no chat completion .*; correct base_url"),
-        ((400, {"error": {"message": "too long"}}), r"BadRequestError: .*too long.* \(http.*\); the server's log"),
+        ((400, {"error": {"message": "too long"}}), r"BadRequestError: .*too long.* \(http.*\); give what the endpoint"),
         ((401, {"error": {"message": "who?"}}), "AuthenticationError: .*; set OPENAI_API_KEY"),
         ((404, {"error": {"message": "no such model"}}), "NotFoundError: .*no such model.*; correct base_url.* or model"),
         ((429, {"error": {"message": "slow down"}}), "RateLimitError: .*; lower limits.concurrency"),
@@ -134,21 +140,61 @@ def test_a_failure_is_an_error_with_a_remedy_and_not_a_zero(
 def test_failed_requests_and_unusable_answers_are_tried_again(endpoint: Endpoint, status: int) -> None:
     replies = [(status, "oh"), (status, "oh"), saying("hm"), saying('{"accuracy": 0.25}')]
     endpoint.script = lambda endpoint, request: replies[len(endpoint.asked) - 1]
-    verifier = judge(base_url=endpoint.url, model="m", limits=JudgeLimits(attempts=3, max_calls=2))
+    verifier = judge(base_url=endpoint.url, model="m", limits=JudgeLimits(attempts=4, max_calls=2))
     assert scores(verifier, "17") == [Score(reward=0.25, parts={"accuracy": 0.25})]
     assert len(endpoint.asked) == 4
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+def test_a_request_that_cannot_succeed_is_made_once(endpoint: Endpoint, status: int) -> None:
+    endpoint.script = lambda *_: (status, "no")
+    [score] = scores(judge(base_url=endpoint.url, model="m", limits=JudgeLimits(attempts=3)), "17")
+    assert score.error is not None and len(endpoint.asked) == 1
+
+
+def test_what_was_no_verdict_at_temperature_0_is_not_asked_for_again_but_sampled(endpoint: Endpoint) -> None:
+    endpoint.script = lambda *_: saying("hm")
+    for request in ({}, {"temperature": 0.3}, {"temperature": None}):
+        scores(judge(base_url=endpoint.url, model="m", limits=JudgeLimits(attempts=3), request=request), "17")
+    assert [asked.get("temperature") for asked in endpoint.asked] == [0, 1, 1] + [0.3] * 3 + [None] * 3
 
 
 def test_a_judge_that_takes_too_long_is_an_error(endpoint: Endpoint) -> None:
     endpoint.script = lambda *_: time.sleep(0.5) or saying('{"accuracy": 1}')
     [score] = scores(judge(base_url=endpoint.url, model="m", limits=JudgeLimits(attempts=1, timeout=0.1)), "17")
-    told = f"APITimeoutError: Request timed out. ({endpoint.url}); raise limits.timeout, or lower limits.concurrency"
+    told = "none came within 0.1 s; raise limits.timeout, and beyond it the limit of reward calls (--reward-timeout)"
     assert score.error == f"judge 'm' gave no verdict on prompt 'p-7': {told}"
 
 
-def test_a_server_that_is_not_there_is_an_error() -> None:
+def test_all_attempts_and_the_wait_for_a_place_are_within_the_time(endpoint: Endpoint) -> None:
+    endpoint.script, endpoint.retry_after = lambda *_: (429, "slow down"), 30
+    start = time.monotonic()
+    found = scores(judge(base_url=endpoint.url, model="m", limits=JudgeLimits(timeout=0.5, concurrency=2)), *"abcd")
+    assert time.monotonic() - start < 5
+    assert [bool(re.search("none came within 0.5 s; ", str(score.error))) for score in found] == [True] * 4
+    assert [bool(re.search("before that: RateLimitError", str(score.error))) for score in found] == [True] * 2 + [
+        False
+    ] * 2
+
+
+def test_a_judge_gives_up_before_its_process_is_ended() -> None:
+    given = inspect.signature(RewardRunner).parameters["timeout"].default
+    assert JudgeLimits().timeout < given == TrainConfig.reward_timeout
+
+
+def test_a_server_that_is_not_there_is_an_error_that_tells_why() -> None:
     [score] = scores(judge(base_url="http://127.0.0.1:9/v1", model="m", limits=JudgeLimits(attempts=1)), "17")
-    assert "APIConnectionError" in str(score.error) and "start the server, or correct base_url" in str(score.error)
+    told = "APIConnectionError: Connection error., ConnectError: .*; start the server, or correct base_url"
+    assert re.search(told, str(score.error))
+
+
+def test_no_error_tells_a_secret(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-my-secret\n")
+    endpoint.script = lambda *_: (401, {"error": {"message": "sk-my-secret is no key of ours"}})
+    url = endpoint.url.replace("http://", "http://me:my-password@")
+    [score] = scores(judge(base_url=url, model="m"), "17")
+    assert "*** is no key of ours" in str(score.error) and f"({endpoint.url})" in str(score.error)
+    assert "my-secret" not in repr(score) and "my-password" not in repr(score)
 
 
 def test_siblings_are_judged_at_the_same_time_within_the_bound_and_the_same_question_once(endpoint: Endpoint) -> None:
@@ -174,8 +220,31 @@ def test_one_who_no_longer_waits_leaves_the_answer_to_the_others(endpoint: Endpo
 
 def test_event_loops_may_come_and_go(endpoint: Endpoint) -> None:
     verifier: Any = judge(base_url=endpoint.url, model="m")
-    for text in "abc":
-        assert asyncio.run(verifier(asked_for(), Completion(text=text))).reward == 1.0
+    endpoint.script = lambda *_: time.sleep(0.05) or saying('{"accuracy": 1}')
+
+    def ask(text: str) -> float:
+        return asyncio.run(verifier(asked_for(), Completion(text=text))).reward
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, "abcdefgh")) == [1.0] * 8
+
+
+def test_no_connection_stays_open(endpoint: Endpoint) -> None:
+    verifier = judge(base_url=endpoint.url, model="m")
+    for texts in ("abc", "def"):
+        assert [score.reward for score in scores(verifier, *texts)] == [1.0] * 3
+        deadline = time.monotonic() + 5
+        while endpoint.connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert endpoint.connections == 0
+
+
+def test_without_options_it_is_refused_with_a_remedy() -> None:
+    with (
+        RewardRunner(judge) as runner,
+        pytest.raises(ValueError, match="needs a model: give the name .* judge\\(model="),
+    ):
+        dry_run(runner, asked_for())
 
 
 @pytest.mark.parametrize("text", ["", " \n\t ", "<think>It is 17", "<think>It is 17</think>\n"])
@@ -196,6 +265,7 @@ def test_a_prompt_without_an_answer_is_an_error_without_a_call(endpoint: Endpoin
         ({"model": None}, "judge needs a model: give the name"),
         ({"model": ""}, "judge needs a model: give the name"),
         ({"base_url": "localhost:8000"}, "must be a URL such as 'http://localhost:8000/v1', got 'localhost:8000'"),
+        ({"request": {"stream": True, "n": 2}}, r"request of a judge must leave \['stream'\] to it, got"),
         ({"axes": {}}, r"axes of a judge must be names and descriptions, .*, got \{\}"),
         ({"axes": ["accuracy"]}, r"axes of a judge must be names and descriptions, .*, got \['accuracy'\]"),
         ({"axes": {"accuracy": ""}}, "axes of a judge must be names and descriptions"),

@@ -27,7 +27,7 @@ def test_the_budget_counts_calls_and_then_there_are_errors(endpoint: Endpoint, t
     verifier = judge(base_url=endpoint.url, model="m", cache=tmp_path / "verdicts.db", limits=limits)
     first = scores(verifier, "1", "2", "3")
     assert [score.reward for score in first] == [1.0, 1.0, 0.0]
-    told = "judge 'm' gave no verdict on prompt 'p-7': all of max_calls=2 have been made here; raise it in limits"
+    told = "judge 'm' gave no verdict on prompt 'p-7': all of max_calls=2 have been made; raise it in limits"
     assert first[2].error == told
     assert [score.error for score in scores(verifier, "2", "", "4")] == [None, None, told]
     assert len(endpoint.asked) == 2
@@ -78,6 +78,41 @@ def test_the_budget_and_the_connections_of_a_process_stay_there(endpoint: Endpoi
     verifier = judge(base_url=endpoint.url, model="m", limits=JudgeLimits(max_calls=1))
     assert [score.reward for score in scores(verifier, "1", "2")] == [1.0, 0.0]
     assert scores(cloudpickle.loads(cloudpickle.dumps(verifier)), "2")[0].reward == 1.0
+
+
+def test_with_a_cache_the_budget_is_that_of_all_processes_and_runs_that_ask_the_model(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    def ask(text: str, model: str = "m") -> float:
+        verifier = judge(
+            base_url=endpoint.url, model=model, cache=tmp_path / "verdicts.db", limits=JudgeLimits(max_calls=2)
+        )
+        return scores(cloudpickle.loads(cloudpickle.dumps(verifier)), text)[0].reward
+
+    assert [ask("1"), ask("2"), ask("3"), ask("1"), ask("3", "n"), ask("4")] == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    assert len(endpoint.asked) == 3
+
+
+@pytest.mark.parametrize("cache", [None, "verdicts.db"])
+def test_a_failed_request_costs_nothing_of_the_budget(endpoint: Endpoint, tmp_path: Path, cache: str | None) -> None:
+    replies = [(500, "oh"), (401, "oh"), saying('{"accuracy": 1}'), saying('{"accuracy": 1}')]
+    endpoint.script = lambda endpoint, request: replies[len(endpoint.asked) - 1]
+    limits = JudgeLimits(attempts=1, max_calls=1)
+    verifier = judge(base_url=endpoint.url, model="m", cache=cache and tmp_path / cache, limits=limits)
+    assert [scores(verifier, text)[0].reward for text in "1234"] == [0.0, 0.0, 1.0, 0.0]
+    assert len(endpoint.asked) == 3
+
+
+def test_processes_count_their_calls_together(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rewards.judge_cache import VerdictCache\n"
+        "cache = VerdictCache(Path(sys.argv[1])); print(sum(cache.begin_call('m', 50) for _ in range(40)))"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "verdicts.db"]
+    processes = [
+        subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert sum(int(process.communicate()[0]) for process in processes) == 50
 
 
 def test_processes_may_make_and_fill_one_cache_at_the_same_time(tmp_path: Path) -> None:

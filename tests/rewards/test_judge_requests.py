@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rewards.judge import judge
-from rewards.judge_request import LONGEST_RESPONSE, chat_request, quoted
+from rewards.judge_request import LARGEST_IMAGE, LONGEST_RESPONSE, chat_request, quoted
 from tests.rewards.hostile import HOSTILE
 from tests.rewards.judging import AXES, Endpoint, asked_for, saying, scores
 
@@ -39,7 +39,7 @@ def test_the_images_of_the_question_arrive_in_their_places(endpoint: Endpoint) -
     texts = [{"type": "text", "text": text} for text in ("left:", "right:", "which is red?")]
     content = [texts[0], {"type": "image"}, texts[1], {"type": "image"}, texts[2]]
     images = [Image.new("RGB", (3, 2), color) for color in colors]
-    images[1] = images[1].convert("CMYK")  # which PNG does not know
+    images[1] = images[1].convert("P")  # which JPEG does not know
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
     [score] = scores(
         judge(base_url=endpoint.url, model="m"), "left", prompt=asked_for("left", messages=messages, images=images)
@@ -51,7 +51,7 @@ def test_the_images_of_the_question_arrive_in_their_places(endpoint: Endpoint) -
         "Question:", "(system)", "Be brief.", "(user)", "left:", "image", "right:", "image", "which is red?"
     ]  # fmt: skip
     urls = [part["image_url"]["url"].split(",") for part in sent if part["type"] == "image_url"]
-    assert [head for head, _ in urls] == ["data:image/png;base64"] * 2
+    assert [head for head, _ in urls] == ["data:image/jpeg;base64"] * 2
     pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for _, data in urls]
     assert all(
         np.allclose(picture.getpixel((2, 1)), color, atol=9) for picture, color in zip(pictures, colors, strict=True)
@@ -85,7 +85,7 @@ ATTACKS = [
 
 def messages_on(text: str) -> tuple[str, str]:
     """Returns all that a judge is told of a response that does not depend on the response, and the rest."""
-    system, user = chat_request(asked_for(), text, "m", AXES)["messages"]
+    system, user = chat_request(asked_for(), text, AXES, {})["messages"]
     *before, last = user["content"]
     return json.dumps([system, before]), last["text"]
 
@@ -106,12 +106,12 @@ def test_a_hostile_response_is_data_between_lines_that_it_cannot_know(text: str)
 @given(st.text(st.characters(), max_size=300))
 @settings(max_examples=200, deadline=None)
 def test_any_text_can_be_sent_and_stands_between_the_lines(text: str) -> None:
-    request = chat_request(asked_for(text), text, "m", AXES)
+    request = chat_request(asked_for(text), text, AXES, {})
     told = request["messages"][1]["content"][-1]["text"]
     code = told.rsplit("\n", 2)[1]
     _, shown, _ = told.split(f"\n{code}\n")
     assert shown == quoted(text) and told.encode()
-    assert request == chat_request(asked_for(text), text, "m", AXES)
+    assert request == chat_request(asked_for(text), text, AXES, {})
 
 
 def test_whatever_is_said_earns_what_the_judge_says_and_nothing_hangs(endpoint: Endpoint) -> None:
@@ -126,6 +126,22 @@ def test_the_end_of_a_long_response_is_shown(endpoint: Endpoint) -> None:
     scores(judge(base_url=endpoint.url, model="m"), "begin " + "x" * LONGEST_RESPONSE + " so it is 17")
     told = endpoint.asked[0]["messages"][1]["content"][-1]["text"]
     assert "so it is 17" in told and "begin" not in told and f"cut to its last {LONGEST_RESPONSE} characters" in told
+
+
+def test_a_large_image_is_scaled_down() -> None:
+    content = [{"type": "image"}]
+    prompt = asked_for(messages=[{"role": "user", "content": content}], images=[Image.new("RGB", (8000, 2000), "red")])
+    url = chat_request(prompt, "17", AXES, {})["messages"][1]["content"][1]["image_url"]["url"]
+    picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+    assert picture.size == (4096, 1024) and LARGEST_IMAGE == 4096 * 1024
+
+
+def test_fields_of_the_request_can_be_added_replaced_and_left_out(endpoint: Endpoint) -> None:
+    fields = {"chat_template_kwargs": {"enable_thinking": False}, "max_completion_tokens": 64, "response_format": None}
+    assert scores(judge(base_url=endpoint.url, model="m", request=fields), "17")[0].reward == 1.0
+    [asked] = endpoint.asked
+    assert asked["chat_template_kwargs"] == {"enable_thinking": False} and asked["max_completion_tokens"] == 64
+    assert "response_format" not in asked and asked["temperature"] == 0
 
 
 def test_a_video_is_mentioned(endpoint: Endpoint) -> None:
