@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sqlite3
 
-LOCK_LIMIT = 10.0  # seconds to wait for another process that writes
+LOCK_LIMIT = 5.0  # seconds to wait for another process that writes; the runner ends a call after 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ _REMEDIES = {  # by the names of the openai package's errors
 }
 _CUT = (
     "it was cut at max_completion_tokens: switch the judge's thoughts off, and have its server write no white space for ever "
-    """(vLLM: --structured-outputs-config '{"disable_any_whitespace": true}')"""
+    """(vLLM: --structured-outputs-config '{"backend": "xgrammar", "disable_any_whitespace": true}')"""
 )
 
 

@@ -90,7 +90,7 @@ def test_without_a_verdict_there_is_an_error_after_all_attempts(endpoint: Endpoi
         return saying(MALFORMED[int(number[1])])
 
     endpoint.script = reply
-    verifier = judge(base_url=endpoint.url, model="m", axes=AXES, limits=JudgeLimits(attempts=2))
+    verifier = judge(base_url=endpoint.url, model="m", axes=AXES, limits=JudgeLimits(attempts=2, timeout=60))
     found = scores(verifier, *responses)
     assert (len(endpoint.asked), [score.reward for score in found]) == (2 * len(MALFORMED), [0.0] * len(MALFORMED))
     for score in found:
@@ -199,7 +199,7 @@ def test_no_error_tells_a_secret(endpoint: Endpoint, monkeypatch: pytest.MonkeyP
 
 def test_siblings_are_judged_at_the_same_time_within_the_bound_and_the_same_question_once(endpoint: Endpoint) -> None:
     endpoint.script = lambda *_: time.sleep(0.1) or saying('{"accuracy": 1}')
-    verifier = judge(base_url=endpoint.url, model="m", limits=JudgeLimits(concurrency=3))
+    verifier = judge(base_url=endpoint.url, model="m", limits=JudgeLimits(concurrency=3, timeout=60))
     assert inspect.iscoroutinefunction(verifier)
     rewards = [score.reward for score in scores(verifier, *(str(n % 9) for n in range(36)))]
     assert (rewards, endpoint.most, len(endpoint.asked)) == ([1.0] * 36, 3, 9)
