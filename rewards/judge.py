@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from rewards.options import with_options
 from rewards.types import Score, Verifier
@@ -21,14 +22,16 @@ OPENAI = "https://api.openai.com/v1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeLimits:
-    """What a judge may cost; everything is counted by each reward worker for itself.
+    """What a judge may cost; each reward worker counts for itself, where nothing else is said.
 
     Attributes:
-        max_calls: Questions, after which there are no more verdicts but errors; `None`: any number. What the cache knows is free,
-            and so is a request that failed and is repeated.
+        max_calls: Calls, after which there are no more verdicts but errors; `None`: any number. What the cache knows is free, and
+            so are requests that fail. With a cache, calls of the same model are counted in there, by all processes and runs
+            together; without one, by each process from its start, and one that was killed is replaced by one that begins anew.
         concurrency: Questions that are asked at the same time.
-        attempts: How often a request that fails, and a question that is not answered by a verdict, is tried.
-        timeout: Seconds that one request may take.
+        attempts: How often a question is asked, where the request fails or the answer is no verdict.
+        timeout: Seconds for a verdict, its wait for a free place and all attempts included. Keep it below the runner's limit
+            (`--reward-timeout`, 10 s), which costs a whole group its verdicts.
 
     Raises:
         ValueError: A limit is out of range.
@@ -37,7 +40,7 @@ class JudgeLimits:
     max_calls: int | None = None
     concurrency: int = 8
     attempts: int = 3
-    timeout: float = 60.0
+    timeout: float = 8.0
 
     def __post_init__(self) -> None:
         if self.max_calls is not None and self.max_calls < 0:
@@ -58,6 +61,7 @@ def judge(
     weights: Mapping[str, float] | None = None,
     cache: str | Path | None = None,
     limits: JudgeLimits = JudgeLimits(),  # frozen
+    request: Mapping[str, Any] = {},  # only read
 ) -> Verifier:
     """Rewards a response as a language model grades it, compared with `prompt.answer`: `judge(model="Qwen/Qwen3-VL-8B-Instruct")`.
 
@@ -65,9 +69,9 @@ def judge(
     `judge_request.LONGEST_RESPONSE` characters of it. It is told to take the response for data; a judge can be talked round
     all the same, so look at what it rewards. It has to reply in the JSON that `response_format` describes, at temperature 0.
 
-    It is async: the completions of a group are judged at the same time, as one call for the `RewardRunner`, whose timeout
-    (`--reward-timeout`, 10 s) has to leave time for the slowest of them. A judge that shares the GPUs of the training waits for
-    them, too: give it its own.
+    It is async: the completions of a group are judged at the same time, as one call for the `RewardRunner`, whose limit
+    (`--reward-timeout`, 10 s) has to be longer than `limits.timeout`. A judge that shares the GPUs of the training waits for them,
+    too: give it its own.
 
     Args:
         model: The judge's name at the endpoint.
@@ -77,6 +81,8 @@ def judge(
         weights: Of the axes, for the mean that is the reward; `None`: all the same.
         cache: A file that keeps verdicts, by all that was asked and the model's name: see `judge_cache.VerdictCache`.
         limits: Calls, concurrency, attempts, seconds.
+        request: Fields of the request to add, to replace, or with `None` to leave out where the endpoint does not know them:
+            `{"chat_template_kwargs": {"enable_thinking": False}}`, `{"temperature": None}`.
 
     Returns:
         The weighted mean of the grades, 0 to 1, with each as a part, and 0 without asking for a response that says nothing; a
@@ -99,6 +105,7 @@ def judge(
         weights=_shares(axes, weights),
         cache=None if cache is None else VerdictCache(Path(cache).expanduser().resolve()),
         limits=limits,
+        request=_checked_fields(request),
     )
 
     async def verify(prompt: Prompt, completion: Completion) -> Score:
@@ -115,6 +122,12 @@ def _endpoint(base_url: str | None) -> str:
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"base_url of a judge must be a URL such as 'http://localhost:8000/v1', got {url!r}")
     return url
+
+
+def _checked_fields(request: Mapping[str, Any]) -> dict[str, Any]:
+    if taken := {"model", "messages", "stream"} & request.keys():
+        raise ValueError(f"request of a judge must leave {sorted(taken)} to it, got {dict(request)}")
+    return dict(request)
 
 
 def _checked_axes(axes: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Verdicts on disk: what a judge was asked once, in any process and any run, it is not asked again."""
+"""Verdicts on disk: what a judge was asked once, in any process and any run, it is not asked again; and how often it was asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sqlite3
 
-LOCK_LIMIT = 10.0  # seconds to wait for another process that writes
+LOCK_LIMIT = 5.0  # seconds to wait for another process that writes; the runner ends a call after 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class VerdictCache:
                 database.execute("PRAGMA journal_mode = WAL")  # so that who reads does not wait for who writes
             database.execute("BEGIN IMMEDIATE")
             database.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
-            database.execute("SELECT key, verdict FROM verdicts LIMIT 1")
+            database.execute("CREATE TABLE IF NOT EXISTS calls (model TEXT PRIMARY KEY, number INTEGER NOT NULL)")
+            database.execute("SELECT key, verdict, model, number FROM verdicts, calls LIMIT 1")
 
     def get(self, key: str) -> str | None:
         """Returns the verdict that was kept under a key, `None` if there is none."""
@@ -52,6 +53,18 @@ class VerdictCache:
         """Keeps a verdict; of two under the same key, the first."""
         with self._opened() as database:
             database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (key, verdict))
+
+    def begin_call(self, model: str, limit: int) -> bool:
+        """Counts a call of a model, unless `limit` calls have been counted; says whether it may be made."""
+        with self._opened() as database:
+            database.execute("INSERT OR IGNORE INTO calls VALUES (?, 0)", (model,))
+            counting = "UPDATE calls SET number = number + 1 WHERE model = ? AND number < ?"
+            return database.execute(counting, (model, limit)).rowcount == 1
+
+    def take_back_call(self, model: str) -> None:
+        """Takes back a call that came to nothing."""
+        with self._opened() as database:
+            database.execute("UPDATE calls SET number = number - 1 WHERE model = ?", (model,))
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:

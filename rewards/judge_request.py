@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from reprlib import Repr
@@ -15,6 +16,7 @@ from rewards.patterns import Pattern
 from rollout.types import Prompt
 
 LONGEST_RESPONSE = 8000  # characters that a judge is shown, from the end
+LARGEST_IMAGE = 2048**2  # pixels; each sibling's request holds the image, and judges scale larger ones down themselves
 LONGEST_ANSWER = 2048  # tokens of the judge's; a verdict has dozens, but a judge that thinks first must come to it
 
 _INSTRUCTIONS = """You grade a response to a question, by comparing it with the reference answer, on each of these axes, \
@@ -34,7 +36,7 @@ _BRIEF.maxstring = _BRIEF.maxother = 120
 _CONTROL = Pattern(r"<(?=[|｜/\w])|\[(?=/?[A-Z_]+\])")
 
 
-def chat_request(prompt: Prompt, response: str, model: str, axes: Mapping[str, str]) -> dict[str, Any]:
+def chat_request(prompt: Prompt, response: str, axes: Mapping[str, str], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the body of the request that has a response compared with `prompt.answer`.
 
     What siblings share comes first, so that a server with prefix caching reads it, images included, once.
@@ -42,8 +44,8 @@ def chat_request(prompt: Prompt, response: str, model: str, axes: Mapping[str, s
     Args:
         prompt: The question, with its images; videos are only mentioned.
         response: What was answered, without thoughts; its last `LONGEST_RESPONSE` characters are shown.
-        model: The judge.
         axes: What is graded: names and descriptions.
+        fields: More of the request, the model at least; instead of what is said here, or to leave it out if `None`.
     """
     answer, shown = _sendable(str(prompt.answer)), quoted(response)
     cut = f", cut to its last {LONGEST_RESPONSE} characters" if len(response) > LONGEST_RESPONSE else ""
@@ -54,8 +56,7 @@ def chat_request(prompt: Prompt, response: str, model: str, axes: Mapping[str, s
     )
     form = json.dumps({axis: "<number>" for axis in axes}, ensure_ascii=False).replace('"<number>"', "<number>")
     described = "\n".join(f"- {axis}: {description}" for axis, description in axes.items())
-    return {
-        "model": model,
+    request = {
         "messages": [
             {"role": "system", "content": _INSTRUCTIONS.format(axes=described, form=form)},
             {"role": "user", "content": [*_question(prompt), {"type": "text", "text": told}]},
@@ -64,6 +65,7 @@ def chat_request(prompt: Prompt, response: str, model: str, axes: Mapping[str, s
         "max_completion_tokens": LONGEST_ANSWER,
         "response_format": {"type": "json_schema", "json_schema": _schema(axes)},
     }
+    return {name: value for name, value in (request | dict(fields)).items() if value is not None}
 
 
 def quoted(response: str) -> str:
@@ -118,9 +120,14 @@ def _question(prompt: Prompt) -> tuple[dict[str, Any], ...]:
 
 
 def _data_url(image: Any) -> str:
+    image = image.convert("RGB")
+    if image.width * image.height > LARGEST_IMAGE:
+        scale = math.sqrt(LARGEST_IMAGE / (image.width * image.height))
+        image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
     file = io.BytesIO()
-    image.convert("RGB").save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    # A photograph of 12 megapixels as PNG: 18 MB, and six seconds in which the reward's process does nothing else.
+    image.save(file, "JPEG", quality=95, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _schema(axes: Mapping[str, str]) -> dict[str, Any]:

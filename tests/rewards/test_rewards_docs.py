@@ -4,12 +4,21 @@ import doctest
 import re
 from pathlib import Path
 
+import pytest
+
 import rewards
-from rewards.checking import verdicts
+from rewards.checking import scores_together, verdicts
+from rewards.loading import load_reward
 from rollout import Completion, Prompt
 
 DOCS = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+
+
+def test_the_judge_can_be_made_as_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_reward.py").write_text(BLOCKS[2])
+    assert scores_together(load_reward("my_reward.py:score")) and (tmp_path / "verdicts.db").is_file()
 
 
 def test_every_public_name_is_explained() -> None:
