@@ -1,7 +1,7 @@
 """What a run will take of each GPU, reckoned before anything starts: learner, engine, and whether both fit.
 
-The learner's activations are what autograd keeps, counted tensor by tensor for the kernels that run on a GPU (packed attention, fused
-norms); tests hold the sum against measured peaks.
+The learner's activations are what autograd keeps, counted tensor by tensor for the kernels that run on a GPU (packed attention,
+fused norms); tests hold the sum against measured peaks.
 
 H, I: the model's hidden and intermediate size; Q, K: width of all query and of all key heads; h, i: of the vision tower.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Group
 from rich.table import Table
@@ -69,7 +69,7 @@ class MemoryPlan:
     host: Sequence[Line]
     shared: bool
     sequences: float
-    problems: Sequence[str]
+    problems: Sequence[str] = ()
 
     @property
     def learner_peak(self) -> float:
@@ -104,24 +104,26 @@ def plan_memory(config: TrainConfig, shape: ModelShape, *, device_gib: float, gp
     Raises:
         ValueError: The config puts learner or engines on the CPU.
     """
-    for name, count in (("learner.gpus", config.learner.gpus), ("rollout.gpus_per_engine", config.rollout.gpus_per_engine)):
+    for name, count in (
+        ("learner.gpus", config.learner.gpus),
+        ("rollout.gpus_per_engine", config.rollout.gpus_per_engine),
+    ):
         if not count:
             raise ValueError(f"{name} = 0: a memory plan is of GPUs; set it, or a placement")
     device = device_gib * GIB
     states, peak = _states(config, shape), _peak(config, shape)
-    sharded = states if not config.learner.offload else []
+    kept = [] if config.learner.offload else states
     engine, sequences = _engine(config, shape, device)
     plan = MemoryPlan(
         device_bytes=device,
-        learner=[*sharded, *peak],
-        kept=len(sharded),
+        learner=[*kept, *peak],
+        kept=len(kept),
         engine=engine,
         host=_host(config, shape, states, gpus_per_node),
         shared=config.rollout.shares_gpus,
         sequences=sequences,
-        problems=(),
     )
-    return MemoryPlan(**{name: getattr(plan, name) for name in plan.__slots__} | {"problems": _problems(config, plan)})
+    return replace(plan, problems=_problems(config, plan))
 
 
 def image_tokens(config: TrainConfig) -> int:

@@ -1,0 +1,152 @@
+"""The memory plan: against peaks that were measured, by hand, and where it says no."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from policies.shapes import PUBLISHED
+from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TrainConfig
+from rl.memory import GIB, MemoryPlan, as_table, image_tokens, plan_memory
+from rollout.config import RolloutConfig
+
+
+def config(*, gpus: int = 1, learner: dict | None = None, rollout: dict | None = None, **options) -> TrainConfig:
+    """What bench/learner.py measures: 8 responses of up to 1,024 tokens to a picture of 256 × 256."""
+    rollout = {"max_tokens": 1024, "max_image_pixels": 256 * 256, "gpus_per_engine": 1} | (rollout or {})
+    return TrainConfig(
+        model="m",
+        prompts_per_step=8,
+        rollout=RolloutConfig(**rollout),
+        learner=LearnerConfig(gpus=gpus, **(learner or {})),
+        **options,
+    )
+
+
+def lines(plan: MemoryPlan) -> dict[str, float]:
+    return {line.what: line.bytes for line in plan.learner}
+
+
+@pytest.mark.parametrize(
+    ("size", "checkpointing", "tokens", "gigabytes"),
+    # torch.cuda.max_memory_allocated of bench/learner.py on an H200, torch 2.11, transformers 5.19, bfloat16, 52,751 tokens a step.
+    [("2B", True, 16384, 41.74), ("2B", False, 8192, 64.22), ("4B", True, 16384, 85.34)],
+)
+def test_a_plan_agrees_with_a_measured_peak(size: str, checkpointing: bool, tokens: int, gigabytes: float):
+    options = config(learner={"gradient_checkpointing": checkpointing, "microbatch_tokens": tokens})
+    plan = plan_memory(options, PUBLISHED[size], device_gib=140)
+    assert plan.learner_peak / 1e9 == pytest.approx(gigabytes, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("size", "checkpointing", "tokens", "gigabytes"),
+    [("2B", True, 16384, 38.43), ("2B", False, 8192, 55.89), ("4B", True, 16384, 77.87)],
+)
+def test_so_does_that_of_a_sharded_policy(size: str, checkpointing: bool, tokens: int, gigabytes: float):
+    """FSDP2 over one rank keeps all of the states there, and gathers as any number of ranks does."""
+    options = config(learner={"gradient_checkpointing": checkpointing, "microbatch_tokens": tokens})
+    offloaded = replace(options, learner=replace(options.learner, offload=True))
+    states = plan_memory(options, PUBLISHED[size], device_gib=140).learner_kept
+    at_work = plan_memory(offloaded, PUBLISHED[size], device_gib=140).learner_peak
+    assert (states + at_work) / 1e9 == pytest.approx(gigabytes, rel=0.15)
+
+
+def test_what_every_parameter_takes_worked_by_hand():
+    # float32 master weights, gradients and two moments: 16 bytes each, over 4 ranks
+    shape = PUBLISHED["8B"]
+    plan = plan_memory(config(gpus=4), shape, device_gib=80)
+    assert plan.learner_kept == 16 * shape.parameters / 4
+    assert lines(plan)["AdamW's moments"] == 8 * shape.parameters / 4
+
+
+def test_a_frozen_tower_has_no_gradients():
+    shape = PUBLISHED["2B"]
+    frozen = config(optimizer=OptimizerConfig(vision_learning_rate=0))
+    kept = lines(plan_memory(frozen, shape, device_gib=80))
+    assert kept["weights"] == 4 * shape.parameters
+    assert kept["gradients"] == 4 * (shape.parameters - shape.tower)
+
+
+def test_adapters_alone_have_gradients():
+    # Rank 1, language: each layer's q and o add 2 (H + Q), k and v 2 (H + K), the MLP 3 (H + I).
+    shape = PUBLISHED["2B"]
+    learning = 28 * (2 * (2048 + 2048) + 2 * (2048 + 1024) + 3 * (2048 + 6144))
+    kept = lines(plan_memory(config(lora=LoraConfig(rank=1)), shape, device_gib=80))
+    assert kept["gradients"] == 4 * learning
+    assert kept["weights"] == 4 * (shape.parameters + learning)
+
+
+def test_a_reference_is_another_copy():
+    shape = PUBLISHED["2B"]
+    plan = plan_memory(config(kl_coefficient=0.1), shape, device_gib=80)
+    assert lines(plan)["reference"] == 4 * shape.parameters
+    assert plan.learner_kept == 20 * shape.parameters
+
+
+def test_offloaded_states_are_in_host_memory():
+    shape = PUBLISHED["8B"]
+    plan = plan_memory(config(gpus=16, learner={"offload": True}), shape, device_gib=80, gpus_per_node=8)
+    assert plan.learner_kept == 0
+    assert sum(line.bytes for line in plan.host) == 8 * 16 * shape.parameters / 16
+
+
+def test_the_cache_has_what_the_engine_leaves_of_its_share():
+    plan = plan_memory(config(rollout={"gpu_memory_utilization": 0.5}), PUBLISHED["2B"], device_gib=80)
+    assert plan.engine_total == pytest.approx(40 * GIB)
+    cache = plan.engine[-1].bytes
+    assert plan.sequences == pytest.approx(cache / (28 * 2 * 8 * 128 * 2) / 4096)
+
+
+def test_more_gpus_than_key_heads_keep_the_same_heads_twice():
+    narrow = plan_memory(config(rollout={"gpus_per_engine": 4}), PUBLISHED["30B-A3B"], device_gib=80)
+    wide = plan_memory(config(rollout={"gpus_per_engine": 8}), PUBLISHED["30B-A3B"], device_gib=80)
+    per_gpu = [plan.sequences / plan.engine[-1].bytes for plan in (narrow, wide)]
+    assert per_gpu[0] == pytest.approx(per_gpu[1])  # 4 heads over 4 GPUs, or over 8
+
+
+@pytest.mark.parametrize(
+    ("options", "device_gib", "told"),
+    [
+        (config(), 24, "the learner takes .* GiB of each GPU, which has room for 22.6: learner.gradient_checkpointing"),
+        (config(rollout={"gpu_memory_utilization": 0.1}), 60, "cache holds 0.* sequences of rollout.max_model_len"),
+        (
+            config(rollout={"weight_transfer": "ipc", "gpu_memory_utilization": 0.8}),
+            80,
+            "while engines generate, the learner keeps 31.7 GiB .* learner.offload, or a lower",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_with_a_remedy(options: TrainConfig, device_gib: float, told: str):
+    plan = plan_memory(options, PUBLISHED["2B"], device_gib=device_gib)
+    assert not plan.fits
+    with pytest.raises(AssertionError, match=told):
+        raise AssertionError("\n".join(plan.problems))
+
+
+@pytest.mark.parametrize(
+    ("rollout", "tokens"),
+    [
+        ({"max_image_pixels": 64 * 32, "max_images": 3}, 6),
+        ({"max_image_pixels": 2**30}, 4096 - 1024),
+        ({"max_image_pixels": None}, 4096 - 1024),
+        ({"max_videos": 1, "max_video_pixels": 2**16}, 64 + 32),  # two frames share a token
+    ],
+)
+def test_pictures_take_what_their_pixels_or_the_context_allow(rollout: dict, tokens: int):
+    assert image_tokens(config(rollout=rollout)) == tokens
+
+
+def test_a_plan_of_a_cpu_run_is_refused():
+    with pytest.raises(ValueError, match=r"learner.gpus = 0: a memory plan is of GPUs"):
+        plan_memory(config(gpus=0), PUBLISHED["2B"], device_gib=80)
+
+
+def test_the_table_has_every_line_and_the_verdict():
+    console = Console(width=140, record=True, file=StringIO())
+    console.print(as_table(plan_memory(config(), PUBLISHED["2B"], device_gib=140)))
+    told = console.export_text()
+    for words in ("learner, at its peak", "AdamW's moments", "key-value cache", "fits"):
+        assert words in told
