@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -17,6 +18,7 @@ from rewards.loading import load_reward
 from rl.checkpoint import starting_point
 from rl.config import TrainConfig, check_config
 from rl.placement import settle
+from rl.presets import PRESETS, PresetConfig, print_plan, with_preset
 from rl.types import RunStopped
 
 C = TypeVar("C")
@@ -33,11 +35,14 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
         config_type: A dataclass; its fields and their docstrings become the options of `--help`.
         description: The head of `--help`.
     """
-    config = tyro.cli(config_type, prog=_program(), description=description, config=(tyro.conf.AvoidSubcommands,))
+    config = parse(config_type, sys.argv[1:], description)
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
     try:
+        if isinstance(config, PresetConfig) and config.plan:
+            show_plan(config)
+            return
         if isinstance(config, TrainConfig):
             check_options(config)
         run(config)
@@ -48,6 +53,34 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def parse(config_type: type[C], arguments: Sequence[str], description: str | None = None) -> C:
+    """Makes a config of the command line; where it names a preset, of that preset's defaults."""
+    default: Any = None
+    if issubclass(config_type, PresetConfig):
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--preset", choices=("small", *PRESETS), default="small")
+        default = with_preset(config_type(), first.parse_known_args(arguments)[0].preset)  # type: ignore[call-arg]
+    return tyro.cli(
+        config_type,
+        prog=_program(),
+        description=description,
+        args=arguments,
+        config=(tyro.conf.AvoidSubcommands,),
+        **({} if default is None else {"default": default}),
+    )
+
+
+def show_plan(config: PresetConfig) -> None:
+    """Prints the preset's machines, who takes which GPU, and the memory plan.
+
+    Raises:
+        ValueError: The preset is the small one, which needs no plan; or the config cannot work.
+    """
+    if config.preset == "small":
+        raise ValueError(f"--plan is of GPUs, and preset small runs on the CPU: choose one of {', '.join(PRESETS)}")
+    print_plan(config, config.preset, Console())
 
 
 def check_options(config: TrainConfig) -> None:

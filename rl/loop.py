@@ -26,6 +26,7 @@ from rl.checkpoint import LoopState, save_checkpoint, starting_point
 from rl.config import TrainConfig, check_config, plain_config
 from rl.evaluate import Evaluator
 from rl.learner_group import LearnerGroup
+from rl.memory import print_memory_plan
 from rl.objectives import Objective, check_objective, choose_objective
 from rl.placement import settle
 from rl.rollouts import Batch, Rollouts, has_variance
@@ -89,6 +90,7 @@ def train(
     """
     config = settle(config, Console())
     check_config(config)
+    print_memory_plan(config, Console())
     checkpoint, state = starting_point(config)
     if state.step >= config.steps:
         return _result(config, checkpoint)

@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 
-from policies.shapes import MERGE, ModelShape
+from policies.shapes import MERGE, ModelShape, shape_of
 from rl.config import TrainConfig
 
 GIB = 2**30
@@ -28,6 +28,8 @@ HEADROOM = 0.06
 """Share of a GPU that is left to CUDA's context, NCCL, and what torch's allocator cannot hand out in one piece."""
 ENGINE_OVERHEAD = 2 * GIB
 """vLLM's CUDA graphs, workspaces and context."""
+ASSUMED_GIB = 80.0
+"""Of a GPU, where the driver of a run has none itself."""
 ASLEEP = 1.5 * GIB
 """What a sleeping engine keeps."""
 
@@ -329,3 +331,25 @@ def as_table(plan: MemoryPlan) -> Group:
             table.add_row(f"  {line.what}", gib(line.bytes), f"[dim]{line.why}")
     verdict = ["[green]fits"] if plan.fits else [f"[bold red]does not fit:[/] {problem}" for problem in plan.problems]
     return Group(table, *verdict)
+
+
+def print_memory_plan(config: TrainConfig, console: Console) -> None:
+    """Prints what a run on GPUs will take, before anything starts; warns if that is more than there is, and goes on.
+
+    Raises:
+        ValueError: There is no such model, or it is no Qwen3-VL.
+    """
+    if not (config.learner.gpus and config.rollout.gpus_per_engine):
+        return
+    import torch
+    from transformers import PreTrainedConfig
+
+    from policies.loading import supported_model
+
+    config_json, _ = PreTrainedConfig.get_config_dict(supported_model(config.model))
+    measured = torch.cuda.is_available()
+    device_gib = torch.cuda.get_device_properties(0).total_memory / GIB if measured else ASSUMED_GIB
+    plan = plan_memory(config, shape_of(config_json), device_gib=device_gib)
+    console.print(as_table(plan))
+    if not measured:
+        console.print(f"[dim]GPUs taken to have {ASSUMED_GIB:g} GiB: this machine has none to ask")

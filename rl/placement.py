@@ -128,6 +128,9 @@ def _colocated(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Cho
     idle = f"; {total - used} make no whole engine and stay idle" if used < total else ""
     utilization = config.rollout.gpu_memory_utilization
     is_asked = utilization != _default(RolloutConfig, "gpu_memory_utilization")
+    share, share_why = SHARED_MEMORY, "the rest is for the learner's weights and optimizer"
+    if config.learner.offload:
+        share, share_why = utilization, "the learner's weights and optimizer are in host memory"
     return [
         Choice(option="learner.gpus", value=used, why=f"a rank on each of {total}{idle}"),
         Choice(option="rollout.num_engines", value=engines, why="on the same GPUs; asleep while the learner trains"),
@@ -135,8 +138,8 @@ def _colocated(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Cho
         Choice(option="rollout.weight_transfer", value="ipc", why="engine and learner share each GPU's memory"),
         Choice(
             option="rollout.gpu_memory_utilization",
-            value=utilization if is_asked else SHARED_MEMORY,
-            why="as asked" if is_asked else "the rest is for the learner's weights and optimizer",
+            value=utilization if is_asked else share,
+            why="as asked" if is_asked else share_why,
         ),
     ]
 
