@@ -193,6 +193,7 @@ def _sample_row(
                 "parts": dict(score.parts),
                 "error": score.error,
                 "finish_reason": completion.finish_reason,
+                "num_tokens": len(completion.token_ids),
                 "policy_version": completion.policy_version,
             }
             for completion, score, pictures in zip(group.completions, scores, seen, strict=True)
@@ -201,14 +202,14 @@ def _sample_row(
 
 
 def _turns(completion: Completion, pictures: Sequence[str]) -> dict[str, Any]:
-    """Of an episode, who said what, and the files of the pictures that were shown."""
+    """Of an episode, who said what, in which of its tokens, and the files of the pictures that were shown."""
     if completion.turns is None:
         return {}
     told, files = [], iter(pictures)
     for turn in completion.turns:
         shown = turn.observation
         told.append(
-            {"text": turn.text}
+            {"text": turn.text, "start": turn.start, "stop": turn.stop}
             | ({} if shown is None else {"observation": shown.text, "images": list(islice(files, len(shown.images)))})
         )
     return {"turns": told, "outcome": dict(completion.outcome)}

@@ -78,11 +78,12 @@ def test_recipe_for_a_published_model_hands_train_what_it_takes(trained: dict[st
 def test_options_and_recipes_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     known = set()
-    for recipe in ("digit_sums", "easy_vqa", "custom_reward", "cold_start", "sapo_minimal"):
-        assert f"`{recipe}`" in README
-        monkeypatch.setattr(sys, "argv", [recipe, "--help"])
+    recipes = ("digit_sums", "easy_vqa", "custom_reward", "cold_start", "sapo_minimal")
+    assert all(f"`{recipe}`" in README for recipe in recipes)
+    for module in (*(f"recipes.{recipe}" for recipe in recipes), "rewards.check"):
+        monkeypatch.setattr(sys, "argv", [module, "--help"])
         with pytest.raises(SystemExit):
-            runpy.run_module(f"recipes.{recipe}", run_name="__main__", alter_sys=True)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         known |= set(OPTION.findall(capsys.readouterr().out))
     assert set(OPTION.findall(README)) <= known
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -82,6 +83,15 @@ def test_the_answers_depend_on_what_the_video_shows(pair, groups):
     assert other.prompt_token_ids.tolist() == group.prompt_token_ids.tolist()
     first, second = (each.completions[0].logprobs[:1] for each in (group, other))
     assert abs(first - second).max() > 1e-4
+
+
+def test_an_engine_that_waits_leaves_the_cores_to_others(pair):
+    processes = [child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM")]
+    pair[0].generate(PROMPTS[:1], Sampling(max_tokens=12))
+    before = [sum(process.cpu_times()[:2]) for process in processes]
+    time.sleep(0.8)  # for a second vLLM's own would look for the next message without a pause
+    seconds = [sum(process.cpu_times()[:2]) - start for process, start in zip(processes, before, strict=True)]
+    assert len(seconds) == 2 and max(seconds) < 0.4  # 0.1 on a free core
 
 
 def test_no_vision_token_is_sampled(pair, groups):
