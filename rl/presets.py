@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rich.console import Console
@@ -31,6 +32,12 @@ class PresetConfig(TrainConfig):
     """small runs here, on the CPU; the others are Qwen3-VL's sizes, on GPUs."""
     plan: bool = False
     """Prints who takes which of the preset's GPUs, and how much of their memory, and stops."""
+    data_dir: Path | None = None
+    """Where a preset's datasets are, each in a folder of its own name; default: the hub."""
+
+    def source(self, hub_name: str) -> str:
+        """Where to read a dataset of the hub: there, or of `data_dir`."""
+        return hub_name if self.data_dir is None else str(self.data_dir / hub_name.rpartition("/")[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
