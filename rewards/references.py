@@ -43,13 +43,13 @@ class _Trial:
 
     Attributes:
         prompt: The prompt.
-        reward: The most that it earned, in any form; 0 where the reward has no verdict.
+        rewards: What it and nonsense earned, in all forms; none where the reward has no verdict.
         is_told_apart: Whether in some form it earned more than nonsense.
         error: Why there is no verdict in any form.
     """
 
     prompt: Prompt
-    reward: float
+    rewards: Sequence[float]
     is_told_apart: bool
     error: str | None
 
@@ -57,8 +57,9 @@ class _Trial:
 def check_references(runner: RewardRunner, rounds: Iterable[Sequence[Prompt]], *, seconds: float = 1.0) -> None:
     r"""Scores the reference answers of some prompts as if they were responses: as they are, in `\boxed{}`, behind thoughts.
 
-    A reference fails if in no form it earns more than nonsense of its length does. Some that fail are told in a warning. A task
-    of which all fail without earning anything is refused: no response will teach it. Prompts without an answer are left out.
+    A reference fails if in no form it earns more than nonsense of its length does: these are told in a warning. A task of which all
+    fail, and the reward is the same for everything and not above 0, is refused: no response will teach it. Prompts without an
+    answer are left out.
 
     That cannot see what a reward asks for besides an answer: for tools, a program's tests, tags of other names, what an environment
     knew. A judge is asked ten times for each row. For such rewards leave it out, as `train` does where there is an environment.
@@ -69,8 +70,8 @@ def check_references(runner: RewardRunner, rounds: Iterable[Sequence[Prompt]], *
         seconds: So long after the first round no further one begins, but for the first `LEAST`.
 
     Raises:
-        ValueError: All references of a task fail (where other tasks go well: all of at least `LEAST`), and none earned more
-            than 0. The message has the rows and the reasons.
+        ValueError: All references of a task fail (where other tasks go well: all of at least `LEAST`), and there is no verdict, or
+            the same one that is not above 0. The message has the rows and the reasons.
     """
     deadline: float | None = None
     trials: dict[str, list[_Trial]] = defaultdict(list)
@@ -86,7 +87,8 @@ def check_references(runner: RewardRunner, rounds: Iterable[Sequence[Prompt]], *
     for task, its in trials.items():
         failed = [trial for trial in its if not trial.is_told_apart]
         enough = len(its) >= LEAST or not is_any_right
-        if len(failed) == len(its) and enough and max(trial.reward for trial in its) <= 0:
+        earned = {reward for trial in its for reward in trial.rewards} or {0.0}
+        if len(failed) == len(its) and enough and len(earned) == 1 and max(earned) <= 0:
             raise ValueError(
                 f"task {task!r}: none of its first {len(its)} reference answers earns a reward, in none of {len(FORMS)} forms: "
                 f"{_told(failed)}. Mend the answers or choose another reward; {OFF}"
@@ -149,7 +151,7 @@ def _trial(prompt: Prompt, scores: Sequence[Score]) -> _Trial:
     ]
     return _Trial(
         prompt=prompt,
-        reward=max((answer for answer, _ in pairs), default=0.0),
+        rewards=[reward for pair in pairs for reward in pair],
         is_told_apart=any(answer > nonsense for answer, nonsense in pairs),
         error=None if pairs else scores[0].error,
     )

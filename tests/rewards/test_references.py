@@ -113,12 +113,17 @@ def test_a_bonus_that_nonsense_gets_too_does_not_hide_a_wrong_answer(caplog) -> 
     assert caplog.messages[0].startswith("task 'sums': 4 of its first 4 reference answers earn no more than nonsense")
 
 
-def test_a_price_on_length_does_not_make_a_wrong_answer_look_better_than_nonsense() -> None:
+def test_a_reward_that_looks_at_something_else_than_the_answer_is_told_and_goes_on(caplog) -> None:
     def short(prompt: Prompt, completion: Completion) -> float:
-        return -0.01 * len(completion.token_ids)
+        return -0.01 * len(completion.token_ids)  # nonsense is as long as the answer, so that neither looks better
 
-    with pytest.raises(ValueError, match="none of its first 4 reference answers"):
-        check(short, one_by_one(*(prompt(i, "17") for i in range(4))))
+    check(short, one_by_one(*(prompt(i, "17") for i in range(4))))
+    assert caplog.messages[0].startswith("task 'sums': 4 of its first 4 reference answers earn no more than nonsense")
+
+
+def test_a_reward_of_minus_one_for_everything_is_refused() -> None:
+    with pytest.raises(ValueError, match="none of its first 4 reference answers earns a reward"):
+        check(lambda prompt, completion: -1.0, one_by_one(*(prompt(i, "17") for i in range(4))))
 
 
 def test_penalties_of_which_the_right_answer_has_none_are_accepted(caplog) -> None:
