@@ -203,7 +203,7 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
         accept=accept,
     )
     if isinstance(stream, MixedStream):
-        Console().print(stream.plan(), highlight=False)
+        Console().print(stream.plan(), highlight=False, soft_wrap=True)
     if state.cursor:
         stream.restore(state.cursor)
     held_out = list(islice(readable(given.eval_prompts, accept), config.eval.num_prompts))

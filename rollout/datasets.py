@@ -90,7 +90,7 @@ def _read_hub(name: str, split: str | None, subset: str | None) -> Dataset:
 
 def _choose(splits: Mapping[str, T], split: str | None, source: Any) -> T:
     """The split that is asked for; a lone one may go by the name of `train`, as it does in `datasets`."""
-    if split in splits:
+    if split is not None and split in splits:
         return splits[split]
     if len(splits) == 1 and split in (None, "train"):
         return next(iter(splits.values()))

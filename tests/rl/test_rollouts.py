@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -192,6 +193,25 @@ def of_task(mixed, task: str) -> list[Prompt]:
     """Twelve prompts of a task in the order in which a stream of the mixture has them."""
     stream = open_stream(mixed, batch_size=4, num_minibatches=2, seed=0)
     return [stream.next_of(task) for _ in range(12)]
+
+
+def test_a_mixture_resumed_in_the_middle_has_the_same_prompts_as_without_in_every_place(make):
+    mixed = mixture({"a": (PROMPTS, 2), "b": (PROMPTS[:5], 1)})
+    choices = {"prompts": mixed, "refill_prompts": 6, "flat": ["a/p1", "a/p7", "b/p0"]}
+
+    def learnt(rollouts: Rollouts, steps: range) -> list[list[str]]:
+        batches = []
+        for step in steps:
+            rollouts.start(step - 1, last_step=9)
+            batches.append(ids(rollouts.take(step).groups))
+        return batches
+
+    whole, first, second = (make(**choices)[0] for _ in range(3))
+    expected = learnt(whole, range(1, 7))
+    assert learnt(first, range(1, 4)) == expected[:3]
+    second.stream.restore(json.loads(json.dumps(first.cursor())))
+    second._next_step = 4
+    assert learnt(second, range(4, 7)) == expected[3:]
 
 
 def test_each_task_has_its_share_of_the_refills_so_that_none_takes_them_all(make):
