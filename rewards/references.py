@@ -138,8 +138,10 @@ def _texts(answer: Any) -> Iterator[str]:
 
 
 def _nonsense(text: str) -> str:
-    """As long, so that what a reward gives or takes for the length is the same."""
-    return "".join(islice(cycle("qzxv wkpj fhyg "), max(len(text), 1)))
+    """As long, so that what a reward gives or takes for the length is the same; without letters, which math-verify takes a while
+    to multiply with each other, and which would be of some language.
+    """
+    return "".join(islice(cycle("~?"), max(len(text), 1)))
 
 
 def _trial(prompt: Prompt, scores: Sequence[Score]) -> _Trial:
