@@ -199,6 +199,9 @@ class TrainConfig:
     not depend on them alone."""
     reward_workers: int = 1
     """Processes that score completions."""
+    check_references: bool = True
+    """Before the start, scores some reference answers as if they were responses, and refuses a task whose reward accepts none of
+    its own. Switch it off for rewards that ask for more than an answer. With an environment it is off."""
     wandb: WandbMode = "auto"
     """'auto' is online if the user is logged in, else offline."""
 
