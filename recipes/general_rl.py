@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from rewards import (
     box_iou,
@@ -27,7 +28,11 @@ from rl.cli import main
 from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
 from rl.presets import PresetConfig
 from rollout import Completion, Prompt
-from rollout.mixture import Mixture
+
+if TYPE_CHECKING:
+    from rollout.mixture import Mixture
+
+Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ def with_penalties(max_tokens: int) -> Verifier:
     )
 
 
-def small_tasks(split: str) -> Mixture:
+def small_tasks(split: Split) -> Mixture:
     """Four tasks, a quarter each: of eight prompts in a minibatch, two."""
     from rollout.mixture import mixture
     from rollout.prompts import prompts_from
@@ -92,7 +97,7 @@ def small_tasks(split: str) -> Mixture:
     )
 
 
-def public_tasks(config: GeneralRl, split: str) -> Mixture:
+def public_tasks(config: GeneralRl, split: Split) -> Mixture:
     """Half of it charts, a quarter boxes, and a quarter what unlearns wrong priors: clock faces and crowds of shapes."""
     from rollout.datasets import read_rows
     from rollout.layouts import chartqa, refcoco
@@ -102,7 +107,7 @@ def public_tasks(config: GeneralRl, split: str) -> Mixture:
 
     charts = read_rows(config.source("HuggingFaceM4/ChartQA"), split)
     # RefCOCO is published for evaluation alone: what one of its splits teaches, the other measures.
-    boxes = read_rows(config.source("lmms-lab/RefCOCO"), {"train": "val", "test": "testA"}[split])
+    boxes = read_rows(config.source("lmms-lab/RefCOCO"), "val" if split == "train" else "testA")
     return mixture(
         {
             "chartqa": (prompts_from(charts, chartqa), 4),
@@ -121,7 +126,8 @@ def run(config: GeneralRl) -> None:
     from rl.summary import print_result
 
     small = config.preset == "small"
-    tasks, held_out = (small_tasks(split) if small else public_tasks(config, split) for split in ("train", "test"))
+    splits: tuple[Split, Split] = ("train", "test")
+    tasks, held_out = (small_tasks(split) if small else public_tasks(config, split) for split in splits)
     if config.model == "cold-start":
         config = replace(config, model=str(cold_start(config.cold_start, tasks)))
     reward = ACCURACY if small else with_penalties(config.rollout.max_tokens)

@@ -1,13 +1,14 @@
 """Reasoning RL: mathematics, logic and visual grounding, all verified by rules, at a fixed ratio in every minibatch.
 
-Small: sums of handwriting with their terms as reasoning, boxes, and arithmetic in words, by the small policy on two CPU cores. With a
-preset: geometry, word problems, logic puzzles and grounding, by a published Qwen3-VL.
+Small: sums of handwriting with their terms as reasoning, boxes, and arithmetic in words, by the small policy on two CPU cores.
+With a preset: geometry, word problems, logic puzzles and grounding, by a published Qwen3-VL.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from rewards import box_iou, by_task, language_matches, math_answer, text_similarity, weighted
 from rewards.types import Verifier
@@ -15,7 +16,11 @@ from rl.cli import main
 from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
 from rl.presets import PresetConfig
 from rollout import Completion, Prompt
-from rollout.mixture import Mixture
+
+if TYPE_CHECKING:
+    from rollout.mixture import Mixture
+
+Split = Literal["train", "test"]
 
 PUZZLES = ("knights_knaves", "zebra_puzzles", "syllogism")
 """Logic tasks of reasoning-gym with one answer each, a word or two."""
@@ -61,7 +66,7 @@ def with_language() -> Verifier:
     return weighted({"accuracy": (ACCURACY, 1.0), "language": (language_matches, 0.1)})
 
 
-def small_tasks(split: str) -> Mixture:
+def small_tasks(split: Split) -> Mixture:
     """Half sums of handwriting, a quarter boxes, a quarter arithmetic without a picture."""
     from rollout.mixture import mixture
     from rollout.prompts import prompts_from
@@ -77,7 +82,7 @@ def small_tasks(split: str) -> Mixture:
     )
 
 
-def public_tasks(config: ReasoningRl, split: str) -> Mixture:
+def public_tasks(config: ReasoningRl, split: Split) -> Mixture:
     """Three parts geometry, two word problems, two grounding, and one of each kind of puzzle."""
     from rollout.datasets import read_rows
     from rollout.layouts import geometry3k, gsm8k, reasoning_gym, refcoco
@@ -88,7 +93,7 @@ def public_tasks(config: ReasoningRl, split: str) -> Mixture:
     problems = read_rows(config.source("hiyouga/geometry3k"), split)
     words = read_rows(config.source("openai/gsm8k"), split, subset="main")
     # RefCOCO is published for evaluation alone: what one of its splits teaches, the other measures.
-    boxes = read_rows(config.source("lmms-lab/RefCOCO"), {"train": "val", "test": "testA"}[split])
+    boxes = read_rows(config.source("lmms-lab/RefCOCO"), "val" if split == "train" else "testA")
     puzzles = {name: (prompts_from(text_task(name, split), reasoning_gym), 1) for name in PUZZLES}
     return mixture(
         {
@@ -108,7 +113,8 @@ def run(config: ReasoningRl) -> None:
     from rl.summary import print_result
 
     small = config.preset == "small"
-    tasks, held_out = (small_tasks(split) if small else public_tasks(config, split) for split in ("train", "test"))
+    splits: tuple[Split, Split] = ("train", "test")
+    tasks, held_out = (small_tasks(split) if small else public_tasks(config, split) for split in splits)
     if config.model == "cold-start":
         config = replace(config, model=str(cold_start(config.cold_start, tasks)))
     print_result(train(config, prompts=tasks, reward=ACCURACY if small else with_language(), eval_prompts=held_out))

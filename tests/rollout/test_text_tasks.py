@@ -32,7 +32,9 @@ def test_answers_are_right_and_the_verifier_accepts_them():
 
 
 def test_no_question_is_in_both_splits_nor_twice_in_one():
-    train, test = (text_task("chain_sum", split, num_prompts=2000, **SMALL)["question"][:] for split in ("train", "test"))
+    train, test = (
+        text_task("chain_sum", split, num_prompts=2000, **SMALL)["question"][:] for split in ("train", "test")
+    )
     assert len(set(train)) == len(train) > 1000
     assert len(set(test)) == len(test) > 1000
     assert not set(train) & set(text_task("chain_sum", "test", num_prompts=200, **SMALL)["question"][:])
