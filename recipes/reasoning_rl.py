@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "test"]
 
-PUZZLES = ("knights_knaves", "zebra_puzzles", "syllogism")
+PUZZLES = ("knights_knaves", "family_relationships", "number_sequence")
 """Logic tasks of reasoning-gym with one answer each, a word or two."""
 
 
@@ -94,7 +94,7 @@ def public_tasks(config: ReasoningRl, split: Split) -> Mixture:
     words = read_rows(config.source("openai/gsm8k"), split, subset="main")
     # RefCOCO is published for evaluation alone: what one of its splits teaches, the other measures.
     boxes = read_rows(config.source("lmms-lab/RefCOCO"), "val" if split == "train" else "testA")
-    puzzles = {name: (prompts_from(text_task(name, split), reasoning_gym), 1) for name in PUZZLES}
+    puzzles = {name: (prompts_from(text_task(name, split, num_prompts=1000), reasoning_gym), 1) for name in PUZZLES}
     return mixture(
         {
             "geometry3k": (prompts_from(problems, geometry3k), 3),

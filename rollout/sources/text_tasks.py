@@ -31,7 +31,7 @@ def text_task(name: str, split: Split, *, num_prompts: int = 5_000, seed: int = 
         options: Of the task: `min_terms=2`.
 
     Returns:
-        Columns `id`, `question`, `answer` (text) and `task`.
+        Columns `id`, `question`, `answer` (text), `task`, and `metadata` as `layouts.reasoning_gym` takes it.
 
     Raises:
         ValueError: There is no such task or option, or reasoning-gym is not installed.
@@ -51,6 +51,7 @@ def text_task(name: str, split: Split, *, num_prompts: int = 5_000, seed: int = 
         "question": list(items),
         "answer": list(items.values()),
         "task": [name] * len(items),
+        "metadata": [{"source_dataset": name, "source_index": number} for number in range(len(items))],
     }
     return Dataset.from_dict(columns)
 

@@ -109,7 +109,7 @@ def test_the_table_of_layouts_names_them_all_with_the_verifiers_that_they_name()
 def test_options_and_recipes_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     known = set()
-    recipes = ("digit_sums", "easy_vqa", "custom_reward", "cold_start", "sapo_minimal")
+    recipes = sorted(path.stem for path in (ROOT / "recipes").glob("[a-z]*.py"))
     assert all(f"`{recipe}`" in README for recipe in recipes)
     for module in (*(f"recipes.{recipe}" for recipe in recipes), "rewards.check"):
         monkeypatch.setattr(sys, "argv", [module, "--help"])
