@@ -103,7 +103,7 @@ class RolloutEngine:
 
         Args:
             request: What to go on from; its images are processed once.
-            sampling: Temperature and length.
+            sampling: Temperature, length and what else there is of it.
             seeds: The seed of each completion, by its index in the group.
             policy_version: The oldest version that the caller takes.
 
@@ -165,6 +165,9 @@ class RolloutEngine:
         return SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            presence_penalty=sampling.presence_penalty,
             seed=seed if sampling.temperature > 0 else None,
             logprobs=0,
             logit_bias=self._bias,
