@@ -16,6 +16,8 @@ from rollout.types import Group
 
 ANSWERS = "step_000000.jsonl"
 """A name by which `rewards.check` finds the file in a folder of samples."""
+READ_WHOLE = 1 << 20
+"""Bytes: files up to this size are read to see whether they are the same."""
 ENGINE_OPTIONS = """
     dtype max_tokens max_model_len max_images max_videos min_image_pixels max_image_pixels max_video_pixels
     max_turns max_turn_tokens episode_timeout environment_timeout request_timeout
@@ -49,12 +51,19 @@ def digest(plain: Mapping[str, Any]) -> str:
 
 
 def _identity(path: Path) -> str | None:
-    """Changes where a file, or one of a folder's, does: by names, sizes and times, for weights are too large to be read for it."""
+    """Changes where a file, or one of a folder's, does; None where nothing is there."""
     if not path.exists():
         return None
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    known = [(str(each.relative_to(path)), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
-    return digest({"files": known})
+    return digest({str(each.relative_to(path)): _content(each) for each in files})
+
+
+def _content(file: Path) -> str:
+    """Of a small file its content's hash; of weights and pictures by the million size and time, for they would take minutes."""
+    told = file.stat()
+    if told.st_size <= READ_WHOLE:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return f"{told.st_size} bytes of {told.st_mtime_ns}"
 
 
 class Records:

@@ -87,6 +87,9 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
             records.add(number, group, scores)
     correct = Correct(at_least=config.correct.at_least, part=config.correct.part)
     found = {row["row"]: outcome_of(row, correct) for row in records.rows() if row["row"] < len(prompts)}
+    if not found:
+        reasons = list(todo.skipped.values()) or ["the data has none"]
+        raise ValueError(f"no prompt of {config.data} could be asked; the first: {reasons[0]}")
     return Answers(
         config=config,
         run_dir=run_dir,

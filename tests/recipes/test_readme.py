@@ -78,7 +78,8 @@ def test_recipe_for_a_published_model_hands_train_what_it_takes(trained: dict[st
 def test_options_and_recipes_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     known = set()
-    for recipe in ("digit_sums", "easy_vqa", "custom_reward", "cold_start", "sapo_minimal"):
+    train = ("digit_sums", "easy_vqa", "custom_reward", "cold_start", "sapo_minimal")
+    for recipe in (*train, "evaluate", "measure_pass_rate"):
         assert f"`{recipe}`" in README
         monkeypatch.setattr(sys, "argv", [recipe, "--help"])
         with pytest.raises(SystemExit):

@@ -88,7 +88,19 @@ def test_powers_of_two(most: int, expected: list[int]) -> None:
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
-        ((r"So \boxed{17}", "the answer is 17.", "3+5+9=17", "<think>12</think>17", "$17$", "１７", "17.0", "x = 17"), "17"),
+        (
+            (
+                r"So \boxed{17}",
+                "the answer is 17.",
+                "3+5+9=17",
+                "<think>12</think>17",
+                "$17$",
+                "１７",
+                "17.0",
+                "x = 17",
+            ),
+            "17",
+        ),
         ((r"\boxed{\frac{1}{2}}", "0.5", "1/2", r"\dfrac{2}{4}", ".50"), "1/2"),
         ((r"\boxed{-1,234.5}", "−1234.50", r"-\frac{2469}{2}"), "-2469/2"),
         ((r"\boxed{\text{Blue}}", "blue", " BLUE. "), "blue"),
