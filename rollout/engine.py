@@ -69,8 +69,10 @@ class RolloutEngine:
             model=str(model),
             dtype=config.dtype,
             max_model_len=config.max_model_len,
-            # A seeded request whose prompt is prefilled in pieces kills vLLM's CPU worker: keep prompts whole.
+            # A seeded request whose prompt is prefilled in pieces kills vLLM's CPU worker: a prompt that the step has no more room
+            # for waits for the next.
             max_num_batched_tokens=max(config.max_batched_tokens, config.max_model_len),
+            enable_chunked_prefill=bool(config.gpus_per_engine),
             max_num_seqs=config.max_running,
             tensor_parallel_size=max(1, config.gpus_per_engine),
             # Left to itself vLLM would start actors of Ray for its workers, which nobody would end.

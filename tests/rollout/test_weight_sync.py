@@ -91,6 +91,13 @@ def test_no_vision_token_is_sampled(pair, groups):
     assert not sampled & set(banned)
 
 
+def test_more_prompts_than_a_step_has_room_for_wait_and_are_not_cut(pair):
+    # 250 prompts of 95 tokens, a step takes 8,192: vLLM's CPU worker dies of a seeded request whose prompt it reads in pieces.
+    long = Prompt(id="long", messages=[{"role": "user", "content": "x" * 90}])
+    [group] = pair[0].generate([long], Sampling(max_tokens=2), num_completions=250)
+    assert len(group.completions) == 250 and len(group.prompt_token_ids) == 95
+
+
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}])
 def test_of_one_token_alone_sampling_is_greedy(pair, narrow):
     greedy = pair[0].generate(PROMPTS[:2], Sampling(max_tokens=12, temperature=0.0), num_completions=2)
