@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -34,17 +34,22 @@ class Correct:
     part: str | None = None
 
     def __call__(self, completion: Mapping[str, Any]) -> bool:
-        """Says it of a completion that was recorded.
+        """Says it of a completion that was recorded; one without the part, because a gate kept it from that, is not correct."""
+        worth = completion["reward"] if self.part is None else completion["parts"].get(self.part, -np.inf)
+        return bool(worth >= self.at_least - ALMOST)
+
+    def require_part(self, known: Collection[str]) -> None:
+        """Refuses a part that no score has.
+
+        Args:
+            known: The parts of all scores.
 
         Raises:
-            ValueError: Its score has no such part.
+            ValueError: Names the part, and those that there are.
         """
-        if self.part is None:
-            return bool(completion["reward"] >= self.at_least - ALMOST)
-        if self.part not in completion["parts"]:
-            known = ", ".join(completion["parts"]) or "none"
-            raise ValueError(f"correct.part = {self.part!r} is no part of the reward, which has: {known}")
-        return bool(completion["parts"][self.part] >= self.at_least - ALMOST)
+        if self.part is not None and self.part not in known:
+            told = ", ".join(sorted(known)) or "none"
+            raise ValueError(f"correct.part = {self.part!r} is no part of the reward, which has: {told}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +78,7 @@ class Outcome:
 
 
 def outcome_of(row: Mapping[str, Any], correct: Correct = Correct()) -> Outcome:
-    """The outcome of a group as `rl.tracking.sample_row` has recorded it.
-
-    Raises:
-        ValueError: As `Correct`.
-    """
+    """The outcome of a group as `rl.tracking.sample_row` has recorded it."""
     done = row["completions"]
     judged = [each for each in done if each["error"] is None]
     return Outcome(

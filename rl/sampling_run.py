@@ -85,8 +85,7 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     with ExitStack() as stack:
         for number, group, scores in _answered(config, reward, todo, stack):
             records.add(number, group, scores)
-    correct = Correct(at_least=config.correct.at_least, part=config.correct.part)
-    found = {row["row"]: outcome_of(row, correct) for row in records.rows() if row["row"] < len(prompts)}
+    found = _outcomes(config, records, len(prompts))
     if not found:
         reasons = list(todo.skipped.values()) or ["the data has none"]
         raise ValueError(f"no prompt of {config.data} could be asked; the first: {reasons[0]}")
@@ -98,6 +97,23 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
         skipped=todo.skipped,
         num_asked=len(records.done) - before,
     )
+
+
+def _outcomes(config: SamplingRunConfig, records: Records, num_prompts: int) -> dict[int, Outcome]:
+    """What is recorded of the first prompts, by their rows.
+
+    Raises:
+        ValueError: No score has the part that is to decide.
+    """
+    correct = Correct(at_least=config.correct.at_least, part=config.correct.part)
+    found, parts = {}, set[str]()
+    for row in records.rows():
+        if row["row"] < num_prompts:
+            found[row["row"]] = outcome_of(row, correct)
+            parts.update(name for each in row["completions"] for name in each["parts"])
+    if any(outcome.correct for outcome in found.values()):
+        correct.require_part(parts)
+    return found
 
 
 @dataclass(slots=True)

@@ -159,5 +159,7 @@ def test_a_part_decides_where_it_is_named() -> None:
     assert outcome_of(recorded(score)).correct == [False]
     assert outcome_of(recorded(score), Correct(part="accuracy")).correct == [True]
     assert outcome_of(recorded(score), Correct(at_least=0.5)).correct == [True]
+    outside = Score(reward=0.0, parts={"gate": 0.0})  # a gate kept it from being looked at
+    assert outcome_of(recorded(score, outside), Correct(part="accuracy")).correct == [True, False]
     with pytest.raises(ValueError, match="'format' is no part of the reward, which has: accuracy, length"):
-        outcome_of(recorded(score), Correct(part="format"))
+        Correct(part="format").require_part({"length", "accuracy"})

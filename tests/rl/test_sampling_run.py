@@ -18,7 +18,7 @@ from rich.console import Console
 from rewards.recorded import read_groups
 from rewards.types import Score
 from rl.answer_report import check_output, report_evaluation, report_pass_rates
-from rl.sampling_config import SamplingRunConfig
+from rl.sampling_config import CorrectConfig, SamplingRunConfig
 from rl.sampling_run import answers, ask
 from rollout import Completion, Group, Prompt
 from rollout.config import RolloutConfig
@@ -38,6 +38,21 @@ def prompts():
 def too_long():
     return prompts()[:2] + [Prompt(id="long", messages=[{"role": "user", "content": "x" * 500}])]
 """
+ENVIRONMENT = """
+from rollout import Done
+
+class Once:
+    def reset(self, prompt):
+        if not prompt.images and prompt.id != "p-0":
+            raise KeyError("picture")
+
+    def step(self, completion):
+        return Done()
+
+class Broken(Once):
+    def step(self, completion):
+        raise KeyError("turn")
+"""
 REWARD = """
 def is_answer(prompt, completion):
     if completion.text == "9":
@@ -51,9 +66,10 @@ class FakePool:
 
     asked: list[str]
     fails_after: int
+    options: dict[str, Any]
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.closed = False
+        type(self).options = options
 
     @classmethod
     def reset(cls, fails_after: int = 10**9) -> None:
@@ -75,7 +91,7 @@ class FakePool:
         return future
 
     def close(self) -> None:
-        self.closed = True
+        pass
 
 
 @pytest.fixture
@@ -249,6 +265,30 @@ def test_pass_rates_are_written_as_parquet_too(config: SamplingRunConfig, tmp_pa
     assert Dataset.from_parquet(str(as_parquet)).to_list() == list(map(json.loads, as_lines.read_text().splitlines()))
     with pytest.raises(ValueError, match="output must end in .jsonl or .parquet, got rates.txt"):
         check_output(Path("rates.txt"))
+
+
+def test_an_environment_is_tried_before_the_engines_start_and_handed_to_them(
+    config: SamplingRunConfig, tmp_path: Path
+) -> None:
+    ask(config, "test")
+    assert FakePool.options["episodes"] is None
+    (tmp_path / "environment.py").write_text(ENVIRONMENT)
+    FakePool.reset()
+    played = replace(config, run_dir=tmp_path / "played", environment=f"{tmp_path}/environment.py:Once")
+    ask(played, "test")
+    assert FakePool.options["episodes"] is not None
+    FakePool.reset()
+    broken = replace(config, run_dir=tmp_path / "broken", environment=f"{tmp_path}/environment.py:Broken")
+    with pytest.raises(ValueError, match="KeyError: 'turn'"):
+        ask(broken, "test")
+    assert FakePool.asked == []
+
+
+def test_a_part_that_no_score_has_is_refused_and_the_answers_stay(config: SamplingRunConfig) -> None:
+    with pytest.raises(ValueError, match="correct.part = 'accuracy' is no part of the reward, which has: none"):
+        ask(replace(config, correct=CorrectConfig(part="accuracy")), "test")
+    FakePool.reset()
+    assert len(ask(config, "test").outcomes) == 12 and FakePool.asked == []
 
 
 class SlowOnFirst(FakePool):
