@@ -218,11 +218,21 @@ def test_verifier_errors_are_shown_and_in_no_figure(config: SamplingRunConfig) -
     assert set(results["overall"]["figures"]) == {"avg@4", "pass@1", "pass@2", "pass@4", "majority@4"}
 
 
-def test_the_table_fits_a_terminal_of_80_columns(config: SamplingRunConfig) -> None:
+def test_the_tables_fit_a_terminal_of_80_columns(config: SamplingRunConfig) -> None:
     console = Console(file=io.StringIO(), width=80)
-    report_evaluation(ask(config, "test"), console)
+    found = ask(config, "test")
+    report_evaluation(found, console)
+    file = report_pass_rates(found, None, console)
     told = console.file.getvalue()
     assert "…" not in told and "majority@4" in told and "mean over tasks" in told
+    rates = [json.loads(line)["pass_rate"] for line in file.read_text().splitlines()]
+    wrong, some, most, nearly, right = (
+        sum(low < rate <= high for rate in rates)
+        for low, high in ((-1, 0), (0, 0.5), (0.5, 0.9), (0.9, 0.999), (0.999, 1))
+    )
+    of_task = [line.split()[1:] for line in told.splitlines() if line.split()[:1] in (["even"], ["odd"])][-2:]
+    counts = [sum(map(int, column)) for column in zip(*of_task, strict=True)]
+    assert counts == [12, wrong, some, most, nearly, right, 0]
 
 
 def test_the_answers_are_read_by_the_check_of_rewards_with_their_pictures(config: SamplingRunConfig) -> None:
