@@ -96,6 +96,7 @@ def _head(answers: Answers) -> dict[str, Any]:
 
 def _table(*columns: str) -> Table:
     table = Table(*columns, box=SIMPLE_HEAD, collapse_padding=True)
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
     return table
@@ -119,7 +120,7 @@ def _figures(every: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any])
 
 
 def _lengths(every: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = _table("task", "samples", "tokens: mean", "median", "95 %", "max", "truncated", "reward", "no verdict")
+    table = _table("task", "samples", "tokens", "median", "95 %", "max", "cut", "reward", "no verdict")
     for task, found in every.items():
         tokens = (f"{found['tokens'].get(name, 0):.0f}" for name in ("mean", "median", "p95", "max"))
         reward = "" if found["reward"] is None else f"{found['reward']:.3f}"
@@ -130,9 +131,8 @@ def _lengths(every: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _rates(rows: list[dict[str, Any]]) -> Table:
     """How many prompts have which pass rate: none, some or all of their samples correct."""
-    table = _table(
-        "task", "prompts", "all wrong", "1 % to 50 %", "51 % to 90 %", "91 % to 99 %", "all right", "no verdict"
-    )
+    table = _table("task", "prompts", "none", "to 50 %", "to 90 %", "above", "all", "no verdict")
+    table.title, table.title_justify = "prompts by how many of their samples are correct", "left"
     for task in sorted({row["task"] for row in rows}):
         kinds = Counter(_kind(row["pass_rate"]) for row in rows if row["task"] == task)
         table.add_row(escape(task), str(kinds.total()), *(str(kinds[place]) for place in (0, 1, 2, 3, 4, None)))

@@ -32,7 +32,7 @@ def prompts():
         content = [{"type": "image"}, {"type": "text", "text": "sum?"}] if i else "text alone"
         images = [Image.new("RGB", (64, 64), (i, 0, 0))] if i else []
         return Prompt(id=f"p-{i}", messages=[{"role": "user", "content": content}], images=images, answer=str(i % 3),
-                      task="even" if i % 2 == 0 else "odd")
+                      task="even_numbers" if i % 2 == 0 else "odd_numbers")
     return [prompt(i) for i in range(12)]
 
 def too_long():
@@ -214,7 +214,7 @@ def test_verifier_errors_are_shown_and_in_no_figure(config: SamplingRunConfig) -
     assert f"{lost} of 48 samples have no verdict, for is_answer reached none" in console.file.getvalue()
     assert results["overall"]["reward"] == pytest.approx(sum(text == answer for text, answer in texts) / (48 - lost))
     assert results == json.loads((config.run_dir / "results.json").read_text())
-    assert set(results["tasks"]) == {"even", "odd"}
+    assert set(results["tasks"]) == {"even_numbers", "odd_numbers"}
     assert set(results["overall"]["figures"]) == {"avg@4", "pass@1", "pass@2", "pass@4", "majority@4"}
 
 
@@ -230,7 +230,9 @@ def test_the_tables_fit_a_terminal_of_80_columns(config: SamplingRunConfig) -> N
         sum(low < rate <= high for rate in rates)
         for low, high in ((-1, 0), (0, 0.5), (0.5, 0.9), (0.9, 0.999), (0.999, 1))
     )
-    of_task = [line.split()[1:] for line in told.splitlines() if line.split()[:1] in (["even"], ["odd"])][-2:]
+    of_task = [
+        line.split()[1:] for line in told.splitlines() if line.split()[:1] in (["even_numbers"], ["odd_numbers"])
+    ][-2:]
     counts = [sum(map(int, column)) for column in zip(*of_task, strict=True)]
     assert counts == [12, wrong, some, most, nearly, right, 0]
 
