@@ -105,7 +105,9 @@ class EvalConfig:
     num_prompts: int = 256
     """Held-out prompts, the first of them."""
     num_samples: int = 1
-    """Sampled completions of each prompt, besides the greedy one."""
+    """Sampled completions of each prompt, besides the greedy one; of several, pass@k and the majority are measured too."""
+    correct_at: float = 1.0
+    """From this reward on a completion counts as correct, in the figures of each task."""
 
 
 @dataclass(frozen=True, kw_only=True)
