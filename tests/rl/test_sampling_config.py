@@ -132,4 +132,4 @@ def rows():
 def test_data_that_cannot_be_read_is_told(tmp_path: Path, change: dict[str, str], told: str) -> None:
     write(tmp_path)
     with pytest.raises(ValueError, match=told):
-        evaluation_prompts(replace(CONFIG, split="train", data=change["data"].format(folder=tmp_path)))
+        evaluation_prompts(replace(CONFIG, split="train", **change | {"data": change["data"].format(folder=tmp_path)}))
