@@ -10,12 +10,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rewards.runner import RewardRunner
 from rewards.types import Score
+from rl.batching import TeacherLogprobs
 from rl.config import TrainConfig
 from rollout.pool import RolloutPool, request_seed
 from rollout.prompts import PromptStream
 from rollout.rendering import require_same_tokens
+from rollout.teacher import Teacher
 from rollout.types import Group, Prompt, Sampling
 
 
@@ -28,7 +32,8 @@ class Batch:
         scores: [groups][completions].
         num_refills: Groups without variance that were set aside for others.
         seconds_to_generate: From the batch's start until its last completion.
-        seconds_to_score: From then until its last score.
+        seconds_to_score: From then until its last score, and the teacher's last word.
+        teacher_logprobs: [groups][completions] of [T], a teacher's log-probabilities of the completions' tokens; None without one.
     """
 
     groups: Sequence[Group]
@@ -36,6 +41,7 @@ class Batch:
     num_refills: int
     seconds_to_generate: float
     seconds_to_score: float
+    teacher_logprobs: TeacherLogprobs | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -56,6 +62,7 @@ class Rollouts:
         runner: The reward.
         processor: The learner's, to make sure that the engines read prompts as it does.
         first_step: The step that the first batch is for.
+        teacher: Has a word on every completion; None where there is none.
     """
 
     def __init__(
@@ -67,9 +74,10 @@ class Rollouts:
         processor: Any,
         *,
         first_step: int,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.stream, self.pool, self.runner, self.processor = config, stream, pool, runner, processor
-        self._next_step = first_step
+        self._next_step, self._teacher = first_step, teacher
         self._drawing = threading.Lock()
         self._round = 0
         self._pending: dict[int, _Pending] = {}
@@ -141,6 +149,7 @@ class Rollouts:
         started = generated = time.perf_counter()
         this_round = self._round
         drawn, results = list(prompts), dict[int, tuple[Group, list[Score]]]()
+        told: dict[int, list[np.ndarray]] = {}
         refills_left = self.config.refill_prompts
 
         async def answer(index: int) -> None:
@@ -149,7 +158,10 @@ class Rollouts:
             group = await self.pool.answer(drawn[index], self._sampling, seeds, policy_version, batch=step)
             generated = time.perf_counter()
             await asyncio.to_thread(require_same_tokens, self.processor, group)
+            teaching = self._teacher.submit(group, batch=step) if self._teacher else None
             scores = await asyncio.wrap_future(self.runner.submit(group))
+            if teaching is not None:
+                told[id(group)] = await asyncio.wrap_future(teaching)
             results[index] = group, scores
             if refills_left and not has_variance(scores):
                 refills_left -= 1
@@ -168,6 +180,7 @@ class Rollouts:
             num_refills=len(drawn) - len(prompts),
             seconds_to_generate=generated - started,
             seconds_to_score=time.perf_counter() - generated,
+            teacher_logprobs=[told[id(group)] for group, _ in kept] if self._teacher else None,
         )
 
     def _refill(self, drawn: list[Prompt], of_round: int) -> int:

@@ -255,7 +255,9 @@ class Sampling:
     """How responses are drawn. There is no top-p or top-k: they renormalise the distribution and would bias the ratio.
 
     Attributes:
-        max_tokens: The longest response, in tokens, the end token included.
+        max_tokens: The longest response, in tokens, the end token included. 0 draws none: a teacher's engine reads, and answers
+            with all that it has read as the completion's `token_ids` [L], and its log-probability of each as `logprobs` [L], 0 for
+            the first.
         temperature: Divides the logits; 0 is greedy decoding.
     """
 
