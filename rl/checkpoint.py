@@ -159,12 +159,13 @@ FREE_TO_CHANGE = frozenset(
     learner.gradient_checkpointing placement rollout.num_engines rollout.gpus_per_engine rollout.threads_per_engine
     rollout.kv_cache_gib rollout.max_running rollout.engine_timeout rollout.request_timeout rollout.start_timeout
     rollout.max_failures
-    rollout.gpu_memory_utilization rollout.weight_transfer rollout.max_logprob_gap teacher.num_engines teacher.gpus_per_engine
-    teacher.threads_per_engine teacher.kv_cache_gib teacher.gpu_memory_utilization teacher.max_batched_tokens
+    rollout.gpu_memory_utilization rollout.weight_transfer rollout.max_logprob_gap
+    teacher.model teacher.num_engines teacher.gpus_per_engine teacher.threads_per_engine teacher.kv_cache_gib
+    teacher.gpu_memory_utilization teacher.max_batched_tokens
     """.split()
 )
 """Choices that do not change what a step learns: how long, where, on what machine. The checkpoint itself stands for `model`
-and for the `cold_start` that made it."""
+and for the `cold_start` that made it. A teacher's folder may have moved, and another teacher may take over."""
 
 
 def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

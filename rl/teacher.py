@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from policies.loading import load_processor, supported_model, vision_token_ids
 from rl.config import TrainConfig
 from rollout.config import RolloutConfig
-from rollout.teacher import Teacher, require_room_for_both
+from rollout.resources import cluster_nodes, require_room_for_both
+from rollout.teacher import Teacher
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -76,6 +77,6 @@ def start_teacher(config: TrainConfig, student: str | Path, processor: Processor
         return None
     engines = teacher_rollout(config)
     learner_gpus = 0 if config.rollout.shares_gpus else config.learner.gpus
-    require_room_for_both(config.rollout, engines, learner_gpus=learner_gpus)
+    require_room_for_both(cluster_nodes(), config.rollout, engines, learner_gpus=learner_gpus)
     banned = vision_token_ids(processor)
     return Teacher(config.teacher.model, student, engines, processor=processor, banned_ids=banned)

@@ -15,7 +15,6 @@ from rollout.config import RolloutConfig
 from rollout.dispatch import Dispatcher, Home
 from rollout.pool import RolloutPool
 from rollout.rendering import collapse_images
-from rollout.resources import cluster_nodes, describe
 from rollout.types import Completion, Group, Request, Said, Sampling, observed_images
 
 if TYPE_CHECKING:
@@ -130,25 +129,3 @@ def require_same_reading(group: Group, completion: Completion, read_L: np.ndarra
         f"{ours_L[place : place + 8].tolist()} ({len(read_L)} and {len(ours_L)} tokens in all): pictures must take equally many "
         "tokens in both: set rollout.max_image_pixels"
     )
-
-
-def require_room_for_both(student: RolloutConfig, teacher: RolloutConfig, *, learner_gpus: int) -> None:
-    """Refuses engines that Ray has no room for beside each other; alone, each has been found to fit.
-
-    Args:
-        student: The engines that sample.
-        teacher: Those that read.
-        learner_gpus: GPUs that the learner has for itself; 0 where the student's engines share them.
-
-    Raises:
-        ValueError: Says what Ray has, and what is asked.
-    """
-    nodes = cluster_nodes()
-    both = (student, teacher)
-    cpus = sum(engines.num_engines * engines.threads_per_engine for engines in both)
-    gpus = learner_gpus + sum(engines.num_engines * engines.gpus_per_engine for engines in both)
-    if cpus > sum(node.cpus for node in nodes) or gpus > sum(node.gpus for node in nodes):
-        raise ValueError(
-            f"student and teacher's engines, and the learner, take {cpus} CPUs and {gpus} GPUs; Ray has {describe(nodes)}: lower "
-            "rollout.num_engines or teacher.num_engines, or what one of them takes"
-        )
