@@ -44,6 +44,7 @@ def right_sum(prompt: Prompt, completion: Completion) -> float:
 def run(config: Distill) -> None:
     """Cold starts of student and teacher, then distillation."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    from policies.loading import supported_model
     from rl import train
     from rl.sft import cold_start
     from rl.summary import print_result
@@ -52,6 +53,9 @@ def run(config: Distill) -> None:
 
     prompts = prompts_from(digit_sums("train", num_digits=config.num_digits), to_prompt)
     held_out = prompts_from(digit_sums("test", num_digits=config.num_digits, num_prompts=2000), to_prompt)
+    for name in (config.model, config.teacher.model):
+        if name not in ("cold-start", None):
+            supported_model(name)  # before the other one's cold start takes its minutes
     if config.model == "cold-start":
         config = replace(config, model=str(cold_start(config.cold_start, prompts)))
     if config.teacher.model == "cold-start":

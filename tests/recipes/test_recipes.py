@@ -21,6 +21,7 @@ from policies.small import small_processor
 from recipes import sapo_minimal
 from recipes.custom_reward import CustomReward, my_reward
 from recipes.digit_sums import DigitSums, sum_is_right
+from recipes.distill import Distill
 from recipes.easy_vqa import EasyVqa
 from rewards.loading import load_reward
 from rl.batching import make_samples
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after imp
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("[a-z]*.py"))
-TRAINED_BY_TRAIN = ["custom_reward", "digit_sums", "easy_vqa", "guess_number", "zoom"]
+TRAINED_BY_TRAIN = ["custom_reward", "digit_sums", "distill", "easy_vqa", "guess_number", "zoom"]
 PICTURE = Image.new("RGB", (192, 64))
 SUM = Prompt(
     id="a", messages=[], images=[PICTURE], answer="3+5+9=17", columns={"digits": [3, 5, 9], "sum": 17, "digit_ids": []}
@@ -167,7 +168,7 @@ def test_bad_value_in_a_process_of_its_own_neither_shows_a_traceback_nor_loads_t
     assert done.stderr == "error: tau_neg must be > 0, got 0.0\n"
 
 
-@pytest.mark.parametrize("kind", [DigitSums, EasyVqa, CustomReward])
+@pytest.mark.parametrize("kind", [DigitSums, EasyVqa, CustomReward, Distill])
 def test_choices_of_a_recipe_pass_their_own_check(kind: type[TrainConfig]) -> None:
     check_config(kind())
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
-from policies.loading import load_processor
+from policies.loading import load_processor, vision_token_ids
 from policies.small import TOKEN_IDS, save_small_policy, small_processor
 from rewards import Score
 from rl.batching import make_samples
@@ -23,7 +26,7 @@ from rl.learner import Learner
 from rollout.dispatch import Dispatcher
 from rollout.reading_worker import as_sampled
 from rollout.rendering import collapse_images, expand_media, expanded_prompt, limit_pixels, observation_tokens
-from rollout.teacher import Reader, require_same_reading
+from rollout.teacher import Reader, Teacher, require_same_reading
 from rollout.types import Completion, Group, Observation, Prompt, Turn
 from tests.engines import EngineThread
 from tests.modalities import CONFIG, PROMPTS, picture
@@ -107,10 +110,13 @@ def test_a_teachers_logprobs_are_those_of_the_learners_own_forward_pass_of_its_w
             assert gap_BT[batch.mask_BT].max() <= 1e-5, samples[0].prompt_id
             assert not batch.teacher_logprobs_BT[~batch.mask_BT].any()
 
-    again = readings(engine, groups[::-1])[::-1]
-    assert all(
-        np.array_equal(a, b) for one, other in zip(told, again, strict=True) for a, b in zip(one, other, strict=True)
-    )
+    assert_equal(readings(engine, groups[::-1])[::-1], told)
+
+
+def assert_equal(ours: Sequence[Sequence[np.ndarray]], theirs: Sequence[Sequence[np.ndarray]]) -> None:
+    """To the last bit, whatever was read at the same time: a run that resumes depends on it."""
+    for mine, other in zip(ours, theirs, strict=True):
+        assert [logprobs.tolist() for logprobs in mine] == [logprobs.tolist() for logprobs in other]
 
 
 @pytest.mark.engine
@@ -145,3 +151,26 @@ def test_logits_are_divided_by_the_temperature_and_normalised_without_the_banned
     # (1, 2) without the third: log p = 1 − log(e + e²)
     assert compute(None).log_softmax(-1)[0, :2].tolist() == pytest.approx([-1.313262, -0.313262], abs=1e-6)
     assert as_sampled(lambda hidden: None, [2], 2.0)(None) is None
+
+
+@pytest.mark.engine
+def test_a_teacher_whose_engine_dies_reads_on_with_another_and_says_the_same(teacher: Path, dense_policy: Path):
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    reads = replace(READS, engine_timeout=20.0)
+    try:
+        served = Teacher(
+            teacher, dense_policy, reads, processor=PROCESSOR, banned_ids=vision_token_ids(load_processor(dense_policy))
+        )
+        try:
+            groups = [answered(prompt, (1, 12)) for prompt in PROMPTS]
+            told = [served.submit(group).result(timeout=200) for group in groups]
+            [engine] = served._pool.engines
+            for pid, _ in engine.belongings.processes:
+                os.kill(pid, signal.SIGKILL)
+            again = [future.result(timeout=400) for future in [served.submit(group) for group in groups]]
+            assert served.metrics()["rollout/teacher_failures"] >= 1
+            assert_equal(again, told)
+        finally:
+            served.close()
+    finally:
+        ray.shutdown()
