@@ -225,6 +225,9 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     stack.enter_context(local_ray())
     learner = LearnerGroup(config, model, checkpoint, backend, objective)
     stack.callback(learner.close)
+    teacher = start_teacher(config, model, processor)
+    if teacher is not None:
+        stack.callback(teacher.close)
     adapters_travel = config.lora.sync == "adapter"
     pool = RolloutPool(
         config.model if adapters_travel else model,
@@ -241,9 +244,6 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     pool.connect(learner.connect)
     if adapters_travel:  # the engines have the policy that LoRA starts from
         pool.sync(state.policy_version, learner.sync)
-    teacher = start_teacher(config, model, processor)
-    if teacher is not None:
-        stack.callback(teacher.close)
     rollouts = Rollouts(config, stream, pool, runner, processor, first_step=state.step + 1, teacher=teacher)
     stack.callback(rollouts.close)
     plain = plain_config(config)

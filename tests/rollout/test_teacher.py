@@ -96,7 +96,9 @@ def readings(engine: EngineThread, groups: Sequence[Group]) -> list[list[np.ndar
 
 @pytest.mark.engine
 def test_a_teachers_logprobs_are_those_of_the_learners_own_forward_pass_of_its_weights(engine, teacher):
-    groups = [answered(prompt, (1, 12)) for prompt in PROMPTS] + [episode(PROMPTS[1]), episode(PROMPTS[0])]
+    longest = CONFIG.max_model_len - len(expanded_prompt(PROCESSOR, PROMPTS[1]))
+    groups = [answered(prompt, (1, 12, longest) if prompt is PROMPTS[1] else (1, 12)) for prompt in PROMPTS]
+    groups += [episode(PROMPTS[1]), episode(PROMPTS[0])]
     told = readings(engine, groups)
     assert told[-1][1].shape == (0,)
 
