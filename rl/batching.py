@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -24,12 +24,16 @@ from rollout.types import Completion, Group, observed_images, sampled_mask, toke
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+TeacherLogprobs: TypeAlias = Sequence[Sequence[np.ndarray]]
+"""[groups][completions] of [T] float32, a teacher's log-probability of each of a completion's tokens."""
+
 
 def make_samples(
     groups: Sequence[Group],
     scores: Sequence[Sequence[Score]],
     advantage: AdvantageKind = "group_std",
     policy_version: int | None = None,
+    teacher_logprobs: TeacherLogprobs | None = None,
 ) -> list[list[Sample]]:
     """One list of samples per group, each sample with its advantage; completions whose verifier failed are left out.
 
@@ -38,19 +42,31 @@ def make_samples(
         scores: [groups][completions].
         advantage: How rewards become advantages.
         policy_version: The learner's: tokens of older ones are stale. None: no token is.
+        teacher_logprobs: [groups][completions] of [T], a teacher's log-probabilities of the completions' tokens; None without one.
     """
     advantages = step_advantages(scores, [group.prompt.task for group in groups], advantage)
+    nothing = [[None] * len(group.completions) for group in groups]
     return [
         [
-            _make_sample(group, completion, float(advantage), policy_version)
-            for completion, score, advantage in zip(group.completions, group_scores, its_advantages, strict=True)
+            _make_sample(group, completion, float(advantage), policy_version, its_teacher)
+            for completion, score, advantage, its_teacher in zip(
+                group.completions, group_scores, its_advantages, its_told, strict=True
+            )
             if score.error is None
         ]
-        for group, group_scores, its_advantages in zip(groups, scores, advantages, strict=True)
+        for group, group_scores, its_advantages, its_told in zip(
+            groups, scores, advantages, teacher_logprobs or nothing, strict=True
+        )
     ]
 
 
-def _make_sample(group: Group, completion: Completion, advantage: float, policy_version: int | None) -> Sample:
+def _make_sample(
+    group: Group,
+    completion: Completion,
+    advantage: float,
+    policy_version: int | None,
+    teacher_logprobs: np.ndarray | None,
+) -> Sample:
     num_prompt = len(group.prompt_token_ids)
     token_ids = np.concatenate([group.prompt_token_ids, completion.token_ids]).astype(np.int32)
     # What an environment has put between the turns is read, and not learnt.
@@ -65,6 +81,9 @@ def _make_sample(group: Group, completion: Completion, advantage: float, policy_
         videos=group.prompt.videos,
         stale_mask=None if policy_version is None else _stale_mask(completion, num_prompt, policy_version),
         routed_experts=_routed_experts(group, completion),
+        teacher_logprobs=None
+        if teacher_logprobs is None
+        else np.where(loss_mask, np.concatenate([np.zeros(num_prompt, np.float32), teacher_logprobs]), 0),
     )
 
 
@@ -205,8 +224,27 @@ def make_microbatch(samples: Sequence[Sample], encoded: Mapping[int, EncodedMedi
         lengths_B=torch.tensor([len(sample.token_ids) for sample in samples]),
         vision=join_media(shown_B),
         experts_BLKk=_join_experts(samples, length),
+        teacher_logprobs_BT=_join_teacher(samples, length),
         prompt_ids=[sample.prompt_id for sample in samples],
     )
+
+
+def _join_teacher(samples: Sequence[Sample], length: int) -> torch.Tensor | None:
+    """[B, T] what the teacher says of the next tokens, padded; None if it says nothing.
+
+    Raises:
+        ValueError: If it speaks of some samples and not of others: their advantages would not mean the same.
+    """
+    told = [sample.teacher_logprobs for sample in samples if sample.teacher_logprobs is not None]
+    if not told:
+        return None
+    if len(told) < len(samples):
+        silent = next(sample.prompt_id for sample in samples if sample.teacher_logprobs is None)
+        raise ValueError(f"prompt {silent}: the teacher's log-probabilities are missing, others of the batch have them")
+    logprobs_BL = np.zeros((len(samples), length), np.float32)
+    for row, logprobs in enumerate(told):
+        logprobs_BL[row, : len(logprobs)] = logprobs
+    return torch.from_numpy(logprobs_BL[:, 1:].copy())
 
 
 def _join_experts(samples: Sequence[Sample], length: int) -> torch.Tensor | None:

@@ -134,12 +134,14 @@ def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:
         config: The choices of the run that resumes.
 
     Raises:
-        ValueError: If the checkpoint was written under other choices, as far as they change what is learnt.
+        ValueError: If the checkpoint was written under other choices, as far as they change what is learnt. An option that there
+            was none of then had its default: whatever an option adds, its default is what was done before.
     """
     state = LoopState(**json.loads((checkpoint / LOOP_FILE).read_text()))
+    was = _completed(state.config, plain_config(TrainConfig(model="")))
     different = [
         f"{name} = {now!r} (was {was!r})"
-        for name, was, now in _differences(state.config, json.loads(json.dumps(config)))
+        for name, was, now in _differences(was, json.loads(json.dumps(config)))
         if name not in FREE_TO_CHANGE and name.split(".")[0] not in FREE_TO_CHANGE
     ]
     if different:
@@ -159,10 +161,21 @@ FREE_TO_CHANGE = frozenset(
     rollout.kv_cache_gib rollout.max_running rollout.engine_timeout rollout.request_timeout rollout.start_timeout
     rollout.max_failures
     rollout.gpu_memory_utilization rollout.weight_transfer rollout.max_logprob_gap
+    teacher.model teacher.num_engines teacher.gpus_per_engine teacher.threads_per_engine teacher.kv_cache_gib
+    teacher.gpu_memory_utilization teacher.max_batched_tokens
     """.split()
 )
 """Choices that do not change what a step learns: how long, where, on what machine. The checkpoint itself stands for `model`
-and for the `cold_start` that made it."""
+and for the `cold_start` that made it. A teacher's folder may have moved, and another teacher may take over."""
+
+
+def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A config with the defaults of what it lacks; whatever a recipe has added stays."""
+    whole = {**defaults, **config}
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(whole[name], dict):
+            whole[name] = _completed(whole[name], default)
+    return whole
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

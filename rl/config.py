@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -94,6 +94,36 @@ class CorrectionConfig:
     """Tokens whose π_old/μ leaves this band are dropped, for example 0.5 2.0."""
     sequence_band: tuple[float, float] | None = None
     """Responses whose geometric mean of π_old/μ leaves this band are dropped whole, for example 0.99 1.01."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """On-policy distillation: a larger or better policy, served by vLLM engines of its own, has a word on every sampled token."""
+
+    model: str | None = None
+    """A folder or hub name, of the student's vocabulary. Default: no teacher."""
+    coefficient: float = 1.0
+    """Weight of log p(teacher) - log p(student), in nats, in each token's advantage: descends the reverse KL."""
+    reward_weight: float = 0.0
+    """Weight of the rewards' advantages beside it; 0: the teacher alone teaches, and rewards are only measured."""
+    num_engines: int = 1
+    """Ray actors, each owning one vLLM engine."""
+    gpus_per_engine: int = 0
+    """GPUs of each engine, beside those of learner and student (tensor parallel over all of them); 0 runs vLLM on the CPU."""
+    threads_per_engine: int = 1
+    """CPU threads of each engine."""
+    dtype: Dtype = "bfloat16"
+    """Precision of the teacher's weights."""
+    kv_cache_gib: int = 1
+    """Key-value cache of each engine, in GiB (CPU engines)."""
+    gpu_memory_utilization: float = 0.85
+    """Share of GPU memory that an engine may take (GPU engines); the logits of what it reads at once come on top."""
+    max_batched_tokens: int = 2048
+    """Tokens that an engine reads at once. Each takes 8 bytes for every word of the vocabulary: 2.5 GB for Qwen3-VL's 151,936."""
+
+    def __post_init__(self) -> None:
+        # As in TrainConfig: a recipe may have a Path.
+        object.__setattr__(self, "model", None if self.model is None else str(self.model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +242,7 @@ class TrainConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
@@ -233,6 +264,8 @@ POSITIVE = """
     rollout.start_timeout
     rollout.max_turns rollout.episode_timeout rollout.environment_timeout
     learner.cpu_ranks learner.threads lora.alpha eval.num_samples
+    teacher.coefficient teacher.num_engines teacher.threads_per_engine teacher.kv_cache_gib teacher.gpu_memory_utilization
+    teacher.max_batched_tokens
     """.split()
 POSITIVE_IF_ANY = """
     clip_low clip_high rollout.min_image_pixels rollout.max_image_pixels rollout.max_video_pixels
@@ -242,7 +275,7 @@ NOT_NEGATIVE = """
     kl_coefficient balance_coefficient correction.token_cap checkpoint_every keep_checkpoints samples_every optimizer.weight_decay
     optimizer.warmup_updates optimizer.decay_updates lora.rank rollout.gpus_per_engine rollout.max_images
     rollout.max_videos rollout.max_turn_tokens learner.gpus eval.every eval.num_prompts
-    reward_memory_gib reward_cache
+    reward_memory_gib reward_cache teacher.reward_weight teacher.gpus_per_engine
     """.split()
 
 
@@ -267,6 +300,7 @@ def check_config(config: TrainConfig) -> None:
     if (rate := config.optimizer.vision_learning_rate) is not None and not rate >= 0:
         raise ValueError(f"optimizer.vision_learning_rate must be >= 0, got {rate}")
     _check_lora(config)
+    _check_teacher(config)
     for name in ("token_band", "sequence_band"):
         band = getattr(config.correction, name)
         if band is not None and not 0 <= band[0] < 1 < band[1]:
@@ -283,7 +317,7 @@ def check_config(config: TrainConfig) -> None:
             f"max_staleness = {config.max_staleness} has engines generate while the learner trains, but with placement colocated "
             "(rollout.weight_transfer ipc) they sleep then: use max_staleness 0, or placement separate"
         )
-    if config.group_size < 2:
+    if config.group_size < 2 and (config.teacher.model is None or config.teacher.reward_weight):
         raise ValueError(
             f"group_size must be >= 2, got {config.group_size}: an advantage compares a completion with its siblings"
         )
@@ -301,6 +335,27 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(
             f"learner.microbatch_tokens = {learner.microbatch_tokens} cannot hold the longest sequence, "
             f"rollout.max_model_len = {rollout.max_model_len}: raise the one or lower the other"
+        )
+
+
+def _check_teacher(config: TrainConfig) -> None:
+    """`check_config` for what concerns a teacher."""
+    teacher = config.teacher
+    if teacher.model is None:
+        changed = [f.name for f in fields(teacher) if getattr(teacher, f.name) != f.default]
+        if changed:
+            named = f"teacher.{changed[0]} = {getattr(teacher, changed[0])}"
+            raise ValueError(f"{named} without a teacher: name one with teacher.model, or leave it out")
+        return
+    if bool(teacher.gpus_per_engine) != bool(config.rollout.gpus_per_engine):
+        raise ValueError(
+            f"teacher.gpus_per_engine = {teacher.gpus_per_engine} with rollout.gpus_per_engine = "
+            f"{config.rollout.gpus_per_engine}: vLLM is installed for GPUs or for CPUs; give both engines GPUs, or none"
+        )
+    if config.refill_prompts and not teacher.reward_weight:
+        raise ValueError(
+            f"refill_prompts = {config.refill_prompts} sets groups aside whose rewards are equal, and a teacher alone teaches "
+            "these as well as others: leave it out, or give rewards a teacher.reward_weight"
         )
 
 

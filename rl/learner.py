@@ -44,6 +44,7 @@ from rl.batching import (
 )
 from rl.config import TrainConfig
 from rl.corrections import mismatch_weights, scale_gradient
+from rl.distillation import token_advantages
 from rl.learner_metrics import (
     Outcome,
     gap_metrics,
@@ -275,13 +276,13 @@ class Learner:
                 with self.routing.watch() as routed:
                     logprobs_BT, entropies_N = self.forward(batch)
                 own_BT = logprobs_BT.detach() if old is None else old[index].logprobs_BT
-                advantages_B, mask_BT = batch.advantages_B.to(self.device), batch.mask_BT.to(self.device)
+                mask_BT, advantages = batch.mask_BT.to(self.device), self._advantages(batch, logprobs_BT)
                 rollout_BT = batch.rollout_logprobs_BT.to(self.device)
                 # What sampled a token is the old policy: the learner's own, or an older one, of which only the engine tells.
                 old_BT = torch.where(batch.stale_BT.to(self.device), rollout_BT, own_BT)
                 weights_BT = mismatch_weights(old_BT, rollout_BT, mask_BT, self.config.correction)
                 scaled_BT = scale_gradient(logprobs_BT, weights_BT)
-                loss, _ = self.objective(scaled_BT, old_BT, advantages_B, mask_BT, **counts)
+                loss, _ = self.objective(scaled_BT, old_BT, advantages, mask_BT, **counts)
                 if reference_BT is not None:
                     penalty = kl_penalty(logprobs_BT, reference_BT, mask_BT, num_sequences)
                     kl, loss = kl + penalty.item(), loss + self.config.kl_coefficient * penalty
@@ -294,7 +295,7 @@ class Learner:
                 # FSDP2 averages over ranks, whose losses are shares of one sum.
                 (num_ranks() * loss).backward()
             if not batch.idle:
-                outcomes.append(outcome(batch, logprobs_BT, old_BT, weights_BT, entropies_N))
+                outcomes.append(outcome(batch, advantages, logprobs_BT, old_BT, weights_BT, entropies_N))
         whole = gather_outcomes(outcomes)
         report = update_metrics(whole, self.objective, counts)
         if self.config.kl_coefficient:
@@ -302,6 +303,14 @@ class Learner:
         if self.config.balance_coefficient:
             report["policy/expert_imbalance"] = sum(gather(balance))
         return report | self._apply_gradient(whole), whole
+
+    def _advantages(self, batch: Microbatch, logprobs_BT: Tensor) -> Tensor:
+        """[B] of the rewards, or [B, T] where a teacher has a word on every token."""
+        advantages_B = batch.advantages_B.to(self.device)
+        if batch.teacher_logprobs_BT is None:
+            return advantages_B
+        teacher_BT, mask_BT = batch.teacher_logprobs_BT.to(self.device), batch.mask_BT.to(self.device)
+        return token_advantages(advantages_B, logprobs_BT, teacher_BT, mask_BT, self.config.teacher)
 
     def _apply_gradient(self, of: Outcome) -> dict[str, float]:
         """Clips and applies the gradient, or drops it if it is not finite, and says so."""

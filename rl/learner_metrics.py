@@ -26,7 +26,7 @@ class Outcome:
 
     Attributes:
         prompt_ids: [B] whose sequences these are.
-        advantages_B: float32.
+        advantages: [B] float32, or [B, T] where a teacher tells tokens apart.
         mask_BT: bool, response tokens.
         new_BT: Log-probabilities under the weights that the update started from.
         old_BT: Those of the old policy.
@@ -37,7 +37,7 @@ class Outcome:
     """
 
     prompt_ids: Sequence[str]
-    advantages_B: Tensor
+    advantages: Tensor
     mask_BT: Tensor
     new_BT: Tensor
     old_BT: Tensor
@@ -47,11 +47,13 @@ class Outcome:
     entropies_N: Tensor
 
 
-def outcome(batch: Microbatch, new_BT: Tensor, old_BT: Tensor, weights_BT: Tensor, entropies_N: Tensor) -> Outcome:
+def outcome(
+    batch: Microbatch, advantages: Tensor, new_BT: Tensor, old_BT: Tensor, weights_BT: Tensor, entropies_N: Tensor
+) -> Outcome:
     """One microbatch's outcome."""
     return Outcome(
         prompt_ids=batch.prompt_ids,
-        advantages_B=batch.advantages_B,
+        advantages=advantages.cpu(),
         mask_BT=batch.mask_BT,
         new_BT=new_BT.detach().cpu(),
         old_BT=old_BT.cpu(),
@@ -67,7 +69,7 @@ def gather_outcomes(own: Sequence[Outcome]) -> Outcome:
     parts = [part for its in gather(own) for part in its]
     return Outcome(
         prompt_ids=[prompt_id for part in parts for prompt_id in part.prompt_ids],
-        advantages_B=torch.cat([part.advantages_B for part in parts]),
+        advantages=_stack([part.advantages for part in parts]),
         mask_BT=_stack([part.mask_BT for part in parts]),
         new_BT=_stack([part.new_BT for part in parts]),
         old_BT=_stack([part.old_BT for part in parts]),
@@ -80,7 +82,7 @@ def gather_outcomes(own: Sequence[Outcome]) -> Outcome:
 
 def update_metrics(of: Outcome, objective: Objective, counts: Mapping[str, Any]) -> dict[str, float]:
     """The objective's value and its metrics, entropy, and the mismatch between engine and learner."""
-    loss, metrics = objective(of.new_BT, of.old_BT, of.advantages_B, of.mask_BT, **counts)
+    loss, metrics = objective(of.new_BT, of.old_BT, of.advantages, of.mask_BT, **counts)
     report = {f"policy/{name}": float(value) for name, value in metrics.items()}
     report |= {"loss/objective": float(loss), "policy/entropy": float(of.entropies_N.mean())}
     return report | mismatch_metrics(of.old_BT, of.rollout_BT, of.weights_BT, of.mask_BT)
@@ -108,6 +110,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _stack(pieces: Sequence[Tensor]) -> Tensor:
-    """Matrices of different widths under one another, padded with zeros on the right."""
+    """Matrices of different widths under one another, padded with zeros on the right; vectors behind one another."""
+    if pieces[0].dim() == 1:
+        return torch.cat(list(pieces))
     width = max(piece.shape[1] for piece in pieces)
     return torch.cat([pad(piece, (0, width - piece.shape[1])) for piece in pieces])

@@ -24,6 +24,7 @@ from rewards.types import Score, Verifier
 from rl.batching import make_samples
 from rl.checkpoint import LoopState, save_checkpoint, starting_point
 from rl.config import TrainConfig, check_config, plain_config
+from rl.distillation import teacher_metrics
 from rl.evaluate import Evaluator
 from rl.learner_group import LearnerGroup
 from rl.memory import print_memory_plan
@@ -31,6 +32,7 @@ from rl.objectives import Objective, check_objective, choose_objective
 from rl.placement import settle
 from rl.rollouts import Batch, Rollouts, has_variance
 from rl.task_metrics import task_metrics
+from rl.teacher import require_same_vocabulary, start_teacher
 from rl.tracking import Tracker, read_metrics
 from rl.trial import first_prompts, try_reward
 from rl.types import RunStopped
@@ -39,6 +41,7 @@ from rollout.mixture import MixedStream, Stream, open_stream
 from rollout.pool import RolloutPool
 from rollout.prompts import Rows, readable
 from rollout.rendering import fits_context, limit_pixels
+from rollout.teacher import Teacher
 from rollout.types import CannotReplace, sampled_mask, token_versions
 from rollout.weight_transfer import choose_backend
 
@@ -117,7 +120,7 @@ def train(
             batch = _unbroken(config, run, version, partial(run.rollouts.take, step))
             _report_errors(step, batch.scores)
             watch.lap("wait")
-            samples = make_samples(batch.groups, batch.scores, config.advantage, version)
+            samples = make_samples(batch.groups, batch.scores, config.advantage, version, batch.teacher_logprobs)
             _unbroken(config, run, version, run.pool.sleep)  # where engines share the learner's GPUs
             report = run.learner.step(samples)
             _require_agreement(config, step, report.metrics)
@@ -131,10 +134,12 @@ def train(
                 **task_metrics(
                     [group.prompt.task for group in batch.groups], batch.scores, samples, config.num_minibatches
                 ),
+                **(teacher_metrics(batch.groups, batch.teacher_logprobs) if batch.teacher_logprobs else {}),
                 **report.metrics,
                 **sync,
                 **watch.metrics(),
                 **run.pool.metrics(),
+                **(run.teacher.metrics() if run.teacher else {}),
                 "time/elapsed": time.perf_counter() - started,
                 "rollout/prompts_skipped": run.stream.skipped,
                 "policy/version": version,
@@ -167,6 +172,7 @@ class _Run:
     runner: RewardRunner
     learner: LearnerGroup
     pool: RolloutPool
+    teacher: Teacher | None
     rollouts: Rollouts
     evaluator: Evaluator
     tracker: Tracker
@@ -187,9 +193,11 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     """Opens everything, what is cheap and likely to be wrong first; `stack` closes it again."""
     backend = choose_backend(config.rollout, learner_gpus=config.learner.gpus)
     objective = given.objective or choose_objective(config)
-    check_objective(objective)
+    check_objective(objective, by_token=config.teacher.model is not None)
     model = checkpoint or config.model
     processor = limit_pixels(load_processor(model), config.rollout)
+    if config.teacher.model is not None:
+        require_same_vocabulary(processor, config.teacher.model)
     accept = fits_context(
         processor,
         max_model_len=config.rollout.max_model_len,
@@ -229,6 +237,9 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     stack.enter_context(local_ray())
     learner = LearnerGroup(config, model, checkpoint, backend, objective)
     stack.callback(learner.close)
+    teacher = start_teacher(config, model, processor)
+    if teacher is not None:
+        stack.callback(teacher.close)
     adapters_travel = config.lora.sync == "adapter"
     pool = RolloutPool(
         config.model if adapters_travel else model,
@@ -245,7 +256,7 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     pool.connect(learner.connect)
     if adapters_travel:  # the engines have the policy that LoRA starts from
         pool.sync(state.policy_version, learner.sync)
-    rollouts = Rollouts(config, stream, pool, runner, processor, first_step=state.step + 1)
+    rollouts = Rollouts(config, stream, pool, runner, processor, first_step=state.step + 1, teacher=teacher)
     stack.callback(rollouts.close)
     plain = plain_config(config)
     tracker = Tracker(config, plain, state.step)
@@ -256,6 +267,7 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
         runner=runner,
         learner=learner,
         pool=pool,
+        teacher=teacher,
         rollouts=rollouts,
         evaluator=Evaluator(config, held_out, pool, runner),
         tracker=tracker,

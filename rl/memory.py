@@ -333,6 +333,31 @@ def as_table(plan: MemoryPlan) -> Group:
     return Group(table, *verdict)
 
 
+def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -> Group:
+    """What an engine of the teacher takes of each of its GPUs, as a table, and the verdict below.
+
+    Args:
+        config: The run's choices, with a teacher on GPUs.
+        shape: The teacher's.
+        device_gib: Memory of a GPU, in GiB.
+    """
+    from rl.teacher import teacher_rollout  # late: it brings Ray along
+
+    lines, sequences = _engine(replace(config, rollout=teacher_rollout(config)), shape, device_gib * GIB)
+    tokens = config.teacher.max_batched_tokens
+    logits = Line(what="logits", bytes=8.0 * tokens * shape.vocabulary, why=f"8 B × {tokens} tokens × the vocabulary")
+    total, room = sum(line.bytes for line in (*lines, logits)), (1 - HEADROOM) * device_gib * GIB
+    table = Table("teacher", "GiB", "", title=f"a teacher's GPU of {device_gib:.1f} GiB", title_justify="left")
+    for line in (*lines, logits):
+        table.add_row(line.what, gib(line.bytes), f"[dim]{line.why}")
+    verdict = "[green]fits"
+    if sequences < 1:
+        verdict = f"[bold red]does not fit:[/] its cache holds {sequences:.2f} sequences: more teacher.gpus_per_engine"
+    elif total > room:
+        verdict = f"[bold red]does not fit:[/] {gib(total)} GiB of {gib(room)}: a lower teacher.gpu_memory_utilization"
+    return Group(table, verdict)
+
+
 def print_memory_plan(config: TrainConfig, console: Console) -> None:
     """Prints what a run on GPUs will take, before anything starts; warns if that is more than there is, and goes on.
 
@@ -351,5 +376,8 @@ def print_memory_plan(config: TrainConfig, console: Console) -> None:
     device_gib = torch.cuda.get_device_properties(0).total_memory / GIB if measured else ASSUMED_GIB
     plan = plan_memory(config, shape_of(config_json), device_gib=device_gib)
     console.print(as_table(plan))
+    if config.teacher.model is not None:
+        its_json, _ = PreTrainedConfig.get_config_dict(supported_model(config.teacher.model))
+        console.print(plan_teacher(config, shape_of(its_json), device_gib=device_gib))
     if not measured:
         console.print(f"[dim]GPUs taken to have {ASSUMED_GIB:g} GiB: this machine has none to ask")

@@ -2,7 +2,8 @@
 
 An objective takes `(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)` and, by keyword, whichever counts of the *whole*
 minibatch its mean divides by: `num_sequences`, `num_tokens`. So the losses of microbatches, however they are cut, add up to
-the minibatch's. It returns a scalar to minimise and a dict of scalar metrics.
+the minibatch's. It returns a scalar to minimise and a dict of scalar metrics. Advantages are [B], or [B, T] where a teacher has a
+word on every token.
 
 Shapes: B sequences, T token positions.
 """
@@ -119,12 +120,20 @@ def gspo_loss(
     clip_high: float = 4e-4,
     num_sequences: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """GSPO (arXiv 2507.18071, Eq. 5): clips the whole response by its ratio s = exp(mean over tokens of log r)."""
+    """GSPO (arXiv 2507.18071, Eq. 5): clips the whole response by its ratio s = exp(mean over tokens of log r).
+
+    With advantages of single tokens it is GSPO-token (Eq. 13): a ratio of the value s, through which each token's gradient is its
+    own.
+    """
     mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     ratio_B1 = sequence_means(log_ratio_BT, mask_BT).exp()[:, None]
+    by_token = advantages_B.dim() == 2
+    if by_token:
+        ratio_B1 = ratio_B1.detach() * (log_ratio_BT - log_ratio_BT.detach()).exp()
     objective_B1, inside_B1 = _clipped(ratio_B1, advantages_B1, clip_low, clip_high)
     any_token_B1 = mask_BT.any(1, keepdim=True)
-    loss = -torch.where(any_token_B1, objective_B1, 0).sum() / (num_sequences or len(mask_BT))
+    means_B = sequence_means(objective_B1, mask_BT) if by_token else torch.where(any_token_B1, objective_B1, 0)
+    loss = -means_B.sum() / (num_sequences or len(mask_BT))
     return loss, gate_metrics(log_ratio_BT, inside_B1, advantages_B1, mask_BT)
 
 
@@ -211,8 +220,12 @@ def choose_objective(config: TrainConfig) -> Objective:
     return partial(objective, **accepted(objective, given))
 
 
-def check_objective(objective: Objective) -> None:
+def check_objective(objective: Objective, *, by_token: bool = False) -> None:
     """Tries an objective on two small microbatches, so that a mistake shows before anything costly starts.
+
+    Args:
+        objective: To be tried.
+        by_token: Whether it will be given advantages [B, T], as a teacher makes them.
 
     Raises:
         ValueError: If it raises, returns no loss with a gradient, or does not take the counts of the whole minibatch: the
@@ -226,13 +239,17 @@ def check_objective(objective: Objective) -> None:
         )
     logprobs_BT = torch.full((2, 3), -1.0, requires_grad=True)
     mask_BT = torch.tensor([[True, True, False], [True, False, False]])
+    advantages = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 0.0, 0.0]]) if by_token else torch.tensor([1.0, -1.0])
     try:
-        loss, metrics = objective(logprobs_BT, torch.full((2, 3), -1.1), torch.tensor([1.0, -1.0]), mask_BT, **counts)
+        loss, metrics = objective(logprobs_BT, torch.full((2, 3), -1.1), advantages, mask_BT, **counts)
         (gradient_BT,) = torch.autograd.grad(loss, logprobs_BT)
         for value in metrics.values():
             float(value)
     except Exception as error:
-        raise ValueError(f"objective {name!r} failed on a trial batch: {type(error).__name__}: {error}") from error
+        of_tokens = ", with an advantage for each token, as a teacher makes them" if by_token else ""
+        raise ValueError(
+            f"objective {name!r} failed on a trial batch{of_tokens}: {type(error).__name__}: {error}"
+        ) from error
     if not (gradient_BT.isfinite().all() and not gradient_BT[~mask_BT].any() and loss.isfinite()):
         raise ValueError(
             f"objective {name!r} gave loss {loss.item():g} and gradient {gradient_BT.tolist()} on a trial batch: both must be "

@@ -78,6 +78,7 @@ def choices(config: TrainConfig, gpus: Sequence[int]) -> list[Choice]:
     Raises:
         ValueError: As `derive_placement`.
     """
+    gpus = beside_teacher(config, gpus)
     total = sum(gpus)
     if not total:
         raise ValueError(
@@ -93,6 +94,24 @@ def choices(config: TrainConfig, gpus: Sequence[int]) -> list[Choice]:
     for choice in derived:
         _refuse_another(config, choice)
     return derived
+
+
+def beside_teacher(config: TrainConfig, gpus: Sequence[int]) -> list[int]:
+    """GPUs of each node that the teacher's engines leave; they have their own, each engine on one node, on the last nodes first.
+
+    Raises:
+        ValueError: If there is no room for them.
+    """
+    left, width = list(gpus), config.teacher.gpus_per_engine
+    for number in range(config.teacher.num_engines if config.teacher.model is not None and width else 0):
+        node = next((i for i in reversed(range(len(left))) if left[i] >= width), None)
+        if node is None:
+            raise ValueError(
+                f"teacher.num_engines = {config.teacher.num_engines} with teacher.gpus_per_engine = {width}: the nodes, with "
+                f"{', '.join(map(str, gpus))} GPUs, have room for {number}: lower one of the two"
+            )
+        left[node] -= width
+    return left
 
 
 def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Choice]:

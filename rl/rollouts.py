@@ -11,12 +11,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rewards.runner import RewardRunner
 from rewards.types import Score
+from rl.batching import TeacherLogprobs
 from rl.config import TrainConfig
 from rollout.mixture import Stream
 from rollout.pool import RolloutPool, request_seed
 from rollout.rendering import require_same_tokens
+from rollout.teacher import Teacher
 from rollout.types import Group, Prompt, Sampling
 
 
@@ -29,7 +33,8 @@ class Batch:
         scores: [groups][completions].
         num_refills: Groups without variance that were set aside for others.
         seconds_to_generate: From the batch's start until its last completion.
-        seconds_to_score: From then until its last score.
+        seconds_to_score: From then until its last score, and the teacher's last word.
+        teacher_logprobs: [groups][completions] of [T], a teacher's log-probabilities of the completions' tokens; None without one.
     """
 
     groups: Sequence[Group]
@@ -37,6 +42,7 @@ class Batch:
     num_refills: int
     seconds_to_generate: float
     seconds_to_score: float
+    teacher_logprobs: TeacherLogprobs | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -57,6 +63,7 @@ class Rollouts:
         runner: The reward.
         processor: The learner's, to make sure that the engines read prompts as it does.
         first_step: The step that the first batch is for.
+        teacher: Has a word on every completion; None where there is none.
     """
 
     def __init__(
@@ -68,9 +75,10 @@ class Rollouts:
         processor: Any,
         *,
         first_step: int,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.stream, self.pool, self.runner, self.processor = config, stream, pool, runner, processor
-        self._next_step = first_step
+        self._next_step, self._teacher = first_step, teacher
         self._drawing = threading.Lock()
         self._round = 0
         self._pending: dict[int, _Pending] = {}
@@ -145,6 +153,7 @@ class Rollouts:
         drawn, results = list(prompts), dict[int, tuple[Group, list[Score]]]()
         sources = [self.stream.source(prompt) for prompt in prompts]
         refills_left = refills_of_sources(self.config.refill_prompts, sources)
+        told: dict[int, list[np.ndarray]] = {}
 
         async def answer(index: int) -> None:
             nonlocal generated
@@ -152,7 +161,10 @@ class Rollouts:
             group = await self.pool.answer(drawn[index], self._sampling, seeds, policy_version, batch=step)
             generated = time.perf_counter()
             await asyncio.to_thread(require_same_tokens, self.processor, group)
+            teaching = self._teacher.submit(group, batch=step) if self._teacher else None
             scores = await asyncio.wrap_future(self.runner.submit(group))
+            if teaching is not None:
+                told[id(group)] = await asyncio.wrap_future(teaching)
             results[index] = group, scores
             source = sources[index]
             if refills_left[source] and not has_variance(scores):
@@ -172,6 +184,7 @@ class Rollouts:
             num_refills=len(drawn) - len(prompts),
             seconds_to_generate=generated - started,
             seconds_to_score=time.perf_counter() - generated,
+            teacher_logprobs=[told[id(group)] for group, _ in kept] if self._teacher else None,
         )
 
     def _refill(self, drawn: list[Prompt], sources: list[str], source: str, of_round: int) -> int:

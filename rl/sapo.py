@@ -34,7 +34,8 @@ def sapo_loss(
     Args:
         logprobs_BT: Log-probabilities under the policy that learns; may hold anything, infinities included, outside the mask.
         old_logprobs_BT: The same under the policy that sampled; no gradient flows into it.
-        advantages_B: One advantage per sequence, the same for all of its tokens.
+        advantages_B: One advantage per sequence, the same for all of its tokens; or [B, T], one per token, whose sign then chooses
+            that token's temperature.
         mask_BT: True (or 1) at response tokens. A sequence without any contributes nothing.
         tau_pos: Gate temperature where the advantage is positive.
         tau_neg: Gate temperature elsewhere; larger damps negative advantages, the noisier ones, sooner (Eq. 9).
@@ -63,11 +64,15 @@ def sapo_loss(
 def prepare(
     logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What every objective starts from: the mask as bool, log r with gradient, and the advantages as a column [B, 1]."""
+    """What every objective starts from: the mask as bool, log r with gradient, and the advantages as a column [B, 1].
+
+    Advantages of single tokens stay [B, T], 0 outside the mask: like a column, they multiply whatever is [B, T].
+    """
     check_shapes(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     mask_BT = mask_BT.bool()
     log_ratio_BT = masked_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
-    return mask_BT, log_ratio_BT, advantages_B.to(log_ratio_BT.dtype)[:, None]
+    advantages = advantages_B.to(log_ratio_BT.dtype)
+    return mask_BT, log_ratio_BT, advantages[:, None] if advantages.dim() == 1 else advantages.masked_fill(~mask_BT, 0)
 
 
 def sequence_means(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -91,7 +96,7 @@ def gate_metrics(log_ratio_BT: Tensor, weight_BT: Tensor, advantages_B1: Tensor,
     Args:
         log_ratio_BT: log r.
         weight_BT: What the objective multiplies a token's gradient A · r · ∇log π by: 1 lets it pass, 0 cuts it off.
-        advantages_B1: Their signs tell the two halves apart.
+        advantages_B1: Their signs tell the two halves apart; or [B, T].
         mask_BT: True at response tokens.
 
     Returns:
@@ -125,10 +130,11 @@ def gate_weight(ratio: float, tau: float) -> float:
 
 
 def check_shapes(logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor) -> None:
-    """Raises ValueError unless the three matrices agree and there is one advantage per row."""
+    """Raises ValueError unless the three matrices agree and there is one advantage per row, or per token."""
     shapes = [tuple(x.shape) for x in (logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)]
-    if logprobs_BT.dim() != 2 or not shapes[0] == shapes[1] == shapes[3] or shapes[2] != shapes[0][:1]:
+    fits = shapes[2] in (shapes[0][:1], shapes[0])
+    if logprobs_BT.dim() != 2 or not shapes[0] == shapes[1] == shapes[3] or not fits:
         raise ValueError(
-            "logprobs, old_logprobs and mask must be [B, T] and advantages [B], got "
+            "logprobs, old_logprobs, mask and advantages of tokens must be [B, T] and advantages [B], got "
             f"{shapes[0]}, {shapes[1]}, {shapes[3]} and {shapes[2]}"
         )

@@ -31,6 +31,7 @@ class Sample:
         stale_mask: [L] bool, True at tokens that an older policy than the learner's has sampled; None if nowhere.
         routed_experts: [L, layers, top_k] int16, the experts that the engine chose, −1 where it does not say; None if nowhere.
         videos: Videos (`rollout.types.Video`), likewise.
+        teacher_logprobs: [L] float32, the teacher's log-probability of each chosen token; 0 elsewhere; None without a teacher.
     """
 
     prompt_id: str
@@ -42,6 +43,7 @@ class Sample:
     stale_mask: np.ndarray | None = None
     routed_experts: np.ndarray | None = None
     videos: Sequence[Any] = ()
+    teacher_logprobs: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,6 +61,7 @@ class Microbatch:
         vision: The images and videos, each distinct one once; None for text only.
         prompt_ids: [B] whose sequences these are, to name in errors.
         experts_BLKk: int16, the experts that the engine chose in each of K layers, −1 where unknown; None if everywhere.
+        teacher_logprobs_BT: float32, the teacher's log-probabilities of the next tokens; None without a teacher.
         idle: Not to learn from: it keeps a rank that has run out of sequences in step with the others.
     """
 
@@ -72,6 +75,7 @@ class Microbatch:
     vision: VisionInputs | None
     prompt_ids: Sequence[str]
     experts_BLKk: Tensor | None = None
+    teacher_logprobs_BT: Tensor | None = None
     idle: bool = False
 
 

@@ -14,7 +14,7 @@ import psutil
 
 from rollout.config import ENGINE_RANKS, RolloutConfig
 from rollout.gate import Gate
-from rollout.outputs import as_response
+from rollout.outputs import as_reading, as_response
 from rollout.rendering import engine_media, limit_pixels, pixel_options, render
 from rollout.shared_segments import remove_unmapped, segments_of, wait_until_ended
 from rollout.types import EngineFailed, Request, Response, Sampling
@@ -43,6 +43,8 @@ class RolloutEngine:
         policy_version: The version of the weights in `model`.
         lora_rank: Of the adapters that will come in place of weights; 0 where weights will come.
         tell_experts: Whether completions are to carry the experts that a MoE chose; on GPUs alone.
+        teaches: For a teacher, which reads and draws nothing (`Sampling.max_tokens` 0): the policy that it reads after. Prompts are
+            rendered with that one's processor, whatever the teacher's own chat template and pixel limits say.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RolloutEngine:
         policy_version: int,
         lora_rank: int = 0,
         tell_experts: bool = False,
+        teaches: str | Path | None = None,
     ) -> None:
         from transformers import AutoProcessor
         from vllm import AsyncEngineArgs
@@ -64,15 +67,17 @@ class RolloutEngine:
         self.config = config
         self.policy_version = self._initial_version = policy_version
         self._bias = dict.fromkeys(banned_ids, BAN)
-        self._processor = limit_pixels(AutoProcessor.from_pretrained(model), config)
+        self._processor = limit_pixels(AutoProcessor.from_pretrained(teaches or model), config)
         args = AsyncEngineArgs(
             model=str(model),
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             # A seeded request whose prompt is prefilled in pieces kills vLLM's CPU worker: a prompt that the step has no more room
-            # for waits for the next.
-            max_num_batched_tokens=max(config.max_batched_tokens, config.max_model_len),
-            enable_chunked_prefill=bool(config.gpus_per_engine),
+            # for waits for the next. A teacher has no seeds, and takes memory for the logits of all tokens that it reads at once.
+            max_num_batched_tokens=config.max_batched_tokens
+            if teaches
+            else max(config.max_batched_tokens, config.max_model_len),
+            enable_chunked_prefill=bool(teaches or config.gpus_per_engine),
             max_num_seqs=config.max_running,
             tensor_parallel_size=max(1, config.gpus_per_engine),
             # Left to itself vLLM would start actors of Ray for its workers, which nobody would end.
@@ -88,6 +93,7 @@ class RolloutEngine:
             weight_transfer_config=WeightTransferConfig(backend=backend),
             **_lora_options(lora_rank),
             enable_return_routed_experts=tell_experts,
+            worker_extension_cls="rollout.reading_worker.ReadsAsSampled" if teaches else "",
             disable_log_stats=True,
             use_tqdm_on_load=False,
             seed=0,
@@ -97,6 +103,10 @@ class RolloutEngine:
         self._cut_requests: set[str] = set()
         self._entrance = Gate()
         self._llm = AsyncLLM.from_engine_args(args)
+        self._reads: asyncio.Future[Any] | None = None
+        if teaches:
+            as_sampled = (list(banned_ids), config.temperature)
+            self._reads = asyncio.ensure_future(self._llm.collective_rpc("read_as_sampled", args=as_sampled))
 
     async def generate(
         self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
@@ -117,6 +127,11 @@ class RolloutEngine:
             EngineFailed: If vLLM has died.
         """
         self._require_version(policy_version)
+        if not sampling.max_tokens:
+            assert self._reads is not None, (
+                "only a teacher's engine tells log-probabilities as they would be sampled from"
+            )
+            await self._reads
         inputs = self._render(request)
         running = [asyncio.ensure_future(self._respond(index, inputs, sampling, seed)) for index, seed in seeds.items()]
         try:
@@ -164,6 +179,10 @@ class RolloutEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        if not sampling.max_tokens:
+            # vLLM draws one token at least, which nobody looks at.
+            only_reads = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
+            return SamplingParams(**only_reads, output_kind=RequestOutputKind.FINAL_ONLY)
         return SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -184,6 +203,8 @@ class RolloutEngine:
             reason = output.outputs[0].finish_reason
             if reason == "abort" and not is_cut:
                 return None
+            if reason != "error" and not sampling.max_tokens:
+                return as_reading(index, output, version=version)
             if reason != "error":
                 return as_response(index, output, asked_version=version, first_version=self._initial_version)
         raise RuntimeError(f"vLLM ended a request {ATTEMPTS} times with an error of its own; its log has more")

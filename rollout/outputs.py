@@ -44,6 +44,33 @@ def as_response(index: int, output: RequestOutput, *, asked_version: int, first_
     )
 
 
+def as_reading(index: int, output: RequestOutput, *, version: int) -> Response:
+    """vLLM's output of a request that was to be read: how likely it found each token after those before.
+
+    Args:
+        index: As in `as_response`.
+        output: Finished, with the log-probabilities of its prompt.
+        version: Of the weights.
+
+    Raises:
+        RuntimeError: If not all tokens have one.
+    """
+    token_ids, told = output.prompt_token_ids, output.prompt_logprobs or []
+    if len(told) != len(token_ids):
+        raise RuntimeError(
+            f"vLLM read {len(told)} of {len(token_ids)} tokens: it took longer than rollout.request_timeout, or has aborted"
+        )
+    logprobs = [0.0, *(step[token].logprob for step, token in zip(told[1:], token_ids[1:], strict=True) if step)]
+    completion = Completion(
+        text="",
+        token_ids=np.array(token_ids, np.int32),
+        logprobs=np.array(logprobs, np.float32),
+        finish_reason="length",
+        policy_version=version,
+    )
+    return Response(index=index, completion=completion, prompt_token_ids=completion.token_ids)
+
+
 def _token_versions(output: RequestOutput, first_version: int) -> np.ndarray:
     """[T] the version that sampled each token."""
     (sampled,) = output.outputs

@@ -44,6 +44,7 @@ class RolloutPool:
         tell_experts: Whether completions are to carry the experts that a MoE chose; on GPUs alone.
         episodes: Makes what plays episodes with the engines; None where prompts are answered in one turn.
         gpus: Of the learner's ranks, where engines share them; empty where they have their own, or none.
+        teaches: As `RolloutEngine` has it.
 
     Raises:
         ValueError: If the Ray cluster has too few CPUs or GPUs for the engines.
@@ -62,6 +63,7 @@ class RolloutPool:
         tell_experts: bool = False,
         episodes: Callable[[Dispatcher], Episodes] | None = None,
         gpus: Sequence[Gpu] = (),
+        teaches: str | Path | None = None,
     ) -> None:
         self.config = config
         require_room(cluster_nodes(), config)
@@ -71,6 +73,7 @@ class RolloutPool:
             "policy_version": policy_version,
             "lora_rank": lora_rank,
             "tell_experts": tell_experts,
+            "teaches": teaches,
         }
         self._gpus, self._make_episodes = gpus, episodes
         self._loop = asyncio.new_event_loop()

@@ -112,6 +112,13 @@ def expand_media(
     return np.concatenate([*parts, tokens[start:]]).astype(np.int32)
 
 
+def collapse_images(processor: ProcessorMixin, token_ids: np.ndarray) -> np.ndarray:
+    """Undoes `expand_media` where there are images alone, each of which stands between markers: one placeholder for each."""
+    is_image = token_ids == processor.image_token_id
+    is_first = is_image & ~np.concatenate([[False], is_image[:-1]])
+    return token_ids[~is_image | is_first]
+
+
 def _video_tokens(processor: ProcessorMixin, video: Video, count: int) -> list[int]:
     """For each two frames the time in words, and their tokens between start and end of vision; `count` is over all of them."""
     times = patch_times(video, processor.video_processor.temporal_patch_size)

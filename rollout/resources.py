@@ -113,6 +113,30 @@ def require_room(nodes: Sequence[Node], config: RolloutConfig, *, learner_gpus: 
     )
 
 
+def require_room_for_both(
+    nodes: Sequence[Node], student: RolloutConfig, teacher: RolloutConfig, *, learner_gpus: int = 0
+) -> None:
+    """Refuses a student's and a teacher's engines that the nodes have no room for together; each alone, `require_room` checks.
+
+    Args:
+        nodes: What there is.
+        student: The engines that sample.
+        teacher: Those that read.
+        learner_gpus: GPUs that the learner has for itself; 0 where the student's engines share them.
+
+    Raises:
+        ValueError: Says what Ray has, and what is asked.
+    """
+    both = (student, teacher)
+    cpus = sum(engines.num_engines * engines.threads_per_engine for engines in both)
+    gpus = learner_gpus + sum(engines.num_engines * engines.gpus_per_engine for engines in both)
+    if cpus > sum(node.cpus for node in nodes) or gpus > sum(node.gpus for node in nodes):
+        raise ValueError(
+            f"the engines of student and teacher, and the learner, take {cpus} CPUs and {gpus} GPUs; Ray has {describe(nodes)}: "
+            "lower rollout.num_engines or teacher.num_engines, or what one of them takes"
+        )
+
+
 def describe(nodes: Sequence[Node]) -> str:
     """The nodes in words."""
     return "; ".join(f"node {node.name}: {node.cpus} CPUs, {node.gpus} GPUs" for node in nodes) or "no node"

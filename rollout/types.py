@@ -259,7 +259,9 @@ class Sampling:
     evaluation, where published figures were measured with them; a completion's `logprobs` are then of what was drawn from.
 
     Attributes:
-        max_tokens: The longest response, in tokens, the end token included.
+        max_tokens: The longest response, in tokens, the end token included. 0 draws none: a teacher's engine reads, and answers
+            with all that it has read as the completion's `token_ids` [L], and its log-probability of each as `logprobs` [L], 0 for
+            the first.
         temperature: Divides the logits; 0 is greedy decoding.
         top_p: Only the likeliest tokens that together have this probability are drawn from; 1: all.
         top_k: Only so many of the likeliest tokens are drawn from; 0: all.

@@ -30,7 +30,15 @@ from rollout.weight_transfer import SharedMemorySender, WeightSource
 class EngineThread:
     """One `RolloutEngine` without Ray. As an `EngineClient` it takes weight updates from a sender in the test's process."""
 
-    def __init__(self, model: Path, config: RolloutConfig, *, policy_version: int = 0, lora_rank: int = 0) -> None:
+    def __init__(
+        self,
+        model: Path,
+        config: RolloutConfig,
+        *,
+        policy_version: int = 0,
+        lora_rank: int = 0,
+        teaches: Path | None = None,
+    ) -> None:
         os.environ.update(engine_environment(config, model))
         self.next_version = policy_version
         self._loop = asyncio.new_event_loop()
@@ -45,6 +53,7 @@ class EngineThread:
                 banned_ids=banned,
                 policy_version=policy_version,
                 lora_rank=lora_rank,
+                teaches=teaches,
             )
 
         self.engine = self._run(start())

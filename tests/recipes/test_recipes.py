@@ -21,6 +21,7 @@ from policies.small import small_processor
 from recipes import sapo_minimal
 from recipes.custom_reward import CustomReward, my_reward
 from recipes.digit_sums import DigitSums, sum_is_right
+from recipes.distill import Distill
 from recipes.easy_vqa import EasyVqa
 from rewards.loading import load_reward
 from rl.batching import make_samples
@@ -37,7 +38,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after imp
 ROOT = Path(__file__).parents[2]
 TRAIN_NOTHING = {"evaluate", "measure_pass_rate"}  # tested in test_asking.py
 RECIPES = sorted({path.stem for path in (ROOT / "recipes").glob("[a-z]*.py")} - TRAIN_NOTHING)
-TRAINED_BY_TRAIN = ["custom_reward", "digit_sums", "easy_vqa", "general_rl", "guess_number", "reasoning_rl", "zoom"]
+TRAINED_BY_TRAIN = [
+    "custom_reward",
+    "digit_sums",
+    "distill",
+    "easy_vqa",
+    "general_rl",
+    "guess_number",
+    "reasoning_rl",
+    "zoom",
+]
 RESUMABLE = [*TRAINED_BY_TRAIN, "thinking_with_images"]
 PICTURE = Image.new("RGB", (192, 64))
 SUM = Prompt(
@@ -169,7 +179,7 @@ def test_bad_value_in_a_process_of_its_own_neither_shows_a_traceback_nor_loads_t
     assert done.stderr == "error: tau_neg must be > 0, got 0.0\n"
 
 
-@pytest.mark.parametrize("kind", [DigitSums, EasyVqa, CustomReward])
+@pytest.mark.parametrize("kind", [DigitSums, EasyVqa, CustomReward, Distill])
 def test_choices_of_a_recipe_pass_their_own_check(kind: type[TrainConfig]) -> None:
     check_config(kind())
 

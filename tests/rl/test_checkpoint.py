@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rl.checkpoint import LoopState, find_checkpoint, list_checkpoints, load_loop_state, save_checkpoint, starting_point
-from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig, plain_config
+from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TeacherConfig, TrainConfig, plain_config
 
 CONFIG = TrainConfig(model="small")
 
@@ -188,3 +189,21 @@ def test_choices_of_a_recipe_that_came_or_went_are_differences_too(tmp_path: Pat
 )
 def test_choices_that_do_not_change_what_is_learnt_may_change(tmp_path: Path, changed: dict):
     assert load_loop_state(save(tmp_path, 5), plain_config(replace(CONFIG, **changed))).step == 5
+
+
+def test_a_checkpoint_from_before_an_option_was_there_has_its_default(tmp_path: Path):
+    folder = save(tmp_path, 5)
+    old = json.loads((folder / "loop.json").read_text())
+    del old["config"]["teacher"], old["config"]["learner"]["offload"], old["config"]["kl_coefficient"]
+    (folder / "loop.json").write_text(json.dumps(old))
+    assert load_loop_state(folder, plain_config(CONFIG)).step == 5
+    with pytest.raises(ValueError, match=r"kl_coefficient = 0.1 \(was 0.0\), teacher.coefficient = 2.0 \(was 1.0\)"):
+        changed = replace(CONFIG, kl_coefficient=0.1, teacher=TeacherConfig(model="large", coefficient=2.0))
+        load_loop_state(folder, plain_config(changed))
+
+
+def test_another_folder_for_the_teacher_goes_on_and_another_weight_of_its_word_does_not(tmp_path: Path):
+    folder = save(tmp_path, 5)
+    assert load_loop_state(folder, plain_config(replace(CONFIG, teacher=TeacherConfig(model="moved")))).step == 5
+    with pytest.raises(ValueError, match=r"teacher.reward_weight = 1.0 \(was 0.0\)"):
+        load_loop_state(folder, plain_config(replace(CONFIG, teacher=TeacherConfig(model="moved", reward_weight=1.0))))

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TrainConfig, check_config, plain_config
+from rl.config import (
+    LearnerConfig,
+    LoraConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    TrainConfig,
+    check_config,
+    plain_config,
+)
 from rollout.config import RolloutConfig
 
 CONFIG = TrainConfig(model="small")
@@ -190,3 +198,32 @@ def test_options_that_do_not_go_together_are_refused_with_the_remedy(changes: di
     nested = {n: replace(getattr(config, n), **c) for n, c in changes.items() if isinstance(c, dict)}
     with pytest.raises(ValueError, match=message):
         check_config(replace(config, **{**changes, **nested}))
+
+
+TEACHER = TeacherConfig(model="large")
+
+
+def test_without_a_teacher_its_options_are_refused_instead_of_ignored():
+    expected = "teacher.coefficient = 2.0 without a teacher: name one with teacher.model, or leave it out"
+    assert refusal(teacher__coefficient=2.0) == expected
+
+
+def test_a_teacher_alone_compares_no_siblings_and_takes_groups_of_one():
+    check_config(replace(CONFIG, teacher=TEACHER, group_size=1))
+    assert refusal(teacher=replace(TEACHER, reward_weight=0.5), group_size=1).startswith("group_size must be >= 2")
+
+
+def test_a_teacher_alone_has_no_use_for_refills():
+    assert refusal(teacher=TEACHER, refill_prompts=4).startswith("refill_prompts = 4 sets groups aside whose rewards")
+    check_config(replace(CONFIG, teacher=replace(TEACHER, reward_weight=0.5), refill_prompts=4))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(1, 0), (0, 1)])
+def test_a_teacher_on_another_kind_of_device_than_the_student_is_refused_with_both_counts(student: int, teacher: int):
+    told = refusal(teacher=replace(TEACHER, gpus_per_engine=teacher), rollout__gpus_per_engine=student)
+    assert told.startswith(f"teacher.gpus_per_engine = {teacher} with rollout.gpus_per_engine = {student}: vLLM is")
+
+
+def test_the_numbers_of_a_teacher_are_checked_like_others():
+    assert refusal(teacher=replace(TEACHER, coefficient=0.0)) == "teacher.coefficient must be > 0, got 0.0"
+    assert refusal(teacher=replace(TEACHER, reward_weight=-1.0)) == "teacher.reward_weight must be >= 0, got -1.0"

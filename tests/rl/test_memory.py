@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from policies.shapes import PUBLISHED
-from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TrainConfig
-from rl.memory import GIB, MemoryPlan, as_table, image_tokens, plan_memory
+from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig
+from rl.memory import GIB, MemoryPlan, as_table, image_tokens, plan_memory, plan_teacher
 from rollout.config import RolloutConfig
 
 
@@ -150,3 +150,20 @@ def test_the_table_has_every_line_and_the_verdict():
     told = console.export_text()
     for words in ("learner, at its peak", "AdamW's moments", "key-value cache", "fits"):
         assert words in told
+
+
+def test_a_teacher_that_has_too_few_gpus_is_told_so_and_the_logits_that_it_reads_are_counted():
+    def verdict(width: int, **options) -> str:
+        teacher = TeacherConfig(model="large", gpus_per_engine=width, **options)
+        rollout = RolloutConfig(gpus_per_engine=1, max_model_len=20480, max_tokens=16384)
+        console = Console(file=StringIO(), width=150)
+        config = TrainConfig(model="small", rollout=rollout, teacher=teacher)
+        console.print(plan_teacher(config, PUBLISHED["32B"], device_gib=80))
+        return console.file.getvalue()
+
+    assert "fits" in verdict(4) and "does not fit" not in verdict(4)
+    assert "does not fit: its cache holds 0." in verdict(1)
+    assert "more teacher.gpus_per_engine" in verdict(1)
+    # 8 B × 16,384 tokens × 151,936 words = 18.5 GiB, beyond the 85 % that the engine takes.
+    assert "18.5" in verdict(4, max_batched_tokens=16384)
+    assert "a lower teacher.gpu_memory_utilization" in verdict(4, max_batched_tokens=16384)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import rl.placement
-from rl.config import LearnerConfig, TrainConfig, check_config
+from rl.config import LearnerConfig, TeacherConfig, TrainConfig, check_config
 from rl.placement import as_table, choices, derive_placement, settle
 from rollout.config import RolloutConfig
 
@@ -104,3 +104,26 @@ def test_what_is_derived_is_printed_with_its_reason(monkeypatch: pytest.MonkeyPa
     assert (made.learner.gpus, made.rollout.num_engines) == (2, 6)
     assert as_table(choices(config("separate"), [8])).row_count == 4
     assert settle(made) == made, "what has been derived is derived again, as a resume does"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "placement", "expected"),
+    [
+        ([8], "separate", (1, 3)),  # 4 are the teacher's; of the others one learns
+        ([8], "colocated", (4, 4)),
+        ([8, 4], "colocated", (8, 8)),  # the teacher is on the last node
+        ([8, 3], "colocated", (7, 7)),  # which has no room for it here
+    ],
+)
+def test_a_teacher_has_gpus_of_its_own(gpus: list[int], placement: str, expected: tuple[int, int]) -> None:
+    asked = replace(config(placement), teacher=TeacherConfig(model="large", gpus_per_engine=4))
+    made = derive_placement(asked, gpus)
+    assert (made.learner.gpus, made.rollout.num_engines) == expected
+
+
+def test_a_teacher_that_no_node_has_room_for_is_refused_with_what_there_is() -> None:
+    asked = replace(config("colocated"), teacher=TeacherConfig(model="large", num_engines=3, gpus_per_engine=4))
+    with pytest.raises(
+        ValueError, match=r"teacher.num_engines = 3 with .*per_engine = 4: the nodes, with 8, 2 GPUs, have room for 2"
+    ):
+        derive_placement(asked, [8, 2])

@@ -72,6 +72,20 @@ class FakeRunner:
         return future
 
 
+class FakeTeacher:
+    """Says of every token of prompt p7 that its log-probability is −7."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str]] = []
+
+    def submit(self, group: Group, *, batch: int = 0) -> Future[list[np.ndarray]]:
+        self.asked.append((batch, group.prompt.id))
+        future: Future[list[np.ndarray]] = Future()
+        said = -float(group.prompt.id.removeprefix("p"))
+        future.set_result([np.full(len(completion.token_ids), said) for completion in group.completions])
+        return future
+
+
 @pytest.fixture
 def make() -> Iterator[Callable[..., tuple[Rollouts, FakePool, PromptStream]]]:
     """Builds rollouts of four prompts a step, two completions each, over twelve prompts."""
@@ -82,13 +96,15 @@ def make() -> Iterator[Callable[..., tuple[Rollouts, FakePool, PromptStream]]]:
         delay: Callable[[Prompt], float] = lambda prompt: 0.0,
         flat: Sequence[str] = (),
         prompts=PROMPTS,
+        teacher: FakeTeacher | None = None,
         **choices: int,
     ) -> tuple[Rollouts, FakePool, PromptStream]:
         pool = FakePool(delay)
         pools.append(pool)
         config = TrainConfig(model="m", prompts_per_step=4, group_size=2, **choices)
         stream = open_stream(prompts, batch_size=4, num_minibatches=config.num_minibatches, seed=0)
-        return Rollouts(config, stream, pool, FakeRunner(flat), PROCESSOR, first_step=1), pool, stream
+        rollouts = Rollouts(config, stream, pool, FakeRunner(flat), PROCESSOR, first_step=1, teacher=teacher)
+        return rollouts, pool, stream
 
     yield build
     for pool in pools:
@@ -229,6 +245,24 @@ def test_refills_that_do_not_divide_go_to_the_largest_remainders():
     # 3 · 5/8 is 1.875, 3 · 2/8 is .75 and 3 · 1/8 is .375.
     assert refills_of_sources(3, [*"aaaaabbc"]) == {"a": 2, "b": 1, "c": 0}
     assert refills_of_sources(7, [""] * 4) == {"": 7}
+
+
+def test_each_group_that_is_kept_has_its_own_word_of_the_teacher(make):
+    order, teacher = in_order(), FakeTeacher()
+    rollouts, _, _ = make(refill_prompts=8, flat=order[1:2], teacher=teacher)
+    rollouts.start(0, last_step=9)
+    batch = rollouts.take(1)
+    assert ids(batch.groups) == [order[0], order[2], order[3], order[4]]
+    assert sorted(teacher.asked) == sorted((1, name) for name in order[:5])
+    for group, told in zip(batch.groups, batch.teacher_logprobs, strict=True):
+        assert [len(its) for its in told] == [len(completion.token_ids) for completion in group.completions]
+        assert {float(value) for its in told for value in its} <= {-float(group.prompt.id.removeprefix("p"))}
+
+
+def test_without_a_teacher_a_batch_has_no_word_of_one(make):
+    rollouts, _, _ = make()
+    rollouts.start(0, last_step=9)
+    assert rollouts.take(1).teacher_logprobs is None
 
 
 def test_when_the_bound_is_reached_the_step_learns_from_what_there_is(make):

@@ -6,7 +6,7 @@ import pytest
 
 from rollout.config import RolloutConfig
 from rollout.remote_engine import engine_environment, engine_options
-from rollout.resources import Gpu, Node, most_engines, require_room
+from rollout.resources import Gpu, Node, most_engines, require_room, require_room_for_both
 
 
 def node(cpus: int, gpus: int = 0, name: str = "10.0.0.1") -> Node:
@@ -79,3 +79,15 @@ def test_an_engine_of_a_local_folder_asks_no_hub(tmp_path) -> None:
     assert engine_environment(RolloutConfig(), tmp_path)["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in engine_environment(RolloutConfig(), "Qwen/Qwen3-VL-2B-Instruct")
     assert "VLLM_CPU_KVCACHE_SPACE" not in engine_environment(RolloutConfig(gpus_per_engine=1), tmp_path)
+
+
+def test_a_teachers_engines_need_room_beside_the_students():
+    one, on_gpus = RolloutConfig(), RolloutConfig(num_engines=2, gpus_per_engine=2)
+    require_room_for_both([node(2)], one, one)
+    with pytest.raises(
+        ValueError, match=r"take 2 CPUs and 0 GPUs; Ray has node 10.0.0.1: 1 CPUs, 0 GPUs: lower rollout"
+    ):
+        require_room_for_both([node(1)], one, one)
+    require_room_for_both([node(64, 8), node(64, 2)], on_gpus, on_gpus, learner_gpus=2)
+    with pytest.raises(ValueError, match="take 4 CPUs and 11 GPUs"):
+        require_room_for_both([node(64, 8), node(64, 2)], on_gpus, on_gpus, learner_gpus=3)
