@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import TrainConfig, plain_config
+from rl.sft_config import SftConfig
 
 LOOP_FILE = "loop.json"
 
@@ -76,7 +77,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted((path for path in found if (path / LOOP_FILE).is_file()), key=lambda path: int(path.name[5:]))
 
 
-def starting_point(config: TrainConfig) -> tuple[Path | None, LoopState]:
+def starting_point(config: TrainConfig | SftConfig) -> tuple[Path | None, LoopState]:
     """The checkpoint to go on from, if any, and the loop's state there.
 
     Raises:
@@ -152,7 +153,7 @@ def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:
 
 FREE_TO_CHANGE = frozenset(
     """
-    run_dir steps resume checkpoint_every keep_checkpoints samples_every wandb eval reward_workers reward_timeout model
+    run_dir steps resume checkpoint_every keep_checkpoints samples_every wandb eval eval_every reward_workers reward_timeout model
     cold_start learner.threads learner.gpus learner.cpu_ranks learner.offload learner.microbatch_tokens learner.packing lora.sync
     learner.gradient_checkpointing placement rollout.num_engines rollout.gpus_per_engine rollout.threads_per_engine
     rollout.kv_cache_gib rollout.max_running rollout.engine_timeout rollout.request_timeout rollout.start_timeout
