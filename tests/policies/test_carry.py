@@ -31,9 +31,14 @@ from policies.inputs import encode_image
 from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.logprobs import token_logprobs
 from policies.small import save_small_policy, small_tokenizer
-from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
+from rewards import Score
+from rl.batching import make_samples
+from rl.config import LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
 from rl.types import Sample
+from rollout import Prompt
+from rollout.types import Sampling
+from tests.engines import EngineThread
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,
@@ -250,3 +255,25 @@ def test_a_source_without_a_chat_template_is_refused(tmp_path: Path):
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template: set tokenizer.chat_template"):
         carry(language_model("qwen3"), tokenizer, tmp_path)
+
+
+@pytest.mark.engine
+def test_vllm_gives_a_carried_policy_the_learners_log_probabilities(tmp_path: Path):
+    sizes = SIZES | {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on CPUs takes no smaller heads
+    torch.manual_seed(0)
+    folder = carry(LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)), language_tokenizer(), tmp_path)
+    rollout = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, kv_cache_gib=0.25)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = [{"type": "image"}, {"type": "text", "text": "sum?"}]
+    asked = Prompt(id="a", messages=[{"role": "user", "content": content}], images=[Image.fromarray(noise)])
+    engine = EngineThread(folder, rollout)
+    try:
+        [group] = engine.generate([asked], Sampling(temperature=1.0, max_tokens=24))
+    finally:
+        engine.close()
+    [samples] = make_samples([group], [[Score(reward=0.0)] * len(group.completions)])
+    learner = Learner(TrainConfig(model=str(folder), rollout=rollout, learner=LearnerConfig(dtype="float32")), folder)
+    [batch] = learner.make_microbatches(samples)
+    [found_BT] = learner.old_logprobs([batch])
+    assert batch.mask_BT.sum() > 30
+    torch.testing.assert_close(found_BT, batch.rollout_logprobs_BT, rtol=0, atol=1e-4)
