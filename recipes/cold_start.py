@@ -64,7 +64,7 @@ class ColdStart:
     batch_size: int = 32
     """Prompts of each update."""
     learning_rate: float | None = None
-    """Peak learning rate; it rises over the first twentieth of the updates and stays. Default: 1e-3 for small, else 2e-5."""
+    """Peak learning rate; it rises over 10 updates (small: a twentieth of all) and stays. Default: 1e-3 for small, else 2e-5."""
     vision_learning_rate: float | None = None
     """Peak learning rate of the vision tower; default: learning_rate. A tower that is new, before carried weights, takes 1e-3."""
     max_tokens: int = 4096
@@ -170,7 +170,6 @@ def choices(config: ColdStart) -> SftConfig:
             vision_learning_rate=config.vision_learning_rate,
             betas=(0.9, 0.98),
             weight_decay=0.01,
-            warmup_updates=max(1, config.steps // 20),
         ),
         lora=config.lora,
         learner=config.learner,

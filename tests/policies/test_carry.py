@@ -262,7 +262,7 @@ def test_vllm_gives_a_carried_policy_the_learners_log_probabilities(tmp_path: Pa
     sizes = SIZES | {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on CPUs takes no smaller heads
     torch.manual_seed(0)
     folder = carry(LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)), language_tokenizer(), tmp_path)
-    rollout = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, kv_cache_gib=0.25)
+    rollout = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, kv_cache_gib=1)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     content = [{"type": "image"}, {"type": "text", "text": "sum?"}]
     asked = Prompt(id="a", messages=[{"role": "user", "content": content}], images=[Image.fromarray(noise)])
