@@ -31,7 +31,7 @@ def load_policy(path_or_name: Path | str, *, dtype: torch.dtype, device: torch.d
         ValueError: No such model, a model of another family, weights that do not fit the config, or square experts.
     """
     name = supported_model(path_or_name)
-    with _quiet():
+    with quiet():
         try:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=dtype, attn_implementation="sdpa", ignore_mismatched_sizes=True, output_loading_info=True
@@ -144,7 +144,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences transformers' progress bar and loading report, and restores both; a download keeps its bar."""
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     download_bars = not are_progress_bars_disabled()

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
@@ -92,7 +93,7 @@ def small_config(kind: Kind, **text: Any) -> Qwen3VLConfig | Qwen3VLMoeConfig:
     config_class = Qwen3VLMoeConfig if kind == "moe" else Qwen3VLConfig
     return config_class(
         text_config=text_config,
-        vision_config=_vision_config(out_hidden_size=text_config["hidden_size"]),
+        vision_config=small_vision_config(out_hidden_size=text_config["hidden_size"]),
         image_token_id=TOKEN_IDS["<|image_pad|>"],
         video_token_id=TOKEN_IDS["<|video_pad|>"],
         vision_start_token_id=TOKEN_IDS["<|vision_start|>"],
@@ -126,7 +127,8 @@ def _text_config(kind: Kind) -> dict[str, Any]:
     return config
 
 
-def _vision_config(out_hidden_size: int) -> dict[str, Any]:
+def small_vision_config(out_hidden_size: int) -> dict[str, Any]:
+    """Describes the small vision tower, before a language model of `out_hidden_size`."""
     return {
         "depth": 4,
         "hidden_size": 128,
@@ -169,8 +171,15 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def small_processor() -> Qwen3VLProcessor:
-    """Tokenizer, chat template, image and video processor of the small policy."""
+def small_processor(
+    tokenizer: PreTrainedTokenizerBase | None = None, chat_template: str = CHAT_TEMPLATE
+) -> Qwen3VLProcessor:
+    """Tokenizer, chat template, image and video processor of the small vision tower.
+
+    Args:
+        tokenizer: One that knows the vision tokens; default: the small policy's.
+        chat_template: Renders messages, images and videos.
+    """
     vision = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
     normalization = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return Qwen3VLProcessor(
@@ -184,8 +193,8 @@ def small_processor() -> Qwen3VLProcessor:
             **vision,
             **normalization,
         ),
-        tokenizer=small_tokenizer(),
-        chat_template=CHAT_TEMPLATE,
+        tokenizer=tokenizer or small_tokenizer(),
+        chat_template=chat_template,
     )
 
 

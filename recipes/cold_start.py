@@ -1,7 +1,10 @@
-"""Makes a small Qwen3-VL and teaches it an answer format by supervised learning; RL starts from its partial skill.
+"""Teaches a policy an answer format, or how to reason, by supervised learning; RL starts from its partial skill.
 
-The recipes that train by RL do this by themselves; `--model FOLDER` hands them a policy made here. Nothing is rewarded
-in supervised learning, so there is no --reward.
+    python -m recipes.cold_start                                    the small policy and its start, as the other recipes make it
+    python -m recipes.cold_start --model FOLDER --data rows.jsonl --reasoning solution      any policy, any data
+
+The recipes that train by RL take what is made here by `--model FOLDER`. Nothing is rewarded in supervised learning, so there is
+no --reward.
 """
 
 from __future__ import annotations
@@ -9,65 +12,168 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from rl.cli import main
-from rl.config import ColdStartConfig
+from rl.config import ColdStartConfig, LearnerConfig, LoraConfig, OptimizerConfig, WandbMode
+from rl.sft_config import SftConfig
+
+if TYPE_CHECKING:
+    from rollout.prompts import Prompts
+
+SMALL = LearnerConfig(dtype="float32", threads=2)
+SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColdStart:
-    """What to make and what to teach."""
+    """What to teach, and to whom."""
 
+    model: str = "small"
+    """A folder or hub name; small makes the small policy first, and keeps the result under the hash of what made it."""
     kind: Literal["dense", "moe"] = "dense"
-    """Architecture: Qwen3-VL or Qwen3-VL-MoE."""
-    data: Literal["digit_sums", "easy_vqa"] = "digit_sums"
-    """What to learn from: the training set of the recipe of that name."""
+    """Architecture of the small policy: Qwen3-VL or Qwen3-VL-MoE."""
+    data: str = "digit_sums"
+    """digit_sums or easy_vqa, the training set of the recipe of that name; or a .jsonl or .parquet file, a folder, a hub name."""
     questions: Literal["color_and_shape", "yes_no_balanced", "mixed"] = "color_and_shape"
     """Which questions of easy_vqa."""
     num_digits: int = 3
     """Digits in a picture of digit_sums."""
+    split: str | None = None
+    """Of other data: which split; default: the only one, or train."""
+    question: str = "question"
+    """Of other data: the column with the question."""
+    image: str | None = None
+    """Of other data: the column with an image or a list of images; default: no images."""
+    answer: str = "answer"
+    """Of other data: the column with the reference answer."""
+    reasoning: str | None = None
+    """The column with reference reasoning, taught as <think>…</think> before the answer; default: the answer alone."""
+    held_out: int = 64
+    """Prompts that are measured and not learnt: of digit_sums and easy_vqa from their test sets, of other data the last rows."""
     steps: Annotated[int, tyro.conf.arg(aliases=["--updates"])] = 250
-    """Optimizer updates; as many as a recipe's --cold-start.updates, and the recipe finds the result made here."""
+    """Optimizer updates; as many as a recipe's --cold-start.updates, and the recipe finds the small policy made here."""
     run_dir: Path = Path("runs/cold_start")
-    """Where the policy is kept, in a folder named by the hash of what made it."""
+    """Where metrics and checkpoints go; of the small policy each in a folder of its own."""
     seed: int = 0
-    """Seeds the initial weights and the order of prompts."""
+    """Seeds the order of prompts, and the small policy's initial weights."""
+    resume: str | None = None
+    """auto (the newest checkpoint of run_dir, if any) or a checkpoint folder; the small policy's start always goes on by itself."""
     batch_size: int = 32
     """Prompts of each update."""
-    learning_rate: float = 1e-3
-    """Peak learning rate; it rises over the first twentieth of the updates and stays."""
-    threads: int = 2
-    """CPU threads."""
+    learning_rate: float | None = None
+    """Peak learning rate; it rises over 10 updates (small: a twentieth of all) and stays. Default: 1e-3 for small, else 2e-5."""
+    vision_learning_rate: float | None = None
+    """Peak learning rate of the vision tower; default: learning_rate. A tower that is new, before carried weights, takes 1e-3."""
+    max_tokens: int = 4096
+    """Longest prompt plus answer, in tokens, images included; longer ones are named, skipped and counted."""
+    eval_every: int = 50
+    """Steps between measurements of the held-out loss."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last step always writes one."""
+    wandb: WandbMode = "disabled"
+    """'auto' is online if the user is logged in, else offline."""
+    lora: LoraConfig = LoraConfig()
+    learner: LearnerConfig = SMALL
 
 
 def run(config: ColdStart) -> None:
-    """Makes the policy, or finds it made."""
+    """Makes or takes the policy, and teaches it."""
     # Imported late: `--help` and a mistyped option need not wait for torch.
-    from rl.sft import cold_start
-    from rollout.prompts import prompts_from
+    from rl.lessons import reasoned_answer, reference_answer
+    from rl.sft import cold_start, supervise
+    from rl.tracking import read_metrics
+
+    small = small_choices(config) if config.model == "small" else None
+    prompts, held_out = data(config)
+    demonstrate = reasoned_answer(config.reasoning) if config.reasoning else reference_answer
+    if small is None:
+        folder = supervise(choices(config), prompts, demonstrate, held_out)
+        rows = read_metrics(config.run_dir)
+    else:
+        folder = cold_start(small, prompts, demonstrate, held_out)
+        rows = read_metrics(folder / "run")
+        report = json.loads((folder / "cold_start.json").read_text())
+        print(
+            f"loss {report['loss_first']:.3f} → {report['loss_last']:.3f} nats per token, in {report['seconds']:.0f} s"
+        )
+    if measured := [row["eval/loss"] for row in rows if "eval/loss" in row]:
+        print(f"held-out loss {measured[0]:.3f} → {measured[-1]:.3f} nats per token")
+    print(f"policy: {folder}")
+
+
+def data(config: ColdStart) -> tuple[Prompts, Prompts]:
+    """What to learn from, and what to hold out."""
+    from rollout.datasets import read_rows
+    from rollout.prompts import column_mapping, prompts_from
     from rollout.sources import digit_sums, easy_vqa
 
     if config.data == "digit_sums":
-        rows = digit_sums.digit_sums("train", num_digits=config.num_digits)
-        prompts = prompts_from(rows, digit_sums.to_prompt)
-    else:
-        prompts = prompts_from(easy_vqa.easy_vqa("train", questions=config.questions), easy_vqa.to_prompt)
-    choices = ColdStartConfig(
+        learnt, unseen = (
+            prompts_from(digit_sums.digit_sums(split, num_digits=config.num_digits), digit_sums.to_prompt)
+            for split in SPLITS
+        )
+        return learnt, unseen[: config.held_out]
+    if config.data == "easy_vqa":
+        learnt, unseen = (
+            prompts_from(easy_vqa.easy_vqa(split, questions=config.questions), easy_vqa.to_prompt) for split in SPLITS
+        )
+        return learnt, unseen[: config.held_out]
+    mapping = column_mapping(question=config.question, image=config.image, answer=config.answer)
+    rows = prompts_from(read_rows(config.data, config.split), mapping)
+    num_learnt = len(rows) - config.held_out
+    if num_learnt < 1:
+        raise ValueError(f"held_out = {config.held_out} leaves none of the {len(rows)} rows to learn from: lower it")
+    return rows[:num_learnt], rows[num_learnt:]
+
+
+def small_choices(config: ColdStart) -> ColdStartConfig:
+    """As the recipes that train by RL make the small policy; refuses what that leaves no choice of."""
+    given: dict[str, tuple[object, object]] = {
+        "learner": (config.learner, LearnerConfig(dtype="float32", threads=config.learner.threads))
+    }
+    given |= {"lora": (config.lora, LoraConfig()), "resume": (config.resume, None)}
+    given |= {"vision_learning_rate": (config.vision_learning_rate, None)}
+    for name, (value, only) in given.items():
+        if value != only:
+            raise ValueError(
+                f"{name} = {value} is for --model FOLDER: the small policy is made in float32 in one process, and goes on by itself"
+            )
+    return ColdStartConfig(
         kind=config.kind,
         updates=config.steps,
         batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        learning_rate=1e-3 if config.learning_rate is None else config.learning_rate,
         seed=config.seed,
-        threads=config.threads,
+        threads=config.learner.threads,
         cache_dir=config.run_dir,
     )
-    folder = cold_start(choices, prompts)
-    report = json.loads((folder / "cold_start.json").read_text())
-    print(f"loss {report['loss_first']:.3f} → {report['loss_last']:.3f} nats per token, in {report['seconds']:.0f} s")
-    print(f"policy: {folder}")
+
+
+def choices(config: ColdStart) -> SftConfig:
+    """As supervised learning of a given policy."""
+    return SftConfig(
+        model=config.model,
+        run_dir=config.run_dir,
+        steps=config.steps,
+        seed=config.seed,
+        resume=config.resume,
+        batch_size=config.batch_size,
+        max_tokens=config.max_tokens,
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
+        wandb=config.wandb,
+        optimizer=OptimizerConfig(
+            learning_rate=2e-5 if config.learning_rate is None else config.learning_rate,
+            vision_learning_rate=config.vision_learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+        ),
+        lora=config.lora,
+        learner=config.learner,
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import TrainConfig, plain_config
+from rl.sft_config import SftConfig
 
 LOOP_FILE = "loop.json"
 
@@ -76,7 +77,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted((path for path in found if (path / LOOP_FILE).is_file()), key=lambda path: int(path.name[5:]))
 
 
-def starting_point(config: TrainConfig) -> tuple[Path | None, LoopState]:
+def starting_point(config: TrainConfig | SftConfig) -> tuple[Path | None, LoopState]:
     """The checkpoint to go on from, if any, and the loop's state there.
 
     Raises:
@@ -138,7 +139,8 @@ def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:
             was none of then had its default: whatever an option adds, its default is what was done before.
     """
     state = LoopState(**json.loads((checkpoint / LOOP_FILE).read_text()))
-    was = _completed(state.config, plain_config(TrainConfig(model="")))
+    defaults = plain_config(TrainConfig(model=""))
+    was = _completed(state.config, {name: default for name, default in defaults.items() if name in config})
     different = [
         f"{name} = {now!r} (was {was!r})"
         for name, was, now in _differences(was, json.loads(json.dumps(config)))
@@ -154,7 +156,7 @@ def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:
 
 FREE_TO_CHANGE = frozenset(
     """
-    run_dir steps resume checkpoint_every keep_checkpoints samples_every wandb eval reward_workers reward_timeout model
+    run_dir steps resume checkpoint_every keep_checkpoints samples_every wandb eval eval_every reward_workers reward_timeout model
     check_references
     cold_start learner.threads learner.gpus learner.cpu_ranks learner.offload learner.microbatch_tokens learner.packing lora.sync
     learner.gradient_checkpointing placement rollout.num_engines rollout.gpus_per_engine rollout.threads_per_engine

@@ -251,7 +251,7 @@ class TrainConfig:
         object.__setattr__(self, "run_dir", Path(self.run_dir))
 
 
-def plain_config(config: TrainConfig) -> dict[str, Any]:
+def plain_config(config: Any) -> dict[str, Any]:
     """The choices as JSON has them: what `config.json` and checkpoints keep."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return plain

@@ -189,6 +189,16 @@ class Learner:
             passes.append(OldPolicy(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
         return passes
 
+    def total_logprob(self, samples: Sequence[Sample]) -> tuple[float, int]:
+        """The log-probabilities of the response tokens under the present weights, added up, and how many there are."""
+        batches = self.make_microbatches(samples)
+        own = (
+            sum(logprobs_BT.double().sum().item() for logprobs_BT in self.old_logprobs(batches)),
+            sum(int(batch.mask_BT.sum()) for batch in batches),
+        )
+        total, num_tokens = map(sum, zip(*gather(own), strict=True))
+        return total, num_tokens
+
     def forward(self, batch: Microbatch, policy: ResponseLogprobs | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, T], 0 outside the mask, and entropies [N] of the response tokens; of the policy by default."""
         mask_BT = batch.mask_BT.to(self.device)

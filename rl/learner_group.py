@@ -106,6 +106,9 @@ class _LearnerActor:
         self._yield_memory()
         return report
 
+    def total_logprob(self, samples: Sequence[Sample]) -> tuple[float, int]:
+        return self._learner.total_logprob(samples)
+
     @torch.no_grad()
     def sync(self, policy_version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
         """Sends, or takes part in gathering what others send; returns metrics and the client, both of use on rank 0."""
@@ -183,6 +186,14 @@ class LearnerGroup:
         _get_all(self._started)
         return _get_all([actor.gpu.remote() for actor in self._actors])
 
+    def wait(self) -> None:
+        """Until every rank has started.
+
+        Raises:
+            RuntimeError: If one has not; the message is its own.
+        """
+        _get_all(self._started)
+
     def connect(self, client: RayEngineClient) -> RayEngineClient:
         """Opens the way for weights from the learner to the engines.
 
@@ -199,6 +210,10 @@ class LearnerGroup:
         """Learns from one step's samples; see `Learner.step`."""
         # One pickle for all ranks: siblings' shared images travel once.
         return self._on_all_ranks("step", ray.put(groups))
+
+    def total_logprob(self, samples: Sequence[Sample]) -> tuple[float, int]:
+        """Of the response tokens; see `Learner.total_logprob`."""
+        return self._on_all_ranks("total_logprob", ray.put(samples))
 
     def sync(self, policy_version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
         """Sends the weights to the client's engines and commits them there as `policy_version`.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from policies.carry import freeze_scaled
 from policies.lora import add_lora
 from rl.config import OptimizerConfig, TrainConfig
 
 
 def choose_what_learns(model: torch.nn.Module, config: TrainConfig) -> None:
     """All weights, or LoRA's adapters alone; in either case without the vision tower if its learning rate is 0.
+
+    Of carried language weights (`policies.carry`) those do not learn that AdamW could only destroy or not move.
 
     Raises:
         ValueError: If a part that LoRA is to adapt does not exist in this model.
@@ -18,6 +21,7 @@ def choose_what_learns(model: torch.nn.Module, config: TrainConfig) -> None:
         add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, parts=config.lora.parts, seed=config.seed)
     if config.optimizer.vision_learning_rate == 0:
         model.model.visual.requires_grad_(False)
+    freeze_scaled(model)
 
 
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

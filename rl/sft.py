@@ -1,57 +1,182 @@
-"""A cold start: a few minutes of supervised learning that teach a fresh policy the answer format, and partial skill."""
+"""Supervised learning: a loop over the learner of RL, with demonstrations for rollouts and their likelihood for a reward.
+
+`supervise` teaches any policy; `cold_start` makes a small one, and teaches it an answer format and partial skill.
+
+Shapes: B sequences, T predicted positions.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from rich.progress import track
+from torch import Tensor
 
 import policies.small
-from policies.export import save_policy
-from policies.inputs import hidden_states, vision_tokens
-from policies.loading import load_policy, load_processor
-from policies.logprobs import token_logprobs
+import rl.learner
+import rl.lessons
+import rl.optimizer
+from policies.loading import load_processor
 from policies.small import save_small_policy, small_processor
-from rl.batching import encode_media, make_microbatch
-from rl.config import ColdStartConfig
-from rl.types import Microbatch, Sample
+from rl.checkpoint import LOOP_FILE, LoopState, save_checkpoint, starting_point
+from rl.config import ColdStartConfig, LearnerConfig, OptimizerConfig, plain_config
+from rl.learner import Learner
+from rl.lessons import Demonstrate, Lessons, demonstration, reference_answer
+from rl.sft_config import SftConfig, as_learner_reads, check_sft
+from rl.tracking import Tracker, read_metrics
+from rl.types import Sample
 from rollout.config import RolloutConfig
 from rollout.mixture import open_stream
-from rollout.prompts import Rows, prompts_from
-from rollout.rendering import expand_media, expanded_prompt, limit_pixels, observation_tokens
-from rollout.types import Observation, Prompt
+from rollout.prompts import Rows, prompts_from, readable
+from rollout.rendering import limit_pixels
+from rollout.types import Prompt
 
-Demonstrate: TypeAlias = Callable[[Prompt], Sequence[str | Observation]]
-"""What to learn of a prompt: texts are learnt, each as a turn of its own; observations between them are read."""
+if TYPE_CHECKING:
+    from rl.learner_group import LearnerGroup
 
-
-def reference_answer(prompt: Prompt) -> Sequence[str | Observation]:
-    """The prompt's reference answer, in one turn.
-
-    Raises:
-        ValueError: The prompt has none.
-    """
-    if prompt.answer is None:
-        raise ValueError(f"prompt {prompt.id!r} has no answer to learn from: a cold start needs prompts with answers")
-    return [str(prompt.answer)]
+COLD_START_FILE = "cold_start.json"
+KEPT = ("loss/objective", "policy/entropy", "policy/grad_norm", "policy/learning_rate", "policy/skipped_updates")
 
 
-def cold_start(config: ColdStartConfig, prompts: Rows, demonstrate: Demonstrate = reference_answer) -> Path:
-    """Makes a small policy and teaches it to answer prompts as it is shown.
+def negative_log_likelihood(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    num_tokens: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """An objective that is no RL: the mean of −log p over all tokens that are shown, in nats."""
+    return -torch.where(mask_BT, logprobs_BT, 0).sum() / (num_tokens or mask_BT.sum()), {}
+
+
+def supervise(
+    config: SftConfig,
+    prompts: Rows,
+    demonstrate: Demonstrate = reference_answer,
+    eval_prompts: Rows | None = None,
+) -> Path:
+    """Teaches a policy to answer as it is shown, by the mean negative log-likelihood of the answers' tokens.
+
+    A killed run that is started again with `resume="auto"` ends with the weights that it would have had.
 
     Args:
         config: The choices.
         prompts: What to answer; of a `mixture`, every update has its ratio.
         demonstrate: Shows how a prompt is answered, the same at each call; default: by its reference answer.
+        eval_prompts: Held-out prompts, whose loss is `eval/loss`; None measures nothing.
+
+    Returns:
+        The last checkpoint: a folder that `from_pretrained` and vLLM load.
+
+    Raises:
+        ValueError: For whatever is wrong with config, prompts or checkpoint.
+    """
+    check_sft(config)
+    checkpoint, state = starting_point(config)
+    if checkpoint is not None and state.step >= config.steps:
+        return checkpoint
+    processor = limit_pixels(load_processor(checkpoint or config.model), as_learner_reads(config).rollout)
+    lessons = Lessons(processor, demonstrate, config.max_tokens)
+    held_out = lessons.take(list(readable(eval_prompts or [], lessons.accept)))
+    stream = open_stream(prompts, batch_size=config.batch_size, seed=config.seed, accept=lessons.accept)
+    if state.cursor:
+        stream.restore(state.cursor)
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process, as intended
+        learner = _open_learner(config, checkpoint, stack)
+        plain = plain_config(config)
+        tracker = Tracker(config, plain, state.step)
+        stack.callback(tracker.close)
+        if state.step == 0 and held_out:
+            tracker.log(0, {"eval/loss": held_out_loss(learner, held_out, config.batch_size)})
+        started = time.perf_counter() - state.seconds
+        for step in track(range(state.step + 1, config.steps + 1), description="learning", console=tracker.console):
+            began = time.perf_counter()
+            samples = lessons.take(stream.next_batch())
+            report = learner.step([[sample] for sample in samples]).metrics
+            metrics = _row(report, samples) | {
+                "rollout/prompts_skipped": stream.skipped,
+                "time/step": time.perf_counter() - began,
+                "time/elapsed": time.perf_counter() - started,
+            }
+            last = step == config.steps
+            if held_out and (last or _due(step, config.eval_every)):
+                metrics["eval/loss"] = held_out_loss(learner, held_out, config.batch_size)
+            tracker.log(step, metrics)
+            if last or _due(step, config.checkpoint_every):
+                seconds = time.perf_counter() - started
+                state = LoopState(step=step, policy_version=step, cursor=stream.state(), seconds=seconds, config=plain)
+                checkpoint = save_checkpoint(config.run_dir, state, learner.save, keep=config.keep_checkpoints)
+    assert checkpoint is not None, "a run ends with a checkpoint"
+    return checkpoint
+
+
+def _row(report: Mapping[str, float], samples: Sequence[Sample]) -> dict[str, float]:
+    """What of a learner's report means something here, and how many tokens were learnt."""
+    kept = {name: value for name, value in report.items() if name in KEPT or name.startswith("memory/")}
+    return kept | {"loss/tokens": float(sum(sample.loss_mask.sum() for sample in samples))}
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _open_learner(config: SftConfig, checkpoint: Path | None, stack: ExitStack) -> Learner | LearnerGroup:
+    """In this process where one rank on the CPU will do, else Ray's actors, which give the GPUs back when they end."""
+    choices, model = as_learner_reads(config), checkpoint or config.model
+    if config.learner.gpus == 0 and config.learner.num_ranks == 1:
+        threads = torch.get_num_threads()
+        stack.callback(torch.set_num_threads, threads)
+        learner = Learner(choices, model, negative_log_likelihood)
+        if checkpoint is not None:
+            learner.load(checkpoint)
+        return learner
+    from rl.learner_group import LearnerGroup
+    from rl.loop import local_ray
+
+    stack.enter_context(local_ray())
+    group = LearnerGroup(choices, model, checkpoint, "shared_memory", negative_log_likelihood)
+    stack.callback(group.close)
+    group.wait()
+    return group
+
+
+def held_out_loss(learner: Learner | LearnerGroup, samples: Sequence[Sample], batch_size: int) -> float:
+    """Nats per token that is shown, under the present weights."""
+    parts = [learner.total_logprob(samples[i : i + batch_size]) for i in range(0, len(samples), batch_size)]
+    total, num_tokens = map(sum, zip(*parts, strict=True))
+    return -total / num_tokens
+
+
+def cold_start(
+    config: ColdStartConfig,
+    prompts: Rows,
+    demonstrate: Demonstrate = reference_answer,
+    eval_prompts: Rows | None = None,
+) -> Path:
+    """Makes a small policy and teaches it to answer prompts as it is shown. Killed, it goes on where it was.
+
+    The learning rate does not fall at the end. A falling rate scores higher, but ends in a valley so narrow that RL's first noisy
+    updates throw the policy out of it: on sums of digits the sampled reward fell from 0.73 to 0.30 within 20 steps.
+
+    Args:
+        config: The choices.
+        prompts: What to answer.
+        demonstrate: Shows how a prompt is answered, the same at each call; default: by its reference answer.
+        eval_prompts: As in `supervise`.
 
     Returns:
         A folder that `from_pretrained` and vLLM load; found again by the hash of config, prompts and code when it exists.
@@ -63,111 +188,49 @@ def cold_start(config: ColdStartConfig, prompts: Rows, demonstrate: Demonstrate 
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} of the cold start must be > 0, got {getattr(config, name)}")
     folder = config.cache_dir / _fingerprint(config, prompts_from(prompts), demonstrate)
-    if (folder / "cold_start.json").is_file():
+    if (folder / COLD_START_FILE).is_file():
         return folder
-    started = time.perf_counter()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        save_small_policy(folder, kind=config.kind, seed=config.seed)
-        losses = supervise(folder, config, prompts, demonstrate)
-    finally:
-        torch.set_num_threads(threads)
+    save_small_policy(folder, kind=config.kind, seed=config.seed)
+    choices = _choices(config, folder)
+    taught = supervise(choices, prompts, demonstrate, eval_prompts)
+    # Copied, not moved: a kill at any moment leaves the checkpoint whole, and the next start copies again.
+    for file in taught.iterdir():
+        if file.is_file() and file.name != LOOP_FILE:
+            shutil.copy2(file, folder / file.name)
+    rows = read_metrics(choices.run_dir)
+    losses = [row["loss/objective"] for row in rows if "loss/objective" in row]
     report = {
         "config": asdict(config),
-        "seconds": time.perf_counter() - started,
+        "seconds": rows[-1]["time/elapsed"],
         "loss_first": losses[0],
         "loss_last": float(np.mean(losses[-10:])),
     }
     # Written last: its presence says that the folder is whole.
-    (folder / "cold_start.json").write_text(json.dumps(report, indent=1, default=str))
+    (folder / COLD_START_FILE).write_text(json.dumps(report, indent=1, default=str))
+    shutil.rmtree(choices.run_dir / "checkpoints")
     return folder
 
 
-def supervise(
-    folder: Path, config: ColdStartConfig, prompts: Rows, demonstrate: Demonstrate = reference_answer
-) -> list[float]:
-    """Trains the policy in `folder` in place, by the mean negative log-likelihood of the answers' tokens.
-
-    Args:
-        folder: A policy's folder; the trained weights replace it.
-        config: The choices.
-        prompts: What to answer.
-        demonstrate: How.
-
-    Returns:
-        The loss of each update, in nats per token.
-    """
-    processor = limit_pixels(load_processor(folder), RolloutConfig(max_image_pixels=config.max_image_pixels))
-    model = load_policy(folder, dtype=torch.float32, device="cpu")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+def _choices(config: ColdStartConfig, folder: Path) -> SftConfig:
+    """A cold start as supervised learning of the fresh policy in `folder`."""
+    return SftConfig(
+        model=str(folder),
+        run_dir=folder / "run",
+        steps=config.updates,
+        seed=config.seed,
+        resume="auto",
+        batch_size=config.batch_size,
+        max_image_pixels=config.max_image_pixels,
+        checkpoint_every=-(-config.updates // 3),
+        keep_checkpoints=1,
+        optimizer=OptimizerConfig(
+            learning_rate=config.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            warmup_updates=max(1, config.updates // 20),
+        ),
+        learner=LearnerConfig(dtype="float32", threads=config.threads),
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rise, num_updates=config.updates))
-    stream = open_stream(prompts, batch_size=config.batch_size, seed=config.seed)
-    no_ban = torch.zeros(0, dtype=torch.long)
-    losses = []
-    for _ in track(range(config.updates), description="cold start"):
-        batch = supervised_batch(processor, model.config, stream.next_batch(), demonstrate)
-        hidden_BLH = hidden_states(model, batch.tokens_BL, batch.positions_3BL, batch.vision)
-        logprobs_N, _ = token_logprobs(
-            hidden_BLH[:, :-1][batch.mask_BT],
-            model.get_output_embeddings().weight,
-            batch.tokens_BL[:, 1:][batch.mask_BT],
-            no_ban,
-        )
-        loss = -logprobs_N.mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss.detach()))
-    save_policy(model, processor, folder)
-    return losses
-
-
-def _rise(update: int, *, num_updates: int) -> float:
-    """The share of the peak learning rate: up over a twentieth of the updates, then level.
-
-    It does not fall at the end. A falling rate scores higher, but ends in a valley so narrow that RL's first noisy updates
-    throw the policy out of it: on sums of digits the sampled reward fell from 0.73 to 0.30 within 20 steps.
-    """
-    return min(1.0, (update + 1) / max(1, num_updates // 20))
-
-
-def supervised_batch(
-    processor, model_config, prompts: Sequence[Prompt], demonstrate: Demonstrate = reference_answer
-) -> Microbatch:
-    """Prompts with what is shown behind them, the texts and their end tokens marked for learning."""
-    samples = [demonstration(processor, prompt, demonstrate) for prompt in prompts]
-    return make_microbatch(samples, encode_media(processor, samples), vision_tokens(model_config))
-
-
-def demonstration(processor, prompt: Prompt, demonstrate: Demonstrate) -> Sample:
-    """One prompt with what is shown behind it."""
-    parts = [prompt, *demonstrate(prompt)]
-    tokens = [_tokens(processor, part) for part in parts]
-    learnt = [np.full(len(its), isinstance(part, str)) for part, its in zip(parts, tokens, strict=True)]
-    return Sample(
-        prompt_id=prompt.id,
-        token_ids=np.concatenate(tokens),
-        loss_mask=np.concatenate(learnt),
-        rollout_logprobs=np.zeros(sum(map(len, tokens)), np.float32),
-        advantage=0.0,
-        images=[image for part in parts if not isinstance(part, str) for image in part.images],
-        videos=prompt.videos,
-    )
-
-
-def _tokens(processor, part: Prompt | str | Observation) -> np.ndarray:
-    """A question, what the policy is to say, or what it is shown then; int32."""
-    if isinstance(part, Prompt):
-        return expanded_prompt(processor, part)
-    if isinstance(part, Observation):
-        return expand_media(processor, observation_tokens(processor, part), part.images, ())
-    words = processor.tokenizer.encode(part, add_special_tokens=False)
-    return np.array([*words, processor.tokenizer.eos_token_id], np.int32)
 
 
 def _fingerprint(config: ColdStartConfig, prompts: Sequence[Prompt], demonstrate: Demonstrate) -> str:
@@ -176,12 +239,12 @@ def _fingerprint(config: ColdStartConfig, prompts: Sequence[Prompt], demonstrate
     choices = {name: value for name, value in asdict(config).items() if name not in ("cache_dir", "threads")}
     digest.update(json.dumps(choices, sort_keys=True).encode())
     digest.update(torch.__version__.encode())
-    for code in (policies.small.__file__, __file__):
+    for code in (policies.small.__file__, __file__, rl.lessons.__file__, rl.learner.__file__, rl.optimizer.__file__):
         digest.update(Path(code).read_bytes())
     digest.update(str(len(prompts)).encode())
     processor = limit_pixels(small_processor(), RolloutConfig(max_image_pixels=config.max_image_pixels))
     for prompt in prompts[:64]:
-        sample = demonstration(processor, prompt, demonstrate)
+        sample = demonstration(processor, prompt, demonstrate(prompt))
         digest.update(prompt.id.encode() + sample.token_ids.tobytes() + sample.loss_mask.tobytes())
         for image in sample.images:
             digest.update(image.tobytes())

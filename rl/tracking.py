@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rewards.types import Score
 from rl.config import TrainConfig, WandbMode
+from rl.sft_config import SftConfig
 from rollout.types import Completion, Group, Video, observed_images
 
 
@@ -30,10 +31,10 @@ class Tracker:
         start_step: Steps done already; later rows of an interrupted run are dropped.
     """
 
-    def __init__(self, config: TrainConfig, plain: Mapping[str, Any], start_step: int) -> None:
+    def __init__(self, config: TrainConfig | SftConfig, plain: Mapping[str, Any], start_step: int) -> None:
         self.run_dir = config.run_dir
         self.samples_dir = self.run_dir / "samples"
-        self.samples_dir.mkdir(parents=True, exist_ok=True)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
         self.metrics_file = self.run_dir / "metrics.jsonl"
         write_json(self.run_dir / "config.json", plain)
         keep_steps(self.metrics_file, start_step)
@@ -52,6 +53,7 @@ class Tracker:
         self, name: str, groups: Sequence[Group], scores: Sequence[Sequence[Score]], limit: int = 4
     ) -> None:
         """Writes the first groups of a step: `samples/NAME.jsonl`, and beside it their images, and some frames of their videos."""
+        self.samples_dir.mkdir(exist_ok=True)
         rows = [
             sample_row(self.samples_dir, f"{name}_{index}", group, group_scores)
             for index, (group, group_scores) in enumerate(zip(groups[:limit], scores[:limit], strict=True))

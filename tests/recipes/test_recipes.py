@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -28,6 +29,7 @@ from rl.batching import make_samples
 from rl.config import LearnerConfig, TrainConfig, check_config
 from rl.learner import Learner
 from rl.sapo import sapo_loss
+from rl.tracking import read_metrics
 from rollout import Completion, Group, Prompt
 from rollout.prompts import blind, prompts_from
 from rollout.rendering import fits_context
@@ -36,7 +38,7 @@ from rollout.sources.digit_sums import digit_sums, to_prompt
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 
 ROOT = Path(__file__).parents[2]
-TRAIN_NOTHING = {"evaluate", "measure_pass_rate"}  # tested in test_asking.py
+TRAIN_NOTHING = {"carry_weights", "evaluate", "measure_pass_rate"}
 RECIPES = sorted({path.stem for path in (ROOT / "recipes").glob("[a-z]*.py")} - TRAIN_NOTHING)
 TRAINED_BY_TRAIN = [
     "custom_reward",
@@ -103,11 +105,11 @@ def test_help_shows_the_options_that_work_everywhere(recipe: Callable[..., Ended
     options = set(re.findall(r"(?<=[ │])--[a-z.-]+", ended.out))
     assert options >= {"--steps", "--run-dir", "--seed"}
     assert ("--reward" in options) == (name != "cold_start")
-    assert ("--resume" in options) == (name in RESUMABLE)
+    assert ("--resume" in options) == (name in RESUMABLE or name == "cold_start")
     assert "no --reward" in ended.out or name != "cold_start"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, "carry_weights"])
 def test_unknown_option_is_named(recipe: Callable[..., Ended], name: str) -> None:
     ended = recipe(name, "--tau-negative", "1.05")
     assert ended.status == 2
@@ -156,7 +158,7 @@ def test_bad_value_is_told_in_one_sentence_before_the_cold_start(
     assert sentence(ended) == told.format(folder=tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "cold_start"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_missing_model_is_told_in_one_sentence_before_ray_starts(
     recipe: Callable[..., Ended], tmp_path: Path, name: str
 ) -> None:
@@ -272,11 +274,13 @@ def test_cold_start_prints_loss_and_folder_and_finds_it_again(
 ) -> None:
     from policies.small import save_small_policy
 
-    options = ["--run-dir", tmp_path, "--batch-size", 2, "--threads", 1, "--kind", "moe", "--data", "easy_vqa"]
+    options = ["--run-dir", tmp_path, "--batch-size", 2, "--learner.threads", 1, "--kind", "moe", "--data", "easy_vqa"]
+    options += ["--held-out", 2]
     monkeypatch.setattr("rl.sft.save_small_policy", save_small_policy)
     first = recipe("cold_start", *options, "--steps", 2)
     assert first.status == 0
-    assert re.search(r"loss \d\.\d{3} → \d\.\d{3} nats per token, in \d+ s\npolicy: ", first.out)
+    numbers = r"\d\.\d{3} → \d\.\d{3} nats per token"
+    assert re.search(rf"loss {numbers}, in \d+ s\nheld-out loss {numbers}\npolicy: ", first.out)
     folder = Path(first.out.split("policy: ")[1].strip())
     assert folder.parent == tmp_path
     assert load_policy(folder, dtype=torch.float32, device="cpu").config.model_type == "qwen3_vl_moe"
@@ -285,7 +289,52 @@ def test_cold_start_prints_loss_and_folder_and_finds_it_again(
         raise AssertionError("made twice")
 
     monkeypatch.setattr("rl.sft.save_small_policy", forbidden)
-    assert recipe("cold_start", *options, "--updates", 2).out.splitlines()[-2:] == first.out.splitlines()[-2:]
+    assert recipe("cold_start", *options, "--updates", 2).out.splitlines()[-3:] == first.out.splitlines()[-3:]
+
+
+def test_cold_start_teaches_any_policy_any_rows_with_their_reasoning(
+    recipe: Callable[..., Ended], dense_policy: Path, tmp_path: Path
+) -> None:
+    rows = [{"problem": f"{n}+1", "solution": f"one more than {n}", "label": str(n + 1)} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_dir = tmp_path / "run"
+    options = ["--model", dense_policy, "--run-dir", run_dir, "--data", tmp_path / "rows.jsonl", "--held-out", 2]
+    options += "--question problem --answer label --reasoning solution --batch-size 2 --learning-rate 1e-3".split()
+    first = recipe("cold_start", *options, "--steps", 3)
+    assert first.out.splitlines()[-1] == f"policy: {run_dir}/checkpoints/step_3"
+    assert re.search(r"held-out loss 5\.\d{3} → [1-4]\.\d{3} nats per token", first.out)
+    learnt = read_metrics(run_dir)[1]["loss/tokens"]
+    # Of each of two rows: <think> newline, "one more than N", newline </think> two newlines, the answer and its end.
+    assert learnt == 2 * (8 + 15 + 11 + 1 + 1)
+    assert sentence(recipe("cold_start", *options, "--steps", 5)).endswith(
+        "already holds a run (step_3): pass --resume auto to go on, or another --run-dir"
+    )
+    assert recipe("cold_start", *options, "--steps", 5, "--resume", "auto").out.splitlines()[-1].endswith("step_5")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--data {folder}/none.jsonl", "there is no file or folder {folder}/none.jsonl: give a .parquet"),
+        (
+            "--data {folder}/rows.jsonl --held-out 1 --question problem --answer problem",
+            "held_out = 1 leaves none of the 1 rows to learn from: lower it",
+        ),
+        (
+            "--data {folder}/rows.jsonl --held-out 0",
+            "to_prompt asks for column 'question', but the dataset has 'problem': name one of these",
+        ),
+        ("--data {folder}/rows.jsonl --split test", "has no split 'test': name one of 'rows'"),
+        ("--learner.dtype bfloat16", "is for --model FOLDER: the small policy is made in float32 in one process"),
+    ],
+)
+def test_what_cold_start_cannot_learn_from_is_told_in_one_sentence(
+    recipe: Callable[..., Ended], tmp_path: Path, options: str, told: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1+1"}\n')
+    ended = recipe("cold_start", "--run-dir", tmp_path / "run", *options.format(folder=tmp_path).split())
+    assert ended.status == 2
+    assert told.format(folder=tmp_path) in ended.err
 
 
 def test_loss_of_the_minimal_recipe_and_its_gradient_are_those_of_the_library() -> None:
