@@ -4,7 +4,8 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 KIND   := $(if $(CUDA),cuda,cpu)
 STAMP  := .venv/.set-up-$(KIND)
 RUN    := .venv/bin/python
-# Files in order, each whole in one of two processes: a test that waits for an engine to start leaves a core to the others.
+# Each file whole in one of two processes, those with engines first (tests/conftest.py): what waits for an engine to start leaves a
+# core to the others.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test bench setup constraints clean

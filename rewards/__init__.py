@@ -6,7 +6,7 @@ Everything here imports in milliseconds; what a verifier needs beyond that, it i
 from rewards.box_iou import box_iou
 from rewards.clock_time import clock_time
 from rewards.code_tests import code_tests
-from rewards.compose import by_task, gated, of_group, weighted
+from rewards.compose import by_task, first_readable, gated, of_group, weighted
 from rewards.count import count
 from rewards.exact import exact
 from rewards.format_tags import format_tags
@@ -35,6 +35,7 @@ __all__ = [
     "code_tests",
     "count",
     "exact",
+    "first_readable",
     "format_tags",
     "from_trl",
     "gated",

@@ -26,6 +26,7 @@ import rewards
 from rewards.check_tables import (
     Scored,
     print_errors,
+    print_guesses,
     print_histogram,
     print_references,
     print_slowest,
@@ -35,7 +36,7 @@ from rewards.check_tables import (
 from rewards.checking import OfGroup, attempt, reward_name, scores_together, verdicts
 from rewards.loading import load_reward
 from rewards.options import WithOptions
-from rewards.recorded import Columns, read_groups
+from rewards.recorded import Columns, read_recorded
 from rewards.runner import RewardRunner
 from rewards.types import Score, Verifier
 from rollout.types import Completion, Group, Prompt
@@ -60,6 +61,8 @@ class Check:
     """Processes that score."""
     timeout: float = 10.0
     """Seconds that one call may take, 30 more the first."""
+    memory_gib: float = 8.0
+    """Memory, in GiB, that one process may take for its calls, as in training: beyond, they raise a MemoryError; 0: any."""
     samples: int = 5
     """Responses to show: the slowest, and of each kind of error."""
 
@@ -89,14 +92,18 @@ def check(options: Check, console: Console) -> int:
         if getattr(options, name) < 0:
             raise ValueError(f"{name} must be >= 0, got {getattr(options, name)}")
     reward = find_reward(options.reward)
-    groups = read_groups(options.data.expanduser(), options.columns, options.limit)
+    recorded = read_recorded(options.data.expanduser(), options.columns, options.limit)
+    groups = recorded.groups
     references = [_reference(group.prompt) for group in groups if group.prompt.answer is not None]
     if options.reference and not references:
         raise ValueError(f"--reference needs answers, and {options.data} has none; name their column: --columns.answer")
-    with RewardRunner(timed(reward), num_workers=options.workers, timeout=options.timeout) as runner:
+    with RewardRunner(
+        timed(reward), num_workers=options.workers, timeout=options.timeout, memory_gib=options.memory_gib
+    ) as runner:
         scored = _score(runner, groups, console)
         of_references = _score(runner, references, console) if options.reference else []
     print_summary(console, reward_name(reward), scored)
+    print_guesses(console, recorded.num_guessed, len(scored))
     print_histogram(console, scored)
     print_errors(console, scored, options.samples)
     print_slowest(console, scored, options.samples, together=scores_together(reward))

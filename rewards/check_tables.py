@@ -78,6 +78,13 @@ def _print_alike(console: Console, judged: Sequence[Scored]) -> None:
         )
 
 
+def print_guesses(console: Console, num_guessed: int, num_completions: int) -> None:
+    """Says for how many completions a reward that counts tokens, as `length_penalty` does, has counted what was guessed."""
+    if num_guessed:
+        whose = f"of {num_guessed} of {num_completions} completions the number of tokens is not recorded"
+        console.print(f"{whose}: guessed, one for every four bytes")
+
+
 def print_histogram(console: Console, scored: Sequence[Scored]) -> None:
     """How often each reward was given; where there are many different ones, in bins of the same width."""
     found = [each.score.reward for each in _judged(scored)]

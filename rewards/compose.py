@@ -124,6 +124,34 @@ def by_task(rewards: Mapping[str, Verifier]) -> Verifier:
     return _combined(of_task, f"by_task({', '.join(rewards)})", list(rewards.values()))
 
 
+def first_readable(*rewards: Verifier) -> Verifier:
+    """Makes a reward of the first that can read a prompt's reference: `first_readable(numeric(relative=0.05), exact)`.
+
+    Datasets mix answers of several forms, and a verifier says by an error that it cannot read one. Whichever comes to a verdict has
+    it; where none does, the error is the last one's.
+
+    Raises:
+        ValueError: There are no rewards, or one is not a function.
+    """
+    if not rewards:
+        raise ValueError("first_readable needs at least one reward, such as math_answer, got none")
+    for reward in rewards:
+        if not callable(reward):
+            raise ValueError(f"a reward of first_readable must be a function, got {reward!r}")
+
+    def first(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+        found = verdicts(rewards[0], prompt, completions)
+        for reward in rewards[1:]:
+            unread = [place for place, score in enumerate(found) if score.error is not None]
+            if not unread:
+                break
+            for place, score in zip(unread, verdicts(reward, prompt, [completions[i] for i in unread]), strict=True):
+                found[place] = score
+        return found
+
+    return _combined(first, f"first_readable({', '.join(map(reward_name, rewards))})", list(rewards))
+
+
 def _combined(scores: Callable[[Prompt, Sequence[Completion]], list[Score]], name: str, of: list[Verifier]) -> Verifier:
     """A verifier that sees siblings only if a part of it has to: else a call that hangs would cost them all their verdict."""
     if any(map(scores_together, of)):

@@ -286,13 +286,13 @@ def dry_run(runner: RewardRunner, prompt: Prompt) -> None:
             raised or returned, and where.
     """
     texts = ("" if prompt.answer is None else str(prompt.answer), "")
-    group = Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=[_made_up(text) for text in texts])
+    group = Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=[made_up(text) for text in texts])
     for text, score in zip(texts, runner.score([group])[0], strict=True):
         if score.error is not None:
             raise ValueError(f"{score.error}; this was a trial on the made-up response {text!r}, before the start")
 
 
-def _made_up(text: str) -> Completion:
+def made_up(text: str) -> Completion:
     """Returns a completion of as many tokens as the text has bytes, and an end token."""
     num_tokens = len(text.encode()) + 1
     return Completion(text=text, token_ids=np.zeros(num_tokens, np.int32), logprobs=np.zeros(num_tokens, np.float32))

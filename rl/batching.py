@@ -6,7 +6,7 @@ Shapes: L tokens of a sequence, B sequences, T = L − 1 predicted positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from rewards.types import Score
 from rl.advantages import step_advantages
 from rl.config import AdvantageKind
 from rl.types import Microbatch, Sample
+from rollout.mixture import minibatch_sizes
 from rollout.types import Completion, Group, observed_images, sampled_mask, token_versions
 
 if TYPE_CHECKING:
@@ -102,10 +103,15 @@ def _routed_experts(group: Group, completion: Completion) -> np.ndarray | None:
 
 
 def split_minibatches(groups: Sequence[Sequence[Sample]], num_minibatches: int) -> list[list[Sample]]:
-    """Equal shares of the step's groups, in order; siblings stay together. Minibatches left empty are dropped."""
-    bounds = np.linspace(0, len(groups), num_minibatches + 1).round().astype(int)
+    """Equal shares of the step's groups, in order; siblings stay together. Minibatches left empty are dropped.
+
+    A mixture lays its tasks out for these shares. A group without variance keeps its place: its advantages are 0, and it counts in
+    the mean; so does one without a verdict, which has no samples. The ratio of a minibatch is thus one of groups.
+    """
+    left = iter(groups)
     shares = [
-        [sample for group in groups[a:b] for sample in group] for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        [sample for group in islice(left, size) for sample in group]
+        for size in minibatch_sizes(len(groups), num_minibatches)
     ]
     return [share for share in shares if share]
 

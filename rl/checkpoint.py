@@ -155,6 +155,7 @@ def load_loop_state(checkpoint: Path, config: dict[str, Any]) -> LoopState:
 FREE_TO_CHANGE = frozenset(
     """
     run_dir steps resume checkpoint_every keep_checkpoints samples_every wandb eval reward_workers reward_timeout model
+    check_references
     cold_start learner.threads learner.gpus learner.cpu_ranks learner.offload learner.microbatch_tokens learner.packing lora.sync
     learner.gradient_checkpointing placement rollout.num_engines rollout.gpus_per_engine rollout.threads_per_engine
     rollout.kv_cache_gib rollout.max_running rollout.engine_timeout rollout.request_timeout rollout.start_timeout

@@ -135,7 +135,9 @@ class EvalConfig:
     num_prompts: int = 256
     """Held-out prompts, the first of them."""
     num_samples: int = 1
-    """Sampled completions of each prompt, besides the greedy one."""
+    """Sampled completions of each prompt, besides the greedy one; of several, pass@k and the majority are measured too."""
+    correct_at: float = 1.0
+    """From this reward on a completion counts as correct, in the figures of each task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +231,9 @@ class TrainConfig:
     not depend on them alone."""
     reward_workers: int = 1
     """Processes that score completions."""
+    check_references: bool = True
+    """Before the start, scores some reference answers as if they were responses, and refuses a task whose reward accepts none of
+    its own. Switch it off for rewards that ask for more than an answer. With an environment it is off."""
     wandb: WandbMode = "auto"
     """'auto' is online if the user is logged in, else offline."""
 

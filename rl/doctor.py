@@ -170,6 +170,11 @@ def check_sandbox() -> Finding:
     )
 
 
+def check_text_tasks() -> Finding:
+    """Whether reasoning-gym is there, which needs a C compiler when it is installed."""
+    return judge("text tasks", f"reasoning-gym {version('reasoning-gym')} makes them")
+
+
 CHECKS: dict[str, Callable[[], Finding]] = {
     "python": check_python,
     "torch": check_torch,
@@ -185,6 +190,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "disk": check_disk,
     "video": check_video,
     "sandbox": check_sandbox,
+    "text tasks": check_text_tasks,
 }
 NEEDED = {"python", "torch", "torchvision", "transformers", "vllm", "ray", "memfd"}
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from policies.loading import load_processor, vision_token_ids
 from rewards.loading import load_reward
 from rewards.metrics import reward_metrics
-from rewards.runner import RewardRunner, dry_run
+from rewards.runner import RewardRunner
 from rewards.types import Score, Verifier
 from rl.batching import make_samples
 from rl.checkpoint import LoopState, save_checkpoint, starting_point
@@ -31,12 +31,15 @@ from rl.memory import print_memory_plan
 from rl.objectives import Objective, check_objective, choose_objective
 from rl.placement import settle
 from rl.rollouts import Batch, Rollouts, has_variance
+from rl.task_metrics import task_metrics
 from rl.teacher import require_same_vocabulary, start_teacher
 from rl.tracking import Tracker, read_metrics
+from rl.trial import first_prompts, try_reward
 from rl.types import RunStopped
 from rollout.episodes import Episodes, MakeEnvironment, try_environment
+from rollout.mixture import MixedStream, Stream, open_stream
 from rollout.pool import RolloutPool
-from rollout.prompts import PromptStream, Rows, readable
+from rollout.prompts import Rows, readable
 from rollout.rendering import fits_context, limit_pixels
 from rollout.teacher import Teacher
 from rollout.types import CannotReplace, sampled_mask, token_versions
@@ -77,7 +80,7 @@ def train(
 
     Args:
         config: Every choice of the run.
-        prompts: What to learn from: Prompts, or `prompts_from(dataset, to_prompt)`.
+        prompts: What to learn from: Prompts, `prompts_from(dataset, to_prompt)`, or a `mixture` of several tasks.
         reward: The verifier; `config.reward` replaces it.
         eval_prompts: Held-out prompts to measure on before and after; None measures nothing.
         objective: A loss of your own, with `sapo_loss`'s signature; default: the one that `config.objective` names.
@@ -129,6 +132,9 @@ def train(
                 **reward_metrics(batch.scores),
                 **rollout_metrics(batch, version - 1),
                 **(teacher_metrics(batch.groups, batch.teacher_logprobs) if batch.teacher_logprobs else {}),
+                **task_metrics(
+                    [group.prompt.task for group in batch.groups], batch.scores, samples, config.num_minibatches
+                ),
                 **report.metrics,
                 **sync,
                 **watch.metrics(),
@@ -162,7 +168,7 @@ class _Run:
     """Everything that one run owns."""
 
     plain: dict[str, Any]
-    stream: PromptStream
+    stream: Stream
     runner: RewardRunner
     learner: LearnerGroup
     pool: RolloutPool
@@ -199,7 +205,15 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
         max_images=config.rollout.max_images,
         max_videos=config.rollout.max_videos,
     )
-    stream = PromptStream(given.prompts, batch_size=config.prompts_per_step, seed=config.seed, accept=accept)
+    stream = open_stream(
+        given.prompts,
+        batch_size=config.prompts_per_step,
+        num_minibatches=config.num_minibatches,
+        seed=config.seed,
+        accept=accept,
+    )
+    if isinstance(stream, MixedStream):
+        Console().print(stream.plan(), highlight=False, soft_wrap=True)
     if state.cursor:
         stream.restore(state.cursor)
     held_out = list(islice(readable(given.eval_prompts, accept), config.eval.num_prompts))
@@ -213,13 +227,11 @@ def _prepare(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
             num_cached=config.reward_cache,
         )
     )
-    first = next(readable(given.prompts, accept), None)
-    if first is None:
-        raise ValueError("no prompt can be used: the warnings above name each row and the reason")
-    dry_run(runner, first)
+    first = first_prompts(given.prompts, accept)
+    try_reward(runner, given.prompts, first, references=config.check_references and given.environment is None)
     episodes = None
     if given.environment is not None:
-        try_environment(given.environment, first, processor, limit=config.rollout.environment_timeout)
+        try_environment(given.environment, first[0], processor, limit=config.rollout.environment_timeout)
         episodes = partial(Episodes, given.environment, processor, config.rollout)
 
     stack.enter_context(local_ray())

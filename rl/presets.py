@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
 from rich.console import Console
 
 from policies.shapes import PUBLISHED
-from rl.config import TrainConfig, check_config
+from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig, check_config
 from rl.memory import MemoryPlan, as_table, plan_memory
 from rl.placement import as_table as placement_table
 from rl.placement import choices, derive_placement
+from rollout.config import RolloutConfig
 
 C = TypeVar("C", bound="PresetConfig")
 
@@ -31,6 +33,28 @@ class PresetConfig(TrainConfig):
     """small runs here, on the CPU; the others are Qwen3-VL's sizes, on GPUs."""
     plan: bool = False
     """Prints who takes which of the preset's GPUs, and how much of their memory, and stops."""
+    data_dir: Path | None = None
+    """Where a preset's datasets are, each in a folder of its own name; default: the hub."""
+
+    def large(self) -> Self:
+        """What of the small policy's choices a published size does not share: all but the tasks; the preset says the rest."""
+        return replace(
+            self,
+            steps=400,
+            prompts_per_step=128,
+            group_size=16,
+            num_minibatches=4,
+            reward_workers=8,
+            reward_timeout=30.0,
+            optimizer=OptimizerConfig(learning_rate=1e-6),
+            rollout=RolloutConfig(),
+            learner=LearnerConfig(),
+            eval=EvalConfig(every=50, num_prompts=512),
+        )
+
+    def source(self, hub_name: str) -> str:
+        """Where to read a dataset of the hub: there, or of `data_dir`."""
+        return hub_name if self.data_dir is None else str(self.data_dir / hub_name.rpartition("/")[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,14 +148,14 @@ def with_preset(config: C, name: PresetName) -> C:
         return config
     if name not in PRESETS:
         raise ValueError(f"preset must be one of small, {', '.join(PRESETS)}, got {name!r}")
-    preset = PRESETS[name]
+    preset, config = PRESETS[name], config.large()
     return replace(
         config,
         preset=name,
         model=preset.model,
         placement=preset.placement,
-        learner=replace(config.learner, dtype="bfloat16", **preset.learner),
-        rollout=replace(config.rollout, dtype="bfloat16", **preset.rollout),
+        learner=replace(config.learner, **preset.learner),
+        rollout=replace(config.rollout, **preset.rollout),
     )
 
 

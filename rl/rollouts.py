@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ from rewards.runner import RewardRunner
 from rewards.types import Score
 from rl.batching import TeacherLogprobs
 from rl.config import TrainConfig
+from rollout.mixture import Stream
 from rollout.pool import RolloutPool, request_seed
-from rollout.prompts import PromptStream
 from rollout.rendering import require_same_tokens
 from rollout.teacher import Teacher
 from rollout.types import Group, Prompt, Sampling
@@ -68,7 +69,7 @@ class Rollouts:
     def __init__(
         self,
         config: TrainConfig,
-        stream: PromptStream,
+        stream: Stream,
         pool: RolloutPool,
         runner: RewardRunner,
         processor: Any,
@@ -144,16 +145,18 @@ class Rollouts:
         """Generates and scores; draws another prompt for each group without variance, as far as `refill_prompts` goes.
 
         How many prompts are drawn, which, and which groups remain, does not depend on the order in which groups are done; unless
-        two batches draw at the same time (`max_staleness` and `refill_prompts` together): they do so as they come.
+        two batches draw at the same time (`max_staleness` and `refill_prompts` together): they do so as they come. Of a mixture,
+        a refill is of the task whose group it replaces, in one of that task's places, and each task has its share of the refills.
         """
         started = generated = time.perf_counter()
         this_round = self._round
         drawn, results = list(prompts), dict[int, tuple[Group, list[Score]]]()
         told: dict[int, list[np.ndarray]] = {}
-        refills_left = self.config.refill_prompts
+        sources = [self.stream.source(prompt) for prompt in prompts]
+        refills_left = refills_of_sources(self.config.refill_prompts, sources)
 
         async def answer(index: int) -> None:
-            nonlocal generated, refills_left
+            nonlocal generated
             seeds = self._seeds(step, drawn, index)
             group = await self.pool.answer(drawn[index], self._sampling, seeds, policy_version, batch=step)
             generated = time.perf_counter()
@@ -163,9 +166,10 @@ class Rollouts:
             if teaching is not None:
                 told[id(group)] = await asyncio.wrap_future(teaching)
             results[index] = group, scores
-            if refills_left and not has_variance(scores):
-                refills_left -= 1
-                await answer(await asyncio.to_thread(self._refill, drawn, this_round))
+            source = sources[index]
+            if refills_left[source] and not has_variance(scores):
+                refills_left[source] -= 1
+                await answer(await asyncio.to_thread(self._refill, drawn, sources, source, this_round))
 
         tasks = [asyncio.ensure_future(answer(index)) for index in range(len(prompts))]
         try:
@@ -173,7 +177,7 @@ class Rollouts:
         finally:
             for task in tasks:
                 task.cancel()
-        kept = keep_groups([results[index] for index in range(len(drawn))], len(prompts))
+        kept = keep_groups([results[index] for index in range(len(drawn))], sources, len(prompts))
         return Batch(
             groups=[group for group, _ in kept],
             scores=[scores for _, scores in kept],
@@ -183,12 +187,13 @@ class Rollouts:
             teacher_logprobs=[told[id(group)] for group, _ in kept] if self._teacher else None,
         )
 
-    def _refill(self, drawn: list[Prompt], of_round: int) -> int:
-        """Draws one more prompt for a batch; returns its place there."""
+    def _refill(self, drawn: list[Prompt], sources: list[str], source: str, of_round: int) -> int:
+        """Draws one more prompt of a source for a batch; returns its place there."""
         with self._drawing:
             if of_round != self._round:  # the batch has been let go, and its prompts put back
                 raise asyncio.CancelledError
-            drawn += self.stream.next_batch(1)
+            drawn.append(self.stream.next_of(source))
+            sources.append(source)
             return len(drawn) - 1
 
     def _seeds(self, step: int, drawn: Sequence[Prompt], index: int) -> list[int]:
@@ -203,10 +208,39 @@ def has_variance(scores: Sequence[Score]) -> bool:
     return len({score.reward for score in scores if score.error is None}) > 1
 
 
+def refills_of_sources(num_refills: int, sources: Sequence[str]) -> dict[str, int]:
+    """Each source's share of the refills, by its share of the batch: who is done first must not decide who may draw again.
+
+    Args:
+        num_refills: Refills of the batch.
+        sources: The source of each prompt of the batch.
+    """
+    counts = Counter(sources)
+    left = {source: num_refills * count // len(sources) for source, count in counts.items()}
+    rounded_off = {source: num_refills * count % len(sources) for source, count in counts.items()}
+    for source in sorted(counts, key=rounded_off.__getitem__, reverse=True)[: num_refills - sum(left.values())]:
+        left[source] += 1
+    return left
+
+
 def keep_groups(
-    scored: Sequence[tuple[Group, Sequence[Score]]], num_groups: int
+    scored: Sequence[tuple[Group, Sequence[Score]]], sources: Sequence[str], num_groups: int
 ) -> list[tuple[Group, Sequence[Score]]]:
-    """The first groups that can teach anything, and, if they are too few, the first of the others; in their order."""
+    """The first groups of each source that can teach anything, and, if they are too few, the first of the others; in their order.
+
+    Args:
+        scored: The groups of a batch, and behind them its refills.
+        sources: The source of each.
+        num_groups: Groups of the batch. Each of their places keeps its source, so that minibatches keep their ratio.
+    """
     flat = [not has_variance(scores) for _, scores in scored]
-    best = sorted(range(len(scored)), key=lambda index: (flat[index], index))[:num_groups]
-    return [scored[index] for index in sorted(best)]
+    places = sources[:num_groups]
+    kept: dict[str, Iterator[int]] = {
+        source: iter(_best([i for i, its in enumerate(sources) if its == source], flat, places.count(source)))
+        for source in set(places)
+    }
+    return [scored[next(kept[source])] for source in places]
+
+
+def _best(indices: Sequence[int], flat: Sequence[bool], count: int) -> list[int]:
+    return sorted(sorted(indices, key=lambda index: (flat[index], index))[:count])

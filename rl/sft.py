@@ -25,7 +25,8 @@ from rl.batching import encode_media, make_microbatch
 from rl.config import ColdStartConfig
 from rl.types import Microbatch, Sample
 from rollout.config import RolloutConfig
-from rollout.prompts import PromptStream, Rows, prompts_from
+from rollout.mixture import open_stream
+from rollout.prompts import Rows, prompts_from
 from rollout.rendering import expand_media, expanded_prompt, limit_pixels, observation_tokens
 from rollout.types import Observation, Prompt
 
@@ -49,7 +50,7 @@ def cold_start(config: ColdStartConfig, prompts: Rows, demonstrate: Demonstrate 
 
     Args:
         config: The choices.
-        prompts: What to answer.
+        prompts: What to answer; of a `mixture`, every update has its ratio.
         demonstrate: Shows how a prompt is answered, the same at each call; default: by its reference answer.
 
     Returns:
@@ -61,8 +62,7 @@ def cold_start(config: ColdStartConfig, prompts: Rows, demonstrate: Demonstrate 
     for name in ("updates", "batch_size", "learning_rate", "threads"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} of the cold start must be > 0, got {getattr(config, name)}")
-    prompts = prompts_from(prompts)
-    folder = config.cache_dir / _fingerprint(config, prompts, demonstrate)
+    folder = config.cache_dir / _fingerprint(config, prompts_from(prompts), demonstrate)
     if (folder / "cold_start.json").is_file():
         return folder
     started = time.perf_counter()
@@ -104,7 +104,7 @@ def supervise(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rise, num_updates=config.updates))
-    stream = PromptStream(prompts, batch_size=config.batch_size, seed=config.seed)
+    stream = open_stream(prompts, batch_size=config.batch_size, seed=config.seed)
     no_ban = torch.zeros(0, dtype=torch.long)
     losses = []
     for _ in track(range(config.updates), description="cold start"):

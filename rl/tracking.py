@@ -52,25 +52,11 @@ class Tracker:
         self, name: str, groups: Sequence[Group], scores: Sequence[Sequence[Score]], limit: int = 4
     ) -> None:
         """Writes the first groups of a step: `samples/NAME.jsonl`, and beside it their images, and some frames of their videos."""
-        rows = []
-        for index, (group, group_scores) in enumerate(zip(groups[:limit], scores[:limit], strict=True)):
-            strips = [film_strip(video) for video in group.prompt.videos]
-            files = {
-                "images": self._save_pictures(f"{name}_{index}", group.prompt.images),
-                "videos": self._save_pictures(f"{name}_{index}_video", strips),
-            }
-            seen = [
-                self._save_pictures(f"{name}_{index}_seen_{place}", observed_images(completion))
-                for place, completion in enumerate(group.completions)
-            ]
-            rows.append(_sample_row(group, group_scores, files, seen))
-        (self.samples_dir / f"{name}.jsonl").write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
-
-    def _save_pictures(self, stem: str, pictures: Sequence[Any]) -> list[str]:
-        names = [f"{stem}_{number}.png" for number in range(len(pictures))]
-        for name, picture in zip(names, pictures, strict=True):
-            picture.save(self.samples_dir / name)
-        return names
+        rows = [
+            sample_row(self.samples_dir, f"{name}_{index}", group, group_scores)
+            for index, (group, group_scores) in enumerate(zip(groups[:limit], scores[:limit], strict=True))
+        ]
+        (self.samples_dir / f"{name}.jsonl").write_text("".join(as_line(row) for row in rows))
 
     @contextmanager
     def progress(self, total: int, done: int) -> Iterator[_Bar]:
@@ -166,17 +152,25 @@ def _is_plain(value: object) -> bool:
     return True
 
 
-def _sample_row(
-    group: Group, scores: Sequence[Score], files: Mapping[str, Sequence[str]], seen: Sequence[Sequence[str]]
+def sample_row(
+    folder: Path, stem: str, group: Group, scores: Sequence[Score], *, with_pictures: bool = True
 ) -> dict[str, Any]:
-    """A group as JSON has it.
+    """A group as JSON has it, for `rewards.check` and people to read; writes what is seen in it beside.
 
     Args:
+        folder: Where pictures go.
+        stem: How their names begin.
         group: What was asked and answered.
         scores: [G] of its completions.
-        files: The prompt's images and videos.
-        seen: [G] the files of the images that each episode was shown, in order.
+        with_pictures: Whether there are to be any.
     """
+
+    def saved(pictures: Sequence[Any], name: str = "") -> list[str]:
+        return _save_pictures(folder, stem + name, pictures) if with_pictures else []
+
+    strips = [film_strip(video) for video in group.prompt.videos] if with_pictures else []
+    files = {"images": saved(group.prompt.images), "videos": saved(strips, "_video")}
+    seen = [saved(observed_images(done), f"_seen_{place}") for place, done in enumerate(group.completions)]
     prompt = group.prompt
     return {
         "prompt_id": prompt.id,
@@ -192,7 +186,9 @@ def _sample_row(
                 "reward": score.reward,
                 "parts": dict(score.parts),
                 "error": score.error,
+                "failed": score.failed,
                 "finish_reason": completion.finish_reason,
+                "num_tokens": len(completion.token_ids),
                 "policy_version": completion.policy_version,
             }
             for completion, score, pictures in zip(group.completions, scores, seen, strict=True)
@@ -200,15 +196,27 @@ def _sample_row(
     }
 
 
+def as_line(row: Mapping[str, Any]) -> str:
+    """A row of a JSONL file; what JSON does not have, in words."""
+    return json.dumps(row, default=str) + "\n"
+
+
+def _save_pictures(folder: Path, stem: str, pictures: Sequence[Any]) -> list[str]:
+    names = [f"{stem}_{number}.png" for number in range(len(pictures))]
+    for name, picture in zip(names, pictures, strict=True):
+        picture.save(folder / name)
+    return names
+
+
 def _turns(completion: Completion, pictures: Sequence[str]) -> dict[str, Any]:
-    """Of an episode, who said what, and the files of the pictures that were shown."""
+    """Of an episode, who said what, in which of its tokens, and the files of the pictures that were shown."""
     if completion.turns is None:
         return {}
     told, files = [], iter(pictures)
     for turn in completion.turns:
         shown = turn.observation
         told.append(
-            {"text": turn.text}
+            {"text": turn.text, "start": turn.start, "stop": turn.stop}
             | ({} if shown is None else {"observation": shown.text, "images": list(islice(files, len(shown.images)))})
         )
     return {"turns": told, "outcome": dict(completion.outcome)}

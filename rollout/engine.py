@@ -72,11 +72,12 @@ class RolloutEngine:
             model=str(model),
             dtype=config.dtype,
             max_model_len=config.max_model_len,
-            # A seeded request whose prompt is prefilled in pieces kills vLLM's CPU worker: keep prompts whole. A teacher has no
-            # seeds, and takes memory for the logits of all tokens that it reads at once.
+            # A seeded request whose prompt is prefilled in pieces kills vLLM's CPU worker: a prompt that the step has no more room
+            # for waits for the next. A teacher has no seeds, and takes memory for the logits of all that it reads at once.
             max_num_batched_tokens=config.max_batched_tokens
             if teaches
             else max(config.max_batched_tokens, config.max_model_len),
+            enable_chunked_prefill=bool(config.gpus_per_engine or teaches),
             max_num_seqs=config.max_running,
             tensor_parallel_size=max(1, config.gpus_per_engine),
             # Left to itself vLLM would start actors of Ray for its workers, which nobody would end.
@@ -114,7 +115,7 @@ class RolloutEngine:
 
         Args:
             request: What to go on from; its images are processed once.
-            sampling: Temperature and length.
+            sampling: Temperature, length and what else there is of it.
             seeds: The seed of each completion, by its index in the group.
             policy_version: The oldest version that the caller takes.
 
@@ -185,6 +186,9 @@ class RolloutEngine:
         return SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            presence_penalty=sampling.presence_penalty,
             seed=seed if sampling.temperature > 0 else None,
             logprobs=0,
             logit_bias=self._bias,

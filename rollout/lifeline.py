@@ -1,9 +1,12 @@
-"""vLLM's processes end with the one that spawned them, and so does their shared memory: killed itself, it clears nothing away."""
+"""What our engines ask of vLLM's processes: they end with the one that spawned them, and so does their shared memory, for killed
+itself it clears nothing away; and on CPUs they leave the cores to others while they wait for one another."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import time
+from functools import partial
 from threading import Thread
 
 import psutil
@@ -12,6 +15,9 @@ from rollout.shared_segments import segments_of, semaphores_of
 
 SWITCH = "SAPO_ENGINE"
 """The environment variable by which an engine's processes are known; another vLLM of the user's is left alone."""
+
+DOZE = 1e-4
+"""Seconds; a step of a small policy takes thirty times as long and more."""
 
 
 def end_with_parent() -> None:
@@ -28,3 +34,17 @@ def end_with_parent() -> None:
         os._exit(1)
 
     Thread(target=wait, daemon=True, name="lifeline").start()
+
+
+def sleep_while_waiting() -> None:
+    """Has an engine's processes on CPUs doze while they wait for one another.
+
+    For a second after each message vLLM's look for the next one without a pause: of two cores, one computes then and the other
+    waits, which is a third and more of a generation's processor time. They may not sleep until they are woken, as they do after
+    that second: of two calls within a millisecond the second may get lost.
+    """
+    from vllm.distributed.device_communicators import shm_broadcast
+    from vllm.platforms import current_platform
+
+    if os.environ.get(SWITCH) and current_platform.is_cpu():
+        shm_broadcast.sched_yield = partial(time.sleep, DOZE)

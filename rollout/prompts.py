@@ -46,11 +46,18 @@ class Rows(Protocol):
 class Prompts(Sequence[Prompt]):
     """Rows as prompts, each made when it is asked for; made by `prompts_from`. A slice is as lazy as the whole."""
 
-    def __init__(self, rows: Rows, to_prompt: ToPrompt, indices: range, frames: FrameSampling) -> None:
+    def __init__(
+        self, rows: Rows, to_prompt: ToPrompt, indices: range, frames: FrameSampling, task: str | None = None
+    ) -> None:
         self._rows = rows
         self._to_prompt = to_prompt
         self._indices = indices
         self._frames = frames
+        self._task = task
+
+    def of_task(self, task: str) -> Prompts:
+        """The same prompts as one task of several: `task` is theirs, and stands before their ids and in their errors."""
+        return Prompts(self._rows, self._to_prompt, self._indices, self._frames, task)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -61,24 +68,27 @@ class Prompts(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> Prompts: ...
     def __getitem__(self, index: int | slice) -> Prompt | Prompts:
         if isinstance(index, slice):
-            return Prompts(self._rows, self._to_prompt, self._indices[index], self._frames)
+            return Prompts(self._rows, self._to_prompt, self._indices[index], self._frames, self._task)
         row_index = self._indices[index]
+        of_task, prefix = ("", "") if self._task is None else (f" of task {self._task!r}", f"{self._task}/")
         try:
             row = self._rows[row_index]
         except UnreadablePrompt:  # the rows are Prompts themselves
             raise
         except Exception as error:  # datasets decodes images here, and damaged files make PIL raise almost anything
-            raise UnreadablePrompt(f"row {row_index} cannot be read: {type(error).__name__}: {error}") from error
+            told = f"row {row_index}{of_task} cannot be read: {type(error).__name__}: {error}"
+            raise UnreadablePrompt(told) from error
         try:
             prompt = _checked_prompt(row, self._to_prompt)
             return replace(
                 prompt,
-                id=prompt.id or f"row-{row_index}",
+                id=prefix + (prompt.id or f"row-{row_index}"),
+                task=prompt.task if self._task is None else self._task,
                 images=open_images(prompt.images),
                 videos=open_videos(prompt.videos, self._frames),
             )
         except UnreadablePrompt as error:
-            raise UnreadablePrompt(f"row {row_index}: {error}") from error
+            raise UnreadablePrompt(f"row {row_index}{of_task}: {error}") from error
 
 
 def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None, frames: FrameSampling | None = None) -> Prompts:
@@ -251,6 +261,14 @@ class PromptStream:
         self._open_next()
         return batch
 
+    def source(self, prompt: Prompt) -> str:
+        """What `next_of` draws from in place of a prompt: here there is one source."""
+        return ""
+
+    def next_of(self, source: str) -> Prompt:
+        """Draws one more prompt; see `next_batch`."""
+        return self.next_batch(1)[0]
+
     def _open_next(self) -> None:
         """Has threads open what the next batch will draw first, up to the epoch's end."""
         coming = [*self._postponed, *self._order[self._position :][: self._batch_size].tolist()][: self._batch_size]
@@ -273,8 +291,13 @@ class PromptStream:
         """Goes where `state()` was taken.
 
         Raises:
-            ValueError: The state is of a stream over another number of prompts, or of another seed.
+            ValueError: The state is of a stream over another number of prompts, of another seed, or of a mixture.
         """
+        if "tasks" in state:
+            raise ValueError(
+                f"the saved prompt order is of a mixture of {', '.join(map(repr, state['tasks']))}, this run has one set of "
+                "prompts: resume with the mixture of the saved run"
+            )
         for name, ours in (("num_prompts", len(self._prompts)), ("seed", self._seed)):
             if state[name] != ours:
                 raise ValueError(

@@ -252,14 +252,24 @@ class CannotReplace(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How responses are drawn. There is no top-p or top-k: they renormalise the distribution and would bias the ratio.
+    """How responses are drawn.
+
+    Training draws from the plain softmax and leaves `top_p`, `top_k` and `presence_penalty` alone: they renormalise the
+    distribution, and the learner's log-probabilities are those of the plain one, so that every ratio would be wrong. They are for
+    evaluation, where published figures were measured with them; a completion's `logprobs` are then of what was drawn from.
 
     Attributes:
         max_tokens: The longest response, in tokens, the end token included. 0 draws none: a teacher's engine reads, and answers
             with all that it has read as the completion's `token_ids` [L], and its log-probability of each as `logprobs` [L], 0 for
             the first.
         temperature: Divides the logits; 0 is greedy decoding.
+        top_p: Only the likeliest tokens that together have this probability are drawn from; 1: all.
+        top_k: Only so many of the likeliest tokens are drawn from; 0: all.
+        presence_penalty: Taken off the logit of each token that the response already has.
     """
 
     max_tokens: int
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    presence_penalty: float = 0.0

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from rollout.config import Backend, RolloutConfig
-from rollout.lifeline import end_with_parent
+from rollout.lifeline import end_with_parent, sleep_while_waiting
 
 ALIGNMENT = 64
 """Bytes: every parameter starts on a cache line."""
@@ -28,6 +28,7 @@ ALIGNMENT = 64
 def register() -> None:
     """vLLM's plugin hook, called in each of its processes: makes the backend `shared_memory` known there."""
     end_with_parent()
+    sleep_while_waiting()
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if "shared_memory" not in WeightTransferEngineFactory._registry:

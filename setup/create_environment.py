@@ -103,6 +103,16 @@ def install_sandbox() -> None:
             print("not installed; only the reward `code_tests` needs it: `apt-get install bubblewrap` ...", end=" ")
 
 
+def install_text_tasks(*options: str) -> None:
+    """Installs reasoning-gym where a C compiler can build a part of it; else says what to do."""
+    with phase("reasoning-gym, for text tasks"):
+        done, _ = pip_install("--editable", ".[tasks]", *options)
+        if not done:
+            print(
+                "not installed; only recipes with text tasks need it: install a C compiler, `make setup` ...", end=" "
+            )
+
+
 def check_imports() -> None:
     """Repairs torchvision and its like where needed, and imports the packages that have compiled parts."""
     for command in (["setup/install_repair.py"], ["-c", "import torchvision, ray; from vllm import AsyncEngineArgs"]):
@@ -142,6 +152,7 @@ def main() -> None:
             pip_options += install_cpu_torch()
     with phase("vLLM, Ray, transformers and the rest, 4 GB on disk"):
         install_project(f"{kind},dev", *pip_options)
+    install_text_tasks(*pip_options)
     install_sandbox()
     with phase("check of the compiled packages"):
         check_imports()

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 SHARED_MEMORY = Path("/dev/shm")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start engines come first, being the longest: of two processes neither is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_leaks() -> Iterator[None]:
     """After the last test no process that the suite started lives on, and no segment of shared memory stays."""

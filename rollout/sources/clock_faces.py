@@ -25,7 +25,7 @@ SMOOTH = 4
 to_prompt = column_mapping(id="id", task="clock")
 
 
-def clock_faces(split: Split, *, minutes: int = 15, num_prompts: int = 10_000, seed: int = 0) -> Dataset:
+def clock_faces(split: Split, *, minutes: int = 15, num_prompts: int = 4_000, seed: int = 0) -> Dataset:
     """Draws prompts; equal arguments give equal prompts, in any process.
 
     Args:

@@ -75,7 +75,7 @@ def to_prompt(row: Mapping[str, Any]) -> Prompt:
         messages=[{"role": "user", "content": content}],
         images=[row["image"]],
         answer=row["answer"],
-        columns={"tile": row["tile"]},
+        columns={"tile": row["tile"], "tool_calls": 1},
     )
 
 

@@ -35,7 +35,7 @@ count_prompt = column_mapping(id="id", task="count")
 box_prompt = column_mapping(id="id", task="box")
 
 
-def scenes(split: Split, question: Question, *, num_prompts: int = 10_000, seed: int = 0) -> Dataset:
+def scenes(split: Split, question: Question, *, num_prompts: int = 4_000, seed: int = 0) -> Dataset:
     """Draws prompts; equal arguments give equal prompts, in any process.
 
     Args:

@@ -6,19 +6,22 @@ import random
 import re
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import rewards
 from policies.small import small_processor
 from rewards import math_answer
 from rewards.runner import RewardRunner, dry_run
 from rl.config import check_config
-from rollout import Completion, Done, Observation, Prompt
+from rollout import Completion, Done, Observation, Prompt, layouts
 from rollout.episodes import try_environment
-from rollout.prompts import column_mapping
+from rollout.mixture import mixture, open_stream
+from rollout.prompts import column_mapping, prompts_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 
@@ -75,14 +78,43 @@ def test_recipe_for_a_published_model_hands_train_what_it_takes(trained: dict[st
     assert trained["reward"] is math_answer
 
 
+def test_the_mixture_hands_train_its_tasks_in_the_ratio_and_a_reward_that_knows_them(trained: dict[str, Any]) -> None:
+    rows = {
+        "hiyouga/geometry3k": {"images": [], "problem": "Find x.", "answer": "3"},
+        "HuggingFaceM4/ChartQA": {"image": None, "query": "More?", "label": ["Yes"]},
+        "openai/gsm8k": {"question": "How many?", "answer": "So many. #### 72"},
+    }
+    names: dict[str, Any] = {**vars(rewards), **vars(layouts), "mixture": mixture, "prompts_from": prompts_from}
+    names |= {"read_rows": lambda name, split, subset: [rows[name]] * 9, "config": None}
+    names["train"] = lambda config, **given: trained.update(given)
+    exec(compile(BLOCKS[3], "README.md", "exec"), names)
+    batch = open_stream(trained["prompts"], batch_size=12, num_minibatches=2, seed=0).next_batch()
+    ratio = {"geometry": 3, "charts": 2, "arithmetic": 1}
+    assert [Counter(prompt.task for prompt in half) for half in (batch[:6], batch[6:])] == [ratio] * 2
+    reward = trained["reward"]
+    assert all(reward(prompt, Completion(text=f"\\boxed{{{prompt.answer}}}")) == 1.0 for prompt in batch)
+
+
+def test_the_table_of_layouts_names_them_all_with_the_verifiers_that_they_name() -> None:
+    table = dict(re.findall(r"^\| [^|]+ \| `(\w+)` \| ([^|]+) \|$", README, re.MULTILINE))
+    mappings = {
+        name: each for name, each in vars(layouts).items() if "Verifier:" in (getattr(each, "__doc__", None) or "")
+    }
+    assert set(mappings) == set(table)
+    for name, verifiers in table.items():
+        first = verifiers.split("`")[1].replace("same_text", "text_similarity(threshold=1.0)")
+        assert f"`{first}`" in mappings[name].__doc__, name
+
+
 def test_options_and_recipes_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     known = set()
-    for recipe in ("digit_sums", "easy_vqa", "custom_reward", "cold_start", "sapo_minimal"):
-        assert f"`{recipe}`" in README
-        monkeypatch.setattr(sys, "argv", [recipe, "--help"])
+    recipes = sorted(path.stem for path in (ROOT / "recipes").glob("[a-z]*.py"))
+    assert all(f"`{recipe}`" in README for recipe in recipes)
+    for module in (*(f"recipes.{recipe}" for recipe in recipes), "rewards.check"):
+        monkeypatch.setattr(sys, "argv", [module, "--help"])
         with pytest.raises(SystemExit):
-            runpy.run_module(f"recipes.{recipe}", run_name="__main__", alter_sys=True)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         known |= set(OPTION.findall(capsys.readouterr().out))
     assert set(OPTION.findall(README)) <= known
 

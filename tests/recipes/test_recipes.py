@@ -36,8 +36,19 @@ from rollout.sources.digit_sums import digit_sums, to_prompt
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("[a-z]*.py"))
-TRAINED_BY_TRAIN = ["custom_reward", "digit_sums", "distill", "easy_vqa", "guess_number", "zoom"]
+TRAIN_NOTHING = {"evaluate", "measure_pass_rate"}  # tested in test_asking.py
+RECIPES = sorted({path.stem for path in (ROOT / "recipes").glob("[a-z]*.py")} - TRAIN_NOTHING)
+TRAINED_BY_TRAIN = [
+    "custom_reward",
+    "digit_sums",
+    "distill",
+    "easy_vqa",
+    "general_rl",
+    "guess_number",
+    "reasoning_rl",
+    "zoom",
+]
+RESUMABLE = [*TRAINED_BY_TRAIN, "thinking_with_images"]
 PICTURE = Image.new("RGB", (192, 64))
 SUM = Prompt(
     id="a", messages=[], images=[PICTURE], answer="3+5+9=17", columns={"digits": [3, 5, 9], "sum": 17, "digit_ids": []}
@@ -92,7 +103,7 @@ def test_help_shows_the_options_that_work_everywhere(recipe: Callable[..., Ended
     options = set(re.findall(r"(?<=[ │])--[a-z.-]+", ended.out))
     assert options >= {"--steps", "--run-dir", "--seed"}
     assert ("--reward" in options) == (name != "cold_start")
-    assert ("--resume" in options) == (name in TRAINED_BY_TRAIN)
+    assert ("--resume" in options) == (name in RESUMABLE)
     assert "no --reward" in ended.out or name != "cold_start"
 
 

@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rewards import Score, runner
+from rewards import Score, length_penalty, runner
 from rewards.check import Check, check, find_reward, timed
 from rewards.checking import verdicts
-from rewards.recorded import Columns, read_groups
+from rewards.recorded import Columns, read_groups, read_recorded
 from rl.config import TrainConfig
 from rl.tracking import Tracker
 from rollout import Completion, Group, Observation, Prompt, Turn
+from rollout.types import sampled_mask
 
 ROOT = Path(__file__).parents[2]
 REWARD = """
@@ -38,6 +39,8 @@ def score(prompt, completion):
             time.sleep(0.3)
         case "lie":
             return "yes"
+        case "hoard":
+            return float(len(bytearray(1 << 29)) > 0)
     right = completion.text == prompt.answer
     return Score(reward=float(right), parts={"length": len(completion.text)})
 
@@ -128,6 +131,16 @@ def test_errors_are_counted_by_kind_and_a_hang_is_one(reward: str, table: Callab
     assert "a: 'raise'" in printed and "b: 'raise'" in printed and "a: 'hang'" in printed
 
 
+def test_a_reward_that_takes_too_much_memory_is_told_as_in_training(reward: str, table: Callable[..., Path]) -> None:
+    rows = table({"id": "a", "completion": ["hoard", "17"], "answer": "17"})
+    _, printed = output(reward, rows, memory_gib=0.25)
+    assert "2 completions, 1 without a verdict" in printed
+    assert "reward 'score' raised MemoryError for prompt 'a'" in printed
+    _, printed = output(reward, rows, memory_gib=0)
+    assert "2 completions, 0 without a verdict" in printed
+    assert Check(reward=reward, data=rows).memory_gib == TrainConfig(model="m").reward_memory_gib
+
+
 def test_without_any_verdict_the_status_is_1(reward: str, table: Callable[..., Path]) -> None:
     assert output(reward, table({"completion": "raise"}))[0] == 1
 
@@ -182,8 +195,15 @@ def test_a_runs_samples_are_read_as_they_were(tmp_path: Path) -> None:
     shown = Observation(text="look", images=[Image.new("RGB", (4, 4), "red")])
     turns = [Turn(text="za", start=0, stop=2, observation=shown), Turn(text="7", start=4, stop=5)]
     told = [
-        Completion(text="7", turns=turns, outcome={"won": True}, policy_version=3, finish_reason="length"),
-        Completion(text="8"),
+        Completion(
+            text="7",
+            turns=turns,
+            outcome={"won": True},
+            policy_version=3,
+            finish_reason="length",
+            token_ids=np.zeros(5, np.int32),
+        ),
+        Completion(text="8", token_ids=np.zeros(9, np.int32)),
     ]
     content = [{"type": "image"}, {"type": "text", "text": "sum?"}]
     prompt = Prompt(
@@ -208,7 +228,31 @@ def test_a_runs_samples_are_read_as_they_were(tmp_path: Path) -> None:
     assert episode.outcome == {"won": True} and [turn.text for turn in episode.turns or ()] == ["za", "7"]
     seen = (episode.turns or ())[0].observation
     assert seen is not None and seen.text == "look" and seen.images[0].getpixel((0, 0)) == (255, 0, 0)
-    assert (plain.text, plain.turns, len(plain.token_ids)) == ("8", None, 2)
+    assert (plain.text, plain.turns, len(plain.token_ids), len(plain.logprobs)) == ("8", None, 9, 9)
+    assert len(episode.token_ids) == 5 and sampled_mask(episode).tolist() == [True, True, False, False, True]
+    assert read_recorded(tmp_path).num_guessed == 0
+
+
+def test_a_run_before_it_counted_tokens_has_as_many_as_is_likely(table: Callable[..., Path]) -> None:
+    turns = [{"text": "12345", "observation": "look", "images": []}, {"text": "7"}]
+    recorded = read_recorded(table({"completions": [{"text": "7", "turns": turns}, {"text": "12345678"}]}))
+    episode, plain = recorded.groups[0].completions
+    assert [(turn.start, turn.stop) for turn in episode.turns or ()] == [(0, 3), (3, 5)]
+    assert (len(episode.token_ids), len(plain.token_ids), recorded.num_guessed) == (5, 3, 2)
+
+
+def test_what_a_table_does_not_tell_of_tokens_is_guessed_and_said_once(table: Callable[..., Path]) -> None:
+    row: dict[str, Any] = {"completion": ["a" * 4, "a" * 400], "answer": "17"}
+    told = [row | {"num_tokens": 9}, row | {"num_tokens": [9, None]}, row | {"n": [8, 7]}, row]
+    found = read_recorded(table(*told[:2]))
+    assert [[len(each.token_ids) for each in group.completions] for group in found.groups] == [[9, 9], [9, 101]]
+    assert (found.num_guessed, dict(found.groups[0].prompt.columns)) == (1, {})
+    [named] = read_groups(table(told[2]), Columns(num_tokens="n"))
+    assert [len(each.token_ids) for each in named.completions] == [8, 7]
+    assert length_penalty(max_tokens=8, buffer=2)(named.prompt, named.completions[0]) == -1.0
+    assert "not recorded" not in output("exact", table(told[0]))[1]
+    sentence = "of 3 of 4 completions the number of tokens is not recorded: guessed, one for every four bytes\n"
+    assert output("exact", table(told[1], told[3]))[1].count(sentence) == 1
 
 
 @pytest.mark.parametrize(
@@ -270,6 +314,16 @@ def test_a_parquet_file_is_read_with_its_images(tmp_path: Path) -> None:
         ),
         ([{"completion": 17}], "row 1 of .* has the completion 17; write a text, or an object with a 'text'"),
         ([{"completion": [None]}], "row 1 of .* has the completion None; write a text"),
+        (
+            [{"completion": ["1", "2"], "num_tokens": [1]}],
+            "row 1 of .* has 2 completions and 1 numbers of tokens; write one for each",
+        ),
+        ([{"completion": "1", "num_tokens": -1}], "row 1 of .* has a completion of -1 tokens; write a whole number"),
+        ([{"completions": [{"text": "1", "num_tokens": "9"}]}], "row 1 of .* has a completion of '9' tokens"),
+        (
+            [{"completion": {"text": "1", "turns": [{"text": "1", "start": 3, "stop": 2}]}}],
+            "row 1 of .* has a turn from token 3 to 2; write whole numbers in order",
+        ),
         ([{"completion": "1", "prompt": 3}], "row 1 of .* asks 3; write a text, or a list of chat messages"),
         ([{"completion": "1", "images": ["none.png"]}], "row 1 of .* has an image that cannot be opened: FileNotFound"),
     ],
@@ -301,6 +355,7 @@ def test_files_that_are_not_there_or_of_no_known_kind_are_refused(tmp_path: Path
         ({"reference": True}, "--reference needs answers, and .* has none; name their column: --columns.answer"),
         ({"limit": -1}, "limit must be >= 0, got -1"),
         ({"workers": 0}, "num_workers must be >= 1, got 0"),
+        ({"memory_gib": -1.0}, "memory_gib must be >= 0, got -1"),
         ({"reward": "numerical"}, "there is no verifier 'numerical'; give FILE.py:FUNCTION or one of .*numeric"),
         ({"reward": "weighted"}, "there is no verifier 'weighted'; "),
         ({"reward": "nowhere.py:score"}, "reward 'nowhere.py:score': there is no file"),

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rewards import Score, by_task, exact, weighted
+from rewards import Score, by_task, exact, first_readable, math_answer, multiple_choice, numeric, of_group, weighted
+from rewards.checking import verdicts
 from rollout import Completion, Prompt
 
 PROMPT = Prompt(id="digits-12", messages=[], answer="17", task="sums")
@@ -66,3 +67,38 @@ def test_each_task_has_its_own_reward() -> None:
 def test_an_unknown_task_is_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"by_task has no reward for task 'default'; it knows \['length', 'sums'\]"):
         by_task({"sums": exact, "length": brevity})(Prompt(id="1", messages=[]), Completion(text=""))
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [("B", "B", "C"), ("17", r"\boxed{17}", "B"), ("blue", "Blue", "red"), ("1 or 2", "1 or 2", "1")],
+)
+def test_the_first_that_can_read_the_reference_has_the_verdict(answer: str, right: str, wrong: str) -> None:
+    reward = first_readable(multiple_choice, numeric, exact)
+    prompt = Prompt(id="1", messages=[], answer=answer)
+    assert [reward(prompt, Completion(text=text)) for text in (right, wrong)] == [1.0, 0.0]
+
+
+def test_where_none_can_read_the_reference_the_last_one_says_why() -> None:
+    score = first_readable(multiple_choice, math_answer)(
+        Prompt(id="1", messages=[], answer="a dog"), Completion(text="x")
+    )
+    assert isinstance(score, Score) and score.failed == "math_answer"
+    assert score.error is not None and score.error.startswith("math_answer cannot read the answer 'a dog'")
+
+
+def test_a_reward_that_sees_siblings_may_stand_in() -> None:
+    ranks = of_group(lambda prompt, completions: [float(place) for place in range(len(completions))])
+    reward = first_readable(numeric, ranks)
+    completions = [Completion(text="7"), Completion(text="8")]
+    prompts = [Prompt(id="1", messages=[], answer=answer) for answer in ("8", "eight")]
+    assert [[score.reward for score in verdicts(reward, prompt, completions)] for prompt in prompts] == [[0, 1], [0, 1]]
+    prompts = [Prompt(id="1", messages=[], answer="7")]
+    assert [score.reward for score in verdicts(reward, prompts[0], completions)] == [1, 0]
+
+
+def test_first_readable_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="first_readable needs at least one reward, such as math_answer, got none"):
+        first_readable()
+    with pytest.raises(ValueError, match="a reward of first_readable must be a function, got 'exact'"):
+        first_readable("exact")  # type: ignore[arg-type]

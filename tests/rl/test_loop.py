@@ -13,7 +13,7 @@ import pytest
 
 from rewards import Score
 from rl.checkpoint import LoopState, save_checkpoint
-from rl.config import TrainConfig, plain_config
+from rl.config import EvalConfig, TrainConfig, plain_config
 from rl.evaluate import Evaluator
 from rl.loop import _report_errors, _require_agreement, _unbroken, rollout_metrics, train
 from rl.rollouts import Batch
@@ -56,6 +56,37 @@ def test_a_video_too_is_asked_about_blindly():
     assert "eval/blind" in Evaluator(CONFIG, prompts, both, both).run(0, with_blind=True)
     [unseeing] = both.asked[-1]
     assert unseeing.id == "video" and (unseeing.videos[0].frames == 128).all()
+
+
+class FakeTasks(FakeEvaluation):
+    """Prompts of two tasks; of the sampled answers to `vqa` the first is right, to `sums` all are."""
+
+    def generate(self, prompts, sampling, seeds, policy_version) -> list[Group]:
+        return [replace(group(*[1] * len(own)), prompt=prompt) for prompt, own in zip(prompts, seeds, strict=True)]
+
+    def score(self, groups) -> list[list[Score]]:
+        return [
+            [Score(reward=float(group.prompt.task == "sums" or i == 0)) for i in range(len(group.completions))]
+            for group in groups
+        ]
+
+
+def test_each_task_is_told_by_itself_and_several_samples_tell_more():
+    prompts = [Prompt(id=task, messages=[], task=task) for task in ("sums", "vqa")]
+    several = replace(CONFIG, eval=EvalConfig(num_samples=4))
+    fake = FakeTasks()
+    assert Evaluator(several, prompts, fake, fake).run(0, with_blind=False) == {
+        "eval/greedy": 1.0,
+        "eval/sampled": 5 / 8,
+        "eval/sums/avg": 1.0,
+        "eval/sums/pass@4": 1.0,
+        "eval/sums/majority": 1.0,
+        "eval/vqa/avg": 0.25,
+        "eval/vqa/pass@4": 1.0,
+        "eval/vqa/majority": 0.25,  # all four say "x"
+    }
+    once = Evaluator(CONFIG, prompts, fake, fake).run(0, with_blind=False)
+    assert once == {"eval/greedy": 1.0, "eval/sampled": 1.0, "eval/sums/avg": 1.0, "eval/vqa/avg": 1.0}
 
 
 def test_a_gap_within_the_bound_goes_on():

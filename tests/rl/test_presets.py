@@ -20,8 +20,6 @@ from rollout.config import RolloutConfig
 @dataclass(frozen=True, kw_only=True)
 class Recipe(PresetConfig):
     model: str = "cold-start"
-    prompts_per_step: int = 128
-    group_size: int = 16
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(dtype="float32", threads=2))
     rollout: RolloutConfig = field(
         default_factory=lambda: RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
@@ -62,7 +60,7 @@ def test_a_preset_on_the_command_line_replaces_defaults_and_options_replace_it()
     assert (config.preset, config.model, config.steps) == ("8B", "Qwen/Qwen3-VL-8B-Instruct", 7)
     assert (config.rollout.max_tokens, config.rollout.max_model_len) == (512, 20480)
     assert config.learner.gradient_checkpointing and config.learner.dtype == "bfloat16"
-    assert config.group_size == 16  # the recipe's
+    assert (config.group_size, config.optimizer.learning_rate) == (16, 1e-6)  # what a published size is given
     assert parse(Recipe, ["--preset=2B"]).model == "Qwen/Qwen3-VL-2B-Instruct"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -14,8 +15,10 @@ import pytest
 
 from policies.small import small_processor
 from rewards import Score
+from rl.batching import make_samples, split_minibatches
 from rl.config import TrainConfig
-from rl.rollouts import Rollouts, has_variance, keep_groups
+from rl.rollouts import Rollouts, has_variance, keep_groups, refills_of_sources
+from rollout.mixture import mixture, open_stream
 from rollout.prompts import PromptStream
 from rollout.rendering import expanded_prompt
 from rollout.types import CannotReplace, Completion, Group, Prompt, Sampling
@@ -99,7 +102,7 @@ def make() -> Iterator[Callable[..., tuple[Rollouts, FakePool, PromptStream]]]:
         pool = FakePool(delay)
         pools.append(pool)
         config = TrainConfig(model="m", prompts_per_step=4, group_size=2, **choices)
-        stream = PromptStream(prompts, batch_size=4, seed=0)
+        stream = open_stream(prompts, batch_size=4, num_minibatches=config.num_minibatches, seed=0)
         rollouts = Rollouts(config, stream, pool, FakeRunner(flat), PROCESSOR, first_step=1, teacher=teacher)
         return rollouts, pool, stream
 
@@ -201,6 +204,67 @@ def test_without_a_teacher_a_batch_has_no_word_of_one(make):
     assert rollouts.take(1).teacher_logprobs is None
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["the first are done first", "the last are done first"])
+def test_of_a_mixture_a_refill_is_of_the_same_task_and_every_minibatch_keeps_its_ratio(make, reverse):
+    # Every other prompt of both tasks is flat, and some of their refills are, too.
+    mixed = mixture({"a": (PROMPTS, 1), "b": (PROMPTS[:8], 1)})
+    flat = [f"{task}/p{i}" for task in "ab" for i in range(0, 12, 2)]
+    delay = lambda prompt: 0.002 * (12 - int(prompt.answer) if reverse else int(prompt.answer))  # noqa: E731
+    rollouts, _, _ = make(prompts=mixed, refill_prompts=12, flat=flat, delay=delay)
+    learnt = []
+    for step in (1, 2, 3):
+        rollouts.start(step - 1, last_step=9)
+        batch = rollouts.take(step)
+        assert all(has_variance(scores) for scores in batch.scores)
+        learnt += ids(batch.groups)
+        for minibatch in split_minibatches(make_samples(batch.groups, batch.scores), 2):
+            assert sorted({sample.prompt_id[0] for sample in minibatch}) == ["a", "b"]
+    expected = {task: [name for name in ids_of(of_task(mixed, task)) if name not in flat][:6] for task in mixed.sources}
+    assert {task: [name for name in learnt if name.startswith(task)] for task in expected} == expected
+
+
+def of_task(mixed, task: str) -> list[Prompt]:
+    """Twelve prompts of a task in the order in which a stream of the mixture has them."""
+    stream = open_stream(mixed, batch_size=4, num_minibatches=2, seed=0)
+    return [stream.next_of(task) for _ in range(12)]
+
+
+def test_a_mixture_resumed_in_the_middle_has_the_same_prompts_as_without_in_every_place(make):
+    mixed = mixture({"a": (PROMPTS, 2), "b": (PROMPTS[:5], 1)})
+    choices = {"prompts": mixed, "refill_prompts": 6, "flat": ["a/p1", "a/p7", "b/p0"]}
+
+    def learnt(rollouts: Rollouts, steps: range) -> list[list[str]]:
+        batches = []
+        for step in steps:
+            rollouts.start(step - 1, last_step=9)
+            batches.append(ids(rollouts.take(step).groups))
+        return batches
+
+    whole, first, second = (make(**choices)[0] for _ in range(3))
+    expected = learnt(whole, range(1, 7))
+    assert learnt(first, range(1, 4)) == expected[:3]
+    second.stream.restore(json.loads(json.dumps(first.cursor())))
+    second._next_step = 4
+    assert learnt(second, range(4, 7)) == expected[3:]
+
+
+def test_each_task_has_its_share_of_the_refills_so_that_none_takes_them_all(make):
+    mixed = mixture({"a": (PROMPTS, 3), "b": (PROMPTS, 1)})
+    flat = [f"{task}/p{i}" for task in "ab" for i in range(12)]
+    rollouts, pool, _ = make(prompts=mixed, refill_prompts=8, flat=flat, num_minibatches=1)
+    rollouts.start(0, last_step=9)
+    batch = rollouts.take(1)
+    assert batch.num_refills == 8
+    assert sorted(prompt_id[0] for _, prompt_id, _ in pool.asked) == ["a"] * 9 + ["b"] * 3
+    assert sorted(group.prompt.task for group in batch.groups) == ["a", "a", "a", "b"]
+
+
+def test_refills_that_do_not_divide_go_to_the_largest_remainders():
+    # 3 · 5/8 is 1.875, 3 · 2/8 is .75 and 3 · 1/8 is .375.
+    assert refills_of_sources(3, [*"aaaaabbc"]) == {"a": 2, "b": 1, "c": 0}
+    assert refills_of_sources(7, [""] * 4) == {"": 7}
+
+
 def test_when_the_bound_is_reached_the_step_learns_from_what_there_is(make):
     order = in_order()
     rollouts, pool, _ = make(refill_prompts=2, flat=[name for name in order if name != order[3]])
@@ -276,7 +340,7 @@ def test_a_batch_that_has_been_put_back_draws_no_refill_any_more(make):
     rollouts.start(0, last_step=9)
     rollouts.take(1)
     with pytest.raises(asyncio.CancelledError):
-        rollouts._refill([], rollouts._round - 1)
+        rollouts._refill([], [], "", rollouts._round - 1)
     before = stream.state()
     rollouts.put_back()
     assert stream.state() == before, "the step has been taken: there is nothing to put back"
@@ -304,7 +368,7 @@ def test_groups_that_teach_are_kept_first_and_all_stay_in_order():
     scored = [
         (PROMPTS[i].id, [Score(reward=0.0), Score(reward=reward)]) for i, reward in enumerate((0.0, 1.0, 0.0, 1.0))
     ]
-    kept = [name for name, _ in keep_groups(scored, 3)]
+    kept = [name for name, _ in keep_groups(scored, [""] * 4, 3)]
     assert kept == ["p0", "p1", "p3"]
 
 

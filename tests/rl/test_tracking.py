@@ -94,7 +94,10 @@ def test_samples_hold_what_was_asked_answered_and_scored_with_its_images(tmp_pat
             columns={"sum": 8, "image": pictures[0], "digits": [3, 5]},
         ),
         prompt_token_ids=np.zeros(3, np.int32),
-        completions=[Completion(text="3+5=8", policy_version=4), Completion(text="3+", finish_reason="length")],
+        completions=[
+            Completion(text="3+5=8", policy_version=4, token_ids=np.zeros(6, np.int32)),
+            Completion(text="3+", finish_reason="length", token_ids=np.zeros(2, np.int32)),
+        ],
     )
     scores = [Score(reward=1.0, parts={"terms": 1.0}), Score(reward=0.0, error="no number")]
     tracker(tmp_path).save_samples("step_000004", [group], [scores])
@@ -105,6 +108,7 @@ def test_samples_hold_what_was_asked_answered_and_scored_with_its_images(tmp_pat
     right, wrong = row["completions"]
     assert (right["text"], right["reward"], right["parts"], right["error"]) == ("3+5=8", 1.0, {"terms": 1.0}, None)
     assert (right["finish_reason"], right["policy_version"]) == ("stop", 4)
+    assert (right["num_tokens"], wrong["num_tokens"]) == (6, 2)
     assert (wrong["text"], wrong["reward"], wrong["error"], wrong["finish_reason"]) == (
         "3+",
         0.0,
@@ -123,16 +127,17 @@ def test_of_an_episode_each_turn_names_the_pictures_that_it_was_shown(tmp_path: 
         Turn(text="zb", start=2, stop=4, observation=shown[1]),
         Turn(text="7", start=4, stop=5),
     ]
-    episode = Completion(text="7", turns=turns, outcome={"won": True})
+    episode = Completion(text="7", turns=turns, outcome={"won": True}, token_ids=np.zeros(5, np.int32))
     group = Group(prompt=Prompt(id="q", messages=[]), prompt_token_ids=np.zeros(1), completions=[episode])
     tracker(tmp_path).save_samples("step_000001", [group], [[Score(reward=1.0)]])
     [row] = [json.loads(line) for line in (tmp_path / "samples" / "step_000001.jsonl").read_text().splitlines()]
     [told] = row["completions"]
     assert told["turns"] == [
-        {"text": "za", "observation": "look", "images": ["step_000001_0_seen_0_0.png"]},
-        {"text": "zb", "observation": "look", "images": []},
-        {"text": "7"},
+        {"text": "za", "start": 0, "stop": 2, "observation": "look", "images": ["step_000001_0_seen_0_0.png"]},
+        {"text": "zb", "start": 2, "stop": 4, "observation": "look", "images": []},
+        {"text": "7", "start": 4, "stop": 5},
     ]
+    assert told["num_tokens"] == 5
     assert told["outcome"] == {"won": True}
     assert Image.open(tmp_path / "samples" / "step_000001_0_seen_0_0.png").getpixel((0, 0)) == (255, 0, 0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_learner(folder: Path, seed: int) -> Learner:
-    """With adapters of which both halves are random."""
+    """With adapters of which both halves are random, over the weights in `folder`."""
     learning = LearnerConfig(dtype="float32", threads=1)
     learner = Learner(TrainConfig(model=str(folder), rollout=CONFIG, learner=learning, lora=LORA), folder)
     change_adapters(learner, seed)
@@ -50,41 +52,49 @@ def change_adapters(learner: Learner, seed: int) -> None:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-def test_engine_and_learner_agree_after_each_of_two_syncs_of_adapters(folder: Path):
-    engine = EngineThread(folder, CONFIG, lora_rank=LORA.rank)
-    try:
-        learner = make_learner(folder, 1)
-        files = partial(adapter_files, learner.model, rank=LORA.rank, alpha=LORA.alpha, parts=LORA.parts)
-        sender = AdapterSender(files, engine)
-        base = engine.generate(PROMPTS, SAMPLING)
-        for seed in (1, 2):
-            change_adapters(learner, seed)
-            stale = largest_gap(learner, engine.generate(PROMPTS, SAMPLING))
-            metrics = sender.send_weights(engine.engine.policy_version + 1)
-            groups = engine.generate(PROMPTS, SAMPLING)
-            assert stale > 1e-2, "the adapters did not change enough to prove anything"
-            assert largest_gap(learner, groups) <= 1e-5
-            assert {c.policy_version for group in groups for c in group.completions} == {seed}
-        numbers = sum(p.numel() for name, p in learner.model.named_parameters() if is_adapter(name))
-        header = 20_000  # names and shapes, and the configuration
-        assert 4 * numbers < metrics["sync/bytes"] < 4 * numbers + header
-        assert metrics["sync/bytes"] < 4 * sum(p.numel() for p in learner.model.parameters()) / 10
-        assert [c.text for g in base for c in g.completions] != [c.text for g in groups for c in g.completions]
-    finally:
-        engine.close()
+@dataclass(frozen=True)
+class Exported:
+    """A LoRA run's learner, the folder that it has exported, and an engine that has started from there."""
+
+    learner: Learner
+    folder: Path
+    engine: EngineThread
 
 
-def test_a_lora_runs_export_is_a_policy_for_others_without_peft(folder: Path, tmp_path: Path):
-    learner = make_learner(folder, 3)
-    save_policy(learner.model, learner.processor, tmp_path)
-    assert not any(
-        "lora" in name for name, _ in load_policy(tmp_path, dtype=torch.float32, device="cpu").named_parameters()
-    )
-    engine = EngineThread(tmp_path, CONFIG)
-    try:
-        assert largest_gap(learner, engine.generate(PROMPTS, SAMPLING)) <= 1e-5
-    finally:
-        engine.close()
+@pytest.fixture(scope="module")
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    learner, target = make_learner(folder, 3), tmp_path_factory.mktemp("exported")
+    save_policy(learner.model, learner.processor, target)
+    engine = EngineThread(target, CONFIG, lora_rank=LORA.rank)
+    yield Exported(learner, target, engine)
+    engine.close()
+
+
+def test_a_lora_runs_export_is_a_policy_for_others_without_peft(exported: Exported):
+    weights = load_policy(exported.folder, dtype=torch.float32, device="cpu").named_parameters()
+    assert not any("lora" in name for name, _ in weights)
+    assert exported.engine.engine.policy_version == 0, "no adapter has come yet"
+    assert largest_gap(exported.learner, exported.engine.generate(PROMPTS, SAMPLING)) <= 1e-5
+
+
+def test_engine_and_learner_agree_after_each_of_two_syncs_of_adapters(exported: Exported):
+    engine, learner = exported.engine, make_learner(exported.folder, 1)  # a run that goes on from the last one's export
+    files = partial(adapter_files, learner.model, rank=LORA.rank, alpha=LORA.alpha, parts=LORA.parts)
+    sender = AdapterSender(files, engine)
+    base = engine.generate(PROMPTS, SAMPLING)
+    for seed in (1, 2):
+        change_adapters(learner, seed)
+        stale = largest_gap(learner, engine.generate(PROMPTS, SAMPLING))
+        metrics = sender.send_weights(engine.engine.policy_version + 1)
+        groups = engine.generate(PROMPTS, SAMPLING)
+        assert stale > 1e-2, "the adapters did not change enough to prove anything"
+        assert largest_gap(learner, groups) <= 1e-5
+        assert {c.policy_version for group in groups for c in group.completions} == {seed}
+    numbers = sum(p.numel() for name, p in learner.model.named_parameters() if is_adapter(name))
+    header = 20_000  # names and shapes, and the configuration
+    assert 4 * numbers < metrics["sync/bytes"] < 4 * numbers + header
+    assert metrics["sync/bytes"] < 4 * sum(p.numel() for p in learner.model.parameters()) / 10
+    assert [c.text for g in base for c in g.completions] != [c.text for g in groups for c in g.completions]
 
 
 def test_the_files_are_those_of_peft(folder: Path, tmp_path: Path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -84,11 +85,46 @@ def test_the_answers_depend_on_what_the_video_shows(pair, groups):
     assert abs(first - second).max() > 1e-4
 
 
+def test_an_engine_that_waits_leaves_the_cores_to_others(pair):
+    processes = [child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM")]
+    pair[0].generate(PROMPTS[:1], Sampling(max_tokens=12))
+    before = [sum(process.cpu_times()[:2]) for process in processes]
+    time.sleep(0.8)  # for a second vLLM's own would look for the next message without a pause
+    seconds = [sum(process.cpu_times()[:2]) - start for process, start in zip(processes, before, strict=True)]
+    assert len(seconds) == 2 and max(seconds) < 0.4  # 0.1 on a free core
+
+
 def test_no_vision_token_is_sampled(pair, groups):
     sampled = {int(token) for group in groups for completion in group.completions for token in completion.token_ids}
     banned = vision_token_ids(pair[1].processor)
     assert TOKEN_IDS["<|video_pad|>"] in banned
     assert not sampled & set(banned)
+
+
+def test_more_prompts_than_a_step_has_room_for_wait_and_are_not_cut(pair):
+    # 250 prompts of 95 tokens, a step takes 8,192: vLLM's CPU worker dies of a seeded request whose prompt it reads in pieces.
+    long = Prompt(id="long", messages=[{"role": "user", "content": "x" * 90}])
+    [group] = pair[0].generate([long], Sampling(max_tokens=2), num_completions=250)
+    assert len(group.completions) == 250 and len(group.prompt_token_ids) == 95
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_of_one_token_alone_sampling_is_greedy(pair, narrow):
+    greedy = pair[0].generate(PROMPTS[:2], Sampling(max_tokens=12, temperature=0.0), num_completions=2)
+    drawn = pair[0].generate(PROMPTS[:2], Sampling(max_tokens=12, **narrow), num_completions=2)
+    for ours, theirs in zip(greedy, drawn, strict=True):
+        for one, other in zip(ours.completions, theirs.completions, strict=True):
+            assert one.token_ids.tolist() == other.token_ids.tolist()
+            assert abs(other.logprobs).max() == 0.0  # of what was drawn from: there was no other
+
+
+def test_a_presence_penalty_makes_tokens_come_again_less_often(pair):
+    def repeats(penalty: float) -> int:
+        sampling = Sampling(max_tokens=40, temperature=0.3, presence_penalty=penalty)
+        completions = [c for group in pair[0].generate(PROMPTS[:2], sampling) for c in group.completions]
+        return sum(len(c.token_ids) - len(set(c.token_ids.tolist())) for c in completions)
+
+    assert repeats(2.0) < repeats(0.0) / 2
 
 
 def test_engine_and_learner_agree_after_each_of_two_syncs_of_changed_weights(pair):

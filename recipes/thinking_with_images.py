@@ -1,0 +1,151 @@
+"""Thinking with images: the policy looks at parts of a picture, turn by turn, before it answers.
+
+Three rewards, as Qwen3-VL has them (arXiv 2511.21631): the answer's accuracy, the reasoning over the turns, which a judge reads,
+and the number of calls against what the question needs, without which policies fall back to one call.
+
+Small: digits in fine print, which the small policy can read only in a tile that it asks for; the judge is left out unless there is
+one. With a preset: rows of your own, `image`, `question`, `answer`, `tool_calls`, and Qwen3-VL's own tool format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from rewards import Score, judge, tool_calls_target, weighted
+from rewards.judge import ACCURACY
+from rewards.types import Verifier
+from rl.cli import main
+from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.presets import PresetConfig
+from rollout import Completion, Prompt
+
+REASONING = (
+    "1 if every look at a part of the picture has a reason that was given before, and what was seen is used in what follows; "
+    "0 if looks are without a reason, or the answer does not rest on them"
+)
+SYSTEM = """You may look closer before you answer. To see a part of an image enlarged, reply with
+
+<tool_call>
+{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [left, top, right, bottom]}}
+</tool_call>
+
+where the box is in thousandths of the image's width and height. Say before each call what you look for. When you know the answer,
+give it without a call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkingWithImages(PresetConfig):
+    """SAPO on questions that must be looked at closely."""
+
+    model: str = "cold-start"
+    """A folder or hub name; cold-start makes and teaches the small policy first."""
+    run_dir: Path = Path("runs/thinking_with_images")
+    """Where config, metrics, samples and checkpoints go."""
+    steps: int = 100
+    """Steps: each one generates, scores, learns and syncs."""
+    data: str | None = None
+    """With a preset: a hub name, folder or file with columns image, question, answer and tool_calls."""
+    judge_url: str | None = None
+    """An OpenAI-compatible endpoint, such as http://localhost:8001/v1; default: no judge, and the answer must be the reference."""
+    judge_model: str | None = None
+    """The judge's name there."""
+    calls_weight: float = 0.2
+    """Weight of the number of calls, beside 1 for the answer."""
+    reasoning_weight: float = 0.3
+    """Weight of the reasoning, where there is a judge."""
+    cold_start: ColdStartConfig = ColdStartConfig(max_image_pixels=64 * 64)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, decay_updates=200)
+    rollout: RolloutConfig = RolloutConfig(
+        dtype="float32",
+        max_tokens=32,
+        max_turn_tokens=4,
+        max_turns=2,
+        max_images=2,
+        max_image_pixels=64 * 64,
+        max_model_len=128,
+    )
+    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
+    eval: EvalConfig = EvalConfig(num_prompts=400)
+
+    def large(self) -> Self:
+        """Up to eight looks, each with a thought before it."""
+        large = super().large()
+        return replace(large, rollout=replace(large.rollout, max_turns=9, max_turn_tokens=2048, max_images=9))
+
+
+def answer_is_right(prompt: Prompt, completion: Completion) -> float:
+    """1 if the last turn is the answer."""
+    return float(completion.text.strip() == str(prompt.answer))
+
+
+def looked(prompt: Prompt, completion: Completion) -> Score:
+    """Not rewarded, only shown: whether the policy looked at all."""
+    return Score(reward=float(any(turn.observation is not None for turn in completion.turns or ())))
+
+
+def rewards_of(config: ThinkingWithImages) -> Verifier:
+    """Accuracy, calls and, where there is a judge, reasoning.
+
+    Raises:
+        ValueError: A judge's endpoint without its model, or the other way round.
+    """
+    if (config.judge_url is None) != (config.judge_model is None):
+        raise ValueError(
+            f"judge_url = {config.judge_url} and judge_model = {config.judge_model}: give both, or neither"
+        )
+    accuracy: Verifier = answer_is_right
+    if config.judge_url:
+        axes = {"accuracy": ACCURACY, "reasoning": REASONING}
+        weights = {"accuracy": 1.0, "reasoning": config.reasoning_weight}
+        accuracy = judge(base_url=config.judge_url, model=config.judge_model, axes=axes, weights=weights)
+    return weighted(
+        {"answer": (accuracy, 1.0), "calls": (tool_calls_target, config.calls_weight), "looked": (looked, 0.0)}
+    )
+
+
+def large_prompt(row: Mapping[str, Any]) -> Prompt:
+    """The question behind a description of the tool."""
+    content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
+    return Prompt(
+        id="",
+        messages=[{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}],
+        images=[row["image"]],
+        answer=row["answer"],
+        task="thinking_with_images",
+        columns={"tool_calls": row["tool_calls"]},
+    )
+
+
+def run(config: ThinkingWithImages) -> None:
+    """Cold start where the policy is the small one, then SAPO."""
+    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    from rl import train
+    from rl.sft import cold_start
+    from rl.summary import print_result
+    from rollout.datasets import read_rows
+    from rollout.environments import ZoomTool
+    from rollout.prompts import prompts_from
+    from rollout.sources.fine_print import fine_print, half_informed, magnifier, to_prompt
+
+    reward = rewards_of(config)
+    if config.preset != "small":
+        if config.data is None:
+            raise ValueError("--data is needed with a preset: rows with columns image, question, answer and tool_calls")
+        rows = prompts_from(read_rows(config.data), large_prompt)
+        count = min(config.eval.num_prompts, len(rows) // 10)
+        print_result(
+            train(config, prompts=rows[count:], reward=reward, eval_prompts=rows[:count], environment=ZoomTool)
+        )
+        return
+    prompts = prompts_from(fine_print("train"), to_prompt)
+    held_out = prompts_from(fine_print("test", num_prompts=2000), to_prompt)
+    if config.model == "cold-start":
+        config = replace(config, model=str(cold_start(config.cold_start, prompts, half_informed)))
+    print_result(train(config, prompts=prompts, reward=reward, eval_prompts=held_out, environment=magnifier))
+
+
+if __name__ == "__main__":
+    main(run, ThinkingWithImages, __doc__)
