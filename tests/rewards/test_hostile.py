@@ -26,7 +26,8 @@ def limit(name: str) -> float:
 
 
 def test_every_verifier_is_tried_here_or_in_a_file_of_its_own() -> None:
-    makers = {"by_task", "gated", "of_group", "weighted", "from_trl", "Score", "Verifier"}  # rewards made of others
+    # Rewards made of others, and types.
+    makers = {"by_task", "first_readable", "gated", "of_group", "weighted", "from_trl", "Score", "Verifier"}
     needs_more = {"tool_calls_target", "code_tests", "judge"}  # an episode, a sandbox, a server
     assert {name.split(",")[0] for name in CASES} == set(rewards.__all__) - makers - needs_more
 

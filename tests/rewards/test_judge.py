@@ -172,9 +172,8 @@ def test_all_attempts_and_the_wait_for_a_place_are_within_the_time(endpoint: End
     found = scores(judge(base_url=endpoint.url, model="m", limits=JudgeLimits(timeout=0.5, concurrency=2)), *"abcd")
     assert time.monotonic() - start < 5
     assert [bool(re.search("none came within 0.5 s; ", str(score.error))) for score in found] == [True] * 4
-    assert [bool(re.search("before that: RateLimitError", str(score.error))) for score in found] == [True] * 2 + [
-        False
-    ] * 2
+    # The others wait for a place all the time; one of them may get it in the last moment.
+    assert all("before that: RateLimitError" in str(score.error) for score in found[:2])
 
 
 def test_a_judge_gives_up_before_its_process_is_ended() -> None:
