@@ -60,8 +60,10 @@ def parse(config_type: type[C], arguments: Sequence[str], description: str | Non
     default: Any = None
     if issubclass(config_type, PresetConfig):
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        first.add_argument("--preset", choices=("small", *PRESETS), default="small")
-        default = with_preset(config_type(), first.parse_known_args(arguments)[0].preset)  # type: ignore[call-arg]
+        first.add_argument("--preset", nargs="?")
+        name = first.parse_known_args(arguments)[0].preset
+        if name in PRESETS:  # another is small, or a mistake that is told below, with all others
+            default = with_preset(config_type(), name)  # type: ignore[call-arg]
     return tyro.cli(
         config_type,
         prog=_program(),

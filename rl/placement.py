@@ -82,7 +82,8 @@ def choices(config: TrainConfig, gpus: Sequence[int]) -> list[Choice]:
     total = sum(gpus)
     if not total:
         raise ValueError(
-            f"placement = {config.placement} needs GPUs, and there are none here: leave it out, learner and engines run on CPUs"
+            f"placement = {config.placement} needs GPUs, and there are none here: leave it out, or the preset that sets it; "
+            "learner and engines run on CPUs then"
         )
     width = config.rollout.gpus_per_engine or 1
     if width > max(gpus):

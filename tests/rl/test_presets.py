@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from rl.cli import parse
 from rl.config import LearnerConfig, TrainConfig
@@ -69,6 +71,19 @@ def test_an_unknown_preset_is_refused():
         with_preset(Recipe(), "7B")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(["--preset", "7B"], ("7B", "--preset", "235B-A22B")), (["--preset"], ("Missing value", "--preset"))],
+)
+def test_a_preset_that_there_is_not_is_told_like_any_other_bad_value(
+    options: list[str], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        parse(Recipe, options)
+    words = capsys.readouterr().err
+    assert all(each in words for each in told)
+
+
 def test_the_plan_is_printed_and_nothing_starts(tmp_path: Path):
     recipe = tmp_path / "sized.py"
     recipe.write_text(
@@ -97,4 +112,6 @@ def test_the_plan_is_printed_and_nothing_starts(tmp_path: Path):
 
 
 def test_a_cpu_run_has_no_plan_to_print():
-    print_memory_plan(TrainConfig(model="nowhere"), None)  # type: ignore[arg-type] - nothing is printed
+    console = Console(file=StringIO())
+    print_memory_plan(TrainConfig(model="nowhere"), console)
+    assert console.file.getvalue() == ""

@@ -260,8 +260,11 @@ def test_a_state_of_another_mixture_is_refused(now, seed, told):
 
 
 def test_weights_of_the_same_ratio_resume():
-    state = stream_of(mixture({"a": (prompts(8), 1), "b": (prompts(8), 2)}), 4).state()
-    stream_of(mixture({"a": (prompts(8), 0.5), "b": (prompts(8), 1.0)}), 4).restore(state)
+    saved = stream_of(mixture({"a": (prompts(8), 1), "b": (prompts(8), 2)}), 4)
+    saved.next_batch()
+    resumed = stream_of(mixture({"a": (prompts(8), 0.5), "b": (prompts(8), 1.0)}), 4)
+    resumed.restore(saved.state())
+    assert [each.id for each in resumed.next_batch()] == [each.id for each in saved.next_batch()]
 
 
 def test_a_mixture_and_a_plain_stream_do_not_resume_each_other():
