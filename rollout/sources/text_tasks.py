@@ -1,11 +1,12 @@
 """Procedural text tasks of reasoning-gym: arithmetic, algebra, logic, games; 106 of them, each with as many items as wanted.
 
-Items of the two splits differ where a task has enough of them: they are drawn by other seeds.
+A tenth of all questions is held out, by their words alone: no seed and no number of items brings one of them into training.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
+from zlib import crc32
 
 from datasets import Dataset
 
@@ -13,8 +14,8 @@ from rollout.prompts import column_mapping
 
 Split = Literal["train", "test"]
 
-HELD_OUT = 1_000_003
-"""Added to the seed of held-out items."""
+HELD_OUT = 10
+"""One question in so many is held out."""
 
 to_prompt = column_mapping(id="id", image=None, task_column="task")
 
@@ -24,9 +25,9 @@ def text_task(name: str, split: Split, *, num_prompts: int = 5_000, seed: int = 
 
     Args:
         name: The task, as reasoning-gym names it: `chain_sum`.
-        split: `"train"` or `"test"`; what is drawn for training and is in the test split all the same, as happens where a task has
-            few items, is left out of training.
-        num_prompts: Items that are drawn; fewer are left where they repeat each other.
+        split: `"train"` or `"test"`.
+        num_prompts: Items that are drawn, of both splits: nine in ten of them, or one, are left, and fewer where they repeat each
+            other.
         seed: Seeds the draw.
         options: Of the task: `min_terms=2`.
 
@@ -40,12 +41,12 @@ def text_task(name: str, split: Split, *, num_prompts: int = 5_000, seed: int = 
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if num_prompts < 1:
         raise ValueError(f"num_prompts must be >= 1, got {num_prompts}")
-    items = _items(name, num_prompts, seed + (HELD_OUT if split == "test" else 0), options)
-    if split == "train":
-        held_out = _items(name, max(1, num_prompts // 10), HELD_OUT, options)
-        items = {question: answer for question, answer in items.items() if question not in held_out}
+    drawn = _items(name, num_prompts, seed, options)
+    items = {question: answer for question, answer in drawn.items() if _is_held_out(question) == (split == "test")}
     if not items:
-        raise ValueError(f"task {name!r} with {options or 'its defaults'} has too few items to hold any out")
+        raise ValueError(
+            f"of {num_prompts} items of task {name!r} none is left for split {split!r}: raise num_prompts"
+        )
     columns = {
         "id": [f"{name}-{split}-{number}" for number in range(len(items))],
         "question": list(items),
@@ -54,6 +55,10 @@ def text_task(name: str, split: Split, *, num_prompts: int = 5_000, seed: int = 
         "metadata": [{"source_dataset": name, "source_index": number} for number in range(len(items))],
     }
     return Dataset.from_dict(columns)
+
+
+def _is_held_out(question: str) -> bool:
+    return crc32(question.encode()) % HELD_OUT == 0
 
 
 def _items(name: str, count: int, seed: int, options: dict[str, Any]) -> dict[str, str]:

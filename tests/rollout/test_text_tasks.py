@@ -21,7 +21,8 @@ def installed() -> None:
 
 
 def test_answers_are_right_and_the_verifier_accepts_them():
-    prompts = prompts_from(text_task("chain_sum", "test", num_prompts=40, **SMALL), to_prompt)
+    prompts = prompts_from(text_task("chain_sum", "test", num_prompts=400, **SMALL), to_prompt)
+    assert 20 <= len(prompts) <= 60  # a tenth
     for prompt in prompts:
         expression = prompt.messages[0]["content"][0]["text"].rpartition(":")[2].rstrip("= ")
         left, sign, right = expression.split()
@@ -31,13 +32,24 @@ def test_answers_are_right_and_the_verifier_accepts_them():
     assert not prompts[0].images
 
 
-def test_no_question_is_in_both_splits_nor_twice_in_one():
-    train, test = (
-        text_task("chain_sum", split, num_prompts=2000, **SMALL)["question"][:] for split in ("train", "test")
-    )
-    assert len(set(train)) == len(train) > 1000
-    assert len(set(test)) == len(test) > 1000
-    assert not set(train) & set(text_task("chain_sum", "test", num_prompts=200, **SMALL)["question"][:])
+def test_no_question_is_in_both_splits_under_any_seed_nor_twice_in_one():
+    drawn = {
+        (split, seed): text_task("chain_sum", split, num_prompts=2000, seed=seed, **SMALL)["question"][:]
+        for split in ("train", "test")
+        for seed in (0, 1)
+    }
+    assert all(len(set(questions)) == len(questions) > 100 for questions in drawn.values())
+    for seed in (0, 1):
+        for other in (0, 1):
+            assert not set(drawn["train", seed]) & set(drawn["test", other])
+
+
+def test_a_split_without_items_is_refused():
+    with pytest.raises(
+        ValueError, match="of 1 items of task 'chain_sum' none is left for split '(train|test)': raise num_"
+    ):
+        for split in ("train", "test"):  # one item is in one of them
+            text_task("chain_sum", split, num_prompts=1, **SMALL)
 
 
 def test_equal_seeds_give_equal_items_and_others_give_others():
