@@ -44,9 +44,7 @@ def text_task(name: str, split: Split, *, num_prompts: int = 5_000, seed: int = 
     drawn = _items(name, num_prompts, seed, options)
     items = {question: answer for question, answer in drawn.items() if _is_held_out(question) == (split == "test")}
     if not items:
-        raise ValueError(
-            f"of {num_prompts} items of task {name!r} none is left for split {split!r}: raise num_prompts"
-        )
+        raise ValueError(f"of {num_prompts} items of task {name!r} none is left for split {split!r}: raise num_prompts")
     columns = {
         "id": [f"{name}-{split}-{number}" for number in range(len(items))],
         "question": list(items),
