@@ -183,6 +183,8 @@ class TrainConfig:
     """Seeds the order of prompts and every sampled token."""
     reward: str | None = None
     """FILE.py:FUNCTION, a reward of yours that replaces the recipe's."""
+    selection: str | None = None
+    """A selected.jsonl that recipes.select made of the training prompts: no others are drawn."""
     resume: str | None = None
     """auto (the newest checkpoint of run_dir, if any) or a checkpoint folder."""
 

@@ -40,6 +40,7 @@ from rollout.episodes import Episodes, MakeEnvironment, try_environment
 from rollout.mixture import MixedStream, Stream, open_stream
 from rollout.pool import RolloutPool
 from rollout.prompts import Rows, readable
+from rollout.selection import selected
 from rollout.rendering import fits_context, limit_pixels
 from rollout.teacher import Teacher
 from rollout.types import CannotReplace, sampled_mask, token_versions
@@ -102,7 +103,7 @@ def train(
         return _result(config, checkpoint)
     with ExitStack() as stack:
         given = _Given(
-            prompts=prompts,
+            prompts=selected(prompts, config.selection) if config.selection else prompts,
             reward=reward,
             eval_prompts=eval_prompts or [],
             objective=objective,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rl.config import LearnerConfig, TrainConfig, check_config
+from rl.data_config import DataConfig
 from rollout.config import RolloutConfig
 from rollout.types import Sampling
 
@@ -24,24 +25,6 @@ PRESETS: Mapping[SamplingName, Mapping[str, Any]] = {
 }
 """As Qwen3-VL's report and model cards have them, each with at most 32,768 tokens of output (81,920 for AIME-25, HMMT-25 and
 LiveCodeBench)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataColumns:
-    """Which columns of the data make a prompt."""
-
-    question: str = "question"
-    """The text of the question."""
-    image: str | None = "image"
-    """An image, or a list of images; None where no row has any."""
-    video: str | None = None
-    """A video, or a list of videos."""
-    answer: str | None = "answer"
-    """The reference answer; None where the reward needs none."""
-    id: str | None = None
-    """The name of the row. Default: its number."""
-    task: str | None = None
-    """The task of each row. Default: all are of the task `default`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +43,13 @@ def long_answers() -> RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingRunConfig:
+class SamplingRunConfig(DataConfig):
     """Asks each prompt several times and scores what comes."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """A folder or hub name that from_pretrained loads."""
-    data: str
-    """A .jsonl, .json, .csv or .parquet file, a folder, a hub name, or FILE.py:FUNCTION, which returns prompts."""
     reward: str
     """FILE.py:FUNCTION, or the name of a verifier of the package `rewards`: math_answer."""
-    split: str | None = None
-    """The split of a dataset from the hub or a folder; may be left out where there is one."""
-    subset: str | None = None
-    """The subset of a dataset on the hub, such as main of openai/gsm8k."""
-    layout: str | None = None
-    """A public layout that the data has, in place of columns: geometry3k, mathvista, mathvision, mmmu, chartqa, countbench,
-    refcoco, ocrbench, gsm8k, aime, reasoning_gym."""
     limit: int = 0
     """Prompts to ask, the first of them; 0: all. May be raised later: what is answered is kept."""
     samples: int = 16
@@ -108,7 +82,6 @@ class SamplingRunConfig:
     """Memory, in GiB, that one reward worker may take for its calls; 0: any."""
     reward_workers: int = 1
     """Processes that score completions."""
-    columns: DataColumns = field(default_factory=DataColumns)
     correct: CorrectConfig = field(default_factory=CorrectConfig)
     rollout: RolloutConfig = field(default_factory=long_answers)
 

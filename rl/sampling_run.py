@@ -20,7 +20,7 @@ from rewards.check import find_reward
 from rewards.loading import load_function
 from rewards.runner import RewardRunner, dry_run
 from rewards.types import Score, Verifier
-from rl.evaluation_data import evaluation_prompts
+from rl.data import prompts_of
 from rl.loop import local_ray
 from rl.outcomes import Correct, Outcome, outcome_of
 from rl.records import Records, asked, digest
@@ -77,7 +77,7 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     supported_model(config.model)
     what = asked(config)
     run_dir = config.run_dir or Path("runs") / name / f"{Path(config.model).name}-{digest(what)}"
-    prompts = evaluation_prompts(config)
+    prompts = prompts_of(config)
     prompts = prompts[: config.limit] if config.limit else prompts
     records = Records(run_dir, what, pictures=config.pictures)
     todo = _Todo(config, prompts, records.done)

@@ -47,13 +47,18 @@ class Prompts(Sequence[Prompt]):
     """Rows as prompts, each made when it is asked for; made by `prompts_from`. A slice is as lazy as the whole."""
 
     def __init__(
-        self, rows: Rows, to_prompt: ToPrompt, indices: range, frames: FrameSampling, task: str | None = None
+        self, rows: Rows, to_prompt: ToPrompt, indices: Sequence[int], frames: FrameSampling, task: str | None = None
     ) -> None:
         self._rows = rows
         self._to_prompt = to_prompt
         self._indices = indices
         self._frames = frames
         self._task = task
+
+    def at(self, places: Sequence[int]) -> Prompts:
+        """The prompts at some places alone, in that order."""
+        indices = [self._indices[place] for place in places]
+        return Prompts(self._rows, self._to_prompt, indices, self._frames, self._task)
 
     def of_task(self, task: str) -> Prompts:
         """The same prompts as one task of several: `task` is theirs, and stands before their ids and in their errors."""

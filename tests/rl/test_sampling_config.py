@@ -11,8 +11,9 @@ from typing import Any, get_args
 import pytest
 from PIL import Image
 
-from rl.evaluation_data import evaluation_prompts
-from rl.sampling_config import PRESETS, DataColumns, SamplingName, SamplingRunConfig, check_sampling_run, sampling_of
+from rl.data import prompts_of
+from rl.data_config import DataColumns
+from rl.sampling_config import PRESETS, SamplingName, SamplingRunConfig, check_sampling_run, sampling_of
 from rollout.config import RolloutConfig
 from rollout.types import Sampling
 
@@ -89,11 +90,11 @@ def test_a_file_is_read_by_its_columns_and_its_pictures_lie_beside_it(tmp_path: 
     Dataset.from_json(str(file)).to_parquet(tmp_path / "data.parquet")
     Dataset.from_json(str(file)).save_to_disk(tmp_path / "saved")
     for data in (file, tmp_path / "data.parquet"):
-        prompts = evaluation_prompts(replace(CONFIG, data=str(data), columns=COLUMNS))
+        prompts = prompts_of(replace(CONFIG, data=str(data), columns=COLUMNS))
         assert [(prompt.answer, prompt.task) for prompt in prompts] == [("0", "a"), ("1", "b"), ("2", "c")]
         assert prompts[0].images[0].getpixel((0, 0)) == (255, 0, 0)
         assert prompts[2].id == "row-2"
-    saved = evaluation_prompts(replace(CONFIG, data=str(tmp_path / "saved"), columns=replace(COLUMNS, image=None)))
+    saved = prompts_of(replace(CONFIG, data=str(tmp_path / "saved"), columns=replace(COLUMNS, image=None)))
     assert [prompt.answer for prompt in saved] == ["0", "1", "2"]
 
 
@@ -114,7 +115,7 @@ def rows():
     (tmp_path / "own.py").write_text(code)
     for name in ("made", "lazy", "rows"):
         columns = replace(COLUMNS, image=None)
-        [prompt] = evaluation_prompts(replace(CONFIG, data=f"{tmp_path}/own.py:{name}", columns=columns))
+        [prompt] = prompts_of(replace(CONFIG, data=f"{tmp_path}/own.py:{name}", columns=columns))
         assert prompt.answer == "1"
 
 
@@ -132,4 +133,4 @@ def rows():
 def test_data_that_cannot_be_read_is_told(tmp_path: Path, change: dict[str, str], told: str) -> None:
     write(tmp_path)
     with pytest.raises(ValueError, match=told):
-        evaluation_prompts(replace(CONFIG, split="train", **change | {"data": change["data"].format(folder=tmp_path)}))
+        prompts_of(replace(CONFIG, split="train", **change | {"data": change["data"].format(folder=tmp_path)}))

@@ -1,0 +1,52 @@
+"""Selects what is worth training on, by pass rates and likeness, and says what went and why; trains nothing.
+
+    python -m recipes.measure_pass_rate CHECKPOINT --data train.parquet --reward math_answer --output rates.jsonl
+    python -m recipes.measure_pass_rate CHECKPOINT --data train.parquet --reward math_answer --output blind.jsonl --blind
+    python -m recipes.select --data train.parquet --pass-rates rates.jsonl --blind-pass-rates blind.jsonl
+        --against test.parquet mathvista=AI4Math/MathVista@testmini --output selected.parquet
+
+Dropped is what is never solved, what is solved nearly always, what is solved without its pictures, what is in an evaluation set,
+and all but the first of queries that are alike. The run's folder holds selected.jsonl, which a training recipe takes by
+--selection, dropped.jsonl with the reason for each query, and report.json with their numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl.cli import main
+from rl.curation_config import SelectConfig, check_selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select(SelectConfig):
+    """What to drop."""
+
+
+def run(config: Select) -> None:
+    """Reads, compares, and says what is left."""
+    check_selection(config)
+    # Imported late: `--help` and a mistyped option need not wait for datasets.
+    from rich.console import Console
+
+    from rl.curation import select
+    from rl.curation_report import require_rows, write_rows, write_selection
+    from rl.data import rows_of
+    from rollout.prompts import prompts_from
+
+    rows, to_prompt = rows_of(config)
+    if config.output is not None:
+        require_rows(rows, config.output)
+    selection = select(config, prompts_from(rows, to_prompt))
+    folder = config.run_dir or Path("runs/select") / Path(config.data.rpartition(":")[-1]).stem
+    write_selection(config, selection, folder, Console())
+    if not selection.kept:
+        raise ValueError(f"nothing is left of {selection.num_rows} queries: {folder / 'report.json'} says why")
+    if config.output is not None:
+        write_rows(rows, selection, config.output)
+        print(f"rows: {config.output}")
+
+
+if __name__ == "__main__":
+    main(run, Select, __doc__)
