@@ -40,7 +40,7 @@ class ReasoningRl(PresetConfig):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=300)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=160)
     learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
-    eval: EvalConfig = EvalConfig(num_prompts=800)
+    eval: EvalConfig = EvalConfig(num_prompts=800, correct_at=0.5)  # of a box, an IoU of .5
 
 
 def sum_is_right(prompt: Prompt, completion: Completion) -> float:

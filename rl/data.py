@@ -63,11 +63,10 @@ def evaluation_set(name: str, like: DataConfig) -> Prompts:
     Raises:
         ValueError: As `prompts_of`, with the set's name.
     """
-    layout, is_named, source = name.partition("=")
-    if layout not in LAYOUTS or not is_named:
-        layout, source = like.layout, name
+    named, _, rest = name.partition("=")
+    layout, source = (named, rest) if named in LAYOUTS else (like.layout, name)
     source, at, split = source.rpartition("@")
-    if not at or "/" in split:
+    if not at or "/" in split:  # no split: all of it is the source
         source, split = source + at + split, ""
     config = DataConfig(data=source, split=split or None, layout=layout, columns=like.columns)
     try:

@@ -40,8 +40,8 @@ from rollout.episodes import Episodes, MakeEnvironment, try_environment
 from rollout.mixture import MixedStream, Stream, open_stream
 from rollout.pool import RolloutPool
 from rollout.prompts import Rows, readable
-from rollout.selection import selected
 from rollout.rendering import fits_context, limit_pixels
+from rollout.selection import selected
 from rollout.teacher import Teacher
 from rollout.types import CannotReplace, sampled_mask, token_versions
 from rollout.weight_transfer import choose_backend
@@ -133,7 +133,11 @@ def train(
                 **reward_metrics(batch.scores),
                 **rollout_metrics(batch, version - 1),
                 **task_metrics(
-                    [group.prompt.task for group in batch.groups], batch.scores, samples, config.num_minibatches
+                    [group.prompt.task for group in batch.groups],
+                    batch.scores,
+                    samples,
+                    config.num_minibatches,
+                    config.eval.correct_at,
                 ),
                 **(teacher_metrics(batch.groups, batch.teacher_logprobs) if batch.teacher_logprobs else {}),
                 **report.metrics,

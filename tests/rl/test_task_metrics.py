@@ -20,9 +20,11 @@ def group(task: str, num_completions: int) -> Group:
     )
 
 
-def metrics_of(tasks: list[str], rewards: list[list[Score]], num_minibatches: int) -> dict[str, float]:
+def metrics_of(
+    tasks: list[str], rewards: list[list[Score]], num_minibatches: int, *correct_at: float
+) -> dict[str, float]:
     groups = [group(task, len(its)) for task, its in zip(tasks, rewards, strict=True)]
-    return task_metrics(tasks, rewards, make_samples(groups, rewards), num_minibatches)
+    return task_metrics(tasks, rewards, make_samples(groups, rewards), num_minibatches, *correct_at)
 
 
 def scores(*rewards: float) -> list[Score]:
@@ -49,6 +51,12 @@ def test_each_task_has_its_share_its_rewards_and_what_there_is_to_learn():
         "rollout/task_share/b": 0.25,
         "rollout/task_share_min/b": 0.0,
     }
+
+
+def test_what_counts_as_correct_may_be_less_than_1():
+    # Of the four, .5 and .7 reach .5.
+    metrics = metrics_of(["a", "b"], [scores(0.5, 0.4, 0.7, 0.0), scores(0, 0)], 1, 0.5)
+    assert (metrics["reward/a/accuracy"], metrics["reward/a/mean"]) == (0.5, pytest.approx(0.4))
 
 
 def test_a_part_named_accuracy_is_a_tasks_accuracy():
