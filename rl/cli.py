@@ -20,6 +20,7 @@ from rl.config import TrainConfig, check_config
 from rl.placement import settle
 from rl.presets import PRESETS, PresetConfig, print_plan, with_preset
 from rl.types import RunStopped
+from rollout.selection import read_selection
 
 C = TypeVar("C")
 
@@ -95,6 +96,8 @@ def check_options(config: TrainConfig) -> None:
     starting_point(config)
     if config.reward:
         load_reward(config.reward)
+    if config.selection:
+        read_selection(config.selection)
 
 
 def _program() -> str | None:

@@ -233,15 +233,8 @@ def _contamination(config: SelectConfig, queries: Sequence[Query]) -> Judge:
         if (match := known.find(query.look)) is None:
             return None
         name, theirs = found[match.number]
-        shown = {} if match.picture_bits is None else {"picture_bits": match.picture_bits}
-        detail = {
-            "set": name,
-            "prompt_id": theirs.prompt_id,
-            "row": theirs.row,
-            **shown,
-            "overlap": round(match.overlap, 3),
-        }
-        return Dropped(reason="contaminated", detail=detail)
+        how = {} if match.picture_bits is None else {"picture_bits": match.picture_bits}
+        return Dropped(reason="contaminated", detail={"set": name, **_like(theirs), **how, "overlap": match.overlap})
 
     return judge
 
@@ -259,9 +252,13 @@ def _duplication(config: SelectConfig) -> Judge:
         if first is None:
             kept.append(query)
             return None
-        return Dropped(reason="duplicate", detail={"prompt_id": kept[first].prompt_id, "row": kept[first].row})
+        return Dropped(reason="duplicate", detail=_like(kept[first]))
 
     return judge
+
+
+def _like(query: Query) -> dict[str, Any]:
+    return {"like": {"row": query.row, "prompt_id": query.prompt_id}}
 
 
 def _looked_at(prompts: Prompts, rows: Sequence[int], what: str, unreadable: dict[int, Dropped]) -> Iterator[Query]:

@@ -31,7 +31,7 @@ def selected(prompts: Rows, file: str | Path) -> Prompts:
             "the task that it was made of"
         )
     prompts = prompts_from(prompts)
-    names = _read(Path(file))
+    names = read_selection(file)
     rows = sorted(names)
     if rows[-1] >= len(prompts):
         raise ValueError(f"{file} names row {rows[-1]}, and there are {len(prompts)} prompts: it is of another set")
@@ -47,10 +47,14 @@ def selected(prompts: Rows, file: str | Path) -> Prompts:
     return prompts.at(rows)
 
 
-def _read(file: Path) -> dict[int, str]:
-    """The id of each row."""
+def read_selection(file: str | Path) -> dict[int, str]:
+    """Reads the id of each row that a selection keeps.
+
+    Raises:
+        ValueError: The file is not there, is no selection, or names no prompts.
+    """
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [json.loads(line) for line in Path(file).read_text().splitlines()]
         names = {line["row"]: line["prompt_id"] for line in lines}
     except FileNotFoundError:
         raise ValueError(f"there is no selection {file}: make one by python -m recipes.select") from None

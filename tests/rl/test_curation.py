@@ -102,8 +102,8 @@ def kept(config: SelectConfig) -> list[str]:
 def test_each_query_goes_for_its_reason(config: SelectConfig, folder: Path) -> None:
     selection = selection_of(config)
     assert [query.prompt_id for query in selection.kept] == ["kept", "high", "low"]
-    error = selection.dropped[5].detail["error"]
-    assert "broken.png" in error
+    error, bits = selection.dropped[5].detail["error"], selection.dropped[6].detail["picture_bits"]
+    assert "broken.png" in error and bits <= 4
     assert selection.dropped == {
         1: Dropped(reason="no_verdict"),
         2: Dropped(reason="never_solved", detail={"pass_rate": 0.0}),
@@ -114,13 +114,12 @@ def test_each_query_goes_for_its_reason(config: SelectConfig, folder: Path) -> N
             reason="contaminated",
             detail={
                 "set": str(folder / "test.parquet"),
-                "prompt_id": "e-0",
-                "row": 0,
-                "picture_bits": 0,
+                "like": {"row": 0, "prompt_id": "e-0"},
+                "picture_bits": bits,
                 "overlap": 0.0,
             },
         ),
-        7: Dropped(reason="duplicate", detail={"prompt_id": "kept", "row": 0}),
+        7: Dropped(reason="duplicate", detail={"like": {"row": 0, "prompt_id": "kept"}}),
         10: Dropped(reason="not_measured"),
     }
 
@@ -196,14 +195,15 @@ def test_the_files_say_what_went_and_why(config: SelectConfig, tmp_path: Path) -
     assert report["tasks"]["odd"]["dropped"] == {"no_verdict": 1, "known": 1, "unreadable": 1, "duplicate": 1}
     told = console.export_text()
     assert "− in an evaluation set" in told and "mean pass rate" in told
-    assert [line.split() for line in told.splitlines() if "kept" in line][0] == ["kept", "2", "1", "3"]
+    assert next(line.split() for line in told.splitlines() if "kept" in line) == ["kept", "2", "1", "3"]
 
 
 def test_a_table_has_no_columns_for_many_tasks_and_none_for_one(config: SelectConfig, tmp_path: Path) -> None:
     console = Console(record=True, width=100, file=io.StringIO())
     one = replace(config, columns=DataColumns(id="name"), pass_rates=None, blind_pass_rates=None)
     selection = selection_of(one)
-    assert list(counts(selection)["tasks"]) == ["", "default"]  # the picture that cannot be read has no task
+    assert list(counts(selection)["tasks"]) == ["default"]  # the picture that cannot be read has none
+    assert counts(selection)["all"]["queries"] == 11
     write_selection(one, selection, tmp_path, console)
     assert "queries" in console.export_text()
 
@@ -242,7 +242,7 @@ def test_pictures_that_are_drawn_or_stored_as_files_are_embedded(tmp_path: Path)
         ({"data": "{folder}/test.parquet"}, "rates.jsonl has row 9, and the data has 1 rows: it is of other data"),
         ({"columns": replace(COLUMNS, id="kind")}, "row 0 is prompt 'kept' in the pass rates and 'even' in the data"),
         ({"against": ("{folder}/none.jsonl",)}, "evaluation set .*none.jsonl: there is no file or folder"),
-        ({"against": ("gsm8k={folder}/test.parquet",)}, "evaluation set gsm8k=.*"),
+        ({"against": ("gsm8k={folder}/blind.jsonl",)}, "evaluation set gsm8k=.*to_prompt asks for column 'answer'"),
         ({"against": ("{folder}/test.parquet@dev",)}, "has no split 'dev'"),
     ],
 )  # fmt: skip
