@@ -4,7 +4,7 @@
 
 The queries are sums of 1 to 6 handwritten digits, as many of each, and as many that write the sum into the question: the policy's
 cold start leaves some of them solved, some hopeless, and some that need no eyes. Held out are as many of each kind, with other
-handwriting. Every run starts from the same cold start; the table has what is solved at the end, sampled and greedy, as means over seeds.
+handwriting. Every run starts from the same cold start; the table has what is solved at the end, as means over seeds.
 """
 
 from __future__ import annotations

@@ -10,15 +10,19 @@ no --reward.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import tyro
+from rich.console import Console
 
+from policies.shapes import PUBLISHED
 from rl.cli import main
 from rl.config import ColdStartConfig, LearnerConfig, LoraConfig, OptimizerConfig, WandbMode
-from rl.sft_config import SftConfig
+from rl.memory import as_table
+from rl.presets import PRESETS, Preset, PresetName
+from rl.sft_config import SftConfig, check_sft, plan_sft
 
 if TYPE_CHECKING:
     from rollout.prompts import Prompts
@@ -69,6 +73,12 @@ class ColdStart:
     """Peak learning rate of the vision tower; default: learning_rate. A tower that is new, before carried weights, takes 1e-3."""
     max_tokens: int = 4096
     """Longest prompt plus answer, in tokens, images included; longer ones are named, skipped and counted."""
+    max_image_pixels: int | None = None
+    """Larger images are scaled down to so many pixels; the policy's processor keeps it so. Default: the processor's own bound."""
+    preset: PresetName = "small"
+    """small learns here, on the CPU; the others are Qwen3-VL's sizes, on GPUs: they replace model, learner and sizes."""
+    plan: bool = False
+    """Prints what the preset's GPUs need of their memory, and stops."""
     eval_every: int = 50
     """Steps between measurements of the held-out loss."""
     checkpoint_every: int = 100
@@ -77,6 +87,26 @@ class ColdStart:
     """'auto' is online if the user is logged in, else offline."""
     lora: LoraConfig = LoraConfig()
     learner: LearnerConfig = SMALL
+
+    def of_size(self, preset: Preset) -> Self:
+        """Long reasoning, a rank of the learner on every GPU of the preset's machines."""
+        return replace(
+            self,
+            model=preset.model,
+            steps=1000,
+            batch_size=128,
+            learning_rate=1e-5,
+            max_tokens=16384,
+            max_image_pixels=2048 * 1024,
+            learner=LearnerConfig(gpus=sum(preset.gpus), **preset.learner),
+        )
+
+    def print_plan(self, console: Console) -> None:
+        """Prints the memory plan."""
+        preset = PRESETS[self.preset]
+        check_sft(choices(self))
+        plan = plan_sft(choices(self), PUBLISHED[self.preset], preset.device_gib, preset.gpus_per_node)
+        console.print(as_table(plan))
 
 
 def run(config: ColdStart) -> None:
@@ -132,10 +162,12 @@ def data(config: ColdStart) -> tuple[Prompts, Prompts]:
 def small_choices(config: ColdStart) -> ColdStartConfig:
     """As the recipes that train by RL make the small policy; refuses what that leaves no choice of."""
     given: dict[str, tuple[object, object]] = {
-        "learner": (config.learner, LearnerConfig(dtype="float32", threads=config.learner.threads))
+        "preset": (config.preset, "small"),
+        "learner": (config.learner, LearnerConfig(dtype="float32", threads=config.learner.threads)),
+        "lora": (config.lora, LoraConfig()),
+        "resume": (config.resume, None),
+        "vision_learning_rate": (config.vision_learning_rate, None),
     }
-    given |= {"lora": (config.lora, LoraConfig()), "resume": (config.resume, None)}
-    given |= {"vision_learning_rate": (config.vision_learning_rate, None)}
     for name, (value, only) in given.items():
         if value != only:
             raise ValueError(
@@ -148,6 +180,7 @@ def small_choices(config: ColdStart) -> ColdStartConfig:
         learning_rate=1e-3 if config.learning_rate is None else config.learning_rate,
         seed=config.seed,
         threads=config.learner.threads,
+        max_image_pixels=config.max_image_pixels,
         cache_dir=config.run_dir,
     )
 
@@ -162,6 +195,7 @@ def choices(config: ColdStart) -> SftConfig:
         resume=config.resume,
         batch_size=config.batch_size,
         max_tokens=config.max_tokens,
+        max_image_pixels=config.max_image_pixels,
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
         wandb=config.wandb,

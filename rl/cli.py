@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import tyro
 from rich.console import Console
@@ -18,7 +18,7 @@ from rewards.loading import load_reward
 from rl.checkpoint import starting_point
 from rl.config import TrainConfig, check_config
 from rl.placement import settle
-from rl.presets import PRESETS, PresetConfig, print_plan, with_preset
+from rl.presets import PRESETS, Sized, print_plan, with_preset
 from rl.types import RunStopped
 from rollout.selection import read_selection
 
@@ -41,8 +41,8 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
     try:
-        if isinstance(config, PresetConfig) and config.plan:
-            show_plan(config)
+        if getattr(config, "plan", False):
+            print_plan(cast(Sized, config), Console())
             return
         if isinstance(config, TrainConfig):
             check_options(config)
@@ -59,12 +59,12 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
 def parse(config_type: type[C], arguments: Sequence[str], description: str | None = None) -> C:
     """Makes a config of the command line; where it names a preset, of that preset's defaults."""
     default: Any = None
-    if issubclass(config_type, PresetConfig):
+    if hasattr(config_type, "of_size"):
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.add_argument("--preset", nargs="?")
         name = first.parse_known_args(arguments)[0].preset
         if name in PRESETS:  # another is small, or a mistake that is told below, with all others
-            default = with_preset(config_type(), name)  # type: ignore[call-arg]
+            default = with_preset(cast(Any, config_type)(), name)
     return tyro.cli(
         config_type,
         prog=_program(),
@@ -73,17 +73,6 @@ def parse(config_type: type[C], arguments: Sequence[str], description: str | Non
         config=(tyro.conf.AvoidSubcommands,),
         **({} if default is None else {"default": default}),
     )
-
-
-def show_plan(config: PresetConfig) -> None:
-    """Prints the preset's machines, who takes which GPU, and the memory plan.
-
-    Raises:
-        ValueError: The preset is the small one, which needs no plan; or the config cannot work.
-    """
-    if config.preset == "small":
-        raise ValueError(f"--plan is of GPUs, and preset small runs on the CPU: choose one of {', '.join(PRESETS)}")
-    print_plan(config, config.preset, Console())
 
 
 def check_options(config: TrainConfig) -> None:

@@ -57,8 +57,8 @@ class MemoryPlan:
         device_bytes: A GPU's memory.
         learner: What a rank keeps, then what it takes at its peak.
         kept: How many of these lines it keeps between steps.
-        engine: What an engine takes of each of its GPUs.
         host: What a node's host memory holds.
+        engine: What an engine takes of each of its GPUs; nothing where there is none.
         shared: Whether learner and engines take turns on the same GPUs.
         sequences: How many of the longest sequences an engine's cache holds at once.
         problems: Why it does not fit, each with a remedy; empty if it does.
@@ -67,10 +67,10 @@ class MemoryPlan:
     device_bytes: float
     learner: Sequence[Line]
     kept: int
-    engine: Sequence[Line]
     host: Sequence[Line]
-    shared: bool
-    sequences: float
+    engine: Sequence[Line] = ()
+    shared: bool = False
+    sequences: float = math.inf
     problems: Sequence[str] = ()
 
     @property
@@ -106,26 +106,30 @@ def plan_memory(config: TrainConfig, shape: ModelShape, *, device_gib: float, gp
     Raises:
         ValueError: The config puts learner or engines on the CPU.
     """
-    for name, count in (
-        ("learner.gpus", config.learner.gpus),
-        ("rollout.gpus_per_engine", config.rollout.gpus_per_engine),
-    ):
-        if not count:
-            raise ValueError(f"{name} = 0: a memory plan is of GPUs; set it, or a placement")
-    device = device_gib * GIB
+    _require_gpus("rollout.gpus_per_engine", config.rollout.gpus_per_engine)
+    engine, sequences = _engine(config, shape, device_gib * GIB)
+    learner = plan_learner(config, shape, device_gib=device_gib, gpus_per_node=gpus_per_node)
+    plan = replace(learner, engine=engine, shared=config.rollout.shares_gpus, sequences=sequences)
+    return replace(plan, problems=_problems(config, plan))
+
+
+def plan_learner(config: TrainConfig, shape: ModelShape, *, device_gib: float, gpus_per_node: int = 8) -> MemoryPlan:
+    """Reckons what a learner on GPUs takes that has no engine beside it; see `plan_memory`."""
+    _require_gpus("learner.gpus", config.learner.gpus)
     states, peak = _states(config, shape), _peak(config, shape)
     kept = [] if config.learner.offload else states
-    engine, sequences = _engine(config, shape, device)
     plan = MemoryPlan(
-        device_bytes=device,
+        device_bytes=device_gib * GIB,
         learner=[*kept, *peak],
         kept=len(kept),
-        engine=engine,
         host=_host(config, shape, states, gpus_per_node),
-        shared=config.rollout.shares_gpus,
-        sequences=sequences,
     )
     return replace(plan, problems=_problems(config, plan))
+
+
+def _require_gpus(option: str, count: int) -> None:
+    if not count:
+        raise ValueError(f"{option} = 0: a memory plan is of GPUs; set it, or a placement")
 
 
 def image_tokens(config: TrainConfig) -> int:
@@ -366,18 +370,32 @@ def print_memory_plan(config: TrainConfig, console: Console) -> None:
     """
     if not (config.learner.gpus and config.rollout.gpus_per_engine):
         return
+    device_gib, measured = this_device()
+    console.print(as_table(plan_memory(config, shape_of_checkpoint(config.model), device_gib=device_gib)))
+    if config.teacher.model is not None:
+        console.print(plan_teacher(config, shape_of_checkpoint(config.teacher.model), device_gib=device_gib))
+    if not measured:
+        console.print(f"[dim]GPUs taken to have {ASSUMED_GIB:g} GiB: this machine has none to ask")
+
+
+def this_device() -> tuple[float, bool]:
+    """Memory of this machine's first GPU, in GiB, and whether there is one: else what one is taken to have."""
     import torch
+
+    if not torch.cuda.is_available():
+        return ASSUMED_GIB, False
+    return torch.cuda.get_device_properties(0).total_memory / GIB, True
+
+
+def shape_of_checkpoint(model: str) -> ModelShape:
+    """The shape of a folder's or hub name's model.
+
+    Raises:
+        ValueError: There is no such model, or it is no Qwen3-VL.
+    """
     from transformers import PreTrainedConfig
 
     from policies.loading import supported_model
 
-    config_json, _ = PreTrainedConfig.get_config_dict(supported_model(config.model))
-    measured = torch.cuda.is_available()
-    device_gib = torch.cuda.get_device_properties(0).total_memory / GIB if measured else ASSUMED_GIB
-    plan = plan_memory(config, shape_of(config_json), device_gib=device_gib)
-    console.print(as_table(plan))
-    if config.teacher.model is not None:
-        its_json, _ = PreTrainedConfig.get_config_dict(supported_model(config.teacher.model))
-        console.print(plan_teacher(config, shape_of(its_json), device_gib=device_gib))
-    if not measured:
-        console.print(f"[dim]GPUs taken to have {ASSUMED_GIB:g} GiB: this machine has none to ask")
+    config_json, _ = PreTrainedConfig.get_config_dict(supported_model(model))
+    return shape_of(config_json)

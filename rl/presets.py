@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from rl.placement import as_table as placement_table
 from rl.placement import choices, derive_placement
 from rollout.config import RolloutConfig
 
-C = TypeVar("C", bound="PresetConfig")
+C = TypeVar("C", bound="Sized")
 
 PresetName = Literal["small", "2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B"]
 """`small` is the recipe's own: the small policy on this machine's CPU."""
@@ -51,6 +51,26 @@ class PresetConfig(TrainConfig):
             learner=LearnerConfig(),
             eval=EvalConfig(every=50, num_prompts=512),
         )
+
+    def of_size(self, preset: Preset) -> Self:
+        """With what a preset says."""
+        config = self.large()
+        return replace(
+            config,
+            model=preset.model,
+            placement=preset.placement,
+            learner=replace(config.learner, **preset.learner),
+            rollout=replace(config.rollout, **preset.rollout),
+        )
+
+    def print_plan(self, console: Console) -> None:
+        """Prints who takes which of the preset's GPUs, and the memory plan."""
+        preset = PRESETS[self.preset]
+        _, plan = preset_plan(self, self.preset)
+        console.print(preset.why, highlight=False)
+        if self.placement:
+            console.print(placement_table(choices(self, preset.gpus)))
+        console.print(as_table(plan))
 
     def source(self, hub_name: str) -> str:
         """Where to read a dataset of the hub: there, or of `data_dir`."""
@@ -138,6 +158,20 @@ PRESETS: dict[str, Preset] = {
 """By the sizes' names. Each fits 80 GiB of memory a GPU by its own arithmetic, which the tests do."""
 
 
+class Sized(Protocol):
+    """A recipe's choices, small or of a published size: a `PresetConfig`, or another that has these."""
+
+    model: str
+    preset: PresetName
+    plan: bool
+
+    def of_size(self, preset: Preset) -> Self:
+        """With what a preset says."""
+
+    def print_plan(self, console: Console) -> None:
+        """Prints what it makes of the preset's machines."""
+
+
 def with_preset(config: C, name: PresetName) -> C:
     """The config with what the preset says; of `small` as it is.
 
@@ -148,15 +182,9 @@ def with_preset(config: C, name: PresetName) -> C:
         return config
     if name not in PRESETS:
         raise ValueError(f"preset must be one of small, {', '.join(PRESETS)}, got {name!r}")
-    preset, config = PRESETS[name], config.large()
-    return replace(
-        config,
-        preset=name,
-        model=preset.model,
-        placement=preset.placement,
-        learner=replace(config.learner, **preset.learner),
-        rollout=replace(config.rollout, **preset.rollout),
-    )
+    sized: Any = config.of_size(PRESETS[name])
+    chosen: C = replace(sized, preset=name)
+    return chosen
 
 
 def preset_plan(config: TrainConfig, name: PresetName) -> tuple[TrainConfig, MemoryPlan]:
@@ -172,15 +200,15 @@ def preset_plan(config: TrainConfig, name: PresetName) -> tuple[TrainConfig, Mem
     return derived, plan
 
 
-def print_plan(config: TrainConfig, name: PresetName, console: Console) -> MemoryPlan:
-    """Prints the machines, who takes which GPU, and the memory plan."""
-    preset = PRESETS[name]
-    _, plan = preset_plan(config, name)
-    console.print(
-        f"{name}: {config.model} on {preset.nodes} × {preset.gpus_per_node} GPUs of {preset.device_gib:g} GiB; {preset.why}",
-        highlight=False,
-    )
-    if config.placement:
-        console.print(placement_table(choices(config, preset.gpus)))
-    console.print(as_table(plan))
-    return plan
+def print_plan(config: Sized, console: Console) -> None:
+    """Prints the preset's machines, and what the config makes of them.
+
+    Raises:
+        ValueError: The preset is the small one, which needs no plan; or the config cannot work.
+    """
+    if config.preset == "small":
+        raise ValueError(f"--plan is of GPUs, and preset small runs on the CPU: choose one of {', '.join(PRESETS)}")
+    preset = PRESETS[config.preset]
+    machines = f"{preset.nodes} × {preset.gpus_per_node} GPUs of {preset.device_gib:g} GiB"
+    console.print(f"{config.preset}: {config.model} on {machines}", highlight=False)
+    config.print_plan(console)

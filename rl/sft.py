@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -33,7 +34,8 @@ from rl.checkpoint import LOOP_FILE, LoopState, save_checkpoint, starting_point
 from rl.config import ColdStartConfig, LearnerConfig, OptimizerConfig, plain_config
 from rl.learner import Learner
 from rl.lessons import Demonstrate, Lessons, demonstration, reference_answer
-from rl.sft_config import SftConfig, as_learner_reads, check_sft
+from rl.memory import as_table, shape_of_checkpoint, this_device
+from rl.sft_config import SftConfig, as_learner_reads, check_sft, plan_sft
 from rl.tracking import Tracker, read_metrics
 from rl.types import Sample
 from rollout.config import RolloutConfig
@@ -84,6 +86,9 @@ def supervise(
         ValueError: For whatever is wrong with config, prompts or checkpoint.
     """
     check_sft(config)
+    if config.learner.gpus:
+        plan = plan_sft(config, shape_of_checkpoint(config.model), this_device()[0])
+        Console().print(as_table(plan))
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from policies.shapes import ModelShape
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TrainConfig, WandbMode, check_config
+from rl.memory import MemoryPlan, plan_learner
 from rollout.config import RolloutConfig
 
 
@@ -64,6 +66,17 @@ def as_learner_reads(config: SftConfig) -> TrainConfig:
             max_image_pixels=config.max_image_pixels, max_model_len=config.max_tokens, max_tokens=1, temperature=1.0
         ),
     )
+
+
+def plan_sft(config: SftConfig, shape: ModelShape, device_gib: float, gpus_per_node: int = 8) -> MemoryPlan:
+    """Reckons what supervised learning on GPUs takes; see `rl.memory.plan_memory`.
+
+    Raises:
+        ValueError: The config puts the learner on the CPU.
+    """
+    # No siblings share a picture: of a group's size of 1, a microbatch may be pictures from end to end.
+    alone = replace(as_learner_reads(config), group_size=1)
+    return plan_learner(alone, shape, device_gib=device_gib, gpus_per_node=gpus_per_node)
 
 
 def check_sft(config: SftConfig) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import runpy
 import sys
+import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,16 @@ from datasets import Dataset, Features, Sequence, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from policies.shapes import PUBLISHED
+from recipes import cold_start
+from recipes.cold_start import ColdStart, choices
 from recipes.general_rl import GeneralRl
 from recipes.reasoning_rl import ReasoningRl
 from recipes.thinking_with_images import ThinkingWithImages, rewards_of
-from rl.cli import parse
+from rl.cli import main, parse
 from rl.config import check_config
 from rl.presets import PRESETS, PresetConfig, preset_plan
+from rl.sft_config import check_sft, plan_sft
 from rollout import Completion, Done, Observation, Turn
 from rollout.mixture import open_stream
 
@@ -121,6 +127,46 @@ def test_every_preset_of_every_recipe_works_and_fits(kind: type[PresetConfig], s
     check_config(config)
     assert plan.fits, plan.problems
     assert config.learner.gpus == sum(PRESETS[size].gpus)
+
+
+@pytest.mark.parametrize("size", PRESETS)
+def test_every_preset_of_the_cold_start_works_and_fits(size: str):
+    begin = time.process_time()
+    config = parse(ColdStart, ["--preset", size, "--data", "solved.jsonl"])
+    chosen = choices(config)
+    check_sft(chosen)
+    plan = plan_sft(chosen, PUBLISHED[size], PRESETS[size].device_gib)
+    assert time.process_time() - begin < 2
+    assert plan.fits, plan.problems
+    assert (chosen.model, chosen.learner.gpus) == (PRESETS[size].model, sum(PRESETS[size].gpus))
+    assert (chosen.max_tokens, config.data) == (16384, "solved.jsonl")
+    assert not plan.engine
+
+
+def test_a_cold_start_of_30b_does_not_fit_eight_gpus_without_offload():
+    chosen = choices(parse(ColdStart, ["--preset", "30B-A3B", "--learner.no-offload"]))
+    plan = plan_sft(chosen, PUBLISHED["30B-A3B"], 80)
+    assert not plan.fits and "learner.offload" in plan.problems[0]
+    # 16 bytes for each of 31.07G parameters, over 8 ranks
+    assert plan.learner_kept / 1e9 == pytest.approx(16 * 31.07 / 8, rel=1e-3)
+
+
+def test_the_cold_starts_plan_is_printed_and_nothing_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for options, code, told in (
+        (["--preset", "8B", "--plan"], 0, "8B: Qwen/Qwen3-VL-8B-Instruct on 1 × 8 GPUs of 80 GiB"),
+        (["--preset", "8B", "--plan", "--max-tokens", "99999"], 2, "learner.microbatch_tokens = 20480 cannot hold"),
+        (["--plan"], 2, "--plan is of GPUs, and preset small runs on the CPU"),
+        (["--preset", "8B", "--model", "small"], 2, "preset = 8B is for --model FOLDER"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["cold_start", *options])
+        monkeypatch.setattr("rl.sft.supervise", lambda *args: pytest.fail("it ran"))
+        with pytest.raises(SystemExit) if code else nullcontext() as ended:
+            main(cold_start.run, ColdStart)
+        assert not code or ended.value.code == code
+        words = capsys.readouterr()
+        assert told in (words.err if code else words.out)
 
 
 @pytest.mark.parametrize("kind", [GeneralRl, ReasoningRl, ThinkingWithImages])
