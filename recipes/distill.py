@@ -1,23 +1,33 @@
 """On-policy distillation: a small student samples, and a better teacher says of every token how likely it finds it.
 
 The reverse KL to the teacher falls on the student's own responses; rewards are only measured, unless --teacher.reward-weight gives
-them a say. Small version: sums of handwritten digits, and a teacher that has had four times the student's supervised learning.
+them a say. Small: sums of handwritten digits, and a teacher that has had four times the student's supervised learning. With a
+preset: geometry, word problems and charts, and Qwen3-VL-32B for a teacher, of 32B the largest; it has the last machine's last GPUs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
 
-from rl import TrainConfig
+from rewards import by_task, first_readable, math_answer, numeric, text_similarity
 from rl.cli import main
 from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig, TeacherConfig
+from rl.presets import PRESETS, Preset, PresetConfig
 from rollout import Completion, Prompt
+
+if TYPE_CHECKING:
+    from rollout.prompts import Rows
+
+Split = Literal["train", "test"]
+
+LARGEST = PRESETS["235B-A22B"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(TrainConfig):
-    """Distillation on sums of handwritten digits."""
+class Distill(PresetConfig):
+    """On-policy distillation."""
 
     model: str = "cold-start"
     """The student: a folder or hub name; cold-start makes and teaches the small policy first."""
@@ -26,7 +36,7 @@ class Distill(TrainConfig):
     steps: int = 100
     """Steps: each one generates, reads, learns and syncs."""
     num_digits: int = 3
-    """Digits in a picture."""
+    """Small: digits in a picture."""
     cold_start: ColdStartConfig = ColdStartConfig()
     teacher_start: ColdStartConfig = ColdStartConfig(updates=1000)
     teacher: TeacherConfig = TeacherConfig(model="cold-start", dtype="float32")
@@ -35,33 +45,81 @@ class Distill(TrainConfig):
     learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)
 
+    def of_size(self, preset: Preset) -> Self:
+        """With a teacher on GPUs of its own; the largest size has none."""
+        chosen = replace(super().of_size(preset), group_size=4, teacher=TeacherConfig())
+        if preset is LARGEST:
+            return chosen
+        larger, gpus = (LARGEST, 8) if preset is PRESETS["32B"] else (PRESETS["32B"], 2)
+        return replace(chosen, teacher=TeacherConfig(model=larger.model, gpus_per_engine=gpus))
+
 
 def right_sum(prompt: Prompt, completion: Completion) -> float:
     """1 if the number behind the last `=` is the sum: measured, and not learnt from unless it has a weight."""
     return float(completion.text.rpartition("=")[2].strip() == prompt.answer.rpartition("=")[2])
 
 
+PUBLIC_TASKS = by_task(
+    {
+        "geometry3k": math_answer,
+        "gsm8k": math_answer,
+        "chartqa": first_readable(numeric(relative=0.05), text_similarity(threshold=1.0)),
+    }
+)
+
+
+def small_task(config: Distill, split: Split) -> Rows:
+    """Sums of handwritten digits."""
+    from rollout.prompts import prompts_from
+    from rollout.sources.digit_sums import digit_sums, to_prompt
+
+    return prompts_from(digit_sums(split, num_digits=config.num_digits), to_prompt)
+
+
+def public_tasks(config: Distill, split: Split) -> Rows:
+    """Two parts geometry, one word problems, one charts."""
+    from rollout.datasets import read_rows
+    from rollout.layouts import chartqa, geometry3k, gsm8k
+    from rollout.mixture import mixture
+    from rollout.prompts import prompts_from
+
+    problems = read_rows(config.source("hiyouga/geometry3k"), split)
+    words = read_rows(config.source("openai/gsm8k"), split, subset="main")
+    charts = read_rows(config.source("HuggingFaceM4/ChartQA"), split)
+    return mixture(
+        {
+            "geometry3k": (prompts_from(problems, geometry3k), 2),
+            "gsm8k": (prompts_from(words, gsm8k), 1),
+            "chartqa": (prompts_from(charts, chartqa), 1),
+        }
+    )
+
+
 def run(config: Distill) -> None:
-    """Cold starts of student and teacher, then distillation."""
+    """Cold starts of student and teacher where they are the small policy, then distillation."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from policies.loading import supported_model
     from rl import train
     from rl.sft import cold_start
     from rl.summary import print_result
-    from rollout.prompts import prompts_from
-    from rollout.sources.digit_sums import digit_sums, to_prompt
 
-    prompts = prompts_from(digit_sums("train", num_digits=config.num_digits), to_prompt)
-    held_out = prompts_from(digit_sums("test", num_digits=config.num_digits, num_prompts=2000), to_prompt)
-    for name in (config.model, config.teacher.model):
-        if name not in ("cold-start", None):
+    if config.teacher.model is None:
+        raise ValueError(
+            f"teacher.model = None: there is nobody to learn from; name one (preset {config.preset} has none)"
+        )
+    small = config.preset == "small"
+    splits: tuple[Split, Split] = ("train", "test")
+    prompts, held_out = ((small_task if small else public_tasks)(config, split) for split in splits)
+    names = {config.model, config.teacher.model}
+    if "cold-start" in names:
+        for name in names - {"cold-start"}:
             supported_model(name)  # before the other one's cold start takes its minutes
     if config.model == "cold-start":
         config = replace(config, model=str(cold_start(config.cold_start, prompts)))
     if config.teacher.model == "cold-start":
         teacher = str(cold_start(config.teacher_start, prompts))
         config = replace(config, teacher=replace(config.teacher, model=teacher))
-    print_result(train(config, prompts=prompts, reward=right_sum, eval_prompts=held_out))
+    print_result(train(config, prompts=prompts, reward=right_sum if small else PUBLIC_TASKS, eval_prompts=held_out))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from policies.shapes import MERGE, ModelShape, shape_of
 from rl.config import TrainConfig
+from rl.placement import teacher_rollout
 
 GIB = 2**30
 STATE = {"weights": 4, "gradients": 4, "AdamW's moments": 8}
@@ -345,8 +346,6 @@ def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -
         shape: The teacher's.
         device_gib: Memory of a GPU, in GiB.
     """
-    from rl.teacher import teacher_rollout  # late: it brings Ray along
-
     lines, sequences = _engine(replace(config, rollout=teacher_rollout(config)), shape, device_gib * GIB)
     tokens = config.teacher.max_batched_tokens
     logits = Line(what="logits", bytes=8.0 * tokens * shape.vocabulary, why=f"8 B × {tokens} tokens × the vocabulary")

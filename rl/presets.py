@@ -14,7 +14,7 @@ from rich.console import Console
 
 from policies.shapes import PUBLISHED
 from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig, check_config
-from rl.memory import MemoryPlan, as_table, plan_memory
+from rl.memory import MemoryPlan, as_table, plan_memory, plan_teacher
 from rl.placement import as_table as placement_table
 from rl.placement import choices, derive_placement
 from rollout.config import RolloutConfig
@@ -71,6 +71,8 @@ class PresetConfig(TrainConfig):
         if self.placement:
             console.print(placement_table(choices(self, preset.gpus)))
         console.print(as_table(plan))
+        if teacher := next((size for size in PUBLISHED if f"-{size}-" in str(self.teacher.model)), None):
+            console.print(plan_teacher(self, PUBLISHED[teacher], device_gib=preset.device_gib))
 
     def source(self, hub_name: str) -> str:
         """Where to read a dataset of the hub: there, or of `data_dir`."""

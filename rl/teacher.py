@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policies.loading import load_processor, supported_model, vision_token_ids
 from rl.config import TrainConfig
-from rollout.config import RolloutConfig
+from rl.placement import teacher_rollout
 from rollout.resources import cluster_nodes, require_room_for_both
 from rollout.teacher import Teacher
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
-
-
-def teacher_rollout(config: TrainConfig) -> RolloutConfig:
-    """What the teacher's engines are like: machines and memory of its own, pictures, lengths and temperature of the student."""
-    teacher, student = config.teacher, config.rollout
-    return replace(
-        student,
-        num_engines=teacher.num_engines,
-        gpus_per_engine=teacher.gpus_per_engine,
-        threads_per_engine=teacher.threads_per_engine,
-        dtype=teacher.dtype,
-        kv_cache_gib=teacher.kv_cache_gib,
-        gpu_memory_utilization=teacher.gpu_memory_utilization,
-        max_batched_tokens=teacher.max_batched_tokens,
-        max_running=min(student.max_running, teacher.max_batched_tokens),
-        max_model_len=student.max_model_len
-        + 1,  # vLLM draws a token behind the longest sequence, which nobody looks at
-        weight_transfer="shared_memory",
-    )
 
 
 def require_same_vocabulary(processor: ProcessorMixin, teacher: str) -> None:

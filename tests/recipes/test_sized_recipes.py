@@ -16,16 +16,19 @@ import pytest
 from datasets import Dataset, Features, Sequence, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from rich.console import Console
 
 from policies.shapes import PUBLISHED
-from recipes import cold_start
+from recipes import cold_start, distill
 from recipes.cold_start import ColdStart, choices
+from recipes.distill import Distill
 from recipes.general_rl import GeneralRl
 from recipes.reasoning_rl import ReasoningRl
 from recipes.thinking_with_images import ThinkingWithImages, rewards_of
+from rewards import Score
 from rl.cli import main, parse
 from rl.config import check_config
-from rl.presets import PRESETS, PresetConfig, preset_plan
+from rl.presets import PRESETS, PresetConfig, preset_plan, print_plan
 from rl.sft_config import check_sft, plan_sft
 from rollout import Completion, Done, Observation, Turn
 from rollout.mixture import open_stream
@@ -96,6 +99,7 @@ def handed_to_train(name: str, options: list[Any], monkeypatch: pytest.MonkeyPat
     ("name", "ratio"),
     [
         ("general_rl", {"chartqa": 16, "refcoco": 8, "clock": 4, "count": 4}),
+        ("distill", {"geometry3k": 16, "gsm8k": 8, "chartqa": 8}),
         ("reasoning_rl", {"geometry3k": 10, "gsm8k": 6, "refcoco": 6}),  # of 32 in a minibatch, the rest puzzles
     ],
 )
@@ -114,19 +118,41 @@ def test_a_preset_mixes_public_tasks_in_every_minibatch(
         for task, least in ratio.items():
             assert least - 1 <= counts[task] <= least + 1
     for prompt in {prompt.task: prompt for prompt in batch}.values():
-        right = given["reward"](prompt, Completion(text=f"\\boxed{{{prompt.answer}}}"))
-        wrong = given["reward"](prompt, Completion(text="I do not know."))
+        verdicts = [
+            given["reward"](prompt, Completion(text=text)) for text in (f"\\boxed{{{prompt.answer}}}", "I do not know.")
+        ]
+        right, wrong = (each if isinstance(each, Score) else Score(reward=each) for each in verdicts)
         assert right.error is None and wrong.error is None
         assert right.reward > wrong.reward + 0.5, prompt.task
 
 
 @pytest.mark.parametrize("size", PRESETS)
-@pytest.mark.parametrize("kind", [GeneralRl, ReasoningRl, ThinkingWithImages])
+@pytest.mark.parametrize("kind", [GeneralRl, ReasoningRl, ThinkingWithImages, Distill])
 def test_every_preset_of_every_recipe_works_and_fits(kind: type[PresetConfig], size: str):
     config, plan = preset_plan(parse(kind, ["--preset", size]), size)
     check_config(config)
     assert plan.fits, plan.problems
-    assert config.learner.gpus == sum(PRESETS[size].gpus)
+    assert config.learner.gpus == sum(PRESETS[size].gpus) - config.teacher.gpus_per_engine
+
+
+@pytest.mark.parametrize(
+    ("size", "teacher", "gpus"),
+    [("2B", "Qwen/Qwen3-VL-32B-Instruct", 2), ("32B", "Qwen/Qwen3-VL-235B-A22B-Instruct", 8)],
+)
+def test_a_preset_of_distillation_has_a_larger_teacher_whose_memory_is_planned_too(size: str, teacher: str, gpus: int):
+    config = parse(Distill, ["--preset", size])
+    assert (config.teacher.model, config.teacher.gpus_per_engine) == (teacher, gpus)
+    console = Console(file=io.StringIO(), width=150)
+    print_plan(config, console)
+    told = console.file.getvalue()
+    assert "a teacher's GPU of 80.0 GiB" in told and "does not fit" not in told
+
+
+def test_the_largest_size_has_no_teacher_and_is_told_so():
+    with pytest.raises(
+        ValueError, match=r"teacher.model = None: there is nobody to learn from; name one \(preset 235B-A22B"
+    ):
+        distill.run(parse(Distill, ["--preset", "235B-A22B"]))
 
 
 @pytest.mark.parametrize("size", PRESETS)

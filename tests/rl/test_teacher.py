@@ -10,7 +10,8 @@ import pytest
 
 from policies.small import save_small_policy, small_processor
 from rl.config import TeacherConfig, TrainConfig
-from rl.teacher import require_same_vocabulary, start_teacher, teacher_rollout
+from rl.placement import teacher_rollout
+from rl.teacher import require_same_vocabulary, start_teacher
 from rollout.config import RolloutConfig
 
 
