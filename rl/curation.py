@@ -207,7 +207,7 @@ def _by_rates(row: int, rates: Mapping[int, Rate], blind: Mapping[int, Rate], co
 
 
 def _contamination(config: SelectConfig, queries: Sequence[Query]) -> Judge:
-    """Tells queries that are in an evaluation set; in each of which is looked for as it says, prompts that cannot be read aside."""
+    """Tells queries that are in an evaluation set; prompts of one that cannot be read are left out, with a warning."""
     found: list[tuple[str, Query]] = []
     for name in config.against:
         prompts = evaluation_set(name, config)

@@ -30,6 +30,7 @@ from rl.learner_group import LearnerGroup
 from rl.memory import print_memory_plan
 from rl.objectives import Objective, check_objective, choose_objective
 from rl.placement import settle
+from rl.report import write_report
 from rl.rollouts import Batch, Rollouts, has_variance
 from rl.task_metrics import task_metrics
 from rl.teacher import require_same_vocabulary, start_teacher
@@ -110,6 +111,7 @@ def train(
             environment=environment,
         )
         run = _prepare(config, checkpoint, state, given, stack)
+        stack.callback(_leave_report, config.run_dir)
         if state.step == 0 and run.evaluator.prompts:
             run.tracker.log(0, _unbroken(config, run, 0, partial(run.evaluator.run, 0, with_blind=True)))
         bar = stack.enter_context(run.tracker.progress(config.steps, state.step))
@@ -166,6 +168,14 @@ def train(
                 checkpoint = save_checkpoint(config.run_dir, state, run.learner.save, keep=config.keep_checkpoints)
             bar.advance(step, metrics)
     return _result(config, checkpoint)
+
+
+def _leave_report(run_dir: Path) -> None:
+    """Writes `report.html`; a page that fails must not take a run with it."""
+    try:
+        write_report(run_dir)
+    except Exception as error:
+        logger.warning("no report.html of %s: %s: %s", run_dir, type(error).__name__, error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,14 @@ def print_result(result: RunResult) -> None:
     """Prints held-out scores before and after, seconds per step by phase, and where everything lies."""
     console = Console()
     scores = Table("held-out reward", "before", "after", "change", title="result")
-    for name, label in (("greedy", "greedy"), ("sampled", "sampled"), ("blind", "blind control (grey image)")):
+    tasks = [name.split("/")[1] for name in result.after if name.endswith("/avg")]
+    of_tasks = [(f"{task}/avg", f"{task}: correct, sampled") for task in (tasks if len(tasks) > 1 else [])]
+    for name, label in (
+        ("greedy", "greedy"),
+        ("sampled", "sampled"),
+        *of_tasks,
+        ("blind", "blind control (grey image)"),
+    ):
         before, after = result.before.get(f"eval/{name}"), result.after.get(f"eval/{name}")
         if before is not None and after is not None:
             scores.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
