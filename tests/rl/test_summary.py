@@ -12,7 +12,10 @@ from rl.summary import print_result
 
 
 def result(run_dir: Path, tasks: dict[str, tuple[float, float]]) -> RunResult:
-    seconds = {f"time/{phase}": value for phase, value in zip(("generate", "score", "learn", "sync", "step"), range(5))}
+    seconds = {
+        f"time/{phase}": value
+        for phase, value in zip(("generate", "score", "learn", "sync", "step"), range(5), strict=True)
+    }
     rows = [{"step": 0}, *({"step": step, **seconds} for step in (1, 2, 3))]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     before, after = (
