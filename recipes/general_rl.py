@@ -43,7 +43,7 @@ class GeneralRl(PresetConfig):
     """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/general_rl")
     """Where config, metrics, samples and checkpoints go."""
-    steps: int = 150
+    steps: int = 250
     """Steps: each one generates, scores, learns and syncs."""
     cold_start: ColdStartConfig = ColdStartConfig(updates=1500)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=300)
