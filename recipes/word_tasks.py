@@ -44,9 +44,7 @@ def run(config: WordTasks) -> None:
     from rollout.sources.text_tasks import text_task, to_prompt
 
     sizes = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": config.max_digits}
-    prompts, held_out = (
-        prompts_from(text_task("chain_sum", split, **sizes), to_prompt) for split in ("train", "test")
-    )
+    prompts, held_out = (prompts_from(text_task("chain_sum", split, **sizes), to_prompt) for split in ("train", "test"))
     if config.model == "smollm2":
         config = replace(config, model=str(smollm2_policy("runs/smollm2")))
     print_result(train(config, prompts=prompts, reward=math_answer, eval_prompts=held_out))

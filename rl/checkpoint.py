@@ -35,7 +35,9 @@ class LoopState:
     config: dict[str, Any]
 
 
-def save_checkpoint(run_dir: Path, state: LoopState, write: Callable[[Path], None], *, keep: int) -> Path:
+def save_checkpoint(
+    run_dir: Path, state: LoopState, write: Callable[[Path], None], *, keep: int, in_use: Path | None = None
+) -> Path:
     """Writes aside, then renames: a folder named `step_N` is whole, whenever the run was killed.
 
     Args:
@@ -43,6 +45,7 @@ def save_checkpoint(run_dir: Path, state: LoopState, write: Callable[[Path], Non
         state: The loop's state.
         write: Fills a folder with weights and trainer state.
         keep: How many checkpoints stay, the newest; 0 keeps all.
+        in_use: Another one that stays: what this run goes on from, for an engine that is replaced loads it anew.
 
     Returns:
         The checkpoint's folder.
@@ -59,7 +62,8 @@ def save_checkpoint(run_dir: Path, state: LoopState, write: Callable[[Path], Non
     aside.rename(folder)
     _flush(folder.parent)
     for old in list_checkpoints(run_dir)[:-keep] if keep else []:
-        _remove(old)
+        if in_use is None or old.resolve() != in_use.resolve():
+            _remove(old)
     return folder
 
 

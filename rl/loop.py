@@ -99,9 +99,9 @@ def train(
     config = settle(config, Console())
     check_config(config)
     print_memory_plan(config, Console())
-    checkpoint, state = starting_point(config)
+    start, state = starting_point(config)
     if state.step >= config.steps:
-        return _result(config, checkpoint)
+        return _result(config, start)
     with ExitStack() as stack:
         given = _Given(
             prompts=selected(prompts, config.selection) if config.selection else prompts,
@@ -110,7 +110,7 @@ def train(
             objective=objective,
             environment=environment,
         )
-        run = _prepare(config, checkpoint, state, given, stack)
+        run = _prepare(config, start, state, given, stack)
         stack.callback(_leave_report, config.run_dir)
         if state.step == 0 and run.evaluator.prompts:
             run.tracker.log(0, _unbroken(config, run, 0, partial(run.evaluator.run, 0, with_blind=True)))
@@ -165,7 +165,9 @@ def train(
                     seconds=metrics["time/elapsed"],
                     config=run.plain,
                 )
-                checkpoint = save_checkpoint(config.run_dir, state, run.learner.save, keep=config.keep_checkpoints)
+                checkpoint = save_checkpoint(
+                    config.run_dir, state, run.learner.save, keep=config.keep_checkpoints, in_use=start
+                )
             bar.advance(step, metrics)
     return _result(config, checkpoint)
 
@@ -403,7 +405,7 @@ def _require_agreement(config: TrainConfig, step: int, metrics: Mapping[str, flo
 
 
 def _result(config: TrainConfig, checkpoint: Path | None) -> RunResult:
-    assert checkpoint is not None, "a run ends with a checkpoint"
+    assert checkpoint is not None, "a finished run has a checkpoint"
     rows = [row for row in read_metrics(config.run_dir) if "eval/greedy" in row]
     scores = [{name: value for name, value in row.items() if name.startswith("eval/")} for row in rows]
     before, after = (scores[0], scores[-1]) if scores else ({}, {})

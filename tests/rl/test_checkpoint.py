@@ -19,13 +19,13 @@ def state(step: int) -> LoopState:
     return LoopState(step=step, policy_version=step, cursor=cursor, seconds=1.5 * step, config=plain_config(CONFIG))
 
 
-def save(run_dir: Path, *steps: int, keep: int = 0) -> Path:
+def save(run_dir: Path, *steps: int, keep: int = 0, in_use: Path | None = None) -> Path:
     def write(folder: Path) -> None:
         (folder / "trainer").mkdir()
         (folder / "trainer" / "weights").write_text("w")
 
     for step in steps:
-        folder = save_checkpoint(run_dir, state(step), write, keep=keep)
+        folder = save_checkpoint(run_dir, state(step), write, keep=keep, in_use=in_use)
     return folder
 
 
@@ -102,6 +102,15 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(tmp_path
 def test_the_newest_are_kept_and_zero_keeps_all(tmp_path: Path, keep: int, expected: list[str]):
     save(tmp_path, 5, 10, 15, keep=keep)
     assert names(tmp_path) == expected
+
+
+def test_the_checkpoint_that_a_run_goes_on_from_stays_as_long_as_the_run(tmp_path: Path):
+    save(tmp_path, 5, keep=1)
+    start = tmp_path / "checkpoints" / "step_5"
+    save(tmp_path, 10, 15, keep=1, in_use=start)
+    assert names(tmp_path) == ["step_5", "step_15"]
+    save(tmp_path, 20, keep=1, in_use=tmp_path / "checkpoints" / "step_15")
+    assert names(tmp_path) == ["step_15", "step_20"]
 
 
 def test_going_back_behind_a_later_checkpoint_of_the_same_run_is_refused_and_elsewhere_allowed(tmp_path: Path):
