@@ -30,7 +30,7 @@ from rich.table import Table
 
 from policies.loading import load_processor, vision_token_ids
 from policies.small import save_small_policy
-from rl.loop import local_ray
+from rl.run import local_ray
 from rollout.config import RolloutConfig
 from rollout.dispatch import Dispatcher, Engine
 from rollout.engine_channel import Answer, Channel, Order, Outbox

@@ -24,7 +24,7 @@ from rich.table import Table
 from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.small import Kind, save_small_policy
-from rl.loop import local_ray
+from rl.run import local_ray
 from rollout.config import RolloutConfig
 from rollout.pool import RayEngineClient, RolloutPool
 from rollout.weight_transfer import SharedMemorySender, WeightSource

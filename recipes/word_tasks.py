@@ -1,6 +1,6 @@
 """Reasoning in words alone, by real language weights on two CPU cores: SmolLM2-135M, carried into Qwen3-VL's architecture.
 
-The task is one of reasoning-gym's, arithmetic with two numbers by default. There is no cold start: what SAPO sharpens is what the model
+The task is arithmetic with two numbers, of reasoning-gym. There is no cold start: what SAPO sharpens is what the model
 has read. Its vision tower is new, and sees nothing yet; the policy is not Qwen3-VL.
 """
 

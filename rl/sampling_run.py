@@ -21,9 +21,9 @@ from rewards.loading import load_function
 from rewards.runner import RewardRunner, dry_run
 from rewards.types import Score, Verifier
 from rl.data import prompts_of
-from rl.loop import local_ray
 from rl.outcomes import Correct, Outcome, outcome_of
 from rl.records import Records, asked, digest
+from rl.run import local_ray
 from rl.sampling_config import SamplingRunConfig, check_sampling_run, sampling_of
 from rollout.episodes import Episodes, try_environment
 from rollout.media import UnreadablePrompt

@@ -150,7 +150,7 @@ def _open_learner(config: SftConfig, checkpoint: Path | None, stack: ExitStack) 
             learner.load(checkpoint)
         return learner
     from rl.learner_group import LearnerGroup
-    from rl.loop import local_ray
+    from rl.run import local_ray
 
     stack.enter_context(local_ray())
     group = LearnerGroup(choices, model, checkpoint, "shared_memory", negative_log_likelihood)

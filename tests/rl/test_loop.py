@@ -15,8 +15,9 @@ from rewards import Score
 from rl.checkpoint import LoopState, save_checkpoint
 from rl.config import EvalConfig, TrainConfig, plain_config
 from rl.evaluate import Evaluator
-from rl.loop import _report_errors, _require_agreement, _unbroken, rollout_metrics, train
+from rl.loop import _report_errors, _require_agreement, _unbroken, train
 from rl.rollouts import Batch
+from rl.step_metrics import rollout_metrics
 from rl.types import RunStopped
 from rollout import Completion, Group, Prompt, Video
 from rollout.config import RolloutConfig
