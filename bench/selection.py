@@ -2,9 +2,9 @@
 
     python -m bench.selection --steps 150 --seeds 0 1
 
-The queries are sums of 1 to 6 handwritten digits, as many of each, and as many that write the sum into the question: the policy's
-cold start leaves some of them solved, some hopeless, and some that need no eyes. Held out are as many of each kind, with other
-handwriting. Every run starts from the same cold start; the table has what is solved at the end, as means over seeds.
+The queries are what a raw set is: of seven, two are solved already (one digit), two have the reference of another query, one writes
+the sum into its question, and two are sums of three handwritten digits as they should be. Held out are sums of three digits, and of
+one, in other handwriting. Every run starts from the same cold start; the table has what is solved at the end, as means over seeds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -29,7 +30,10 @@ from rollout import Completion, Prompt
 from rollout.prompts import Prompts, column_mapping, prompts_from
 from rollout.sources.digit_sums import digit_sums
 
-NUM_DIGITS = (1, 2, 3, 4, 5, 6)
+KINDS = {"known": 1, "known too": 1, "mislabelled": 3, "mislabelled too": 3, "told": 3, "sums": 3, "more sums": 3}
+"""Kinds of queries, and their digits."""
+CLEAN = ("known", "told", "sums")
+HELD_OUT = ("known", "sums")
 ENGINE = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, threads_per_engine=2)
 
 
@@ -41,7 +45,7 @@ class Options:
     """Steps of each run."""
     seeds: tuple[int, ...] = (0,)
     """Each of which makes a run with all queries and one with the selected."""
-    updates: int = 400
+    updates: int = 250
     """Updates of the cold start."""
     folder: Path = Path("runs/selection")
     """Where everything goes; what is there already is not repeated."""
@@ -49,19 +53,24 @@ class Options:
     """Where the figures go."""
 
 
-def queries(split: Literal["train", "test"] = "train", num_each: int = 200) -> Prompts:
+def queries(
+    split: Literal["train", "test"] = "train", kinds: Sequence[str] = tuple(KINDS), num_each: int = 200
+) -> Prompts:
     """Every kind in turn; a prompt's task is its kind."""
-    sums = {num: digit_sums(split, num_digits=num, num_prompts=num_each) for num in NUM_DIGITS}
+    sums = {
+        kind: digit_sums(split, num_digits=KINDS[kind], num_prompts=num_each, seed=number)
+        for number, kind in enumerate(KINDS)
+    }
     as_prompt = column_mapping(id="id", task_column="kind")
 
-    def to_prompt(place: tuple[str, int, int]) -> Prompt:
-        kind, num_digits, row = place
-        shown = sums[num_digits][row]
+    def to_prompt(place: tuple[str, int]) -> Prompt:
+        kind, row = place
+        shown = sums[kind][row]
         question = f"sum? {shown['sum']}" if kind == "told" else "sum?"
-        return as_prompt({**shown, "id": f"{kind}-{row}", "question": question, "kind": kind})
+        answer = sums[kind][(row + 1) % num_each]["answer"] if "mislabelled" in kind else shown["answer"]
+        return as_prompt({**shown, "id": f"{kind}-{row}", "question": question, "answer": answer, "kind": kind})
 
-    kinds = [(f"{num} digits", num) for num in NUM_DIGITS] + [("told", 3)]
-    return prompts_from([(*kind, row) for row in range(num_each) for kind in kinds], to_prompt)
+    return prompts_from([(kind, row) for row in range(num_each) for kind in kinds], to_prompt)
 
 
 def sum_is_right(prompt: Prompt, completion: Completion) -> float:
@@ -71,7 +80,10 @@ def sum_is_right(prompt: Prompt, completion: Completion) -> float:
 
 def main(options: Options) -> None:
     """Measures, selects, trains, prints a table, writes JSON."""
-    policy = cold_start(ColdStartConfig(updates=options.updates, cache_dir=options.folder / "cold_start"), queries())
+    policy = cold_start(
+        ColdStartConfig(updates=options.updates, cache_dir=options.folder / "cold_start"),
+        queries(kinds=CLEAN, num_each=4000),
+    )
     selection = select(options, policy)
     runs = {
         (name, seed): train_on(options, policy, chosen, seed)
@@ -131,9 +143,9 @@ def train_on(options: Options, policy: Path, selection: str | None, seed: int) -
         optimizer=OptimizerConfig(learning_rate=1e-4, decay_updates=4 * options.steps),
         rollout=ENGINE,
         learner=LearnerConfig(dtype="float32", threads=2),
-        eval=EvalConfig(num_prompts=700, num_samples=4),
+        eval=EvalConfig(num_prompts=600, num_samples=4),
     )
-    train(config, prompts=queries(), reward=sum_is_right, eval_prompts=queries("test", 100))
+    train(config, prompts=queries(), reward=sum_is_right, eval_prompts=queries("test", HELD_OUT, 300))
     return run_dir
 
 

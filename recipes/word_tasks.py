@@ -25,7 +25,7 @@ class WordTasks(TrainConfig):
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 40
     """Steps: each one generates, scores, learns and syncs."""
-    max_digits: int = 1
+    max_digits: int = 2
     """Digits of the numbers, at most."""
     prompts_per_step: int = 8
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)

@@ -48,6 +48,7 @@ TRAINED_BY_TRAIN = [
     "general_rl",
     "guess_number",
     "reasoning_rl",
+    "word_tasks",
     "zoom",
 ]
 RESUMABLE = [*TRAINED_BY_TRAIN, "thinking_with_images"]
@@ -193,6 +194,7 @@ def test_a_recipe_hands_train_its_prompts_its_reward_and_held_out_prompts(
     given: dict[str, Any] = {}
     monkeypatch.setattr("rl.train", lambda config, **rest: given.update(rest, config=config), raising=False)
     monkeypatch.setattr("rl.sft.cold_start", lambda choices, prompts, *demonstrate: Path("taught"))
+    monkeypatch.setattr("policies.sources.smollm2_policy", lambda folder: Path("taught"))
     monkeypatch.setattr("rl.summary.print_result", lambda result: None)
     assert recipe(name, "--run-dir", tmp_path / "run", "--seed", 7, "--steps", 9).status == 0
 
