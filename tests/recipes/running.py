@@ -11,6 +11,9 @@ from contextlib import contextmanager
 import pytest
 import ray
 
+ONE_THREAD = "--learner.threads 1 --cold-start.threads 1"
+"""Options for busy cores, on which threads that wait for one another take a small policy's learner several times as long."""
+
 
 @contextmanager
 def shared_ray() -> Iterator[None]:

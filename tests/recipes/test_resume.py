@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from rollout.shared_segments import segments_of, semaphores_of
-from tests.recipes.running import run_here, shared_ray
+from tests.recipes.running import ONE_THREAD, run_here, shared_ray
 
 pytestmark = pytest.mark.engine
 
@@ -44,7 +44,7 @@ def recipe(run_dir: Path, *more: str) -> list[str]:
     reward = run_dir.parent / "reward.py"
     reward.write_text(REWARD)
     chosen = f"--reward {reward}:share_of_digits"
-    return [*f"{options} {when} {sizes} {cache} {chosen}".split(), *more]
+    return [*f"{options} {when} {sizes} {ONE_THREAD} {cache} {chosen}".split(), *more]
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
