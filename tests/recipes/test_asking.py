@@ -32,11 +32,11 @@ def held_out():
 """
 REWARD = """
 def has_a_digit(prompt, completion):
-    if completion.text.startswith("a"):
-        raise ValueError("no word may begin with a")
+    if completion.text[:1].islower():
+        raise ValueError("no word may begin small")
     return float(any(letter.isdigit() for letter in completion.text))
 """
-"""An untrained policy writes bytes at random: some answers have a digit, some have none, some begin with an `a`."""
+"""An untrained policy writes bytes at random: some answers have a digit, some have none, some begin with a small letter."""
 SIZES = "--samples 8 --rollout.dtype float32 --rollout.max-tokens 24 --rollout.max-model-len 128"
 
 
@@ -130,7 +130,7 @@ def test_an_evaluation_leaves_figures_that_follow_from_its_records(evaluated: tu
     overall = results["overall"]
     assert overall["truncated"] == sum(each["finish_reason"] == "length" for each in done) / len(done)
     assert overall["tokens"]["mean"] == pytest.approx(sum(each["num_tokens"] for each in done) / len(done))
-    assert overall["without_verdict"] == sum(each["text"].startswith("a") for each in done)
+    assert overall["without_verdict"] == sum(each["text"][:1].islower() for each in done) > 0
     of_prompts = [[each["reward"] for each in row["completions"] if each["error"] is None] for row in rows]
     average = sum(sum(rewards) / len(rewards) for rewards in of_prompts if rewards) / sum(map(bool, of_prompts))
     figure = overall["figures"]["avg@8"]
