@@ -18,10 +18,8 @@ quickstart: $(STAMP)  ## the main job: teach a small policy sums of handwritten 
 	@$(RUN) -m recipes.digit_sums --resume auto $(ARGS)
 
 test: $(STAMP)  ## imports, lint, format, types, tests; ARGS="-k sapo" passes options on to pytest, PARALLEL= runs one at a time
-	@$(RUN) setup/check_imports.py
-	@$(RUN) -m ruff check .
-	@$(RUN) -m ruff format --check .
-	@$(RUN) -m mypy
+	@$(RUN) setup/check_imports.py & imports=$$!; \
+	 $(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy && wait $$imports
 	@$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 bench: $(STAMP)  ## run every script in bench/; each prints a table and writes JSON

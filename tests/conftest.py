@@ -11,16 +11,28 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.ranks import RankPool
 
 SHARED_MEMORY = Path("/dev/shm")
+LONGEST = """
+    test_cluster test_resume test_weight_sync test_distill test_asking test_teacher test_judge_server test_episode_run
+    test_adapter_sync test_carry test_learner_group test_ranks test_hostile test_sft test_doctor test_sized_recipes test_learner
+    test_learner_options test_setup test_reward_runner
+    """.split()
+"""Files that take 20 seconds and more, those with engines first, by their length on a quiet machine."""
+
+# What a deadline would measure here is how busy the cores are.
+settings.register_profile("busy cores", deadline=None)
+settings.load_profile("busy cores")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start engines come first, being the longest: of two processes neither is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
+    """The longest files come first: of two processes neither is left alone with one at the end."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,51 +3,56 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.recipes.running import run_here, shared_ray
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 
 ROOT = Path(__file__).parents[2]
-DATA = """
+NUM_PROMPTS = 24
+DATA = f"""
 from rollout.prompts import prompts_from
 from rollout.sources.digit_sums import digit_sums, to_prompt
 
 def held_out():
-    return prompts_from(digit_sums("test", num_prompts=48), to_prompt)
+    return prompts_from(digit_sums("test", num_prompts={NUM_PROMPTS}), to_prompt)
 """
 REWARD = """
 def has_a_digit(prompt, completion):
-    if completion.text.startswith("a"):
-        raise ValueError("no word may begin with a")
+    if completion.text[:1].islower():
+        raise ValueError("no word may begin small")
     return float(any(letter.isdigit() for letter in completion.text))
 """
-"""An untrained policy writes bytes at random: some answers have a digit, some have none, some begin with an `a`."""
+"""An untrained policy writes bytes at random: some answers have a digit, some have none, some begin with a small letter."""
 SIZES = "--samples 8 --rollout.dtype float32 --rollout.max-tokens 24 --rollout.max-model-len 128"
 
 
-def command(name: str, policy: Path, folder: Path, *more: str) -> list[str]:
+def words(policy: Path, folder: Path, *more: str) -> list[str]:
     """The same in every call but for `more`."""
     (folder / "own.py").write_text(DATA + REWARD)
     chosen = f"{policy} --data {folder}/own.py:held_out --reward {folder}/own.py:has_a_digit {SIZES}"
-    return [sys.executable, "-m", f"recipes.{name}", *chosen.split(), *more]
+    return [*chosen.split(), *more]
 
 
-def run(words: list[str]) -> str:
-    done = subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, timeout=400, env={**os.environ, "COLUMNS": "100"}
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+def printed_by(name: str, options: list[str]) -> str:
+    """What a recipe prints that runs here."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        patch.setenv("COLUMNS", "100")
+        run_here(name, options)
+    return out.getvalue()
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -90,7 +95,8 @@ def test_a_mistake_is_told_in_one_sentence_before_ray_starts(
         raise AssertionError("this must have been refused before")
 
     monkeypatch.setattr("ray.init", forbidden)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The environment is read at the import alone; without a network the hub would be asked for 20 seconds.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.delenv("RL_TRACEBACK", raising=False)
     monkeypatch.setattr(sys, "argv", ["measure_pass_rate", *options.format(policy=dense_policy).split()])
     with pytest.raises(SystemExit) as ended:
@@ -101,10 +107,16 @@ def test_a_mistake_is_told_in_one_sentence_before_ray_starts(
 
 
 @pytest.fixture(scope="module")
-def evaluated(dense_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def cluster() -> Iterator[None]:
+    with shared_ray():
+        yield
+
+
+@pytest.fixture(scope="module")
+def evaluated(dense_policy: Path, tmp_path_factory: pytest.TempPathFactory, cluster: None) -> tuple[Path, str]:
     """The folder of an undisturbed evaluation, and what it printed."""
     folder = tmp_path_factory.mktemp("asking")
-    return folder, run(command("evaluate", dense_policy, folder, "--run-dir", str(folder / "evaluation")))
+    return folder, printed_by("evaluate", words(dense_policy, folder, "--run-dir", str(folder / "evaluation")))
 
 
 @pytest.mark.engine
@@ -112,12 +124,13 @@ def test_an_evaluation_leaves_figures_that_follow_from_its_records(evaluated: tu
     folder, printed = evaluated
     results = json.loads((folder / "evaluation" / "results.json").read_text())
     rows = lines(folder / "evaluation" / "samples" / "step_000000.jsonl")
-    assert sorted(row["row"] for row in rows) == list(range(48)) and all(len(row["completions"]) == 8 for row in rows)
+    assert sorted(row["row"] for row in rows) == list(range(NUM_PROMPTS))
+    assert all(len(row["completions"]) == 8 for row in rows)
     done = [each for row in rows for each in row["completions"]]
     overall = results["overall"]
     assert overall["truncated"] == sum(each["finish_reason"] == "length" for each in done) / len(done)
     assert overall["tokens"]["mean"] == pytest.approx(sum(each["num_tokens"] for each in done) / len(done))
-    assert overall["without_verdict"] == sum(each["text"].startswith("a") for each in done)
+    assert overall["without_verdict"] == sum(each["text"][:1].islower() for each in done) > 0
     of_prompts = [[each["reward"] for each in row["completions"] if each["error"] is None] for row in rows]
     average = sum(sum(rewards) / len(rewards) for rewards in of_prompts if rewards) / sum(map(bool, of_prompts))
     figure = overall["figures"]["avg@8"]
@@ -132,43 +145,46 @@ def test_pass_rates_survive_a_kill_and_are_those_of_the_undisturbed_evaluation(
 ) -> None:
     folder, _ = evaluated
     run_dir = folder / "rates"
-    words = command("measure_pass_rate", dense_policy, folder, "--run-dir", str(run_dir), "--rollout.max-running", "8")
+    options = words(dense_policy, folder, "--run-dir", str(run_dir), "--rollout.max-running", "8")
     answers = run_dir / "samples" / "step_000000.jsonl"
-    begun = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (answers.exists() and answers.read_text().count("\n") >= 3):
-        assert begun.poll() is None and time.monotonic() < deadline, "it was to be killed in the middle"
-        time.sleep(0.02)
-    begun.send_signal(signal.SIGKILL)
-    begun.wait()
+    command = [sys.executable, "-m", "recipes.measure_pass_rate", *options]
+    with (folder / "log.txt").open("w") as log:
+        begun = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 300
+        while not (answers.exists() and answers.read_text().count("\n") >= 3):
+            assert begun.poll() is None and time.monotonic() < deadline, "it was to be killed in the middle"
+            time.sleep(0.02)
+    finally:
+        begun.send_signal(signal.SIGKILL)
+        begun.wait()
     before = answers.read_text()
     kept = before[: before.rfind("\n") + 1]
-    assert 3 <= kept.count("\n") < 48 and not (run_dir / "pass_rates.jsonl").exists()
+    assert 3 <= kept.count("\n") < NUM_PROMPTS and not (run_dir / "pass_rates.jsonl").exists()
 
-    printed = run(words)
+    printed = printed_by("measure_pass_rate", options)
     assert answers.read_text().startswith(kept)
     assert f"{kept.count(chr(10))} prompts had been answered before" in printed
-    assert sorted(row["row"] for row in lines(answers)) == list(range(48))
+    assert sorted(row["row"] for row in lines(answers)) == list(range(NUM_PROMPTS))
     undisturbed = {
         row["prompt_id"]: row["completions"] for row in lines(folder / "evaluation/samples/step_000000.jsonl")
     }
     rates = lines(run_dir / "pass_rates.jsonl")
-    assert [row["row"] for row in rates] == list(range(48))
+    assert [row["row"] for row in rates] == list(range(NUM_PROMPTS))
     for row in rates:
         judged = [each["reward"] for each in undisturbed[row["prompt_id"]] if each["error"] is None]
         assert (row["n"], row["correct"]) == (len(judged), sum(judged))
 
 
 @pytest.mark.engine
-def test_the_answers_can_be_scored_again_without_an_engine(evaluated: tuple[Path, str]) -> None:
+def test_the_answers_can_be_scored_again_without_an_engine(
+    evaluated: tuple[Path, str], dense_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = evaluated
-    words = [sys.executable, "-m", "rewards.check", "exact", "--data", str(folder / "evaluation")]
-    assert f"exact: {48 * 8} completions, 0 without a verdict" in run(words)
-    assert "48 prompts had been answered before, 0 now" in run(
-        command("evaluate", folder_policy(folder), folder, "--run-dir", str(folder / "evaluation"))
-    )
-
-
-def folder_policy(folder: Path) -> Path:
-    """The policy that the evaluation in a folder was of."""
-    return Path(json.loads((folder / "evaluation" / "asked.json").read_text())["model"])
+    check = [sys.executable, "-m", "rewards.check", "exact", "--data", str(folder / "evaluation")]
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert f"exact: {NUM_PROMPTS * 8} completions, 0 without a verdict" in done.stdout
+    monkeypatch.setattr("rl.sampling_run.RolloutPool", None)  # no engine is to start
+    again = printed_by("evaluate", words(dense_policy, folder, "--run-dir", str(folder / "evaluation")))
+    assert f"{NUM_PROMPTS} prompts had been answered before, 0 now" in again

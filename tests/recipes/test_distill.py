@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.recipes.running import ONE_THREAD, run_here, shared_ray
 
 pytestmark = pytest.mark.engine
 
@@ -23,26 +23,22 @@ def distill(run_dir: Path, *more: str) -> list[dict[str, Any]]:
     cache = (
         f"--cold-start.cache-dir {run_dir.parent / 'students'} --teacher-start.cache-dir {run_dir.parent / 'teachers'}"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "recipes.distill",
-        *f"{options} {sizes} {cache} --run-dir {run_dir}".split(),
-        *more,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_here(
+        "distill",
+        [*f"{options} {sizes} {ONE_THREAD} --teacher-start.threads 1 {cache} --run-dir {run_dir}".split(), *more],
+    )
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(UNEQUAL) and "per_second" not in k} for row in rows]
 
 
 def test_a_distillation_has_a_teachers_word_on_every_token_and_resumes_to_the_same_numbers(tmp_path: Path):
-    rows = distill(tmp_path / "undisturbed")
+    with shared_ray():
+        rows = distill(tmp_path / "undisturbed")
+        checkpoint = tmp_path / "undisturbed" / "checkpoints" / "step_2"
+        [resumed] = distill(tmp_path / "resumed", "--resume", str(checkpoint))
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(row["policy/teacher_kl"] > 0.01 and row["policy/grad_norm"] > 0 for row in rows)
     assert all(row["rollout/teacher_failures"] == 0 for row in rows)
     assert all(row["rollout/logprob_gap_max"] <= 1e-5 for row in rows)
     # The reward is 0 throughout: it is the teacher alone that moves the student.
-    checkpoint = tmp_path / "undisturbed" / "checkpoints" / "step_2"
-    [resumed] = distill(tmp_path / "resumed", "--resume", str(checkpoint))
     assert resumed == rows[2]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.recipes.running import ONE_THREAD, run_here, shared_ray
 
 pytestmark = pytest.mark.engine
 
@@ -18,9 +18,7 @@ def run(run_dir: Path, *more: str) -> None:
     options = "--cold-start.updates 60 --eval.num-prompts 8 --checkpoint-every 2 --samples-every 1 --wandb disabled"
     sizes = "--prompts-per-step 4 --group-size 4 --max-staleness 1 --refill-prompts 2 --optimizer.learning-rate 1e-3"
     where = f"--cold-start.cache-dir {run_dir.parent / 'cold_start'} --run-dir {run_dir}"
-    words = [sys.executable, "-m", "recipes.zoom", *f"{options} {sizes} {where}".split(), *more]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_here("zoom", [*f"{options} {sizes} {ONE_THREAD} {where}".split(), *more])
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -29,8 +27,9 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 def test_episodes_generated_ahead_agree_with_the_learner_and_resume(tmp_path: Path) -> None:
     run_dir = tmp_path / "zoom"
-    run(run_dir, "--steps", "2")
-    run(run_dir, "--steps", "4", "--resume", "auto")
+    with shared_ray():
+        run(run_dir, "--steps", "2")
+        run(run_dir, "--steps", "4", "--resume", "auto")
     steps = rows(run_dir)
     assert [row["step"] for row in steps] == [0, 1, 2, 3, 4]
     assert {"eval/greedy", "eval/sampled", "eval/blind"} <= steps[0].keys() & steps[4].keys()

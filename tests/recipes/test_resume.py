@@ -1,4 +1,8 @@
-"""A run that is killed in the middle of a step, resumed, against the same run left alone: real Ray, real vLLM, fp32."""
+"""A run that is killed in the middle of a step and resumed, against what it had come to before: real Ray, real vLLM, fp32.
+
+A run costs the start of an engine, half a minute of a core: what it wrote before the kill, beyond its last checkpoint, is what it
+comes to undisturbed. Only the run that is to be killed has a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +21,11 @@ import psutil
 import pytest
 
 from rollout.shared_segments import segments_of, semaphores_of
+from tests.recipes.running import ONE_THREAD, run_here, shared_ray
 
 pytestmark = pytest.mark.engine
 
-STEPS, KILLED_AFTER = 4, 3
+STEPS, CHECKPOINT, KILLED_AFTER = 6, 3, 5
 REWARD = """
 def share_of_digits(prompt, completion):
     return sum(letter.isdigit() for letter in completion.text) / (1 + len(completion.text))
@@ -30,13 +37,14 @@ UNEQUAL = ("time/", "sync/", "memory/")
 
 def recipe(run_dir: Path, *more: str) -> list[str]:
     """The main job, small: the same in every call but for `more`."""
-    options = f"--steps {STEPS} --cold-start.updates 4 --eval.num-prompts 8 --checkpoint-every 2 --samples-every 1"
-    sizes = "--prompts-per-step 4 --group-size 4 --wandb disabled --optimizer.warmup-updates 2"
+    options = f"--steps {STEPS} --cold-start.updates 4 --eval.num-prompts 8 --samples-every 1 --wandb disabled"
+    when = f"--checkpoint-every {CHECKPOINT} --eval.every {KILLED_AFTER}"
+    sizes = "--prompts-per-step 4 --group-size 4 --optimizer.warmup-updates 2"
     cache = f"--cold-start.cache-dir {run_dir.parent / 'cold_start'} --run-dir {run_dir}"
     reward = run_dir.parent / "reward.py"
     reward.write_text(REWARD)
     chosen = f"--reward {reward}:share_of_digits"
-    return [sys.executable, "-m", "recipes.digit_sums", *f"{options} {sizes} {cache} {chosen}".split(), *more]
+    return [*f"{options} {when} {sizes} {ONE_THREAD} {cache} {chosen}".split(), *more]
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -60,55 +68,87 @@ def processes_of(session: int) -> list[psutil.Process]:
     return found
 
 
+@dataclass(frozen=True)
+class Killed:
+    """A run of which nothing but its folder is left.
+
+    Attributes:
+        run_dir: The folder.
+        rows: What it had come to.
+        shared: The shared memory that its processes talked through.
+    """
+
+    run_dir: Path
+    rows: list[dict[str, Any]]
+    shared: set[Path]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    """A run from the first step to the last."""
-    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    done = subprocess.run(recipe(run_dir), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert all(row["policy/grad_norm"] > 0 for row in rows(run_dir)[1:]), "a policy that does not change proves nothing"
-    return run_dir
-
-
-def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_metrics(undisturbed):
-    run_dir = undisturbed.with_name("killed")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """Killed past the checkpoint of step 3: steps 4 and 5 are lost, and step 6 is under way."""
+    run_dir = tmp_path_factory.mktemp("runs") / "killed"
+    command = [sys.executable, "-m", "recipes.digit_sums", *recipe(run_dir)]
     environment = {**os.environ, "RESUME_TEST": str(os.getpid())}
-    run = subprocess.Popen(recipe(run_dir), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_row(run, run_dir, KILLED_AFTER)  # past the checkpoint of step 2: step 3 is lost, step 4 is under way
-    living = processes_of(os.getpid())
-    shared = segments_of(living) | {path for process in living for path in semaphores_of(process.pid)}
-    assert shared, "vLLM's processes talk through shared memory"
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    assert [row["step"] for row in rows(run_dir)][-1] >= KILLED_AFTER
+    with (run_dir.parent / "log.txt").open("w") as log:
+        run = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_for_row(run, run_dir, KILLED_AFTER - 1)
+        living = processes_of(os.getpid())
+        shared = segments_of(living) | {path for process in living for path in semaphores_of(process.pid)}
+        wait_for_row(run, run_dir, KILLED_AFTER)
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    return Killed(run_dir, rows(run_dir), shared)
+
+
+def test_a_run_killed_in_the_middle_of_a_step_leaves_no_process_and_no_shared_memory(killed: Killed):
+    assert killed.shared, "vLLM's processes talk through shared memory"
     deadline = time.monotonic() + 60
     while processes_of(os.getpid()) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not processes_of(os.getpid()), "the killed run left processes behind"
-    assert not [path for path in shared if path.exists()], "the killed run left shared memory behind"
-
-    done = subprocess.run(recipe(run_dir, "--resume", "auto"), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert rows(run_dir) == rows(undisturbed)
+    assert not [path for path in killed.shared if path.exists()], "the killed run left shared memory behind"
+    assert not (killed.run_dir / "checkpoints" / f"step_{STEPS}").exists(), "it was to be killed before its end"
 
 
-def test_two_ranks_go_on_with_the_run_of_one_as_it_would_have_itself(undisturbed):
+@pytest.fixture(scope="module")
+def cluster(killed: Killed) -> Iterator[None]:
+    """One cluster for all that run in this process, after the killed run's has gone."""
+    with shared_ray():
+        yield
+
+
+@pytest.fixture(scope="module")
+def resumed(killed: Killed, cluster: None) -> Path:
+    """The killed run's folder, after it has gone on to its end."""
+    run_here("digit_sums", recipe(killed.run_dir, "--resume", "auto"))
+    return killed.run_dir
+
+
+def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_metrics(killed: Killed, resumed: Path):
+    assert [row["step"] for row in killed.rows][: KILLED_AFTER + 1] == list(range(KILLED_AFTER + 1))
+    assert all(row["policy/grad_norm"] > 0 for row in killed.rows[1:]), "a policy that does not change proves nothing"
+    assert {"eval/greedy", "eval/sampled"} <= killed.rows[KILLED_AFTER].keys()
+    assert rows(resumed)[: len(killed.rows)] == killed.rows
+    assert [row["step"] for row in rows(resumed)] == list(range(STEPS + 1))
+    assert {"eval/greedy", "eval/sampled", "eval/blind"} <= rows(resumed)[0].keys() & rows(resumed)[STEPS].keys()
+
+
+def test_two_ranks_go_on_with_the_run_of_one_as_it_would_have_itself(resumed: Path):
     # From two ranks to one go the adapters below, and in `test_ranks` all weights.
-    run_dir, checkpoint = undisturbed.with_name("two_ranks"), undisturbed / "checkpoints" / "step_2"
-    more = ["--learner.cpu-ranks", "2", "--resume", str(checkpoint)]
-    done = subprocess.run(recipe(run_dir, *more), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    for ours, theirs in zip(rows(run_dir), rows(undisturbed)[3:], strict=True):
+    run_dir, checkpoint = resumed.with_name("two_ranks"), resumed / "checkpoints" / f"step_{CHECKPOINT}"
+    run_here("digit_sums", recipe(run_dir, "--learner.cpu-ranks", "2", "--resume", str(checkpoint)))
+    for ours, theirs in zip(rows(run_dir), rows(resumed)[CHECKPOINT + 1 :], strict=True):
         assert {"reward/mean", "loss/objective"} <= ours.keys()
         assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
-def test_adapters_alone_keep_engine_and_learner_together_over_ranks_and_a_resume(undisturbed):
-    run_dir = undisturbed.with_name("adapters")
+def test_adapters_alone_keep_engine_and_learner_together_over_ranks_and_a_resume(resumed: Path):
+    run_dir = resumed.with_name("adapters")
     lora = "--lora.rank 8 --lora.sync adapter --optimizer.learning-rate 0.01".split()
     for more in (["--learner.cpu-ranks", "2", "--steps", "2"], ["--resume", "auto", "--steps", "3"]):
-        done = subprocess.run(recipe(run_dir, *lora, *more), capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        run_here("digit_sums", recipe(run_dir, *lora, *more))
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
     assert [row["step"] for row in steps] == [1, 2, 3]
     assert all(row["rollout/logprob_gap_max"] <= 1e-5 for row in steps)
@@ -128,21 +168,21 @@ def wait_for_row(run: subprocess.Popen, run_dir: Path, step: int) -> None:
     raise TimeoutError(f"step {step} did not come")
 
 
-def test_the_run_directory_holds_what_a_user_looks_for(undisturbed):
-    names = {path.name for path in undisturbed.iterdir()}
+def test_the_run_directory_holds_what_a_user_looks_for(resumed):
+    names = {path.name for path in resumed.iterdir()}
     assert {"config.json", "metrics.jsonl", "samples", "checkpoints"} <= names
-    assert [row["step"] for row in rows(undisturbed)] == list(range(STEPS + 1))
-    checkpoint = undisturbed / "checkpoints" / f"step_{STEPS}"
+    assert [row["step"] for row in rows(resumed)] == list(range(STEPS + 1))
+    checkpoint = resumed / "checkpoints" / f"step_{STEPS}"
     assert {"config.json", "model.safetensors", "trainer", "loop.json"} <= {path.name for path in checkpoint.iterdir()}
-    first = json.loads((undisturbed / "samples" / f"step_{STEPS:06d}.jsonl").read_text().splitlines()[0])
-    assert (undisturbed / "samples" / first["images"][0]).is_file()
+    first = json.loads((resumed / "samples" / f"step_{STEPS:06d}.jsonl").read_text().splitlines()[0])
+    assert (resumed / "samples" / first["images"][0]).is_file()
     assert len(first["completions"]) == 4
 
 
-def test_a_checkpoint_loads_with_from_pretrained(undisturbed):
+def test_a_checkpoint_loads_with_from_pretrained(resumed):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    checkpoint = undisturbed / "checkpoints" / f"step_{STEPS}"
+    checkpoint = resumed / "checkpoints" / f"step_{STEPS}"
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     assert model.config.model_type == "qwen3_vl"
     assert AutoProcessor.from_pretrained(checkpoint).tokenizer.eos_token == "<|im_end|>"

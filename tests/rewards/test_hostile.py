@@ -22,7 +22,7 @@ ESCAPED = Path("/tmp/escaped")
 
 def limit(name: str) -> float:
     """Seconds for a call. SymPy takes seconds or for ever over some formulas, which is what the runner is there for."""
-    return 1.5 if name.startswith("math_answer") else 6.0
+    return 1.0 if name.startswith("math_answer") else 6.0
 
 
 def test_every_verifier_is_tried_here_or_in_a_file_of_its_own() -> None:

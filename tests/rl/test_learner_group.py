@@ -45,14 +45,18 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+def new_group(model: str | Path, objective: Objective = sapo_loss, num_ranks: int = 2) -> LearnerGroup:
+    # A key's bias has no gradient but rounding, which AdamW's usual eps would blow up to whole steps.
+    options = replace(config(eps=1e-5), learner=LearnerConfig(dtype="float32", cpu_ranks=num_ranks))
+    return LearnerGroup(options, model, None, "shared_memory", objective)
+
+
 @pytest.fixture
 def make(dense_policy: Path) -> Iterator[Callable[..., LearnerGroup]]:
     groups = []
 
-    def make(objective: Objective = sapo_loss, *, num_ranks: int = 2, model: str | Path = dense_policy) -> LearnerGroup:
-        # A key's bias has no gradient but rounding, which AdamW's usual eps would blow up to whole steps.
-        options = replace(config(eps=1e-5), learner=LearnerConfig(dtype="float32", cpu_ranks=num_ranks))
-        groups.append(LearnerGroup(options, model, None, "shared_memory", objective))
+    def make(*, model: str | Path = dense_policy, **options: Any) -> LearnerGroup:
+        groups.append(new_group(model, **options))
         return groups[-1]
 
     yield make
@@ -60,14 +64,33 @@ def make(dense_policy: Path) -> Iterator[Callable[..., LearnerGroup]]:
         group.close()
 
 
+@pytest.fixture(scope="module")
+def flag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this file is there, rank 1 of `two` has no idea."""
+    return tmp_path_factory.mktemp("flag") / "fails"
+
+
+@pytest.fixture(scope="module")
+def two(dense_policy: Path, flag: Path) -> Iterator[LearnerGroup]:
+    """Two ranks for several tests, which come in order: to start costs ten seconds of a core for each."""
+
+    def fails_where_told(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT, *, num_sequences):
+        if flag.exists() and dist.get_rank() == 1:
+            raise ValueError("no idea")
+        return sapo_loss(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT, num_sequences=num_sequences)
+
+    group = new_group(dense_policy, fails_where_told)
+    yield group
+    group.close()
+
+
 def comparable(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))}
 
 
-def test_two_ranks_step_sync_and_save_as_one_does(make, dense_policy: Path, tmp_path: Path):
+def test_two_ranks_step_sync_and_save_as_one_does(make, two: LearnerGroup, dense_policy: Path, tmp_path: Path):
     reports = []
-    for num_ranks in (1, 2):
-        group = make(num_ranks=num_ranks)
+    for num_ranks, group in enumerate((make(num_ranks=1), two), 1):
         group.connect(NoEngines())
         reports.append(group.step(rollout()))
         num_parameters = load_policy(dense_policy, dtype=torch.float32, device="cpu").num_parameters()
@@ -80,30 +103,24 @@ def test_two_ranks_step_sync_and_save_as_one_does(make, dense_policy: Path, tmp_
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
+def test_the_error_of_one_rank_is_told_soon_and_not_what_follows_from_it(two: LearnerGroup, flag: Path):
+    flag.touch()
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="rank 1 of the learner: no idea"):
+        two.step(rollout())
+    assert time.monotonic() - started < SOON
+
+
 def test_a_rank_that_dies_ends_the_step_soon_and_is_named(make):
     def dies(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT, *, num_tokens):
         if dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return (logprobs_BT * mask_BT).sum() / num_tokens, {}
 
-    group = make(dies)
+    group = make(objective=dies)
     group.connect(NoEngines())
     started = time.monotonic()
     with pytest.raises(RuntimeError, match="rank 1 of the learner: a worker process died"):
-        group.step(rollout())
-    assert time.monotonic() - started < SOON
-
-
-def test_the_error_of_one_rank_is_told_soon_and_not_what_follows_from_it(make):
-    def fails(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT, *, num_tokens):
-        if dist.get_rank() == 1:
-            raise ValueError("no idea")
-        return (logprobs_BT * mask_BT).sum() / num_tokens, {}
-
-    group = make(fails)
-    group.connect(NoEngines())
-    started = time.monotonic()
-    with pytest.raises(ValueError, match="rank 1 of the learner: no idea"):
         group.step(rollout())
     assert time.monotonic() - started < SOON
 

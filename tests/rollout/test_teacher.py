@@ -3,7 +3,6 @@ tokens, the same temperature, the same bans."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -23,16 +22,21 @@ from rewards import Score
 from rl.batching import make_samples
 from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
-from rollout.dispatch import Dispatcher
 from rollout.reading_worker import as_sampled
 from rollout.rendering import collapse_images, expand_media, expanded_prompt, limit_pixels, observation_tokens
-from rollout.teacher import Reader, Teacher, require_same_reading
+from rollout.teacher import Teacher, require_same_reading
 from rollout.types import Completion, Group, Observation, Prompt, Turn
-from tests.engines import EngineThread
 from tests.modalities import CONFIG, PROMPTS, picture
 
 # Prompts of up to 90 tokens, read 48 at once: all but the shortest are read in pieces.
-READS = replace(CONFIG, temperature=0.7, max_model_len=CONFIG.max_model_len + 1, max_batched_tokens=48, max_running=16)
+READS = replace(
+    CONFIG,
+    temperature=0.7,
+    max_model_len=CONFIG.max_model_len + 1,
+    max_batched_tokens=48,
+    max_running=16,
+    engine_timeout=20.0,
+)
 PROCESSOR = limit_pixels(small_processor(), READS)
 RNG = np.random.default_rng(0)
 
@@ -76,30 +80,31 @@ def teacher(dense_policy: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(teacher: Path, dense_policy: Path) -> Iterator[EngineThread]:
-    engine = EngineThread(teacher, READS, teaches=dense_policy)
-    yield engine
-    engine.close()
-
-
-def readings(engine: EngineThread, groups: Sequence[Group]) -> list[list[np.ndarray]]:
-    async def read() -> list[list[np.ndarray]]:
-        queue = Dispatcher(None, [engine.engine], capacity=64, timeout=60.0, max_failures=0)
-        reader = Reader(PROCESSOR, READS.temperature, queue)
+def served(teacher: Path, dense_policy: Path) -> Iterator[Teacher]:
+    """The teacher on an engine of Ray's; the tests come in order and share it, and the last one kills it."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        banned = vision_token_ids(load_processor(dense_policy))
+        served = Teacher(teacher, dense_policy, READS, processor=PROCESSOR, banned_ids=banned)
         try:
-            return list(await asyncio.gather(*map(reader.read, groups)))
+            yield served
         finally:
-            await queue.close()
+            served.close()
+    finally:
+        ray.shutdown()
 
-    return engine.start(read()).result(timeout=200)
+
+def readings(served: Teacher, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+    """What it has to say to all groups, asked at once."""
+    return [future.result(timeout=400) for future in [served.submit(group) for group in groups]]
 
 
 @pytest.mark.engine
-def test_a_teachers_logprobs_are_those_of_the_learners_own_forward_pass_of_its_weights(engine, teacher):
+def test_a_teachers_logprobs_are_those_of_the_learners_own_forward_pass_of_its_weights(served, teacher):
     longest = CONFIG.max_model_len - len(expanded_prompt(PROCESSOR, PROMPTS[1]))
     groups = [answered(prompt, (1, 12, longest) if prompt is PROMPTS[1] else (1, 12)) for prompt in PROMPTS]
     groups += [episode(PROMPTS[1]), episode(PROMPTS[0])]
-    told = readings(engine, groups)
+    told = readings(served, groups)
     assert told[-1][1].shape == (0,)
 
     config = TrainConfig(model=str(teacher), rollout=READS, learner=LearnerConfig(dtype="float32", threads=1))
@@ -112,7 +117,7 @@ def test_a_teachers_logprobs_are_those_of_the_learners_own_forward_pass_of_its_w
             assert gap_BT[batch.mask_BT].max() <= 1e-5, samples[0].prompt_id
             assert not batch.teacher_logprobs_BT[~batch.mask_BT].any()
 
-    assert_equal(readings(engine, groups[::-1])[::-1], told)
+    assert_equal(readings(served, groups[::-1])[::-1], told)
 
 
 def assert_equal(ours: Sequence[Sequence[np.ndarray]], theirs: Sequence[Sequence[np.ndarray]]) -> None:
@@ -122,11 +127,11 @@ def assert_equal(ours: Sequence[Sequence[np.ndarray]], theirs: Sequence[Sequence
 
 
 @pytest.mark.engine
-def test_a_teacher_that_reads_other_tokens_than_the_student_is_refused(engine):
+def test_a_teacher_that_reads_other_tokens_than_the_student_is_refused(served):
     group = answered(PROMPTS[0], (3,))
     other = replace(group, prompt_token_ids=group.prompt_token_ids[1:])
     with pytest.raises(RuntimeError, match=r"^the teacher: prompt 'text': from token 0 on the teacher read \[257, "):
-        readings(engine, [other])
+        readings(served, [other])
 
 
 def test_tokens_that_differ_are_named_by_their_place():
@@ -156,23 +161,12 @@ def test_logits_are_divided_by_the_temperature_and_normalised_without_the_banned
 
 
 @pytest.mark.engine
-def test_a_teacher_whose_engine_dies_reads_on_with_another_and_says_the_same(teacher: Path, dense_policy: Path):
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    reads = replace(READS, engine_timeout=20.0)
-    try:
-        served = Teacher(
-            teacher, dense_policy, reads, processor=PROCESSOR, banned_ids=vision_token_ids(load_processor(dense_policy))
-        )
-        try:
-            groups = [answered(prompt, (1, 12)) for prompt in PROMPTS]
-            told = [served.submit(group).result(timeout=200) for group in groups]
-            [engine] = served._pool.engines
-            for pid, _ in engine.belongings.processes:
-                os.kill(pid, signal.SIGKILL)
-            again = [future.result(timeout=400) for future in [served.submit(group) for group in groups]]
-            assert served.metrics()["rollout/teacher_failures"] >= 1
-            assert_equal(again, told)
-        finally:
-            served.close()
-    finally:
-        ray.shutdown()
+def test_a_teacher_whose_engine_dies_reads_on_with_another_and_says_the_same(served: Teacher):
+    groups = [answered(prompt, (1, 12)) for prompt in PROMPTS]
+    told = [readings(served, [group])[0] for group in groups]
+    [engine] = served._pool.engines
+    for pid, _ in engine.belongings.processes:
+        os.kill(pid, signal.SIGKILL)
+    again = readings(served, groups)
+    assert served.metrics()["rollout/teacher_failures"] >= 1
+    assert_equal(again, told)
