@@ -31,6 +31,8 @@ def share_of_digits(prompt, completion):
     return sum(letter.isdigit() for letter in completion.text) / (1 + len(completion.text))
 """
 """Sums are beyond a policy that has hardly seen any; this it can learn from at once."""
+SELECTED = range(7, 300, 2)
+"""The rows of the training set that are trained on."""
 UNEQUAL = ("time/", "sync/", "memory/")
 """Metrics that tell of the machine, not of the policy."""
 
@@ -41,9 +43,11 @@ def recipe(run_dir: Path, *more: str) -> list[str]:
     when = f"--checkpoint-every {CHECKPOINT} --eval.every {KILLED_AFTER}"
     sizes = "--prompts-per-step 4 --group-size 4 --optimizer.warmup-updates 2"
     cache = f"--cold-start.cache-dir {run_dir.parent / 'cold_start'} --run-dir {run_dir}"
-    reward = run_dir.parent / "reward.py"
+    reward, selection = run_dir.parent / "reward.py", run_dir.parent / "selected.jsonl"
     reward.write_text(REWARD)
-    chosen = f"--reward {reward}:share_of_digits"
+    lines = [json.dumps({"row": row, "prompt_id": f"digit_sums-train-{row}"}) for row in SELECTED]
+    selection.write_text("\n".join(lines))
+    chosen = f"--reward {reward}:share_of_digits --selection {selection}"
     return [*f"{options} {when} {sizes} {ONE_THREAD} {cache} {chosen}".split(), *more]
 
 
@@ -168,9 +172,17 @@ def wait_for_row(run: subprocess.Popen, run_dir: Path, step: int) -> None:
     raise TimeoutError(f"step {step} did not come")
 
 
+def test_only_selected_prompts_are_trained_on(resumed: Path):
+    files = [resumed / "samples" / f"step_{step:06d}.jsonl" for step in range(1, STEPS + 1)]
+    drawn = [json.loads(line)["prompt_id"] for file in files for line in file.read_text().splitlines()]
+    assert len(set(drawn)) == 4 * STEPS
+    assert set(drawn) <= {f"digit_sums-train-{row}" for row in SELECTED}
+
+
 def test_the_run_directory_holds_what_a_user_looks_for(resumed):
     names = {path.name for path in resumed.iterdir()}
-    assert {"config.json", "metrics.jsonl", "samples", "checkpoints"} <= names
+    assert {"config.json", "metrics.jsonl", "samples", "checkpoints", "report.html"} <= names
+    assert "data:image/png;base64," in (resumed / "report.html").read_text()
     assert [row["step"] for row in rows(resumed)] == list(range(STEPS + 1))
     checkpoint = resumed / "checkpoints" / f"step_{STEPS}"
     assert {"config.json", "model.safetensors", "trainer", "loop.json"} <= {path.name for path in checkpoint.iterdir()}
