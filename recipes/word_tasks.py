@@ -28,6 +28,7 @@ class WordTasks(TrainConfig):
     max_digits: int = 2
     """Digits of the numbers, at most."""
     prompts_per_step: int = 8
+    """Prompts of each step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, threads_per_engine=2)
     learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
