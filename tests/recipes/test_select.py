@@ -98,9 +98,9 @@ def test_a_mistake_is_told_in_one_sentence(
 
 
 def test_a_recipe_refuses_a_selection_that_is_not_there_before_its_cold_start(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["digit_sums", "--selection", "none.jsonl"])
+    monkeypatch.setattr(sys, "argv", ["digit_sums", "--selection", "none.jsonl", "--run-dir", str(tmp_path)])
     monkeypatch.delitem(sys.modules, "recipes.digit_sums", raising=False)
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("recipes.digit_sums", run_name="__main__", alter_sys=True)
