@@ -1,7 +1,8 @@
 """Reasoning in words alone, by real language weights on two CPU cores: SmolLM2-135M, carried into Qwen3-VL's architecture.
 
-The task is arithmetic with two numbers, of reasoning-gym. There is no cold start: what SAPO sharpens is what the model
-has read. Its vision tower is new, and sees nothing yet; the policy is not Qwen3-VL.
+The task is arithmetic with two numbers, of reasoning-gym. There is no cold start: what SAPO sharpens is what the model has read, and
+of sums of one digit it gets a fifth right (of two, a tenth). Its vision tower is new, and sees nothing yet; the policy is not Qwen3-VL.
+A step takes 40 seconds.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ class WordTasks(TrainConfig):
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 40
     """Steps: each one generates, scores, learns and syncs."""
-    max_digits: int = 2
+    max_digits: int = 1
     """Digits of the numbers, at most."""
     prompts_per_step: int = 8
     """Prompts of each step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, threads_per_engine=2)
     learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
-    eval: EvalConfig = EvalConfig(num_prompts=60, num_samples=4)
+    eval: EvalConfig = EvalConfig(num_prompts=26, num_samples=8)
 
 
 def run(config: WordTasks) -> None:
