@@ -1,8 +1,8 @@
 """Reasoning in words alone, by real language weights on two CPU cores: SmolLM2-135M, carried into Qwen3-VL's architecture.
 
-The task is arithmetic with two numbers, of reasoning-gym. There is no cold start: what SAPO sharpens is what the model has read, and
-of sums of one digit it gets a fifth right (of two, a tenth). Its vision tower is new, and sees nothing yet; the policy is not Qwen3-VL.
-A step takes 40 seconds.
+The task is arithmetic with two numbers, of reasoning-gym. There is no cold start: what SAPO sharpens is what the model has read;
+of sums of one digit it gets a fifth right, of two a tenth. Its vision tower is new, and sees nothing yet: the policy is not
+Qwen3-VL. A step takes 40 seconds.
 """
 
 from __future__ import annotations
