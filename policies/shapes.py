@@ -201,3 +201,17 @@ PUBLISHED: dict[str, ModelShape] = {
     ),
 }
 """The family, by the names of its sizes (arXiv 2511.21631)."""
+
+
+def shape_of_checkpoint(model: str) -> ModelShape:
+    """The shape of a folder's or hub name's model.
+
+    Raises:
+        ValueError: There is no such model, or it is no Qwen3-VL.
+    """
+    from transformers import PreTrainedConfig
+
+    from policies.loading import supported_model
+
+    config_json, _ = PreTrainedConfig.get_config_dict(supported_model(model))
+    return shape_of(config_json)

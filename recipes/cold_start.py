@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rollout.prompts import Prompts
 
 SMALL = LearnerConfig(dtype="float32", threads=2)
+OWN_DATA = ("digit_sums", "easy_vqa")
+"""What the small policy is taught where no other data is named."""
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
@@ -116,6 +118,10 @@ def run(config: ColdStart) -> None:
     from rl.sft import cold_start, supervise
     from rl.tracking import read_metrics
 
+    if config.preset != "small" and config.data in OWN_DATA:
+        raise ValueError(
+            f"--data is needed with a preset: data = {config.data} is for the small policy; name a file, a folder or a hub name"
+        )
     small = small_choices(config) if config.model == "small" else None
     prompts, held_out = data(config)
     demonstrate = reasoned_answer(config.reasoning) if config.reasoning else reference_answer

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from rich.progress import track
 
 from rewards.answer_text import normalised
-from rl.curation_config import SelectConfig
+from rl.curation_config import LikenessConfig, SelectConfig
 from rl.data import evaluation_set
 from rl.likeness import Duplicates, EvaluationPrompts, Look, common_grams, look_of
 from rollout.media import UnreadablePrompt
@@ -136,7 +136,8 @@ def select(config: SelectConfig, prompts: Prompts) -> Selection:
                 "other data, or of other columns"
             )
         queries.append(query)
-    for judge in (_contamination(config, queries), _duplication(config)):
+    judges = [_contamination(config, queries), *([_duplication(config.like)] if config.duplicates else [])]
+    for judge in judges:
         verdicts = {query.row: judge(query) for query in queries}
         dropped |= {row: verdict for row, verdict in verdicts.items() if verdict}
         queries = [query for query in queries if query.row not in dropped]
@@ -239,15 +240,12 @@ def _contamination(config: SelectConfig, queries: Sequence[Query]) -> Judge:
     return judge
 
 
-def _duplication(config: SelectConfig) -> Judge:
+def _duplication(like: LikenessConfig) -> Judge:
     """Tells queries that are like one before; called once for each, in order."""
-    like = config.like
     seen = Duplicates(num_words=like.text_words, likeness=like.text, num_bits=like.picture_bits)
     kept: list[Query] = []
 
     def judge(query: Query) -> Dropped | None:
-        if not config.duplicates:
-            return None
         first = seen.first_like(query.look, query.answer)
         if first is None:
             kept.append(query)

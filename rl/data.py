@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rewards.loading import load_function
@@ -61,9 +62,11 @@ def evaluation_set(name: str, like: DataConfig) -> Prompts:
         like: A set with the columns, or the layout, that holds where none is named.
 
     Raises:
-        ValueError: As `prompts_of`, with the set's name.
+        ValueError: There is no such layout; or as `prompts_of`, with the set's name.
     """
-    named, _, rest = name.partition("=")
+    named, has_layout, rest = name.partition("=")
+    if has_layout and named not in LAYOUTS and not Path(name).exists():
+        raise ValueError(f"evaluation set {name}: its layout must be one of {', '.join(LAYOUTS)}, got {named!r}")
     layout, source = (named, rest) if named in LAYOUTS else (like.layout, name)
     source, at, split = source.rpartition("@")
     if not at or "/" in split:  # no split: all of it is the source

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console, Group
 from rich.table import Table
 
-from policies.shapes import MERGE, ModelShape, shape_of
+from policies.shapes import MERGE, ModelShape, shape_of_checkpoint
 from rl.config import TrainConfig
 from rl.placement import teacher_rollout
 
@@ -384,17 +384,3 @@ def this_device() -> tuple[float, bool]:
     if not torch.cuda.is_available():
         return ASSUMED_GIB, False
     return torch.cuda.get_device_properties(0).total_memory / GIB, True
-
-
-def shape_of_checkpoint(model: str) -> ModelShape:
-    """The shape of a folder's or hub name's model.
-
-    Raises:
-        ValueError: There is no such model, or it is no Qwen3-VL.
-    """
-    from transformers import PreTrainedConfig
-
-    from policies.loading import supported_model
-
-    config_json, _ = PreTrainedConfig.get_config_dict(supported_model(model))
-    return shape_of(config_json)

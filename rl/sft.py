@@ -29,12 +29,13 @@ import rl.learner
 import rl.lessons
 import rl.optimizer
 from policies.loading import load_processor
+from policies.shapes import shape_of_checkpoint
 from policies.small import save_small_policy, small_processor
 from rl.checkpoint import LOOP_FILE, LoopState, save_checkpoint, starting_point
 from rl.config import ColdStartConfig, LearnerConfig, OptimizerConfig, plain_config
 from rl.learner import Learner
 from rl.lessons import Demonstrate, Lessons, demonstration, reference_answer
-from rl.memory import as_table, shape_of_checkpoint, this_device
+from rl.memory import as_table, this_device
 from rl.sft_config import SftConfig, as_learner_reads, check_sft, plan_sft
 from rl.tracking import Tracker, read_metrics
 from rl.types import Sample

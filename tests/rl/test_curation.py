@@ -205,7 +205,16 @@ def test_a_table_has_no_columns_for_many_tasks_and_none_for_one(config: SelectCo
     assert list(counts(selection)["tasks"]) == ["default"]  # the picture that cannot be read has none
     assert counts(selection)["all"]["queries"] == 11
     write_selection(one, selection, tmp_path, console)
-    assert "queries" in console.export_text()
+    told = console.export_text()
+    assert "queries" in told and "default" not in told
+    # Row 5 could not be read and has no task: seven are left, which are too many, then six.
+    many = {row: (name, f"task {row % 8}") for row, (name, _) in selection.names.items()}
+    write_selection(one, replace(selection, names=many), tmp_path, console)
+    told = console.export_text()
+    assert "queries" in told and "task 3" not in told
+    few = {row: (name, f"task {row % 7}") for row, (name, _) in selection.names.items()}
+    write_selection(one, replace(selection, names=few), tmp_path, console)
+    assert "task 3" in console.export_text()
 
 
 def test_the_selected_rows_are_written_with_their_pictures(config: SelectConfig, folder: Path, tmp_path: Path) -> None:
@@ -244,6 +253,7 @@ def test_pictures_that_are_drawn_or_stored_as_files_are_embedded(tmp_path: Path)
         ({"against": ("{folder}/none.jsonl",)}, "evaluation set .*none.jsonl: there is no file or folder"),
         ({"against": ("gsm8k={folder}/blind.jsonl",)}, "evaluation set gsm8k=.*to_prompt asks for column 'answer'"),
         ({"against": ("{folder}/test.parquet@dev",)}, "has no split 'dev'"),
+        ({"against": ("geometry=x/y@test",)}, "evaluation set geometry=x/y@test: its layout must be one of .*, got 'geometry'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(config: SelectConfig, folder: Path, change: dict[str, Any], told: str) -> None:
