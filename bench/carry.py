@@ -1,6 +1,6 @@
 """How near carried language weights come to their source: SmolLM2-135M-Instruct in the Qwen3-VL text architecture, in float32.
 
-python -m bench.carry        the scale that policies.carry takes, beside smaller ones; downloads 94 MiB the first time
+python -m bench.carry        the scale that policies.small.transplant takes, beside smaller ones; downloads 94 MiB the first time
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from policies.carry import carry, text_scale
 from policies.loading import load_policy, load_processor
-from policies.sources import load_language_model, smollm2_weights
+from policies.small.language_models import load_language_model, smollm2_weights
+from policies.small.transplant import carry, text_scale
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("README.md", "docs/rewards.md", "rl/loop.py")

@@ -29,15 +29,15 @@ from rich.console import Console
 from rich.table import Table
 
 from policies.loading import load_processor, vision_token_ids
-from policies.small import save_small_policy
+from policies.small.qwen3_vl import save_small_policy
 from rl.run import local_ray
 from rollout.config import RolloutConfig
-from rollout.dispatch import Dispatcher, Engine
-from rollout.engine_channel import Answer, Channel, Order, Outbox
-from rollout.pool import RolloutPool, request_seed
-from rollout.prompts import prompts_from
-from rollout.remote_engine import RemoteEngine
-from rollout.sources.digit_sums import digit_sums, to_prompt
+from rollout.data.prompts import prompts_from
+from rollout.pool.channel import Answer, Channel, Order, Outbox
+from rollout.pool.dispatcher import Dispatcher, Engine
+from rollout.pool.engine_actor import RemoteEngine
+from rollout.pool.engine_pool import RolloutPool, request_seed
+from rollout.tasks.digit_sums import digit_sums, to_prompt
 from rollout.types import Completion, Group, Prompt, Request, Response, Sampling
 
 

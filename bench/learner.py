@@ -26,7 +26,7 @@ from rich.table import Table
 from transformers import Qwen3VLConfig
 
 from policies.export import save_policy
-from policies.small import TOKEN_IDS, small_config, small_model, small_processor
+from policies.small.qwen3_vl import TOKEN_IDS, small_config, small_model, small_processor
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
 from rl.types import Sample

@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from rl.tracking import read_metrics
+from rl.run_dir.tracker import read_metrics
 
 SERIES = (
     ("reward/mean", "training prompts, sampled", "tab:gray"),

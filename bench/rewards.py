@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rewards import Verifier
-from rewards.checking import verdicts
-from rewards.runner import RewardRunner
+from rewards.workers.call import verdicts
+from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group, Prompt
 from tests.rewards.verifiers import CASES, Case
 

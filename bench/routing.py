@@ -21,9 +21,9 @@ from rich.table import Table
 
 from bench.learner import Options as StepOptions
 from bench.learner import rollout
-from policies.small import save_small_policy
+from policies.small.qwen3_vl import save_small_policy
 from rl.config import Dtype, LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
-from rl.learner import Learner, OldPolicy
+from rl.learner.learner import Learner, OldPolicy
 from rl.types import Microbatch
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from rl.tracking import read_metrics
+from rl.run_dir.tracker import read_metrics
 
 
 def recipe_command(run_dir: Path, steps: int, options: str) -> list[str]:

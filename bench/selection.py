@@ -24,11 +24,11 @@ from rich.table import Table
 
 from rl import TrainConfig, train
 from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.run_dir.tracker import read_metrics
 from rl.sft import cold_start
-from rl.tracking import read_metrics
 from rollout import Completion, Prompt
-from rollout.prompts import Prompts, column_mapping, prompts_from
-from rollout.sources.digit_sums import digit_sums
+from rollout.data.prompts import Prompts, column_mapping, prompts_from
+from rollout.tasks.digit_sums import digit_sums
 
 KINDS = {"known": 1, "known too": 1, "mislabelled": 3, "mislabelled too": 3, "told": 3, "sums": 3, "more sums": 3}
 """Kinds of queries, and their digits."""

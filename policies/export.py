@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from policies.dtensor import all_rows
 from policies.lora import EXPERT_PARAMETERS, adapter_product, adapters, is_adapter, published_name
-from policies.rows import all_rows
 
 
 def exported_parameters(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from transformers import PreTrainedModel
 
-from policies.rows import all_rows, local_rows
+from policies.dtensor import all_rows, local_rows
 
 Part: TypeAlias = Literal["language", "vision", "experts"]
 

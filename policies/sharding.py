@@ -16,11 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from policies.dtensor import local_rows
 from policies.export import published_layout, published_parameters
 from policies.loading import model_folder, refuse_square_experts, supported_model
 from policies.lora import initialise_adapters
-from policies.responses import ResponseLogprobs
-from policies.rows import local_rows
+from policies.response_logprobs import ResponseLogprobs
 
 
 def empty_policy(path_or_name: Path | str) -> PreTrainedModel:

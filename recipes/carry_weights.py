@@ -27,7 +27,7 @@ class CarryWeights:
 def run(config: CarryWeights) -> None:
     """Carries the weights, or finds them carried."""
     # Imported late: `--help` and a mistyped option need not wait for torch.
-    from policies.sources import carried_policy
+    from policies.small.language_models import carried_policy
 
     print(f"policy: {carried_policy(config.source, config.run_dir, seed=config.seed)}")
 

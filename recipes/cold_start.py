@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 import tyro
 from rich.console import Console
 
-from policies.shapes import PUBLISHED
+from policies.model_sizes import PUBLISHED
 from rl.cli import main
 from rl.config import ColdStartConfig, LearnerConfig, LoraConfig, OptimizerConfig, WandbMode
-from rl.memory import as_table
-from rl.presets import PRESETS, Preset, PresetName
-from rl.sft_config import SftConfig, check_sft, plan_sft
+from rl.hardware.memory import as_table
+from rl.hardware.presets import PRESETS, Preset, PresetName
+from rl.sft.config import SftConfig, check_sft, plan_sft
 
 if TYPE_CHECKING:
-    from rollout.prompts import Prompts
+    from rollout.data.prompts import Prompts
 
 SMALL = LearnerConfig(dtype="float32", threads=2)
 OWN_DATA = ("digit_sums", "easy_vqa")
@@ -114,9 +114,9 @@ class ColdStart:
 def run(config: ColdStart) -> None:
     """Makes or takes the policy, and teaches it."""
     # Imported late: `--help` and a mistyped option need not wait for torch.
-    from rl.lessons import reasoned_answer, reference_answer
+    from rl.run_dir.tracker import read_metrics
     from rl.sft import cold_start, supervise
-    from rl.tracking import read_metrics
+    from rl.sft.demonstrations import reasoned_answer, reference_answer
 
     if config.preset != "small" and config.data in OWN_DATA:
         raise ValueError(
@@ -142,9 +142,9 @@ def run(config: ColdStart) -> None:
 
 def data(config: ColdStart) -> tuple[Prompts, Prompts]:
     """What to learn from, and what to hold out."""
-    from rollout.datasets import read_rows
-    from rollout.prompts import column_mapping, prompts_from
-    from rollout.sources import digit_sums, easy_vqa
+    from rollout.data.datasets import read_rows
+    from rollout.data.prompts import column_mapping, prompts_from
+    from rollout.tasks import digit_sums, easy_vqa
 
     if config.data == "digit_sums":
         learnt, unseen = (

@@ -61,10 +61,10 @@ def run(config: CustomReward) -> None:
     """Data → Prompts, a model, a reward, and one call of train()."""
     # Imported late: `--help`, and a reward taken from this file, need not wait for torch and Ray.
     from rl import train
+    from rl.run_dir.summary import print_result
     from rl.sft import cold_start
-    from rl.summary import print_result
-    from rollout.prompts import prompts_from
-    from rollout.sources.digit_sums import digit_sums, to_prompt
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks.digit_sums import digit_sums, to_prompt
 
     prompts = prompts_from(digit_sums("train"), to_prompt)
     held_out = prompts_from(digit_sums("test", num_prompts=2000), to_prompt)

@@ -45,10 +45,10 @@ def run(config: DigitSums) -> None:
     """Cold start, then SAPO."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
+    from rl.run_dir.summary import print_result
     from rl.sft import cold_start
-    from rl.summary import print_result
-    from rollout.prompts import prompts_from
-    from rollout.sources.digit_sums import digit_sums, to_prompt
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks.digit_sums import digit_sums, to_prompt
 
     prompts = prompts_from(digit_sums("train", num_digits=config.num_digits), to_prompt)
     held_out = prompts_from(digit_sums("test", num_digits=config.num_digits, num_prompts=2000), to_prompt)

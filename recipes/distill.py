@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal, Self
 from rewards import by_task, first_readable, math_answer, numeric, text_similarity
 from rl.cli import main
 from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig, TeacherConfig
-from rl.presets import PRESETS, Preset, PresetConfig
+from rl.hardware.presets import PRESETS, Preset, PresetConfig
 from rollout import Completion, Prompt
 
 if TYPE_CHECKING:
-    from rollout.prompts import Rows
+    from rollout.data.prompts import Rows
 
 Split = Literal["train", "test"]
 
@@ -70,18 +70,18 @@ PUBLIC_TASKS = by_task(
 
 def small_task(config: Distill, split: Split) -> Rows:
     """Sums of handwritten digits."""
-    from rollout.prompts import prompts_from
-    from rollout.sources.digit_sums import digit_sums, to_prompt
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks.digit_sums import digit_sums, to_prompt
 
     return prompts_from(digit_sums(split, num_digits=config.num_digits), to_prompt)
 
 
 def public_tasks(config: Distill, split: Split) -> Rows:
     """Two parts geometry, one word problems, one charts."""
-    from rollout.datasets import read_rows
-    from rollout.layouts import chartqa, geometry3k, gsm8k
-    from rollout.mixture import mixture
-    from rollout.prompts import prompts_from
+    from rollout.data.datasets import read_rows
+    from rollout.data.layouts import chartqa, geometry3k, gsm8k
+    from rollout.data.mixture import mixture
+    from rollout.data.prompts import prompts_from
 
     problems = read_rows(config.source("hiyouga/geometry3k"), split)
     words = read_rows(config.source("openai/gsm8k"), split, subset="main")
@@ -100,8 +100,8 @@ def run(config: Distill) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from policies.loading import supported_model
     from rl import train
+    from rl.run_dir.summary import print_result
     from rl.sft import cold_start
-    from rl.summary import print_result
 
     if config.teacher.model is None:
         raise ValueError(

@@ -38,10 +38,10 @@ def run(config: EasyVqa) -> None:
     """Cold start, then SAPO."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
+    from rl.run_dir.summary import print_result
     from rl.sft import cold_start
-    from rl.summary import print_result
-    from rollout.prompts import prompts_from
-    from rollout.sources.easy_vqa import easy_vqa, to_prompt
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks.easy_vqa import easy_vqa, to_prompt
 
     prompts = prompts_from(easy_vqa("train", questions=config.questions), to_prompt)
     held_out = prompts_from(easy_vqa("test", questions=config.questions), to_prompt)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rl.cli import main
-from rl.sampling_config import SamplingRunConfig
+from rl.evaluation.config import SamplingRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ def run(config: Evaluate) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rich.console import Console
 
-    from rl.answer_report import report_evaluation
-    from rl.sampling_run import ask
+    from rl.evaluation.report import report_evaluation
+    from rl.evaluation.sampling import ask
 
     report_evaluation(ask(config, "evaluate"), Console())
 

@@ -26,11 +26,11 @@ from rewards import (
 from rewards.types import Verifier
 from rl.cli import main
 from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
-from rl.presets import PresetConfig
+from rl.hardware.presets import PresetConfig
 from rollout import Completion, Prompt
 
 if TYPE_CHECKING:
-    from rollout.mixture import Mixture
+    from rollout.data.mixture import Mixture
 
 Split = Literal["train", "test"]
 
@@ -83,9 +83,9 @@ def with_penalties(max_tokens: int) -> Verifier:
 
 def small_tasks(split: Split) -> Mixture:
     """Four tasks, a quarter each: of eight prompts in a minibatch, two."""
-    from rollout.mixture import mixture
-    from rollout.prompts import prompts_from
-    from rollout.sources import clock_faces, digit_sums, scenes
+    from rollout.data.mixture import mixture
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks import clock_faces, digit_sums, scenes
 
     return mixture(
         {
@@ -99,11 +99,11 @@ def small_tasks(split: Split) -> Mixture:
 
 def public_tasks(config: GeneralRl, split: Split) -> Mixture:
     """Half of it charts, a quarter boxes, and a quarter what unlearns wrong priors: clock faces and crowds of shapes."""
-    from rollout.datasets import read_rows
-    from rollout.layouts import chartqa, refcoco
-    from rollout.mixture import mixture
-    from rollout.prompts import prompts_from
-    from rollout.sources import clock_faces, scenes
+    from rollout.data.datasets import read_rows
+    from rollout.data.layouts import chartqa, refcoco
+    from rollout.data.mixture import mixture
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks import clock_faces, scenes
 
     charts = read_rows(config.source("HuggingFaceM4/ChartQA"), split)
     # RefCOCO is published for evaluation alone: what one of its splits teaches, the other measures.
@@ -122,8 +122,8 @@ def run(config: GeneralRl) -> None:
     """Cold start where the policy is the small one, then SAPO."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
+    from rl.run_dir.summary import print_result
     from rl.sft import cold_start
-    from rl.summary import print_result
 
     small = config.preset == "small"
     splits: tuple[Split, Split] = ("train", "test")

@@ -47,10 +47,10 @@ def run(config: GuessNumberConfig) -> None:
     """Cold start, then SAPO."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
+    from rl.run_dir.summary import print_result
     from rl.sft import cold_start
-    from rl.summary import print_result
     from rollout.environments import GuessNumber
-    from rollout.sources.guess_number import guess_number, guesses_at_random
+    from rollout.tasks.guess_number import guess_number, guesses_at_random
 
     prompts = guess_number("train", largest=config.largest, num_prompts=2000)
     games = guess_number("test", largest=config.largest, num_prompts=2000)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.cli import main
-from rl.sampling_config import SamplingRunConfig
+from rl.evaluation.config import SamplingRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ def run(config: MeasurePassRate) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rich.console import Console
 
-    from rl.answer_report import check_output, report_pass_rates
-    from rl.sampling_run import ask
+    from rl.evaluation.report import check_output, report_pass_rates
+    from rl.evaluation.sampling import ask
 
     check_output(config.output)
     report_pass_rates(ask(config, "pass_rates"), config.output, Console())

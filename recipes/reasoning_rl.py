@@ -14,11 +14,11 @@ from rewards import box_iou, by_task, language_matches, math_answer, text_simila
 from rewards.types import Verifier
 from rl.cli import main
 from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
-from rl.presets import PresetConfig
+from rl.hardware.presets import PresetConfig
 from rollout import Completion, Prompt
 
 if TYPE_CHECKING:
-    from rollout.mixture import Mixture
+    from rollout.data.mixture import Mixture
 
 Split = Literal["train", "test"]
 
@@ -68,9 +68,9 @@ def with_language() -> Verifier:
 
 def small_tasks(split: Split) -> Mixture:
     """Half sums of handwriting, a quarter boxes, a quarter arithmetic without a picture."""
-    from rollout.mixture import mixture
-    from rollout.prompts import prompts_from
-    from rollout.sources import digit_sums, scenes, text_tasks
+    from rollout.data.mixture import mixture
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks import digit_sums, scenes, text_tasks
 
     arithmetic = text_tasks.text_task("chain_sum", split, min_terms=2, max_terms=2, min_digits=1, max_digits=2)
     return mixture(
@@ -84,11 +84,11 @@ def small_tasks(split: Split) -> Mixture:
 
 def public_tasks(config: ReasoningRl, split: Split) -> Mixture:
     """Three parts geometry, two word problems, two grounding, and one of each kind of puzzle."""
-    from rollout.datasets import read_rows
-    from rollout.layouts import geometry3k, gsm8k, reasoning_gym, refcoco
-    from rollout.mixture import mixture
-    from rollout.prompts import prompts_from
-    from rollout.sources.text_tasks import text_task
+    from rollout.data.datasets import read_rows
+    from rollout.data.layouts import geometry3k, gsm8k, reasoning_gym, refcoco
+    from rollout.data.mixture import mixture
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks.text_tasks import text_task
 
     problems = read_rows(config.source("hiyouga/geometry3k"), split)
     words = read_rows(config.source("openai/gsm8k"), split, subset="main")
@@ -109,8 +109,8 @@ def run(config: ReasoningRl) -> None:
     """Cold start where the policy is the small one, then SAPO."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
+    from rl.run_dir.summary import print_result
     from rl.sft import cold_start
-    from rl.summary import print_result
 
     small = config.preset == "small"
     splits: tuple[Split, Split] = ("train", "test")

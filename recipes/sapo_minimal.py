@@ -17,14 +17,14 @@ from torch.nn.functional import pad
 
 from policies.export import save_policy
 from policies.loading import load_policy, load_processor, vision_token_ids
-from rewards.checking import attempt
 from rewards.loading import load_reward
+from rewards.workers.call import attempt
 from rl.cli import main
 from rl.config import ColdStartConfig
 from rl.sft import cold_start
 from rollout import Completion, Prompt
-from rollout.prompts import PromptStream, prompts_from
-from rollout.sources.digit_sums import digit_sums, to_prompt
+from rollout.data.prompts import PromptStream, prompts_from
+from rollout.tasks.digit_sums import digit_sums, to_prompt
 
 
 @dataclass(frozen=True, kw_only=True)

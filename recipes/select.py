@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.cli import main
-from rl.curation_config import SelectConfig, check_selection
+from rl.curation.config import SelectConfig, check_selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ def run(config: Select) -> None:
     # Imported late: `--help` and a mistyped option need not wait for datasets.
     from rich.console import Console
 
-    from rl.curation import select
-    from rl.curation_report import require_rows, write_rows, write_selection
+    from rl.curation.report import require_rows, write_rows, write_selection
+    from rl.curation.select import select
     from rl.data import rows_of
-    from rollout.prompts import prompts_from
+    from rollout.data.prompts import prompts_from
 
     rows, to_prompt = rows_of(config)
     if config.output is not None:

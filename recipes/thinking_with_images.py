@@ -19,7 +19,7 @@ from rewards.judge import ACCURACY
 from rewards.types import Verifier
 from rl.cli import main
 from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
-from rl.presets import PresetConfig
+from rl.hardware.presets import PresetConfig
 from rollout import Completion, Prompt
 
 REASONING = (
@@ -123,12 +123,12 @@ def run(config: ThinkingWithImages) -> None:
     """Cold start where the policy is the small one, then SAPO."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
+    from rl.run_dir.summary import print_result
     from rl.sft import cold_start
-    from rl.summary import print_result
-    from rollout.datasets import read_rows
+    from rollout.data.datasets import read_rows
+    from rollout.data.prompts import prompts_from
     from rollout.environments import ZoomTool
-    from rollout.prompts import prompts_from
-    from rollout.sources.fine_print import fine_print, half_informed, magnifier, to_prompt
+    from rollout.tasks.fine_print import fine_print, half_informed, magnifier, to_prompt
 
     reward = rewards_of(config)
     if config.preset != "small":

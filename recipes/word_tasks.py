@@ -39,11 +39,11 @@ class WordTasks(TrainConfig):
 def run(config: WordTasks) -> None:
     """SAPO, from the carried weights."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
-    from policies.sources import smollm2_policy
+    from policies.small.language_models import smollm2_policy
     from rl import train
-    from rl.summary import print_result
-    from rollout.prompts import prompts_from
-    from rollout.sources.text_tasks import text_task, to_prompt
+    from rl.run_dir.summary import print_result
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks.text_tasks import text_task, to_prompt
 
     sizes = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": config.max_digits}
     prompts, held_out = (prompts_from(text_task("chain_sum", split, **sizes), to_prompt) for split in ("train", "test"))

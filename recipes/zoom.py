@@ -53,10 +53,10 @@ def run(config: Zoom) -> None:
     """Cold start, then SAPO."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
+    from rl.run_dir.summary import print_result
     from rl.sft import cold_start
-    from rl.summary import print_result
-    from rollout.prompts import prompts_from
-    from rollout.sources.fine_print import fine_print, half_informed, magnifier, to_prompt
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks.fine_print import fine_print, half_informed, magnifier, to_prompt
 
     prompts = prompts_from(fine_print("train"), to_prompt)
     held_out = prompts_from(fine_print("test", num_prompts=2000), to_prompt)

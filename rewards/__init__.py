@@ -3,28 +3,28 @@
 Everything here imports in milliseconds; what a verifier needs beyond that, it imports when it is first called.
 """
 
-from rewards.box_iou import box_iou
-from rewards.clock_time import clock_time
-from rewards.code_tests import code_tests
+from rewards.code.verifier import code_tests
 from rewards.compose import by_task, first_readable, gated, of_group, weighted
-from rewards.count import count
-from rewards.exact import exact
-from rewards.format_tags import format_tags
-from rewards.instruction_following import instruction_following
-from rewards.json_format import json_format
 from rewards.judge import judge
-from rewards.language_matches import language_matches
-from rewards.length_penalty import length_penalty
-from rewards.math_answer import math_answer
-from rewards.multiple_choice import multiple_choice
-from rewards.numeric import numeric
-from rewards.point_in_box import point_in_box
-from rewards.repetition_penalty import repetition_penalty
-from rewards.table_similarity import table_similarity
-from rewards.text_similarity import text_similarity
-from rewards.tool_calls_target import tool_calls_target
 from rewards.trl import from_trl
 from rewards.types import Score, Verifier
+from rewards.verifiers.box_iou import box_iou
+from rewards.verifiers.clock_time import clock_time
+from rewards.verifiers.count import count
+from rewards.verifiers.exact import exact
+from rewards.verifiers.format_tags import format_tags
+from rewards.verifiers.instruction_following import instruction_following
+from rewards.verifiers.json_format import json_format
+from rewards.verifiers.language_matches import language_matches
+from rewards.verifiers.length_penalty import length_penalty
+from rewards.verifiers.math_answer import math_answer
+from rewards.verifiers.multiple_choice import multiple_choice
+from rewards.verifiers.numeric import numeric
+from rewards.verifiers.point_in_box import point_in_box
+from rewards.verifiers.repetition_penalty import repetition_penalty
+from rewards.verifiers.table_similarity import table_similarity
+from rewards.verifiers.text_similarity import text_similarity
+from rewards.verifiers.tool_calls_target import tool_calls_target
 
 __all__ = [
     "Score",

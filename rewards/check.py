@@ -23,7 +23,9 @@ from rich.progress import track
 from rich.text import Text
 
 import rewards
-from rewards.check_tables import (
+from rewards.loading import load_reward
+from rewards.trial.recorded import Columns, read_recorded
+from rewards.trial.tables import (
     Scored,
     print_errors,
     print_guesses,
@@ -33,12 +35,10 @@ from rewards.check_tables import (
     print_summary,
     printable,
 )
-from rewards.checking import OfGroup, attempt, reward_name, scores_together, verdicts
-from rewards.loading import load_reward
-from rewards.options import WithOptions
-from rewards.recorded import Columns, read_recorded
-from rewards.runner import RewardRunner
 from rewards.types import Score, Verifier
+from rewards.verifiers.options import WithOptions
+from rewards.workers.call import OfGroup, attempt, reward_name, scores_together, verdicts
+from rewards.workers.runner import RewardRunner
 from rollout.types import Completion, Group, Prompt
 
 SECONDS = "seconds of this call"  # the part of a score that says how long it took; no reward has one of that name

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 
-from rewards.checking import OfGroup, reward_name, scores_together, verdicts
 from rewards.types import GroupFunction, Score, Verifier
+from rewards.workers.call import OfGroup, reward_name, scores_together, verdicts
 from rollout.types import Completion, Prompt
 
 

@@ -10,8 +10,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from rewards.options import with_options
 from rewards.types import Score, Verifier
+from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
 ACCURACY = (
@@ -95,8 +95,8 @@ def judge(
         raise ValueError(
             "judge needs a model: give the name by which its endpoint knows it, as in judge(model='my-model')"
         )
-    from rewards.judge_cache import VerdictCache
-    from rewards.judge_session import Judge  # late, as all that only some runs need
+    from rewards.llm_judge.cache import VerdictCache
+    from rewards.llm_judge.client import Judge  # late, as all that only some runs need
 
     asked = Judge(
         base_url=_endpoint(base_url),

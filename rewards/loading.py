@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards.checking import describe
+from rewards.workers.call import describe
 
 
 class FileFunction:

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rewards.checking import OfGroup, awaited, reward_name
 from rewards.types import Verifier
+from rewards.workers.call import OfGroup, awaited, reward_name
 from rollout.types import Completion, Prompt
 
 

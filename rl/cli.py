@@ -15,12 +15,12 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from rewards.loading import load_reward
-from rl.checkpoint import starting_point
 from rl.config import TrainConfig, check_config
-from rl.placement import settle
-from rl.presets import PRESETS, Sized, print_plan, with_preset
+from rl.hardware.placement import settle
+from rl.hardware.presets import PRESETS, Sized, print_plan, with_preset
+from rl.run_dir.checkpoint import starting_point
 from rl.types import RunStopped
-from rollout.selection import read_selection
+from rollout.data.selection import read_selection
 
 C = TypeVar("C")
 

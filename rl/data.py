@@ -7,9 +7,9 @@ from typing import Any
 
 from rewards.loading import load_function
 from rl.data_config import DataColumns, DataConfig
-from rollout import layouts
-from rollout.datasets import read_rows
-from rollout.prompts import Prompts, Rows, ToPrompt, column_mapping, prompts_from
+from rollout.data import layouts
+from rollout.data.datasets import read_rows
+from rollout.data.prompts import Prompts, Rows, ToPrompt, column_mapping, prompts_from
 from rollout.types import Prompt
 
 LAYOUTS: dict[str, ToPrompt] = {

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from rl.batching import TeacherLogprobs
 from rl.config import TeacherConfig
+from rl.learner.microbatches import TeacherLogprobs
 from rollout.types import Group, sampled_mask
 
 

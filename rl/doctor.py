@@ -89,7 +89,7 @@ def check_vllm() -> Finding:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
         return judge("vllm", reason, problem=True, remedy=SETUP)
-    registered = any(e.value.startswith("rollout.weight_transfer:") for e in entry_points(group="vllm.general_plugins"))
+    registered = any(e.value.startswith("rollout.weights.senders:") for e in entry_points(group="vllm.general_plugins"))
     found = f"{done.stdout.split()[-1]}, weight-transfer plugin {'registered' if registered else 'not registered'}"
     return judge("vllm", found, problem=not registered, remedy="run `pip install -e . --no-deps` in the repository")
 
@@ -103,7 +103,7 @@ def check_ray() -> Finding:
 def check_placement() -> Finding:
     """What `placement` would make of this machine's GPUs."""
     from rl.config import TrainConfig
-    from rl.placement import derive_placement
+    from rl.hardware.placement import derive_placement
 
     gpus = [importlib.import_module("torch").cuda.device_count()]
     if not gpus[0]:
@@ -161,7 +161,7 @@ def check_video() -> Finding:
 
 def check_sandbox() -> Finding:
     """Whether the reward `code_tests` can isolate the programs that it runs."""
-    from rewards.sandbox import why_not
+    from rewards.code.sandbox import why_not
 
     reason = why_not()
     found = reason or "bubblewrap isolates programs that a policy writes"

@@ -15,22 +15,22 @@ from rich.console import Console
 
 from rewards.metrics import reward_metrics
 from rewards.types import Score, Verifier
-from rl.batching import make_samples
-from rl.checkpoint import LoopState, save_checkpoint, starting_point
 from rl.config import TrainConfig, check_config
 from rl.distillation import teacher_metrics
-from rl.memory import print_memory_plan
+from rl.hardware.memory import print_memory_plan
+from rl.hardware.placement import settle
+from rl.learner.microbatches import make_samples
 from rl.objectives import Objective
-from rl.placement import settle
 from rl.report import write_report
 from rl.run import Given, Run, open_run
+from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
+from rl.run_dir.tracker import read_metrics
 from rl.step_metrics import Stopwatch, rollout_metrics
 from rl.task_metrics import task_metrics
-from rl.tracking import read_metrics
 from rl.types import RunStopped
-from rollout.episodes import MakeEnvironment
-from rollout.prompts import Rows
-from rollout.selection import selected
+from rollout.data.prompts import Rows
+from rollout.data.selection import selected
+from rollout.environments.episodes import MakeEnvironment
 from rollout.types import CannotReplace
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def train(
         eval_prompts: Held-out prompts to measure on before and after; None measures nothing.
         objective: A loss of your own, with `sapo_loss`'s signature; default: the one that `config.objective` names.
         environment: Makes the environment of one episode, an object with `reset(prompt)` and `step(completion)`, as
-            `rollout.environments` has them; None where prompts are answered in one turn.
+            `rollout.environments.tools` has them; None where prompts are answered in one turn.
 
     Returns:
         Where the run is, and what it scored.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from rl.tracking import read_metrics
+from rl.run_dir.tracker import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

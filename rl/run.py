@@ -16,25 +16,25 @@ from rich.console import Console
 
 from policies.loading import load_processor, vision_token_ids
 from rewards.loading import load_reward
-from rewards.runner import RewardRunner
 from rewards.types import Verifier
-from rl.checkpoint import LoopState
+from rewards.workers.runner import RewardRunner
 from rl.config import TrainConfig, plain_config
-from rl.evaluate import Evaluator
-from rl.learner_group import LearnerGroup
+from rl.evaluation.evaluator import Evaluator
+from rl.generation.batches import Rollouts
+from rl.learner.group import LearnerGroup
 from rl.objectives import Objective, check_objective, choose_objective
-from rl.rollouts import Rollouts
+from rl.preflight import first_prompts, try_reward
+from rl.run_dir.checkpoint import LoopState
+from rl.run_dir.tracker import Tracker
 from rl.teacher import require_same_vocabulary, start_teacher
-from rl.tracking import Tracker
-from rl.trial import first_prompts, try_reward
-from rollout.episodes import Episodes, MakeEnvironment, try_environment
-from rollout.mixture import MixedStream, Stream, open_stream
-from rollout.pool import RolloutPool
-from rollout.prompts import Rows, readable
+from rollout.data.mixture import MixedStream, Stream, open_stream
+from rollout.data.prompts import Rows, readable
+from rollout.environments.episodes import Episodes, MakeEnvironment, try_environment
+from rollout.pool.engine_pool import RolloutPool
+from rollout.pool.teacher import Teacher
 from rollout.rendering import fits_context, limit_pixels
-from rollout.teacher import Teacher
 from rollout.types import Prompt
-from rollout.weight_transfer import choose_backend
+from rollout.weights.senders import choose_backend
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from rl.rollouts import Batch, has_variance
+from rl.generation.batches import Batch, has_variance
 from rollout.types import sampled_mask, token_versions
 
 

@@ -8,9 +8,9 @@ from statistics import fmean
 
 from rewards.metrics import reward_metrics
 from rewards.types import Score
-from rl.rollouts import has_variance
+from rl.generation.batches import has_variance
 from rl.types import Sample
-from rollout.mixture import minibatch_sizes
+from rollout.data.mixture import minibatch_sizes
 
 
 def task_metrics(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from policies.loading import load_processor, supported_model, vision_token_ids
 from rl.config import TrainConfig
-from rl.placement import teacher_rollout
-from rollout.resources import cluster_nodes, require_room_for_both
-from rollout.teacher import Teacher
+from rl.hardware.placement import teacher_rollout
+from rollout.cluster import cluster_nodes, require_room_for_both
+from rollout.pool.teacher import Teacher
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin

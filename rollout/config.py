@@ -7,7 +7,7 @@ from typing import Literal
 
 Dtype = Literal["float32", "bfloat16"]
 Backend = Literal["shared_memory", "nccl", "ipc"]
-"""How weights reach the engines: see `rollout.weight_transfer`."""
+"""How weights reach the engines: see `rollout.weights.senders`."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks for which vLLM makes room; an adapter of another takes the next larger one's."""
 

@@ -48,7 +48,7 @@ def nothing_leaks() -> Iterator[None]:
 
 def _orphans(before: set[Path]) -> set[Path]:
     """Segments that are new and that nobody maps: what other programs on this machine work with is not the suite's."""
-    from rollout.shared_segments import NAMES, segments_of
+    from rollout.engine.shared_segments import NAMES, segments_of
 
     new = {path for path in set(SHARED_MEMORY.iterdir()) - before if path.name.startswith(NAMES)}
     # joblib's carry the number of their process and are not mapped all the time.
@@ -88,7 +88,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
 
 
 def _small_policy(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from policies.small import save_small_policy
+    from policies.small.qwen3_vl import save_small_policy
 
     return save_small_policy(tmp_path_factory.mktemp("policies") / kind, kind=kind, seed=0)
 

@@ -19,12 +19,12 @@ import torch
 from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_processor, vision_token_ids
 from rollout.config import RolloutConfig
-from rollout.engine import RolloutEngine
-from rollout.engine_client import RayEngineClient
-from rollout.pool import RolloutPool
-from rollout.remote_engine import engine_environment
+from rollout.engine.vllm_engine import RolloutEngine
+from rollout.pool.engine_actor import engine_environment
+from rollout.pool.engine_pool import RolloutPool
 from rollout.types import Group, Prompt, Request, Sampling, sampled_mask
-from rollout.weight_transfer import SharedMemorySender, WeightSource
+from rollout.weights.senders import SharedMemorySender, WeightSource
+from rollout.weights.update import RayEngineClient
 
 
 class EngineThread:
@@ -162,7 +162,7 @@ def change_weights(learner: Any, seed: int) -> None:
 def largest_gap(learner: Any, groups: Sequence[Group]) -> float:
     """max |log p(engine) − log p(learner)| over all response tokens of the groups, in nats."""
     from rewards.types import Score
-    from rl.batching import make_samples
+    from rl.learner.microbatches import make_samples
 
     scores = [[Score(reward=0.0) for _ in group.completions] for group in groups]
     samples = [sample for group in make_samples(groups, scores) for sample in group]
@@ -182,7 +182,7 @@ def gaps_of(learner: Any, group: Group) -> list[np.ndarray]:
     NaN from where on a router of the learner's was near a tie.
     """
     from rewards.types import Score
-    from rl.batching import make_samples
+    from rl.learner.microbatches import make_samples
 
     found = []
     for completion in group.completions:

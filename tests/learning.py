@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from policies.rows import all_rows
-from policies.small import small_processor
+from policies.dtensor import all_rows
+from policies.small.qwen3_vl import small_processor
 from rewards.types import Score
-from rl.batching import make_samples
 from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner
-from rl.optimizer import make_optimizer, make_scheduler
+from rl.learner.microbatches import make_samples
+from rl.learner.optimizer import make_optimizer, make_scheduler
 from rl.types import Sample
 from rollout.config import RolloutConfig
 from rollout.rendering import expanded_prompt

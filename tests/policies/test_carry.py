@@ -26,15 +26,15 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from policies.carry import carry, freeze_scaled, mrope_section, refuse_unsound, text_scale
 from policies.inputs import encode_image
 from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.logprobs import token_logprobs
-from policies.small import save_small_policy, small_tokenizer
+from policies.small.qwen3_vl import save_small_policy, small_tokenizer
+from policies.small.transplant import carry, freeze_scaled, mrope_section, refuse_unsound, text_scale
 from rewards import Score
-from rl.batching import make_samples
 from rl.config import LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
+from rl.learner.microbatches import make_samples
 from rl.types import Sample
 from rollout import Prompt
 from rollout.types import Sampling

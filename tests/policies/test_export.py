@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from policies.export import exported_metadata, exported_parameters, save_policy
 from policies.loading import load_policy, load_processor
-from policies.small import save_small_policy, small_config, small_model, small_processor
+from policies.small.qwen3_vl import save_small_policy, small_config, small_model, small_processor
 
 KINDS = pytest.mark.parametrize("kind", ["dense", "moe"])
 GATE_UP = "model.language_model.layers.0.mlp.experts.gate_up_proj"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from policies.fused import NORMS, use_fused_kernels
+from policies.fused_norms import NORMS, use_fused_kernels
 from policies.loading import load_policy
 
 

@@ -25,7 +25,7 @@ from policies.inputs import (
     vision_tokens,
 )
 from policies.loading import load_policy
-from policies.small import TOKEN_IDS, small_config, small_processor
+from policies.small.qwen3_vl import TOKEN_IDS, small_config, small_processor
 
 IMAGE, VIDEO = TOKEN_IDS["<|image_pad|>"], TOKEN_IDS["<|video_pad|>"]
 PROCESSOR = small_processor()

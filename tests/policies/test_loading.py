@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from policies.loading import load_policy, load_processor, vision_token_ids
-from policies.small import save_small_policy, small_config, small_processor
+from policies.small.qwen3_vl import save_small_policy, small_config, small_processor
 
 
 @pytest.fixture

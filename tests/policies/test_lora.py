@@ -11,7 +11,7 @@ from policies.export import exported_metadata, exported_parameters, save_policy
 from policies.inputs import hidden_states
 from policies.loading import load_policy
 from policies.lora import adapters, adapters_off, add_lora, is_adapter
-from policies.small import small_processor
+from policies.small.qwen3_vl import small_processor
 
 TOKENS = torch.randint(0, 256, (2, 7), generator=torch.Generator().manual_seed(0))
 POSITIONS = torch.arange(7).expand(3, 2, 7)

@@ -9,7 +9,7 @@ import pytest
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLMoeConfig
 
-from policies.shapes import PUBLISHED, ModelShape, shape_of
+from policies.model_sizes import PUBLISHED, ModelShape, shape_of
 
 PUBLISHED_COUNTS = {  # of the checkpoints, as their model cards and safetensors indices give them, in billions
     "2B": 2.13,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor
 
-from policies.small import (
+from policies.small.qwen3_vl import (
     SPECIAL_TOKENS,
     TOKEN_IDS,
     save_small_policy,

@@ -12,7 +12,13 @@ import torch
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from policies.loading import load_policy, load_processor
-from policies.sources import SMOLLM2_FILE, carried_policy, load_language_model, smollm2_policy, smollm2_weights
+from policies.small.language_models import (
+    SMOLLM2_FILE,
+    carried_policy,
+    load_language_model,
+    smollm2_policy,
+    smollm2_weights,
+)
 
 HIDDEN, INTERMEDIATE, HEADS, SHARED, WORDS = 64, 96, 4, 2, 260
 TEMPLATE = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + message['content'] + '<|im_end|>' }}{% endfor %}"

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after imp
 ROOT = Path(__file__).parents[2]
 NUM_PROMPTS = 24
 DATA = f"""
-from rollout.prompts import prompts_from
-from rollout.sources.digit_sums import digit_sums, to_prompt
+from rollout.data.prompts import prompts_from
+from rollout.tasks.digit_sums import digit_sums, to_prompt
 
 def held_out():
     return prompts_from(digit_sums("test", num_prompts={NUM_PROMPTS}), to_prompt)
@@ -185,6 +185,6 @@ def test_the_answers_can_be_scored_again_without_an_engine(
     done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert f"exact: {NUM_PROMPTS * 8} completions, 0 without a verdict" in done.stdout
-    monkeypatch.setattr("rl.sampling_run.RolloutPool", None)  # no engine is to start
+    monkeypatch.setattr("rl.evaluation.sampling.RolloutPool", None)  # no engine is to start
     again = printed_by("evaluate", words(dense_policy, folder, "--run-dir", str(folder / "evaluation")))
     assert f"{NUM_PROMPTS} prompts had been answered before, 0 now" in again

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 import rewards
-from policies.small import small_processor
+from policies.small.qwen3_vl import small_processor
 from rewards import math_answer
-from rewards.runner import RewardRunner, dry_run
+from rewards.workers.runner import RewardRunner, dry_run
 from rl.config import check_config
-from rollout import Completion, Done, Observation, Prompt, layouts
-from rollout.episodes import try_environment
-from rollout.mixture import mixture, open_stream
-from rollout.prompts import column_mapping, prompts_from
+from rollout import Completion, Done, Observation, Prompt
+from rollout.data import layouts
+from rollout.data.mixture import mixture, open_stream
+from rollout.data.prompts import column_mapping, prompts_from
+from rollout.environments.episodes import try_environment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 

@@ -18,22 +18,22 @@ import torch
 from PIL import Image
 
 from policies.loading import load_policy, load_processor, vision_token_ids
-from policies.small import small_processor
+from policies.small.qwen3_vl import small_processor
 from recipes import sapo_minimal
 from recipes.custom_reward import CustomReward, my_reward
 from recipes.digit_sums import DigitSums, sum_is_right
 from recipes.distill import Distill
 from recipes.easy_vqa import EasyVqa
 from rewards.loading import load_reward
-from rl.batching import make_samples
 from rl.config import LearnerConfig, TrainConfig, check_config
 from rl.learner import Learner
+from rl.learner.microbatches import make_samples
+from rl.run_dir.tracker import read_metrics
 from rl.sapo import sapo_loss
-from rl.tracking import read_metrics
 from rollout import Completion, Group, Prompt
-from rollout.prompts import blind, prompts_from
+from rollout.data.prompts import blind, prompts_from
 from rollout.rendering import fits_context
-from rollout.sources.digit_sums import digit_sums, to_prompt
+from rollout.tasks.digit_sums import digit_sums, to_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 
@@ -75,7 +75,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         raise AssertionError("this must have been refused before")
 
     monkeypatch.setattr("ray.init", forbidden)
-    monkeypatch.setattr("rl.sft.save_small_policy", forbidden)
+    monkeypatch.setattr("rl.sft.train.save_small_policy", forbidden)
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.delenv("RL_TRACEBACK", raising=False)
 
@@ -194,8 +194,8 @@ def test_a_recipe_hands_train_its_prompts_its_reward_and_held_out_prompts(
     given: dict[str, Any] = {}
     monkeypatch.setattr("rl.train", lambda config, **rest: given.update(rest, config=config), raising=False)
     monkeypatch.setattr("rl.sft.cold_start", lambda choices, prompts, *demonstrate: Path("taught"))
-    monkeypatch.setattr("policies.sources.smollm2_policy", lambda folder: Path("taught"))
-    monkeypatch.setattr("rl.summary.print_result", lambda result: None)
+    monkeypatch.setattr("policies.small.language_models.smollm2_policy", lambda folder: Path("taught"))
+    monkeypatch.setattr("rl.run_dir.summary.print_result", lambda result: None)
     assert recipe(name, "--run-dir", tmp_path / "run", "--seed", 7, "--steps", 9).status == 0
 
     config, prompts, held_out = given["config"], given["prompts"], given["eval_prompts"]
@@ -275,11 +275,11 @@ def test_the_template_works_as_a_reward_file_and_needs_no_torch() -> None:
 def test_cold_start_prints_loss_and_folder_and_finds_it_again(
     recipe: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from policies.small import save_small_policy
+    from policies.small.qwen3_vl import save_small_policy
 
     options = ["--run-dir", tmp_path, "--batch-size", 2, "--learner.threads", 1, "--kind", "moe", "--data", "easy_vqa"]
     options += ["--held-out", 2]
-    monkeypatch.setattr("rl.sft.save_small_policy", save_small_policy)
+    monkeypatch.setattr("rl.sft.train.save_small_policy", save_small_policy)
     first = recipe("cold_start", *options, "--steps", 2)
     assert first.status == 0
     numbers = r"\d\.\d{3} → \d\.\d{3} nats per token"
@@ -291,7 +291,7 @@ def test_cold_start_prints_loss_and_folder_and_finds_it_again(
     def forbidden(*args: Any, **options: Any) -> None:
         raise AssertionError("made twice")
 
-    monkeypatch.setattr("rl.sft.save_small_policy", forbidden)
+    monkeypatch.setattr("rl.sft.train.save_small_policy", forbidden)
     assert recipe("cold_start", *options, "--updates", 2).out.splitlines()[-3:] == first.out.splitlines()[-3:]
 
 

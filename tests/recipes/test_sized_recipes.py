@@ -18,7 +18,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from rich.console import Console
 
-from policies.shapes import PUBLISHED
+from policies.model_sizes import PUBLISHED
 from recipes import cold_start, distill
 from recipes.cold_start import ColdStart, choices
 from recipes.distill import Distill
@@ -28,10 +28,10 @@ from recipes.thinking_with_images import ThinkingWithImages, rewards_of
 from rewards import Score
 from rl.cli import main, parse
 from rl.config import check_config
-from rl.presets import PRESETS, PresetConfig, preset_plan, print_plan
-from rl.sft_config import check_sft, plan_sft
+from rl.hardware.presets import PRESETS, PresetConfig, preset_plan, print_plan
+from rl.sft.config import check_sft, plan_sft
 from rollout import Completion, Done, Observation, Turn
-from rollout.mixture import open_stream
+from rollout.data.mixture import open_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 
@@ -87,7 +87,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def handed_to_train(name: str, options: list[Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     given: dict[str, Any] = {}
     monkeypatch.setattr("rl.train", lambda config, **rest: given.update(rest, config=config), raising=False)
-    monkeypatch.setattr("rl.summary.print_result", lambda result: None)
+    monkeypatch.setattr("rl.run_dir.summary.print_result", lambda result: None)
     # What checks the options before the recipe asks for GPUs, which are not here.
     monkeypatch.setattr("rl.cli.check_options", lambda config: None)
     monkeypatch.setattr(sys, "argv", [name, *map(str, options)])

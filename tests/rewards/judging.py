@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rewards import Score, Verifier
-from rewards.checking import verdicts
+from rewards.workers.call import verdicts
 from rollout import Completion, Prompt
 
 AXES = {"accuracy": "same final answer", "style": "reads well"}

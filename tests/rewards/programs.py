@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from rewards import Score
-from rewards.code_tests import code_tests
-from rewards.sandbox import why_not
+from rewards.code.sandbox import why_not
+from rewards.code.verifier import code_tests
 from rollout import Completion, Prompt
 
 isolated_only = pytest.mark.skipif(why_not() is not None, reason=f"programs cannot be isolated here: {why_not()}")

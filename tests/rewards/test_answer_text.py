@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.answer_text import after_thinking, boxed_answers, final_answer, last_block, plain_digits
+from rewards.text.answer_text import after_thinking, boxed_answers, final_answer, last_block, plain_digits
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
-from rewards.box_iou import box_iou
+from rewards.verifiers.box_iou import box_iou
 from rollout import Completion, Prompt
 from tests.rewards.hostile import HOSTILE
 

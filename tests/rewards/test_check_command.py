@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rewards import Score, length_penalty, runner
+from rewards import Score, length_penalty
 from rewards.check import Check, check, find_reward, timed
-from rewards.checking import verdicts
-from rewards.recorded import Columns, read_groups, read_recorded
+from rewards.trial.recorded import Columns, read_groups, read_recorded
+from rewards.workers import runner
+from rewards.workers.call import verdicts
 from rl.config import TrainConfig
-from rl.tracking import Tracker
+from rl.run_dir.tracker import Tracker
 from rollout import Completion, Group, Observation, Prompt, Turn
 from rollout.types import sampled_mask
 

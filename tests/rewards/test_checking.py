@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from rewards.checking import attempt, to_score
 from rewards.types import Score
+from rewards.workers.call import attempt, to_score
 from rollout import Completion, Prompt
 
 PROMPT = Prompt(id="digits-12", messages=[])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
-from rewards.clock_time import clock_time
+from rewards.verifiers.clock_time import clock_time
 from rollout import Completion, Prompt
 from tests.rewards.hostile import HOSTILE
 

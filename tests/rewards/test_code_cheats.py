@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rewards.code_tests import code_tests
+from rewards.code.verifier import code_tests
 from tests.rewards.programs import ADD, ADDS, APPS, SUM, SUMS, fenced, isolated_only, score
 
 pytestmark = isolated_only

@@ -8,7 +8,7 @@ import cloudpickle
 import pytest
 
 from rewards import Score
-from rewards.code_tests import code_tests
+from rewards.code.verifier import code_tests
 from rollout import Completion, Prompt
 from tests.rewards.programs import ADD, ADDS, APPS, PATIENT, SUM, SUMS, fenced, isolated_only, score
 
@@ -156,7 +156,7 @@ def test_tests_that_cannot_be_read_are_an_error_and_not_a_zero(tests: Any, told:
 
 
 def test_a_machine_without_bubblewrap_is_an_error_and_not_a_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rewards import sandbox
+    from rewards.code import sandbox
 
     sandbox._try.cache_clear()
     monkeypatch.setenv("PATH", "/nowhere")
@@ -167,7 +167,7 @@ def test_a_machine_without_bubblewrap_is_an_error_and_not_a_zero(monkeypatch: py
 
 
 def test_without_a_sandbox_it_judges_alike_and_warns(caplog: pytest.LogCaptureFixture) -> None:
-    from rewards.code_tests import _warn
+    from rewards.code.verifier import _warn
 
     _warn.cache_clear()
     free = code_tests(unsandboxed=True, seconds=20, total_seconds=60)

@@ -3,7 +3,7 @@
 import pytest
 
 from rewards import Score, by_task, exact, first_readable, math_answer, multiple_choice, numeric, of_group, weighted
-from rewards.checking import verdicts
+from rewards.workers.call import verdicts
 from rollout import Completion, Prompt
 
 PROMPT = Prompt(id="digits-12", messages=[], answer="17", task="sums")

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
-from rewards.count import count
+from rewards.verifiers.count import count
 from rollout import Completion, Prompt
 from tests.rewards.hostile import HOSTILE
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from rewards import Score, Verifier, by_task, gated, of_group, runner, weighted
-from rewards.runner import RewardRunner
+from rewards import Score, Verifier, by_task, gated, of_group, weighted
+from rewards.workers import runner
+from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group, Prompt
 
 

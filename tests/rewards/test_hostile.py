@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rewards
-from rewards.checking import verdicts
-from rewards.runner import RewardRunner
+from rewards.workers.call import verdicts
+from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group
 from tests.rewards.hostile import HOSTILE, LARGE, NUMBERS
 from tests.rewards.verifiers import CASES

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from rewards import Score
 from rewards.judge import JudgeLimits, judge
-from rewards.judge_request import read_verdict
-from rewards.runner import RewardRunner, dry_run
+from rewards.llm_judge.request import read_verdict
+from rewards.workers.runner import RewardRunner, dry_run
 from rl.config import TrainConfig
 from rollout import Completion
 from tests.rewards.judging import AXES, Endpoint, asked_for, saying, scores

@@ -16,8 +16,8 @@ from PIL import Image
 
 from rewards import Score
 from rewards.judge import JudgeLimits, judge
-from rewards.judge_cache import VerdictCache
-from rewards.runner import RewardRunner
+from rewards.llm_judge.cache import VerdictCache
+from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group
 from tests.rewards.judging import Endpoint, asked_for, saying, scores
 
@@ -105,7 +105,7 @@ def test_a_failed_request_costs_nothing_of_the_budget(endpoint: Endpoint, tmp_pa
 
 def test_processes_count_their_calls_together(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from rewards.judge_cache import VerdictCache\n"
+        "import sys; from pathlib import Path; from rewards.llm_judge.cache import VerdictCache\n"
         "cache = VerdictCache(Path(sys.argv[1])); print(sum(cache.begin_call('m', 50) for _ in range(40)))"
     )
     command = [sys.executable, "-c", code, tmp_path / "verdicts.db"]
@@ -117,7 +117,7 @@ def test_processes_count_their_calls_together(tmp_path: Path) -> None:
 
 def test_processes_may_make_and_fill_one_cache_at_the_same_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from rewards.judge_cache import VerdictCache\n"
+        "import sys; from pathlib import Path; from rewards.llm_judge.cache import VerdictCache\n"
         "for n in range(40): VerdictCache(Path(sys.argv[1])).put(f'{sys.argv[2]} {n}', str(n))"
     )
     path = tmp_path / "verdicts.db"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rewards.judge import JudgeLimits, judge
-from rewards.judge_request import LARGEST_IMAGE, LONGEST_RESPONSE, chat_request, quoted
+from rewards.llm_judge.request import LARGEST_IMAGE, LONGEST_RESPONSE, chat_request, quoted
 from tests.rewards.hostile import HOSTILE
 from tests.rewards.judging import AXES, Endpoint, asked_for, saying, scores
 

@@ -23,11 +23,11 @@ from PIL import Image
 
 from rewards import Score
 from rewards.judge import JudgeLimits, judge
-from rewards.runner import RewardRunner
+from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group
 from rollout.config import RolloutConfig
-from rollout.remote_engine import engine_environment
-from rollout.shared_segments import remove_unmapped, segments_of, semaphores_of, wait_until_ended
+from rollout.engine.shared_segments import remove_unmapped, segments_of, semaphores_of, wait_until_ended
+from rollout.pool.engine_actor import engine_environment
 from tests.rewards.judging import AXES, asked_for, scores
 
 pytestmark = pytest.mark.engine

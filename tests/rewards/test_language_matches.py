@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.language_matches import language_matches
+from rewards.verifiers.language_matches import language_matches
 from rollout import Completion, Prompt
 
 QUESTIONS = {

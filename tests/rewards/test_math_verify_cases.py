@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rewards import math_answer
-from rewards.runner import RewardRunner
+from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group, Prompt
 
 TABLE = Path(__file__).with_name("math_verify_cases.jsonl")

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
-from rewards.numeric import numeric
+from rewards.verifiers.numeric import numeric
 from rollout import Completion, Prompt
 from tests.rewards.hostile import HOSTILE
 

@@ -5,8 +5,8 @@ import pickle
 import cloudpickle
 import pytest
 
-from rewards.options import with_options
 from rewards.types import Verifier
+from rewards.verifiers.options import with_options
 from rollout import Completion, Prompt
 
 PROMPT = Prompt(id="p-1", messages=[])

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from rewards.format_tags import format_tags
-from rewards.length_penalty import length_penalty
-from rewards.repetition_penalty import repetition_penalty
-from rewards.tool_calls_target import tool_calls_target
+from rewards.verifiers.format_tags import format_tags
+from rewards.verifiers.length_penalty import length_penalty
+from rewards.verifiers.repetition_penalty import repetition_penalty
+from rewards.verifiers.tool_calls_target import tool_calls_target
 from rollout import Completion, Prompt
 from rollout.types import Observation, Turn
 

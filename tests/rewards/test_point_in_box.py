@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
-from rewards.point_in_box import point_in_box
+from rewards.verifiers.point_in_box import point_in_box
 from rollout import Completion, Prompt
 from tests.rewards.hostile import HOSTILE
 

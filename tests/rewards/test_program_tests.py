@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from rewards.code_harness import close, same, wanted
-from rewards.program_tests import StdinTest, is_expected, program_in
+from rewards.code.harness import close, same, wanted
+from rewards.code.tests import StdinTest, is_expected, program_in
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from rewards import (
     text_similarity,
     weighted,
 )
-from rewards.references import LEAST, check_references
-from rewards.runner import RewardRunner
+from rewards.trial.references import LEAST, check_references
 from rewards.types import Verifier
+from rewards.workers.runner import RewardRunner
 from rollout import Completion, Prompt
 
 BOX = [{"bbox_2d": [100, 200, 300, 600], "label": "cat"}]

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rewards import Score, Verifier, math_answer, runner, weighted
+from rewards import Score, Verifier, math_answer, weighted
 from rewards.loading import load_reward
-from rewards.runner import RewardRunner, dry_run
+from rewards.workers import runner
+from rewards.workers.runner import RewardRunner, dry_run
 from rollout import Completion, Group, Prompt
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +164,7 @@ def test_a_busy_worker_dies_with_its_parent(tmp_path: Path, fault: str) -> None:
     script = tmp_path / "parent.py"
     script.write_text(f"""
 import os, re, time
-from rewards.runner import *
+from rewards.workers.runner import *
 def my_reward(prompt, completion):
     print(os.getpid(), flush=True)
     {"time.sleep(1000)" if fault == "sleep" else 're.match(r"(a+)+$", "a" * 60 + "b")'}
@@ -229,7 +230,7 @@ def test_a_reward_of_the_main_script_works_and_the_script_is_not_run_again(tmp_p
     script.write_text("""
 import sys
 from rewards import Score
-from rewards.runner import *
+from rewards.workers.runner import *
 print("the script runs")
 SCALE = 2.0
 def my_reward(prompt, completion):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import rewards
-from rewards.checking import scores_together, verdicts
 from rewards.loading import load_reward
+from rewards.workers.call import scores_together, verdicts
 from rollout import Completion, Prompt
 
 DOCS = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()

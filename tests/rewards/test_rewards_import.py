@@ -13,7 +13,7 @@ def output_of(code: str) -> str:
 
 
 def test_importing_rewards_imports_nothing_heavy() -> None:
-    code = "import rewards, rewards.runner, rewards.loading, sys"
+    code = "import rewards, rewards.workers.runner, rewards.loading, sys"
     assert output_of(f"{code}; print([name for name in {HEAVY} if name in sys.modules])") == "[]\n"
 
 
@@ -22,5 +22,5 @@ def test_importing_the_verifiers_does_not_even_import_numpy() -> None:
 
 
 def test_the_verifiers_are_functions_however_they_are_imported() -> None:
-    code = "import rewards.exact, rewards.math_answer, rewards.multiple_choice; from rewards import *"
+    code = "import rewards.verifiers.exact, rewards.verifiers.math_answer, rewards.verifiers.multiple_choice; from rewards import *"
     assert output_of(f"{code}; print(*map(callable, (exact, math_answer, multiple_choice)))") == "True True True\n"

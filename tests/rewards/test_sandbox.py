@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards import sandbox, seccomp
-from rewards.sandbox import MIB, PYTHON, Limits, Outcome, Unavailable, run, why_not
+from rewards.code import sandbox, seccomp
+from rewards.code.sandbox import MIB, PYTHON, Limits, Outcome, Unavailable, run, why_not
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 1000 + os.getpid() % 800  # MiB, a number that tells programs of this process from others
@@ -209,7 +209,8 @@ def is_under_way() -> bool:
 
 @isolated_only
 def test_programs_die_with_the_process_that_runs_them() -> None:
-    code = f"from rewards.sandbox import *; run(b'import time; time.sleep(100)', limits=Limits(seconds=99, memory_mib={MEMORY}))"
+    sleep = f"run(b'import time; time.sleep(100)', limits=Limits(seconds=99, memory_mib={MEMORY}))"
+    code = f"from rewards.code.sandbox import *; {sleep}"
     runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     deadline = time.monotonic() + 20
     while not is_under_way() and time.monotonic() < deadline:

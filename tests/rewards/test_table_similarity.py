@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
-from rewards.table_similarity import LARGEST, table_similarity
+from rewards.verifiers.table_similarity import LARGEST, table_similarity
 from rollout import Completion, Prompt
 from tests.rewards.hostile import HOSTILE
 

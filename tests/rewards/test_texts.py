@@ -3,9 +3,9 @@
 import pytest
 
 from rewards import Score
-from rewards.instruction_following import INSTRUCTIONS, instruction_following
-from rewards.json_format import json_format
-from rewards.text_similarity import text_similarity
+from rewards.verifiers.instruction_following import INSTRUCTIONS, instruction_following
+from rewards.verifiers.json_format import json_format
+from rewards.verifiers.text_similarity import text_similarity
 from rollout import Completion, Prompt
 
 

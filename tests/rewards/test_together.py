@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rewards import Score, by_task, exact, gated, of_group, weighted
-from rewards.checking import scores_together, verdicts
 from rewards.loading import load_reward
-from rewards.runner import RewardRunner
+from rewards.workers.call import scores_together, verdicts
+from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group, Prompt
 
 PROMPT = Prompt(id="p-7", messages=[], answer="17", task="sums")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rewards.checking import verdicts
 from rewards.trl import from_trl
+from rewards.workers.call import verdicts
 from rollout import Completion, Prompt
 
 MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from policies.inputs import EncodedMedia, VisionTokens
 from rewards.types import Score
-from rl.batching import encode_media, make_microbatch, make_samples, plan_microbatches, split_minibatches
+from rl.learner.microbatches import encode_media, make_microbatch, make_samples, plan_microbatches, split_minibatches
 from rl.types import Sample
-from rollout.outputs import split_experts
+from rollout.engine.outputs import split_experts
 from rollout.types import Completion, Group, Prompt
 
 IMAGE, VIDEO = 9, 8

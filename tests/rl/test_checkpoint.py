@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from rl.checkpoint import LoopState, find_checkpoint, list_checkpoints, load_loop_state, save_checkpoint, starting_point
 from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TeacherConfig, TrainConfig, plain_config
+from rl.run_dir.checkpoint import (
+    LoopState,
+    find_checkpoint,
+    list_checkpoints,
+    load_loop_state,
+    save_checkpoint,
+    starting_point,
+)
 
 CONFIG = TrainConfig(model="small")
 

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rl.curation import Dropped, Selection, read_rates, select
-from rl.curation_config import LikenessConfig, RateConfig, SelectConfig, check_selection
-from rl.curation_report import counts, require_rows, write_rows, write_selection
+from rl.curation.config import LikenessConfig, RateConfig, SelectConfig, check_selection
+from rl.curation.report import counts, require_rows, write_rows, write_selection
+from rl.curation.select import Dropped, Selection, read_rates, select
 from rl.data import prompts_of, rows_of
 from rl.data_config import DataColumns
-from rollout.datasets import read_rows
+from rollout.data.datasets import read_rows
 
 COLUMNS = DataColumns(id="name", task="kind")
 RATES = (0.5, None, 0.0, 15 / 16, 0.5, 0.5, 0.5, 0.5, 14 / 16, 1 / 16)
@@ -228,8 +228,8 @@ def test_the_selected_rows_are_written_with_their_pictures(config: SelectConfig,
 
 
 def test_pictures_that_are_drawn_or_stored_as_files_are_embedded(tmp_path: Path) -> None:
-    from rollout.prompts import prompts_from
-    from rollout.sources.digit_sums import digit_sums, to_prompt
+    from rollout.data.prompts import prompts_from
+    from rollout.tasks.digit_sums import digit_sums, to_prompt
 
     rows = digit_sums("train", num_prompts=4)
     selection = select(SelectConfig(data="made here"), prompts_from(rows, to_prompt))

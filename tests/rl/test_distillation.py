@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies.small import save_small_policy
+from policies.small.qwen3_vl import save_small_policy
 from rewards import Score
-from rl.batching import make_samples
 from rl.config import TeacherConfig, TrainConfig
 from rl.distillation import teacher_metrics, token_advantages
 from rl.learner import Learner
+from rl.learner.microbatches import make_samples
 from rl.objectives import OBJECTIVES, policy_gradient_loss
 from rl.sapo import sapo_loss
 from rl.types import Sample

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from policies.small import TOKEN_IDS, save_small_policy
+from policies.small.qwen3_vl import TOKEN_IDS, save_small_policy
 from rewards import Score
-from rl.batching import make_samples
 from rl.learner import Learner
+from rl.learner.microbatches import make_samples
 from rl.sapo import sapo_loss
 from rl.types import Sample
 from rollout.rendering import expand_media, observation_tokens, render

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from rl.estimators import average_at_k, bootstrap_interval, majority_at_k, pass_at_k
+from rl.evaluation.estimators import average_at_k, bootstrap_interval, majority_at_k, pass_at_k
 
 
 def published(n: int, c: int, k: int) -> float:
@@ -121,7 +121,7 @@ def test_the_interval_of_the_average_covers_the_truth_at_its_stated_rate(
 def test_few_prompts_are_covered_too_where_plain_percentiles_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 29 <= misses(10, 8, 1000, 2.0, 2.0) <= 73
     monkeypatch.setattr(
-        "rl.estimators._student", lambda probability, freedom: 1.96 * math.sqrt((freedom) / (freedom + 1))
+        "rl.evaluation.estimators._student", lambda probability, freedom: 1.96 * math.sqrt((freedom) / (freedom + 1))
     )
     assert misses(10, 8, 1000, 2.0, 2.0) > 73  # the expansion is what does it
 
@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_interval_and_many_prompts_are_drawn_in_par
         bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
     )
     whole = bootstrap_interval(values, seed=1)
-    monkeypatch.setattr("rl.estimators.AT_ONCE", 60)
+    monkeypatch.setattr("rl.evaluation.estimators.AT_ONCE", 60)
     assert bootstrap_interval(values, seed=1) == whole
 
 
@@ -166,6 +166,6 @@ def test_an_interval_of_nothing_is_refused(values: list[float], level: float, to
 
 
 def test_estimators_need_neither_torch_nor_scipy() -> None:
-    code = "import sys, rl.estimators; print(*{'torch', 'scipy', 'ray'} & set(sys.modules))"
+    code = "import sys, rl.evaluation.estimators; print(*{'torch', 'scipy', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

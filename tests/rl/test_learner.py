@@ -16,10 +16,10 @@ from torch import Tensor
 
 from policies.inputs import encode_image, encode_video
 from policies.loading import load_policy, load_processor
-from policies.small import TOKEN_IDS
+from policies.small.qwen3_vl import TOKEN_IDS
 from rl.config import OptimizerConfig, TrainConfig
 from rl.learner import Learner
-from rl.optimizer import make_optimizer, make_scheduler
+from rl.learner.optimizer import make_optimizer, make_scheduler
 from rl.types import Sample
 from rollout.config import RolloutConfig
 from tests.learning import PROCESSOR, config, difference, learner_in_float64, parameters, rollout, watch_gradients
@@ -282,12 +282,12 @@ def with_images_in(number: int) -> list[list[Sample]]:
 def test_update_without_a_finite_gradient_is_skipped_counted_and_named(dense_policy: Path, caplog):
     learner = blind(Learner(config(), dense_policy))
     before = parameters(learner)
-    with caplog.at_level(logging.WARNING, logger="rl.learner"):
+    with caplog.at_level(logging.WARNING, logger="rl.learner.learner"):
         report = learner.step(with_images_in(2))
     assert report.metrics["policy/skipped_updates"] == 1.0
     assert report.metrics["policy/grad_norm"] == 0.0
     assert report.num_updates == 0
-    [message] = [record.message for record in caplog.records if record.name == "rl.learner"]
+    [message] = [record.message for record in caplog.records if record.name == "rl.learner.learner"]
     assert message.startswith("update skipped: the gradient is not finite")
     assert message.count("prompt-2") == message.count("prompt-") == 3
     assert all(torch.allclose(before[n], w, rtol=0, atol=0, equal_nan=True) for n, w in parameters(learner).items())

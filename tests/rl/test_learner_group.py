@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from policies.loading import load_policy
 from rl.config import LearnerConfig
-from rl.learner_group import LearnerGroup
+from rl.learner.group import LearnerGroup
 from rl.objectives import Objective
 from rl.sapo import sapo_loss
 from tests.learning import config, rollout

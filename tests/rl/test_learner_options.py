@@ -15,8 +15,8 @@ from policies.packing import real_tokens
 from policies.routing import UNKNOWN
 from rl.config import CorrectionConfig, LoraConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner
+from rl.learner.optimizer import make_optimizer
 from rl.objectives import OBJECTIVES, kl_penalty
-from rl.optimizer import make_optimizer
 from rl.types import Sample
 from tests.learning import config, difference, learner_in_float64, parameters, rollout, watch_gradients
 

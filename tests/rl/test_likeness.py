@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from rl.likeness import (
+from rl.curation.similarity import (
     Duplicates,
     EvaluationPrompts,
     Look,

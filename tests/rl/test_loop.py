@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 from rewards import Score
-from rl.checkpoint import LoopState, save_checkpoint
 from rl.config import EvalConfig, TrainConfig, plain_config
-from rl.evaluate import Evaluator
+from rl.evaluation.evaluator import Evaluator
+from rl.generation.batches import Batch
 from rl.loop import _report_errors, _require_agreement, _unbroken, train
-from rl.rollouts import Batch
+from rl.run_dir.checkpoint import LoopState, save_checkpoint
 from rl.step_metrics import rollout_metrics
 from rl.types import RunStopped
 from rollout import Completion, Group, Prompt, Video
 from rollout.config import RolloutConfig
-from rollout.pool import request_seed
+from rollout.pool.engine_pool import request_seed
 from rollout.types import CannotReplace
-from rollout.weight_transfer import choose_backend
+from rollout.weights.senders import choose_backend
 
 CONFIG = TrainConfig(model="small", rollout=RolloutConfig(dtype="float32"))
 FAILED = Score(reward=0.0, error="reward 'r' raised KeyError for prompt 'p-7'")

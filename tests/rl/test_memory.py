@@ -8,9 +8,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from policies.shapes import PUBLISHED
+from policies.model_sizes import PUBLISHED
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig
-from rl.memory import GIB, MemoryPlan, as_table, image_tokens, plan_memory, plan_teacher
+from rl.hardware.memory import GIB, MemoryPlan, as_table, image_tokens, plan_memory, plan_teacher
 from rollout.config import RolloutConfig
 
 

@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 
 from rewards.types import Score
-from rl.outcomes import Correct, Outcome, answer_key, outcome_of, pass_rate, powers_of_two, summarise, task_metrics
-from rl.tracking import sample_row
+from rl.evaluation.results import (
+    Correct,
+    Outcome,
+    answer_key,
+    outcome_of,
+    pass_rate,
+    powers_of_two,
+    summarise,
+    task_metrics,
+)
+from rl.run_dir.tracker import sample_row
 from rollout import Completion, Group, Prompt
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-import rl.placement
+import rl.hardware.placement
 from rl.config import LearnerConfig, TeacherConfig, TrainConfig, check_config
-from rl.placement import as_table, choices, derive_placement, settle
+from rl.hardware.placement import as_table, choices, derive_placement, settle
 from rollout.config import RolloutConfig
 
 
@@ -95,7 +95,7 @@ def test_without_a_placement_the_options_stand_as_they_are() -> None:
 
 
 def test_what_is_derived_is_printed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rl.placement, "gpus_of_nodes", lambda: [8])
+    monkeypatch.setattr(rl.hardware.placement, "gpus_of_nodes", lambda: [8])
     console = Console(record=True, width=120, file=io.StringIO())
     made = settle(config("separate"), console)
     lines = console.export_text().splitlines()

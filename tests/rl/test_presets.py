@@ -14,8 +14,8 @@ from rich.console import Console
 
 from rl.cli import parse
 from rl.config import LearnerConfig, TrainConfig
-from rl.memory import print_memory_plan
-from rl.presets import PRESETS, PresetConfig, preset_plan, with_preset
+from rl.hardware.memory import print_memory_plan
+from rl.hardware.presets import PRESETS, PresetConfig, preset_plan, with_preset
 from rollout.config import RolloutConfig
 
 
@@ -89,7 +89,7 @@ def test_the_plan_is_printed_and_nothing_starts(tmp_path: Path):
     recipe.write_text(
         "from dataclasses import dataclass\n"
         "from rl.cli import main\n"
-        "from rl.presets import PresetConfig\n"
+        "from rl.hardware.presets import PresetConfig\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Sized(PresetConfig):\n"
         "    model: str = 'cold-start'\n"

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.small import small_processor
+from policies.small.qwen3_vl import small_processor
 from rewards import Score
-from rl.batching import make_samples, split_minibatches
 from rl.config import TrainConfig
-from rl.rollouts import Rollouts, has_variance, keep_groups, refills_of_sources
-from rollout.mixture import mixture, open_stream
-from rollout.prompts import PromptStream
+from rl.generation.batches import Rollouts, has_variance, keep_groups, refills_of_sources
+from rl.learner.microbatches import make_samples, split_minibatches
+from rollout.data.mixture import mixture, open_stream
+from rollout.data.prompts import PromptStream
 from rollout.rendering import expanded_prompt
 from rollout.types import CannotReplace, Completion, Group, Prompt, Sampling
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rl.data import prompts_of
 from rl.data_config import DataColumns
-from rl.sampling_config import PRESETS, SamplingName, SamplingRunConfig, check_sampling_run, sampling_of
+from rl.evaluation.config import PRESETS, SamplingName, SamplingRunConfig, check_sampling_run, sampling_of
 from rollout.config import RolloutConfig
 from rollout.types import Sampling
 
@@ -101,7 +101,7 @@ def test_a_file_is_read_by_its_columns_and_its_pictures_lie_beside_it(tmp_path: 
 def test_a_function_returns_prompts_or_rows(tmp_path: Path) -> None:
     code = """
 from rollout import Prompt
-from rollout.prompts import prompts_from
+from rollout.data.prompts import prompts_from
 
 def made():
     return [Prompt(id="a", messages=[], answer="1")]

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rewards.recorded import read_groups
+from rewards.trial.recorded import read_groups
 from rewards.types import Score
-from rl.answer_report import check_output, report_evaluation, report_pass_rates
-from rl.sampling_config import CorrectConfig, SamplingRunConfig
-from rl.sampling_run import answers, ask
+from rl.evaluation.config import CorrectConfig, SamplingRunConfig
+from rl.evaluation.report import check_output, report_evaluation, report_pass_rates
+from rl.evaluation.sampling import answers, ask
 from rollout import Completion, Group, Prompt
 from rollout.config import RolloutConfig
 
@@ -97,9 +97,11 @@ class FakePool:
 @pytest.fixture
 def config(tmp_path: Path, dense_policy: Path, monkeypatch: pytest.MonkeyPatch) -> SamplingRunConfig:
     FakePool.reset()
-    monkeypatch.setattr("rl.sampling_run.RolloutPool", FakePool)
-    monkeypatch.setattr("rl.sampling_run.local_ray", nullcontext)
-    monkeypatch.setattr("rl.sampling_run.AHEAD", 0.02)  # few under way, so that a failure finds some done and some not
+    monkeypatch.setattr("rl.evaluation.sampling.RolloutPool", FakePool)
+    monkeypatch.setattr("rl.evaluation.sampling.local_ray", nullcontext)
+    monkeypatch.setattr(
+        "rl.evaluation.sampling.AHEAD", 0.02
+    )  # few under way, so that a failure finds some done and some not
     (tmp_path / "data.py").write_text(DATA)
     (tmp_path / "reward.py").write_text(REWARD)
     return SamplingRunConfig(
@@ -150,7 +152,7 @@ def test_a_prompt_whose_line_a_kill_cut_short_is_asked_again(config: SamplingRun
 
 def test_what_is_answered_needs_no_engine(config: SamplingRunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ask(config, "test")
-    monkeypatch.setattr("rl.sampling_run.RolloutPool", None)
+    monkeypatch.setattr("rl.evaluation.sampling.RolloutPool", None)
     second = ask(config, "test")
     assert (second.num_asked, second.outcomes) == (0, first.outcomes)
 

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 from policies.inputs import vision_tokens
 from policies.loading import load_policy, load_processor
-from policies.small import save_small_policy, small_config, small_processor
-from rl.batching import encode_media, make_microbatch
+from policies.small.qwen3_vl import save_small_policy, small_config, small_processor
 from rl.config import ColdStartConfig, LearnerConfig, OptimizerConfig
-from rl.lessons import Lessons, demonstration, reasoned_answer, reference_answer
-from rl.sft import cold_start, negative_log_likelihood, supervise
-from rl.sft_config import SftConfig
-from rl.tracking import read_metrics
+from rl.learner.microbatches import encode_media, make_microbatch
+from rl.run_dir.tracker import read_metrics
+from rl.sft.config import SftConfig
+from rl.sft.demonstrations import Lessons, demonstration, reasoned_answer, reference_answer
+from rl.sft.train import cold_start, negative_log_likelihood, supervise
 from rl.types import Microbatch
 from rollout.types import Observation, Prompt, Video
 
@@ -129,7 +129,7 @@ def learns_nothing(config: SftConfig, *_) -> Path:
     "changed", [{"seed": 1}, {"updates": 13}, {"learning_rate": 1e-4}, {"kind": "moe"}], ids=lambda c: next(iter(c))
 )
 def test_other_choices_have_another_folder(monkeypatch, config: ColdStartConfig, folder: Path, changed: dict):
-    monkeypatch.setattr("rl.sft.supervise", learns_nothing)
+    monkeypatch.setattr("rl.sft.train.supervise", learns_nothing)
     assert cold_start(replace(config, **changed), PROMPTS) != folder
 
 
@@ -139,7 +139,7 @@ def test_other_choices_have_another_folder(monkeypatch, config: ColdStartConfig,
     ids=["answer", "number", "image"],
 )
 def test_other_prompts_have_another_folder(monkeypatch, config: ColdStartConfig, folder: Path, others: list[Prompt]):
-    monkeypatch.setattr("rl.sft.supervise", learns_nothing)
+    monkeypatch.setattr("rl.sft.train.supervise", learns_nothing)
     assert cold_start(config, others) != folder
 
 
@@ -149,7 +149,7 @@ def test_other_prompts_have_another_folder(monkeypatch, config: ColdStartConfig,
     ids=["two turns", "an observation", "a tool's observation"],
 )
 def test_the_same_words_in_other_roles_have_another_folder(monkeypatch, config: ColdStartConfig, shown: list):
-    monkeypatch.setattr("rl.sft.supervise", learns_nothing)
+    monkeypatch.setattr("rl.sft.train.supervise", learns_nothing)
     folders = {cold_start(config, PROMPTS, lambda prompt, parts=parts: parts) for parts in (["ab"], shown)}
     assert len(folders) == 2
 

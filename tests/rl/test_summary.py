@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rl.loop import RunResult
-from rl.summary import print_result
+from rl.run_dir.summary import print_result
 
 
 def result(run_dir: Path, tasks: dict[str, tuple[float, float]]) -> RunResult:

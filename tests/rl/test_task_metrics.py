@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewards import Score
-from rl.batching import make_samples
+from rl.learner.microbatches import make_samples
 from rl.task_metrics import task_metrics
 from rollout import Completion, Group, Prompt
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from policies.small import save_small_policy, small_processor
+from policies.small.qwen3_vl import save_small_policy, small_processor
 from rl.config import TeacherConfig, TrainConfig
-from rl.placement import teacher_rollout
+from rl.hardware.placement import teacher_rollout
 from rl.teacher import require_same_vocabulary, start_teacher
 from rollout.config import RolloutConfig
 

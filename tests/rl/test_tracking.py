@@ -12,7 +12,7 @@ from PIL import Image
 
 from rewards.types import Score
 from rl.config import TrainConfig, plain_config
-from rl.tracking import Tracker, film_strip, keep_steps, read_metrics, write_json
+from rl.run_dir.tracker import Tracker, film_strip, keep_steps, read_metrics, write_json
 from rollout.types import Completion, Group, Observation, Prompt, Turn, Video
 
 

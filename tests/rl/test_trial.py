@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rewards import by_task, exact, math_answer
-from rewards.runner import RewardRunner
-from rl.trial import first_prompts, try_reward
+from rewards.workers.runner import RewardRunner
+from rl.preflight import first_prompts, try_reward
 from rollout import Prompt
-from rollout.mixture import Mixture, mixture
+from rollout.data.mixture import Mixture, mixture
 
 
 def prompts(*answers: str) -> list[Prompt]:

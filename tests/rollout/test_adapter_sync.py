@@ -13,14 +13,14 @@ import torch
 from policies.export import save_policy
 from policies.loading import load_policy, load_processor
 from policies.lora import adapter_files, is_adapter
-from policies.small import save_small_policy
+from policies.small.qwen3_vl import save_small_policy
 from rl.config import LearnerConfig, LoraConfig, TrainConfig
 from rl.learner import Learner
 from rollout.config import RolloutConfig
-from rollout.prompts import prompts_from
-from rollout.sources.digit_sums import digit_sums, to_prompt
+from rollout.data.prompts import prompts_from
+from rollout.tasks.digit_sums import digit_sums, to_prompt
 from rollout.types import Sampling
-from rollout.weight_transfer import AdapterSender
+from rollout.weights.senders import AdapterSender
 from tests.engines import EngineThread, largest_gap
 
 pytestmark = pytest.mark.engine

@@ -9,8 +9,8 @@ import pytest
 
 from rewards import clock_time
 from rollout import Completion
-from rollout.prompts import prompts_from
-from rollout.sources.clock_faces import SIDE, clock_faces, to_prompt
+from rollout.data.prompts import prompts_from
+from rollout.tasks.clock_faces import SIDE, clock_faces, to_prompt
 
 
 def brightness(image: np.ndarray, turn: float, radius: float) -> float:

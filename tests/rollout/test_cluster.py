@@ -23,10 +23,10 @@ from policies.loading import load_processor, vision_token_ids
 from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
 from rollout.config import RolloutConfig
-from rollout.pool import RolloutPool, request_seed
-from rollout.prompts import prompts_from
-from rollout.remote_engine import RemoteEngine
-from rollout.sources.digit_sums import digit_sums, to_prompt
+from rollout.data.prompts import prompts_from
+from rollout.pool.engine_actor import RemoteEngine
+from rollout.pool.engine_pool import RolloutPool, request_seed
+from rollout.tasks.digit_sums import digit_sums, to_prompt
 from rollout.types import CannotReplace, Group, Sampling
 from tests.engines import LocalLearner, change_weights, group_of, largest_gap
 

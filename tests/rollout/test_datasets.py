@@ -14,8 +14,8 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from rollout.datasets import read_rows
-from rollout.prompts import column_mapping, prompts_from
+from rollout.data.datasets import read_rows
+from rollout.data.prompts import column_mapping, prompts_from
 
 ROWS = [{"question": "what?", "answer": "red"}, {"question": "where?", "answer": "there"}]
 

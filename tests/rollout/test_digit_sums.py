@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from rollout.prompts import PromptStream, prompts_from
-from rollout.sources.digit_sums import digit_ids_of, digit_sums, to_prompt
+from rollout.data.prompts import PromptStream, prompts_from
+from rollout.tasks.digit_sums import digit_ids_of, digit_sums, to_prompt
 
 
 def test_a_row_shows_the_digits_that_its_answer_adds_up():
@@ -44,7 +44,7 @@ def test_no_training_prompt_under_any_seed_shows_a_held_out_digit(seed):
 
 def test_equal_seeds_give_equal_prompts_in_another_process_and_other_seeds_give_others():
     program = (
-        "from rollout.sources.digit_sums import digit_sums; print(*digit_sums('test', num_prompts=4, seed=0)['answer'])"
+        "from rollout.tasks.digit_sums import digit_sums; print(*digit_sums('test', num_prompts=4, seed=0)['answer'])"
     )
     elsewhere = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.dispatch import Dispatcher, Home, prompt_size
+from rollout.pool.dispatcher import Dispatcher, Home, prompt_size
 from rollout.types import (
     CannotReplace,
     Completion,

@@ -5,9 +5,9 @@ from functools import cache
 
 import pytest
 
-from rollout.prompts import prompts_from
-from rollout.sources import easy_vqa as source
-from rollout.sources.easy_vqa import is_negated, to_prompt
+from rollout.data.prompts import prompts_from
+from rollout.tasks import easy_vqa as source
+from rollout.tasks.easy_vqa import is_negated, to_prompt
 
 COUNTS = {
     ("train", "color_and_shape"): 10_168,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 
-from rollout.engine_channel import Channel, Order, Outbox, told
+from rollout.pool.channel import Channel, Order, Outbox, told
 from rollout.types import CannotReplace, Completion, EngineFailed, Prompt, Request, Response, Sampling
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-import rollout.engine_client
+import rollout.weights.update
 from rollout.config import RolloutConfig
-from rollout.engine_client import RayEngineClient
-from rollout.remote_engine import EngineAddress
+from rollout.pool.engine_actor import EngineAddress
 from rollout.types import CannotReplace, EngineFailed
+from rollout.weights.update import RayEngineClient
 
 
 class FakeActor:
@@ -39,8 +39,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if actor.fails_in == method:
                 raise EngineFailed(f"{actor.name} has died")
 
-    monkeypatch.setattr(rollout.engine_client, "get", get)
-    monkeypatch.setattr(rollout.engine_client.ray, "wait", lambda waiting, **_: (waiting, []))
+    monkeypatch.setattr(rollout.weights.update, "get", get)
+    monkeypatch.setattr(rollout.weights.update.ray, "wait", lambda waiting, **_: (waiting, []))
     return []
 
 

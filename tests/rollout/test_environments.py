@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rollout.environments import Calculator, GuessNumber, ZoomTool, calculate
+from rollout.environments.tools import Calculator, GuessNumber, ZoomTool, calculate
 from rollout.types import Completion, Done, Observation, Prompt
 
 # 100 × 50 pixels whose red is the column and whose green the row.

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policies.small import TOKEN_IDS, small_processor
+from policies.small.qwen3_vl import TOKEN_IDS, small_processor
 from rollout.config import RolloutConfig
-from rollout.dispatch import Dispatcher
-from rollout.episodes import Episodes, try_environment, turn_seed
+from rollout.environments.episodes import Episodes, try_environment, turn_seed
+from rollout.pool.dispatcher import Dispatcher
 from rollout.rendering import expand_media, observation_tokens, render
 from rollout.types import (
     Completion,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rollout.prompts import prompts_from
-from rollout.sources.fine_print import GREY, TILE, TILES, fine_print, half_informed, magnifier, read_call, to_prompt
+from rollout.data.prompts import prompts_from
+from rollout.tasks.fine_print import GREY, TILE, TILES, fine_print, half_informed, magnifier, read_call, to_prompt
 from rollout.types import Completion, Observation
 
 ROWS = fine_print("test", num_prompts=200)

@@ -8,7 +8,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.gate import Gate
+from rollout.engine.pause_gate import Gate
 
 
 def test_who_shuts_waits_for_those_on_the_way_and_who_comes_then_waits_until_it_opens() -> None:

@@ -17,9 +17,10 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from rewards import Verifier, box_iou, count, first_readable, math_answer, multiple_choice, numeric, text_similarity
-from rollout import Completion, Prompt, layouts
-from rollout.datasets import read_rows
-from rollout.prompts import UnreadablePrompt, prompts_from
+from rollout import Completion, Prompt
+from rollout.data import layouts
+from rollout.data.datasets import read_rows
+from rollout.data.prompts import UnreadablePrompt, prompts_from
 
 STRING, INTEGER, FLOAT, IMAGE = Value("string"), Value("int64"), Value("float64"), ImageFeature()
 SAME_TEXT = text_similarity(threshold=1.0)

@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rollout.lifeline import SWITCH
+from rollout.engine.vllm_processes import SWITCH
 
 PARENT = """
 import multiprocessing, time
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 def child():
-    from rollout.lifeline import end_with_parent
+    from rollout.engine.vllm_processes import end_with_parent
     pid, segment = multiprocessing.current_process().pid, SharedMemory(create=True, size=1)
     semaphore = Path(f"/dev/shm/sem.loky-{pid}-test")
     semaphore.touch()

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rollout.media import FrameSampling, UnreadablePrompt
-from rollout.prompts import PromptStream, column_mapping, prompts_from
+from rollout.data.media import FrameSampling, UnreadablePrompt
+from rollout.data.prompts import PromptStream, column_mapping, prompts_from
 from rollout.types import Video
 
 ALL = FrameSampling(fps=1000.0, max_frames=1000)

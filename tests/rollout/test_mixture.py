@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rollout.mixture import MixedStream, mixture, open_stream, rounds
-from rollout.prompts import PromptStream, UnreadablePrompt, column_mapping, prompts_from, readable
+from rollout.data.mixture import MixedStream, mixture, open_stream, rounds
+from rollout.data.prompts import PromptStream, UnreadablePrompt, column_mapping, prompts_from, readable
 from rollout.types import Prompt
 
 

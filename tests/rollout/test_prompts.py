@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from policies.small import small_processor
-from rollout.media import FrameSampling
-from rollout.prompts import Prompts, PromptStream, UnreadablePrompt, blind, column_mapping, prompts_from, readable
+from policies.small.qwen3_vl import small_processor
+from rollout.data.media import FrameSampling
+from rollout.data.prompts import Prompts, PromptStream, UnreadablePrompt, blind, column_mapping, prompts_from, readable
 from rollout.rendering import render
 from rollout.types import Prompt, Video
 

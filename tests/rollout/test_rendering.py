@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from policies.small import TOKEN_IDS, small_processor
+from policies.small.qwen3_vl import TOKEN_IDS, small_processor
 from rollout.config import RolloutConfig
-from rollout.prompts import PromptStream
+from rollout.data.prompts import PromptStream
 from rollout.rendering import (
     expand_media,
     expanded_prompt,

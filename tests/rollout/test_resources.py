@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from rollout.cluster import Gpu, Node, most_engines, require_room, require_room_for_both
 from rollout.config import RolloutConfig
-from rollout.remote_engine import engine_environment, engine_options
-from rollout.resources import Gpu, Node, most_engines, require_room, require_room_for_both
+from rollout.pool.engine_actor import engine_environment, engine_options
 
 
 def node(cpus: int, gpus: int = 0, name: str = "10.0.0.1") -> Node:

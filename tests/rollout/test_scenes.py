@@ -11,8 +11,8 @@ from PIL import Image
 
 from rewards import box_iou, count
 from rollout import Completion
-from rollout.prompts import prompts_from
-from rollout.sources.scenes import COLORS, box_prompt, count_prompt, scenes
+from rollout.data.prompts import prompts_from
+from rollout.tasks.scenes import COLORS, box_prompt, count_prompt, scenes
 
 
 def nearest_color(pixels: np.ndarray) -> np.ndarray:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rollout.mixture import mixture
-from rollout.prompts import Prompts, PromptStream, prompts_from
-from rollout.selection import selected
+from rollout.data.mixture import mixture
+from rollout.data.prompts import Prompts, PromptStream, prompts_from
+from rollout.data.selection import selected
 from rollout.types import Prompt
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_policy
-from rollout.weight_transfer import (
+from rollout.weights.senders import (
     ALIGNMENT,
     SharedMemorySender,
     SlabParameter,
@@ -58,7 +58,7 @@ def test_every_parameter_starts_on_a_cache_line_and_none_overlap(parameters: lis
 
 READER = """
 import sys
-from rollout.weight_transfer import SlabParameter, map_slab, slab_tensor
+from rollout.weights.senders import SlabParameter, map_slab, slab_tensor
 buffer = map_slab(sys.argv[1], int(sys.argv[2]))
 view = slab_tensor(buffer, SlabParameter(name="w", dtype="float32", shape=[2, 3], offset=64))
 print(view.tolist(), flush=True)

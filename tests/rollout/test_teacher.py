@@ -17,14 +17,14 @@ import ray
 import torch
 
 from policies.loading import load_processor, vision_token_ids
-from policies.small import TOKEN_IDS, save_small_policy, small_processor
+from policies.small.qwen3_vl import TOKEN_IDS, save_small_policy, small_processor
 from rewards import Score
-from rl.batching import make_samples
 from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
-from rollout.reading_worker import as_sampled
+from rl.learner.microbatches import make_samples
+from rollout.engine.teacher_worker import as_sampled
+from rollout.pool.teacher import Teacher, require_same_reading
 from rollout.rendering import collapse_images, expand_media, expanded_prompt, limit_pixels, observation_tokens
-from rollout.teacher import Teacher, require_same_reading
 from rollout.types import Completion, Group, Observation, Prompt, Turn
 from tests.modalities import CONFIG, PROMPTS, picture
 

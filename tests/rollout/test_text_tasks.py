@@ -9,8 +9,8 @@ import pytest
 
 from rewards import math_answer
 from rollout import Completion
-from rollout.prompts import prompts_from
-from rollout.sources.text_tasks import text_task, to_prompt
+from rollout.data.prompts import prompts_from
+from rollout.tasks.text_tasks import text_task, to_prompt
 
 SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 

@@ -15,14 +15,14 @@ import torch
 
 from policies.export import exported_metadata, exported_parameters
 from policies.loading import vision_token_ids
-from policies.small import TOKEN_IDS, save_small_policy
+from policies.small.qwen3_vl import TOKEN_IDS, save_small_policy
 from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
-from rollout.dispatch import Dispatcher
-from rollout.episodes import Episodes
+from rollout.environments.episodes import Episodes
+from rollout.pool.dispatcher import Dispatcher
 from rollout.rendering import render, require_same_tokens
 from rollout.types import Completion, Done, Group, Observation, Prompt, Request, Sampling, token_versions
-from rollout.weight_transfer import SharedMemorySender, WeightSource
+from rollout.weights.senders import SharedMemorySender, WeightSource
 from tests.engines import EngineThread, change_weights, gaps_of, largest_gap
 from tests.modalities import CONFIG, PROMPTS, clip, prompt
 

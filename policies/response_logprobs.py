@@ -1,0 +1,67 @@
+"""A policy as the learner calls it: token ids and pictures → log-probabilities of the response tokens.
+
+Shapes: B sequences, L tokens, T = L − 1 predicted positions, N response tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from policies.fused_norms import use_fused_kernels
+from policies.inputs import VisionInputs, hidden_states
+from policies.loading import vision_token_ids
+from policies.logprobs import token_logprobs
+from policies.packing import use_packed_attention
+
+
+class ResponseLogprobs(nn.Module):
+    """A model and its last step as one module, so that a sharded model's output matrix is whole when it is needed.
+
+    Args:
+        model: A Qwen3-VL, dense or MoE.
+        temperature: Divides the logits; the engine's sampling temperature.
+        autocast: Precision of the matrix products, if not that of the parameters.
+        packed: Whether the model is to see sequences without their padding.
+        fused: Whether a GPU is to take fewer and larger steps.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float,
+        autocast: torch.dtype | None = None,
+        packed: bool = False,
+        fused: bool = False,
+    ) -> None:
+        super().__init__()
+        if packed:
+            use_packed_attention(model)
+        if fused:
+            use_fused_kernels(model)
+        self.packed = packed
+        self.model = model
+        self.temperature, self.autocast = temperature, autocast
+        self.banned_ids = torch.tensor(vision_token_ids(model.config))
+
+    def forward(
+        self,
+        tokens_BL: Tensor,
+        positions_3BL: Tensor,
+        mask_BT: Tensor,
+        vision: VisionInputs | None,
+        lengths_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [N] and entropies [N] of the next tokens that `mask_BT` names, in row order."""
+        device = tokens_BL.device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            hidden_BLH = hidden_states(self.model, tokens_BL, positions_3BL, vision, lengths_B if self.packed else None)
+            return token_logprobs(
+                hidden_BLH[:, :-1][mask_BT],
+                self.model.get_output_embeddings().weight,
+                tokens_BL[:, 1:][mask_BT],
+                self.banned_ids,
+                temperature=self.temperature,
+            )

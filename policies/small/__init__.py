@@ -1,0 +1,1 @@
+"""Small policies for two CPU cores: made from scratch, or around a small language model."""

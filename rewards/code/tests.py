@@ -1,0 +1,201 @@
+"""The tests of a program: read from a dataset's row, and each run in a sandbox of its own."""
+
+from __future__ import annotations
+
+import ast
+import json
+import keyword
+import re
+import reprlib
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rewards.code import harness as code_harness
+from rewards.code.harness import close, wanted
+from rewards.code.sandbox import Limits, Running, memory_file, run, started
+from rewards.text.answer_text import after_thinking
+from rewards.text.patterns import Pattern
+from rollout.types import Prompt
+
+LONGEST_PROGRAM = 100_000  # characters; the longest that solve a problem have some thousands
+
+_FENCE = Pattern(r"^[ \t]*```([^\n]*)$", re.MULTILINE)
+_DECIMAL = Pattern(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]{1,3})?")
+_NUMBER = Pattern(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StdinTest:
+    """What a program reads on standard input, and what it has to write on standard output."""
+
+    input: bytes
+    output: str
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssertTest:
+    """Python that asserts something of what a program defines."""
+
+    source: bytes
+
+
+def results(
+    tests: Sequence[StdinTest | AssertTest], program: bytes, limits: Limits, total_seconds: float, isolated: bool
+) -> Iterator[bool]:
+    """Says of one test after the other whether the program passes it, when asked."""
+    deadline = time.monotonic() + total_seconds
+    for test in tests:
+        left = min(limits.seconds, deadline - time.monotonic())
+        yield bool(program) and left > 0 and _passes(test, program, replace(limits, seconds=left), isolated)
+
+
+def program_in(text: str) -> bytes:
+    """Returns the program in a response, `b""` where there is none that could be right."""
+    text = after_thinking(text)
+    if len(text) > 2 * LONGEST_PROGRAM:
+        return b""
+    block, start = text, None
+    for fence in _FENCE.finditer(text):
+        if start is None or fence[1].strip():
+            start = fence.end()
+        else:
+            block, start = text[start : fence.start()], None
+    if start is not None:
+        block = text[start:]  # cut off; what is missing may have been no more than the end of the block
+    try:
+        return block.encode() if block.strip() and len(block) <= LONGEST_PROGRAM else b""
+    except UnicodeEncodeError:
+        return b""
+
+
+def _passes(test: StdinTest | AssertTest, program: bytes, limits: Limits, isolated: bool) -> bool:
+    if isinstance(test, AssertTest):
+        return _holds(test, program, limits, isolated)
+    outcome = run(program, stdin=test.input, limits=limits, isolated=isolated)
+    if outcome.returncode != 0 or outcome.exceeded is not None:
+        return False
+    return is_expected(outcome.stdout.decode(errors="replace"), test)
+
+
+def _holds(test: AssertTest, program: bytes, limits: Limits, isolated: bool) -> bool:
+    """Runs assertions and the program in two processes that talk to each other: `rewards.code.harness`."""
+    with ExitStack() as stack:
+        program_fd, test_fd, no_input = (stack.enter_context(memory_file(text)) for text in (program, test.source, b""))
+        asking, answering = (stack.enter_context(end) for end in socket.socketpair())
+
+        def start(role: str, channel: int, source_fd: int, stdin_fd: int | None) -> Running:
+            fds = (channel, source_fd)
+            argv = (role, *map(str, fds))
+            return stack.enter_context(
+                started(_harness(), *argv, limits=limits, isolated=isolated, stdin_fd=stdin_fd, fds=fds)
+            )
+
+        start("answer", answering.fileno(), program_fd, None)
+        answering.close()  # so that the tests notice when the program is gone
+        return start("check", asking.fileno(), test_fd, no_input).outcome(limits).stdout == b"passed"
+
+
+def is_expected(output: str, test: StdinTest) -> bool:
+    """Compares line by line and word by word, numbers where decimal ones are expected."""
+    got, expected = ([line.split() for line in text.strip().split("\n")] for text in (output, test.output))
+    if [len(words) for words in got] != [len(words) for words in expected]:
+        return False
+    pairs = zip(chain.from_iterable(got), chain.from_iterable(expected), strict=True)
+    return all(word == wish or _is_close(word, wish, test.tolerance) for word, wish in pairs)
+
+
+def _is_close(word: str, wish: str, tolerance: float) -> bool:
+    if not tolerance or len(word) > 100 or not _DECIMAL.fullmatch(wish) or not _NUMBER.fullmatch(word):
+        return False
+    return close(float(word), float(wish), tolerance)
+
+
+def read_tests(prompt: Prompt, tolerance: float) -> list[StdinTest | AssertTest]:
+    """Returns a prompt's tests, at least one.
+
+    Raises:
+        ValueError, TypeError, SyntaxError: They are not what `code_tests` says they may be.
+    """
+    given = prompt.columns.get("tests", prompt.answer)
+    if isinstance(given, str) and given.lstrip()[:1] in ("[", "{"):
+        given = json.loads(given)
+    function = prompt.columns.get("fn_name")
+    rows: list[Any] = []
+    if isinstance(given, Mapping):
+        rows, function = _rows(given), given.get("fn_name", function)
+    elif isinstance(given, Iterable):
+        rows = [given] if isinstance(given, str) else list(given)
+    tests: list[StdinTest | AssertTest] = []
+    for row in rows:
+        if isinstance(row, str):
+            tests.append(_assertions(row, prompt.columns.get("entry_point")))
+        elif not isinstance(row, Mapping) or not {"input", "output"} <= row.keys():
+            raise ValueError(f"no test has the form {reprlib.repr(row)}")
+        elif called := row.get("fn_name", function):
+            tests.append(_call(called, row["input"], row["output"], row.get("or"), tolerance))
+        else:
+            read, written = _text(row["input"]).encode(), _text(row["output"])
+            tests.append(StdinTest(input=read, output=written, tolerance=tolerance))
+    if not tests:
+        raise ValueError("there are none")
+    if not any(isinstance(test, AssertTest) or test.output.strip() for test in tests):
+        raise ValueError("no output is expected")
+    return tests
+
+
+def _rows(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns tests that come as a list of inputs and a list of outputs one by one."""
+    if not {"inputs", "outputs"} <= given.keys():
+        raise ValueError(f"there are no 'inputs' and 'outputs' among {reprlib.repr(list(given))}")
+    inputs, outputs = list(given["inputs"]), list(given["outputs"])
+    rows = [{"input": entry, "output": output} for entry, output in zip(inputs, outputs, strict=True)]
+    if all(isinstance(output, list) and len(output) == 1 for output in outputs):
+        rows = [row | {"or": row["output"][0]} for row in rows]
+    return rows
+
+
+def _text(value: Any) -> str:
+    """Returns what a program reads or writes as one text; a list holds its lines."""
+    if value is None:
+        raise ValueError("an input or output is None")
+    return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _call(function: str, arguments: Any, expected: Any, other: Any, tolerance: float) -> AssertTest:
+    """Returns the assertion that a function returns what is expected, or else the other; `None` is no other."""
+    if not isinstance(function, str) or not function.isidentifier() or keyword.iskeyword(function):
+        raise ValueError(f"fn_name must be the name of a function, got {function!r}")
+    if isinstance(arguments, str):
+        arguments = [json.loads(line) for line in arguments.splitlines() if line.strip()]
+        expected = json.loads(expected)
+    wishes = [expected] if other is None else [expected, other]
+    call = f"{function}(*__json__({json.dumps(list(arguments))!r}))"
+    return AssertTest(source=f"assert __is_one_of__({call}, __json__({json.dumps(wishes)!r}), {tolerance})".encode())
+
+
+def _assertions(source: str, entry_point: Any) -> AssertTest:
+    """Returns assertions as they are run, after a look at whether they can fail at all."""
+    tree = ast.parse(source)
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    if "check" in defined and entry_point is not None:
+        source += f"\ncheck({entry_point})"
+        tree = ast.parse(source)
+    if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+        raise ValueError(f"nothing is asserted in {reprlib.repr(source)}")
+    if not wanted(tree):
+        told = f"nothing is taken from the program in {reprlib.repr(source)}"
+        raise ValueError(f"{told}; to have `check` called, add a column 'entry_point'")
+    return AssertTest(source=source.encode())
+
+
+@cache
+def _harness() -> bytes:
+    return Path(code_harness.__file__).read_bytes()

@@ -1,0 +1,1 @@
+"""What `rewards.judge` is made of: requests, client, cache."""

@@ -1,0 +1,105 @@
+"""Finding the final answer in the text of a response."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from rewards.text.patterns import Pattern
+
+TAIL = 1000  # characters of a response that are read, from its end: a final answer is short, and regular expressions are not free
+
+_ANSWER_TAG = Pattern(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_ANSWER_PHRASE = Pattern(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
+_BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
+_BETWEEN_BOXES = Pattern(  # `x_1 =` included, and other words not
+    r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or|[a-z](?:_\{?\w{1,3}\}?)?\s*=)*",
+    re.IGNORECASE,
+)
+_BRACE = Pattern(r"\\.|[{}]", re.DOTALL)  # an escaped brace is read as one token, and so never counts as a brace
+
+
+def normalised(text: str) -> str:
+    """Returns the text in lower case, without outer white space, every inner run of white space as one blank."""
+    return " ".join(text.split()).casefold()
+
+
+def boxed_answers(text: str) -> list[str]:
+    r"""Returns what the last `\boxed{...}` holds, and those right before it: `x=\boxed{1}` and `y=\boxed{2}` are one answer.
+
+    A box that is not closed (the response was cut inside it) holds `""`.
+    """
+    found: list[str] = []
+    box = _last_box(text)
+    while box:
+        start, content, _ = box
+        found.insert(0, content)
+        box = _last_box(text[:start])
+        if box and not _BETWEEN_BOXES.fullmatch(text, box[2], start):
+            break
+    return found
+
+
+def _last_box(text: str) -> tuple[int, str, int] | None:
+    """Returns where the last box starts, what it holds, and where it ends."""
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
+        return None
+    box, depth = boxes[-1], 1
+    for token in _BRACE.finditer(text, box.end()):
+        depth += {"{": 1, "}": -1}.get(token.group(), 0)
+        if depth == 0:
+            return box.start(), text[box.end() : token.start()].strip(), token.end()
+    return box.start(), "", len(text)
+
+
+def after_thinking(text: str) -> str:
+    """Returns what follows the last `</think>`: thoughts are no answer. `""` where a thought is begun and never ended."""
+    thought, end, rest = text.rpartition("</think>")
+    return rest if end else thought + rest if "<think>" not in rest else ""
+
+
+def final_answer(text: str) -> str:
+    r"""Returns where a short answer stands in a response: in the last `\boxed{...}`, else in the last `<answer>...</answer>`,
+    else behind the last "answer is" or "answer:", else on the last line; thoughts are not looked at.
+    """
+    text = after_thinking(text)[-TAIL:]
+    marked = _marked(text)
+    if marked is not None:
+        return marked
+    lines = text.strip().splitlines()
+    phrases = list(_ANSWER_PHRASE.finditer(text))
+    if phrases:
+        lines = text[phrases[-1].end() :].strip().splitlines()[:1]
+    return lines[-1].strip() if lines else ""
+
+
+def short_answer_or_all(text: str) -> str:
+    r"""Returns what the last `\boxed{...}` or `<answer>...</answer>` holds; without one, all that follows the thoughts."""
+    text = after_thinking(text)
+    marked = _marked(text[-TAIL:])
+    return text.strip() if marked is None else marked
+
+
+def _marked(text: str) -> str | None:
+    if boxes := boxed_answers(text):
+        return ", ".join(boxes)
+    tagged = _ANSWER_TAG.findall(text)
+    return str(tagged[-1]).strip() if tagged else None
+
+
+def last_block(text: str) -> str:
+    """Returns what the last fenced block of a response holds, as Qwen3-VL writes JSON and tables, closed or cut off; without one,
+    all of it.
+    """
+    pieces = after_thinking(text).split("```")
+    if len(pieces) == 1:
+        return pieces[0].strip()
+    block = pieces[-1] if len(pieces) % 2 == 0 else pieces[-2]
+    language, line_end, rest = block.partition("\n")
+    return (rest if line_end and len(language.split()) <= 1 else block).strip()
+
+
+def plain_digits(text: str) -> str:
+    """Returns the text with every decimal digit of any script (`１７`, `١٧`, `१७`) as one of 0 to 9."""
+    return "".join(str(unicodedata.decimal(letter)) if letter.isdecimal() else letter for letter in text)

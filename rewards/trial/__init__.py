@@ -1,0 +1,1 @@
+"""Trying a reward before, or without, a run."""

@@ -1,0 +1,62 @@
+"""Boxes around what is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rewards.types import Score, Verifier
+from rewards.verifiers.boxes import BOX, shapes_of_reference, shapes_of_text, share_found
+from rewards.verifiers.options import with_options
+from rewards.verifiers.unreadable import unreadable
+from rollout.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@with_options
+def box_iou(*, threshold: float | None = None) -> Verifier:
+    """Makes a verifier that rewards boxes by how well they cover those of the reference, in Qwen3-VL's coordinates, 0 to 1000.
+
+    Boxes of response and reference are paired so that the sum of their intersections over unions is greatest; the reward is that
+    sum over the number of boxes on the side that has more: a box too many costs as much as one that is missing. Where both sides
+    have labels, only boxes with the same label pair. Where a response gives its boxes is told by `shapes.shapes_of_text`.
+
+    `prompt.answer` is a box `[left, top, right, bottom]`, a list of boxes, a list of `{"bbox_2d": [...], "label": ...}`, or one of
+    these as JSON; never in pixels.
+
+    Args:
+        threshold: A pair counts 1 from this IoU on, and else 0; by default it counts its IoU.
+
+    Returns:
+        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer is no such boxes.
+
+    Raises:
+        ValueError: The threshold is not above 0 and at most 1.
+    """
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"threshold of box_iou must be > 0 and <= 1, got {threshold}")
+
+    def worth(found_N4: np.ndarray, wanted_M4: np.ndarray) -> np.ndarray:
+        iou_NM = _iou(found_N4, wanted_M4)
+        return iou_NM if threshold is None else iou_NM >= threshold
+
+    def verify(prompt: Prompt, completion: Completion) -> float | Score:
+        try:
+            wanted = shapes_of_reference(prompt.answer, BOX)
+        except ValueError as error:
+            return unreadable("box_iou", prompt, str(error))
+        return share_found(shapes_of_text(completion.text, BOX), wanted, worth)
+
+    return verify
+
+
+def _iou(found_N4: np.ndarray, wanted_M4: np.ndarray) -> np.ndarray:
+    """Returns [N, M], the intersection over union of each pair."""
+    import numpy as np
+
+    start_NM2 = np.maximum(found_N4[:, None, :2], wanted_M4[:, :2])
+    end_NM2 = np.minimum(found_N4[:, None, 2:], wanted_M4[:, 2:])
+    shared_NM = np.clip(end_NM2 - start_NM2, 0, None).prod(-1)
+    area_N1, area_M = ((boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (found_N4[:, None], wanted_M4))
+    return shared_NM / (area_N1 + area_M - shared_NM)

@@ -1,0 +1,21 @@
+"""The strictest verifier: the response is the answer and nothing else."""
+
+from __future__ import annotations
+
+from rewards.text.answer_text import normalised
+from rewards.types import Score
+from rollout.types import Completion, Prompt
+
+
+def exact(prompt: Prompt, completion: Completion) -> float | Score:
+    """Rewards a response whose whole text equals `prompt.answer`.
+
+    Case and white space do not count (`" Dark  Blue\\n"` equals `"dark blue"`); everything else does, so `"17."` is not
+    `"17"`. An answer that is not text is compared as `str` writes it.
+
+    Returns:
+        1.0 or 0.0; a `Score` with an error where the prompt has no answer.
+    """
+    if prompt.answer is None:
+        return Score(reward=0.0, error=f"exact needs an answer, and prompt {prompt.id!r} has none")
+    return float(normalised(completion.text) == normalised(str(prompt.answer)))

@@ -1,0 +1,45 @@
+"""Whether a response keeps its thoughts and its answer where they belong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rewards.types import Verifier
+from rewards.verifiers.options import with_options
+from rollout.types import Completion, Prompt
+
+
+@with_options
+def format_tags(*, tags: Sequence[str] = ("think",), answer_follows: bool | None = None) -> Verifier:
+    """Makes a verifier of the form `<think>…</think>` and then the answer; a gate for `gated`.
+
+    Each tag must be opened and closed exactly once, in this order and not inside another, with something in between; nothing but
+    white space may stand before the first, and between two.
+
+    Args:
+        tags: Their names, in order: `("think", "answer")`.
+        answer_follows: Whether the answer stands behind the last tag: then something must be there, else nothing may. Default:
+            it does, unless the last tag is `answer`.
+
+    Returns:
+        The verifier: 1.0 or 0.0. It looks at the form alone: nonsense in the right tags earns 1.
+
+    Raises:
+        ValueError: There are no tags, one comes twice, or one is no name.
+    """
+    if not tags or isinstance(tags, str) or len(set(tags)) < len(tags) or not all(map(str.isidentifier, tags)):
+        raise ValueError(f"tags of format_tags must be different names such as ('think', 'answer'), got {tags!r}")
+    follows = tags[-1] != "answer" if answer_follows is None else answer_follows
+    marks = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+    any_mark = re.compile("|".join(map(re.escape, marks)))
+
+    def verify(prompt: Prompt, completion: Completion) -> float:
+        if any_mark.findall(completion.text) != marks:
+            return 0.0
+        before, *pieces = any_mark.split(completion.text)
+        inside, outside = pieces[::2], pieces[1::2]
+        is_empty = [not piece.strip() for piece in [before, *outside[:-1]]]
+        return float(all(is_empty) and all(piece.strip() for piece in inside) and bool(outside[-1].strip()) == follows)
+
+    return verify

@@ -1,0 +1,56 @@
+"""Points at what is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rewards.types import Score, Verifier
+from rewards.verifiers.boxes import BOX, POINT, shapes_of_reference, shapes_of_text, share_found
+from rewards.verifiers.options import with_options
+from rewards.verifiers.unreadable import unreadable
+from rollout.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@with_options
+def point_in_box(*, radius: float | None = None) -> Verifier:
+    """Makes a verifier that rewards points that lie in the reference's boxes, in Qwen3-VL's coordinates, 0 to 1000.
+
+    Each box is to be hit, edge included, by a point of its own: the reward is the number of boxes hit over that of boxes or of
+    points, whichever are more. Where both sides have labels, only the same label hits. Where a response gives its points is told by
+    `shapes.shapes_of_text`.
+
+    `prompt.answer` is a box `[left, top, right, bottom]`, a list of boxes, a list of `{"bbox_2d": [...], "label": ...}`, or one of
+    these as JSON; never in pixels. With a radius it is points instead: `[x, y]`, a list of these, or with `"point_2d"`.
+
+    Args:
+        radius: How far off a point of the reference a hit may be, in thousandths of the picture's width and height; by default the
+            reference is boxes.
+
+    Returns:
+        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer is no such boxes or points.
+
+    Raises:
+        ValueError: The radius is not from 0 to 1000.
+    """
+    if radius is not None and not 0 <= radius <= 1000:
+        raise ValueError(f"radius of point_in_box must be from 0 to 1000 thousandths, got {radius}")
+    size, remedy = (BOX, "; for points, set radius") if radius is None else (POINT, "; for boxes, set no radius")
+
+    def worth(found_N2: np.ndarray, wanted_M: np.ndarray) -> np.ndarray:
+        point_N12 = found_N2[:, None]
+        if radius is not None:
+            return ((point_N12 - wanted_M) ** 2).sum(-1) <= radius**2
+        is_inside_NM2 = (point_N12 >= wanted_M[:, :2]) & (point_N12 <= wanted_M[:, 2:])
+        return is_inside_NM2.min(-1)
+
+    def verify(prompt: Prompt, completion: Completion) -> float | Score:
+        try:
+            wanted = shapes_of_reference(prompt.answer, size)
+        except ValueError as error:
+            return unreadable("point_in_box", prompt, f"{error}{remedy}")
+        return share_found(shapes_of_text(completion.text, POINT), wanted, worth)
+
+    return verify

@@ -1,0 +1,48 @@
+"""Text that was read off a picture, against what stands there."""
+
+from __future__ import annotations
+
+from rewards.text.answer_text import normalised, short_answer_or_all
+from rewards.types import Score, Verifier
+from rewards.verifiers.options import with_options
+from rewards.verifiers.unreadable import unreadable
+from rollout.types import Completion, Prompt
+
+
+@with_options
+def text_similarity(*, threshold: float = 0.5) -> Verifier:
+    r"""Makes a verifier that rewards text by how little must be changed to make it the reference.
+
+    The reward is 1 − Levenshtein distance / length of the longer text, case and white space aside, and 0 below `threshold`: ANLS
+    (arXiv 1905.13648), with its usual threshold. Compared is what the last `\boxed{...}` or `<answer>...</answer>` holds, else the
+    whole response behind its thoughts: a response that also says other things is less similar.
+
+    `prompt.answer` is the text, or a list of texts of which the most similar counts.
+
+    Args:
+        threshold: Similarities below it count as 0; random text stays below 0.5 of all but the shortest references.
+
+    Returns:
+        The verifier: from 0.0 to 1.0; a `Score` with an error where the prompt has no text to compare with.
+
+    Raises:
+        ValueError: The threshold is not between 0 and 1.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold of text_similarity must be from 0 to 1, got {threshold}")
+
+    def verify(prompt: Prompt, completion: Completion) -> float | Score:
+        from rapidfuzz.distance import Levenshtein
+
+        given = [prompt.answer] if isinstance(prompt.answer, str) else prompt.answer
+        references = (
+            [normalised(text) for text in given if isinstance(text, str)] if isinstance(given, list | tuple) else []
+        )
+        if not any(references):
+            return unreadable("text_similarity", prompt, "give a text or a list of texts")
+        # Longer than this it is less than 1 % similar, however well it begins.
+        text = normalised(short_answer_or_all(completion.text)[: 100 * max(map(len, references))])
+        best = max(Levenshtein.normalized_similarity(text, reference) for reference in references if reference)
+        return float(best) if text and best >= threshold else 0.0
+
+    return verify

@@ -1,0 +1,1 @@
+"""Processes that call a reward function."""

@@ -1,0 +1,1 @@
+"""Several sampled answers to each prompt: avg@K, pass@k, majority@K."""

@@ -1,0 +1,80 @@
+"""How good the policy is on held-out prompts: greedy, sampled, and blind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewards.metrics import reward_metrics
+from rewards.types import Score
+from rewards.workers.runner import RewardRunner
+from rl.config import TrainConfig
+from rl.evaluation.results import Correct, outcome_of, task_metrics
+from rl.run_dir.tracker import sample_row
+from rollout.data.prompts import blind
+from rollout.pool.engine_pool import RolloutPool, request_seed
+from rollout.types import Group, Prompt, Sampling
+
+EVAL_STEP = -1
+"""The seeds of held-out prompts are the same at every evaluation: what changes the score is the policy."""
+
+
+class Evaluator:
+    """Scores the policy on a fixed set of held-out prompts.
+
+    Args:
+        config: The run's choices.
+        prompts: The held-out prompts.
+        pool: The engines.
+        runner: The reward.
+    """
+
+    def __init__(self, config: TrainConfig, prompts: Sequence[Prompt], pool: RolloutPool, runner: RewardRunner) -> None:
+        self.config, self.prompts, self.pool, self.runner = config, prompts, pool, runner
+
+    def run(self, policy_version: int, *, with_blind: bool) -> dict[str, float]:
+        """Evaluates the weights of `policy_version`.
+
+        Args:
+            policy_version: The version that the engines hold.
+            with_blind: Also ask every question with grey pictures: what is scored then, the text alone gives away.
+
+        Returns:
+            `eval/greedy`, `eval/sampled` and, where there are images or videos, `eval/blind` (greedy): mean rewards. Of the
+            sampled ones, for each task, `eval/<task>/avg`, the share that is correct, and where prompts are asked several times
+            `eval/<task>/pass@<k>` and `eval/<task>/majority`; as `recipes.evaluate` has them. Empty without prompts.
+        """
+        if not self.prompts:
+            return {}
+        num_samples, temperature = self.config.eval.num_samples, self.config.rollout.temperature
+        greedy = self._mean_reward(self.prompts, 1, 0.0, policy_version)
+        groups, scores = self._ask(self.prompts, num_samples, temperature, policy_version)
+        metrics = {
+            "eval/greedy": greedy,
+            "eval/sampled": reward_metrics(scores).get("reward/mean", 0.0),
+            **{f"eval/{name}": value for name, value in self._of_tasks(groups, scores).items()},
+        }
+        seen = [prompt for prompt in self.prompts if prompt.images or prompt.videos]
+        if with_blind and seen:
+            metrics["eval/blind"] = self._mean_reward([blind(prompt) for prompt in seen], 1, 0.0, policy_version)
+        return metrics
+
+    def _mean_reward(self, prompts: Sequence[Prompt], samples: int, temperature: float, policy_version: int) -> float:
+        _, scores = self._ask(prompts, samples, temperature, policy_version)
+        return reward_metrics(scores).get("reward/mean", 0.0)
+
+    def _ask(
+        self, prompts: Sequence[Prompt], samples: int, temperature: float, policy_version: int
+    ) -> tuple[list[Group], list[list[Score]]]:
+        sampling = Sampling(max_tokens=self.config.rollout.max_tokens, temperature=temperature)
+        seeds = [[request_seed(self.config.seed, EVAL_STEP, p.id, i) for i in range(samples)] for p in prompts]
+        groups = self.pool.generate(prompts, sampling, seeds, policy_version)
+        return groups, self.runner.score(groups)
+
+    def _of_tasks(self, groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
+        correct = Correct(at_least=self.config.eval.correct_at)
+        recorded = (
+            sample_row(Path(), "", group, group_scores, with_pictures=False)
+            for group, group_scores in zip(groups, scores, strict=True)
+        )
+        return task_metrics([outcome_of(row, correct) for row in recorded], self.config.eval.num_samples)

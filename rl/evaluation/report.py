@@ -1,0 +1,162 @@
+"""What a run of several samples per prompt leaves: JSON, tables, and a file of pass rates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rl.evaluation.config import sampling_of
+from rl.evaluation.results import pass_rate, summarise
+from rl.run_dir.tracker import as_line, write_json
+
+if TYPE_CHECKING:
+    from rl.evaluation.sampling import Answers
+
+PASS_RATE_FILES = (".jsonl", ".parquet")
+OVERALL = "all prompts"
+
+
+def report_evaluation(answers: Answers, console: Console) -> dict[str, Any]:
+    """Writes `results.json` into the run's folder, prints its tables, and returns what is in it."""
+    summary = summarise(answers.outcomes, answers.config.samples, seed=answers.config.seed)
+    results = {**_head(answers), **summary}
+    write_json(answers.run_dir / "results.json", results)
+    every = {**summary["tasks"], **({OVERALL: summary["overall"]} if len(summary["tasks"]) != 1 else {})}
+    console.print(_figures(every, summary), _lengths(every), sep="\n")
+    _print_rest(answers, summary["overall"], console)
+    console.print(f"results: {answers.run_dir / 'results.json'}", highlight=False, soft_wrap=True)
+    return results
+
+
+def report_pass_rates(answers: Answers, output: Path | None, console: Console) -> Path:
+    """Writes a row for each prompt, in the order of the data, and prints how the rates are spread.
+
+    Args:
+        answers: What the run has come to.
+        output: A .jsonl or .parquet file; None: `pass_rates.jsonl` in the run's folder.
+        console: Where to print.
+
+    Returns:
+        The file.
+    """
+    file = output or answers.run_dir / "pass_rates.jsonl"
+    blind = answers.config.blind
+    rows = [
+        {**pass_rate(outcome), "row": row, "blind": blind}
+        for row, outcome in zip(answers.rows, answers.outcomes, strict=True)
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".tmp")
+    if file.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), aside)
+    else:
+        aside.write_text("".join(map(as_line, rows)))
+    aside.rename(file)
+    console.print(_rates(rows))
+    _print_rest(answers, summarise(answers.outcomes, answers.config.samples)["overall"], console)
+    console.print(f"pass rates: {file}", highlight=False, soft_wrap=True)
+    return file
+
+
+def check_output(output: Path | None) -> None:
+    """Refuses a file of pass rates that cannot be written.
+
+    Raises:
+        ValueError: It is of another kind.
+    """
+    if output is not None and output.suffix not in PASS_RATE_FILES:
+        raise ValueError(f"output must end in {' or '.join(PASS_RATE_FILES)}, got {output}")
+
+
+def _head(answers: Answers) -> dict[str, Any]:
+    config = answers.config
+    return {
+        "model": config.model,
+        "data": config.data,
+        "reward": config.reward,
+        "samples": config.samples,
+        "sampling": {"preset": config.sampling, **asdict(sampling_of(config))},
+        "correct": asdict(config.correct),
+        "blind": config.blind,
+        "seed": config.seed,
+        "skipped": {str(row): reason for row, reason in answers.skipped.items()},
+    }
+
+
+def _table(*columns: str) -> Table:
+    table = Table(*columns, box=SIMPLE_HEAD, collapse_padding=True)
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _figures(every: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> Table:
+    table = _table("task", "figure", "value", f"{summary['level']:.0%} interval", "prompts")
+    for task, found in every.items():
+        for place, (name, figure) in enumerate(found["figures"].items()):
+            if name == "pass@1" and len(found["figures"]) > 1:
+                continue  # the average under another name
+            interval = f"{figure['low']:.3f} to {figure['high']:.3f}"
+            told = escape(task) if place == 0 else ""
+            table.add_row(told, name, f"{figure['value']:.3f}", interval, str(figure["prompts"]))
+    if len(summary["tasks"]) > 1:
+        for place, (name, value) in enumerate(summary["mean_over_tasks"].items()):
+            if name != "pass@1":
+                tasks = f"{len(summary['tasks'])} tasks"
+                table.add_row("mean over tasks" if place == 0 else "", name, f"{value:.3f}", "", tasks)
+    return table
+
+
+def _lengths(every: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = _table("task", "samples", "tokens", "median", "95 %", "max", "cut", "reward", "no verdict")
+    for task, found in every.items():
+        tokens = (f"{found['tokens'].get(name, 0):.0f}" for name in ("mean", "median", "p95", "max"))
+        reward = "" if found["reward"] is None else f"{found['reward']:.3f}"
+        samples, lost = str(found["samples"]), str(found["without_verdict"])
+        table.add_row(escape(task), samples, *tokens, f"{found['truncated']:.1%}", reward, lost)
+    return table
+
+
+def _rates(rows: list[dict[str, Any]]) -> Table:
+    """How many prompts have which pass rate: none, some or all of their samples correct."""
+    table = _table("task", "prompts", "none", "to 50 %", "to 90 %", "above", "all", "no verdict")
+    table.title, table.title_justify = "prompts by how many of their samples are correct", "left"
+    for task in sorted({row["task"] for row in rows}):
+        kinds = Counter(_kind(row["pass_rate"]) for row in rows if row["task"] == task)
+        table.add_row(escape(task), str(kinds.total()), *(str(kinds[place]) for place in (0, 1, 2, 3, 4, None)))
+    return table
+
+
+def _kind(rate: float | None) -> int | None:
+    if rate is None or rate in (0.0, 1.0):
+        return None if rate is None else int(4 * rate)
+    return 1 if rate <= 0.5 else 2 if rate <= 0.9 else 3
+
+
+def _print_rest(answers: Answers, overall: Mapping[str, Any], console: Console) -> None:
+    """What a reader of the figures must know besides: what has no verdict, and what was not asked."""
+    for verifier, count in overall["errors"].items():
+        told = f"{count} of {overall['samples']} samples have no verdict, for {verifier} reached none: they are in no figure"
+        console.print(told, style="yellow", highlight=False, markup=False)
+    for reason, count in Counter(_general(reason) for reason in answers.skipped.values()).items():
+        console.print(f"{count} prompts were not asked: {reason}", style="yellow", highlight=False, markup=False)
+    before = len(answers.outcomes) - answers.num_asked
+    if before > 0:
+        console.print(f"{before} prompts had been answered before, {answers.num_asked} now", highlight=False)
+
+
+def _general(reason: str) -> str:
+    """Without the row and prompt that it begins with."""
+    return reason.split(": ", 1)[-1]

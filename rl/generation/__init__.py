@@ -1,0 +1,1 @@
+"""Prompts in, scored batches out, as far ahead of the learner as `max_staleness` allows."""

@@ -1,0 +1,1 @@
+"""GPU placement, memory plans, and presets for the published sizes."""

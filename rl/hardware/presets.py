@@ -1,0 +1,216 @@
+"""Where to start from with each size of Qwen3-VL: the machines, who takes which GPU, and how the policy is cut over them.
+
+A preset says what depends on the model's size alone; tasks, rewards and hyper-parameters are a recipe's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+from rich.console import Console
+
+from policies.model_sizes import PUBLISHED
+from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig, check_config
+from rl.hardware.memory import MemoryPlan, as_table, plan_memory, plan_teacher
+from rl.hardware.placement import as_table as placement_table
+from rl.hardware.placement import choices, derive_placement
+from rollout.config import RolloutConfig
+
+C = TypeVar("C", bound="Sized")
+
+PresetName = Literal["small", "2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B"]
+"""`small` is the recipe's own: the small policy on this machine's CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetConfig(TrainConfig):
+    """A recipe's choices, small or of a published size: `--preset` replaces the defaults that depend on it."""
+
+    preset: PresetName = "small"
+    """small runs here, on the CPU; the others are Qwen3-VL's sizes, on GPUs."""
+    plan: bool = False
+    """Prints who takes which of the preset's GPUs, and how much of their memory, and stops."""
+    data_dir: Path | None = None
+    """Where a preset's datasets are, each in a folder of its own name; default: the hub."""
+
+    def large(self) -> Self:
+        """What of the small policy's choices a published size does not share: all but the tasks; the preset says the rest."""
+        return replace(
+            self,
+            steps=400,
+            prompts_per_step=128,
+            group_size=16,
+            num_minibatches=4,
+            reward_workers=8,
+            reward_timeout=30.0,
+            optimizer=OptimizerConfig(learning_rate=1e-6),
+            rollout=RolloutConfig(),
+            learner=LearnerConfig(),
+            eval=EvalConfig(every=50, num_prompts=512),
+        )
+
+    def of_size(self, preset: Preset) -> Self:
+        """With what a preset says."""
+        config = self.large()
+        return replace(
+            config,
+            model=preset.model,
+            placement=preset.placement,
+            learner=replace(config.learner, **preset.learner),
+            rollout=replace(config.rollout, **preset.rollout),
+        )
+
+    def print_plan(self, console: Console) -> None:
+        """Prints who takes which of the preset's GPUs, and the memory plan."""
+        preset = PRESETS[self.preset]
+        _, plan = preset_plan(self, self.preset)
+        console.print(preset.why, highlight=False)
+        if self.placement:
+            console.print(placement_table(choices(self, preset.gpus)))
+        console.print(as_table(plan))
+        if teacher := next((size for size in PUBLISHED if f"-{size}-" in str(self.teacher.model)), None):
+            console.print(plan_teacher(self, PUBLISHED[teacher], device_gib=preset.device_gib))
+
+    def source(self, hub_name: str) -> str:
+        """Where to read a dataset of the hub: there, or of `data_dir`."""
+        return hub_name if self.data_dir is None else str(self.data_dir / hub_name.rpartition("/")[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Machines for a model, and how they are used.
+
+    Attributes:
+        model: The published checkpoint that RL starts from.
+        nodes: Machines.
+        gpus_per_node: GPUs of each.
+        device_gib: Memory of each, in GiB.
+        placement: Of `TrainConfig`.
+        learner: Fields of `LearnerConfig`.
+        rollout: Fields of `RolloutConfig`.
+        why: Where the choice comes from, in a sentence.
+    """
+
+    model: str
+    nodes: int
+    gpus_per_node: int = 8
+    device_gib: float = 80.0
+    placement: Literal["separate", "colocated"] = "colocated"
+    learner: Mapping[str, Any] = field(default_factory=dict)
+    rollout: Mapping[str, Any] = field(default_factory=dict)
+    why: str
+
+    @property
+    def gpus(self) -> list[int]:
+        """GPUs of each node."""
+        return [self.gpus_per_node] * self.nodes
+
+
+LONG = {"max_model_len": 20480, "max_tokens": 16384, "max_image_pixels": 2048 * 1024}
+"""A prompt with a picture of 2,048 tokens, and a thought of 16,384."""
+LEARNS = {"gradient_checkpointing": True, "microbatch_tokens": 20480}
+
+PRESETS: dict[str, Preset] = {
+    "2B": Preset(
+        model="Qwen/Qwen3-VL-2B-Instruct",
+        nodes=1,
+        learner=LEARNS,
+        rollout={**LONG, "gpus_per_engine": 1},
+        why="a rank keeps 4 GiB of states: learner and engine share every GPU",
+    ),
+    "4B": Preset(
+        model="Qwen/Qwen3-VL-4B-Instruct",
+        nodes=1,
+        learner=LEARNS,
+        rollout={**LONG, "gpus_per_engine": 1},
+        why="a rank keeps 8 GiB of states: learner and engine share every GPU",
+    ),
+    "8B": Preset(
+        model="Qwen/Qwen3-VL-8B-Instruct",
+        nodes=1,
+        learner=LEARNS,
+        rollout={**LONG, "gpus_per_engine": 1},
+        why="a rank keeps 16 GiB of states, and an engine still has 30 GiB of cache beside them",
+    ),
+    "32B": Preset(
+        model="Qwen/Qwen3-VL-32B-Instruct",
+        nodes=4,
+        learner=LEARNS,
+        rollout={**LONG, "gpus_per_engine": 4},
+        why="over 32 GPUs a rank keeps 16 GiB of states; over 16 it would be 31, and little cache would be left",
+    ),
+    "30B-A3B": Preset(
+        model="Qwen/Qwen3-VL-30B-A3B-Instruct",
+        nodes=1,
+        learner={**LEARNS, "offload": True},
+        rollout={**LONG, "gpus_per_engine": 2},
+        why="on one machine the states are 58 GiB of each GPU: they lie in host memory, and the engines have the GPUs",
+    ),
+    "235B-A22B": Preset(
+        model="Qwen/Qwen3-VL-235B-A22B-Instruct",
+        nodes=8,
+        learner={**LEARNS, "offload": True},
+        rollout={**LONG, "gpus_per_engine": 8},
+        why="an engine takes a whole machine, and 55 GiB of each of its GPUs: the states lie in host memory",
+    ),
+}
+"""By the sizes' names. Each fits 80 GiB of memory a GPU by its own arithmetic, which the tests do."""
+
+
+class Sized(Protocol):
+    """A recipe's choices, small or of a published size: a `PresetConfig`, or another that has these."""
+
+    model: str
+    preset: PresetName
+    plan: bool
+
+    def of_size(self, preset: Preset) -> Self:
+        """With what a preset says."""
+
+    def print_plan(self, console: Console) -> None:
+        """Prints what it makes of the preset's machines."""
+
+
+def with_preset(config: C, name: PresetName) -> C:
+    """The config with what the preset says; of `small` as it is.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
+    if name == "small":
+        return config
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of small, {', '.join(PRESETS)}, got {name!r}")
+    sized: Any = config.of_size(PRESETS[name])
+    chosen: C = replace(sized, preset=name)
+    return chosen
+
+
+def preset_plan(config: TrainConfig, name: PresetName) -> tuple[TrainConfig, MemoryPlan]:
+    """What a config makes of the preset's machines: its placement derived, and the memory that it takes.
+
+    Raises:
+        ValueError: The config cannot work.
+    """
+    preset = PRESETS[name]
+    derived = derive_placement(config, preset.gpus) if config.placement else config
+    check_config(derived)
+    plan = plan_memory(derived, PUBLISHED[name], device_gib=preset.device_gib, gpus_per_node=preset.gpus_per_node)
+    return derived, plan
+
+
+def print_plan(config: Sized, console: Console) -> None:
+    """Prints the preset's machines, and what the config makes of them.
+
+    Raises:
+        ValueError: The preset is the small one, which needs no plan; or the config cannot work.
+    """
+    if config.preset == "small":
+        raise ValueError(f"--plan is of GPUs, and preset small runs on the CPU: choose one of {', '.join(PRESETS)}")
+    preset = PRESETS[config.preset]
+    machines = f"{preset.nodes} × {preset.gpus_per_node} GPUs of {preset.device_gib:g} GiB"
+    console.print(f"{config.preset}: {config.model} on {machines}", highlight=False)
+    config.print_plan(console)

@@ -1,0 +1,61 @@
+"""What learns, by which optimizer, at which learning rate."""
+
+from __future__ import annotations
+
+import torch
+
+from policies.lora import add_lora
+from policies.small.transplant import freeze_scaled
+from rl.config import OptimizerConfig, TrainConfig
+
+
+def choose_what_learns(model: torch.nn.Module, config: TrainConfig) -> None:
+    """All weights, or LoRA's adapters alone; in either case without the vision tower if its learning rate is 0.
+
+    Of carried language weights (`policies.small.transplant`) those do not learn that AdamW could only destroy or not move.
+
+    Raises:
+        ValueError: If a part that LoRA is to adapt does not exist in this model.
+    """
+    if config.lora.rank:
+        add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, parts=config.lora.parts, seed=config.seed)
+    if config.optimizer.vision_learning_rate == 0:
+        model.model.visual.requires_grad_(False)
+    freeze_scaled(model)
+
+
+def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW, fused; matrices decay, vectors (norms, biases) do not; the vision tower may have a learning rate of its own."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((".visual." in name, parameter.dim() >= 2), []).append(parameter)
+    vision_rate = config.learning_rate if config.vision_learning_rate is None else config.vision_learning_rate
+    options = [
+        {
+            "params": group,
+            "lr": vision_rate if is_vision else config.learning_rate,
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
+        }
+        # The language model first: the metric `policy/learning_rate` is that of the first group.
+        for (is_vision, is_matrix), group in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+    ]
+    optimizer = torch.optim.AdamW(options, betas=config.betas, eps=config.eps, fused=True)
+    parameters = [parameter for group in groups.values() for parameter in group]
+    # AdamW would leave out parameters without a gradient so far, such as the vision tower while all prompts are text; torch's
+    # get_optimizer_state_dict then fails on resume, and on an optimizer without any state takes a step of its own.
+    for parameter in parameters:
+        moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+    return optimizer
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate rises over `warmup_updates`, and falls to a tenth over `decay_updates` if there are any; linear both."""
+
+    def share(update: int) -> float:
+        rise = min(1.0, (update + 1) / max(1, config.warmup_updates))
+        fall = max(0.1, 1 - 0.9 * update / config.decay_updates) if config.decay_updates else 1.0
+        return min(rise, fall)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)

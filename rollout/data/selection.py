@@ -1,0 +1,66 @@
+"""The prompts of a set that are worth training on, as `python -m recipes.select` wrote them down.
+
+Example:
+    prompts = selected(prompts_from(read_rows("train.parquet"), geometry3k), "runs/select/train/selected.jsonl")
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rollout.data.media import UnreadablePrompt
+from rollout.data.mixture import Mixture
+from rollout.data.prompts import Prompts, Rows, prompts_from
+
+
+def selected(prompts: Rows, file: str | Path) -> Prompts:
+    """Keeps of a set of prompts those that a selection names; the others are never drawn.
+
+    Args:
+        prompts: The set that was selected from, whole and in the same order.
+        file: `selected.jsonl`: a line for each prompt that is kept, with its `row` and `prompt_id`.
+
+    Raises:
+        ValueError: The file is not there, is no selection, names no prompts, or was made of another set: then its first or last
+            prompt has another id here. Or `prompts` is a mixture, whose tasks are to be selected one by one.
+    """
+    if isinstance(prompts, Mixture):
+        raise ValueError(
+            f"a selection is of one set of prompts, and this is a mixture: pass selected(prompts, {str(file)!r}) to mixture() for "
+            "the task that it was made of"
+        )
+    prompts = prompts_from(prompts)
+    names = read_selection(file)
+    rows = sorted(names)
+    if rows[-1] >= len(prompts):
+        raise ValueError(f"{file} names row {rows[-1]}, and there are {len(prompts)} prompts: it is of another set")
+    for row in (rows[0], rows[-1]):
+        try:
+            found = prompts[row].id
+        except UnreadablePrompt:
+            continue  # says nothing of whose it is
+        if found != names[row]:
+            raise ValueError(
+                f"{file} has prompt {names[row]!r} in row {row}, here it is {found!r}: it is of another set, or of another order"
+            )
+    return prompts.at(rows)
+
+
+def read_selection(file: str | Path) -> dict[int, str]:
+    """Reads the id of each row that a selection keeps.
+
+    Raises:
+        ValueError: The file is not there, is no selection, or names no prompts.
+    """
+    try:
+        lines = [json.loads(line) for line in Path(file).read_text().splitlines()]
+        names = {line["row"]: line["prompt_id"] for line in lines}
+    except FileNotFoundError:
+        raise ValueError(f"there is no selection {file}: make one by python -m recipes.select") from None
+    except (ValueError, KeyError, TypeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} is no selection, which has a row and a prompt_id in each line ({told})") from error
+    if not names:
+        raise ValueError(f"the selection {file} keeps no prompt: see report.json beside it for why")
+    return names

@@ -1,0 +1,1 @@
+"""All engines behind one queue, in the driver's process."""
