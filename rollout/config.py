@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Final, Literal
+
+from annotated_types import Ge, Gt
+
+Count = Annotated[int, Gt(0)]
+CountOrZero = Annotated[int, Ge(0)]
+Pixels = Annotated[int | None, Gt(0)]
+Seconds = Annotated[float, Gt(0)]
+RESUMABLE: Final = "may differ between a run and its resume"
+"""A marker in a field's annotation: the option does not change what a step learns."""
 
 Dtype = Literal["float32", "bfloat16"]
 Backend = Literal["shared_memory", "nccl", "ipc"]
@@ -16,65 +25,65 @@ ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class RolloutConfig:
     """The vLLM engines."""
 
-    num_engines: int = 1
+    num_engines: Annotated[Count, RESUMABLE] = 1
     """Ray actors, each owning one vLLM engine."""
-    gpus_per_engine: int = 0
+    gpus_per_engine: Annotated[CountOrZero, RESUMABLE] = 0
     """GPUs of each engine (tensor parallel over all of them, on one node); 0 runs vLLM on the CPU."""
-    threads_per_engine: int = 1
+    threads_per_engine: Annotated[Count, RESUMABLE] = 1
     """CPU threads of each engine."""
     dtype: Dtype = "bfloat16"
     """Precision of the engine's weights."""
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     """Longest response, in tokens."""
     max_model_len: int = 4096
     """Longest prompt plus response, in tokens."""
     max_batched_tokens: int = 8192
     """Tokens that an engine processes at once; at least max_model_len."""
-    max_images: int = 1
+    max_images: CountOrZero = 1
     """Most images of one prompt, those that an environment shows included."""
-    max_videos: int = 0
+    max_videos: CountOrZero = 0
     """Most videos of one prompt."""
-    min_image_pixels: int | None = None
+    min_image_pixels: Pixels = None
     """Smaller images are scaled up to so many pixels. Default: as the model's processor has it."""
-    max_image_pixels: int | None = None
+    max_image_pixels: Pixels = None
     """Larger images are scaled down to so many pixels; 32 × 32 are a token. Default: as the model's processor has it."""
-    max_video_pixels: int | None = None
+    max_video_pixels: Pixels = None
     """Larger videos are scaled down to so many pixels over all frames, but no frame below the processor's smallest video;
     2 × 32 × 32 are a token. Default: as the model's processor has it."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Gt(0)] = 1.0
     """Sampling temperature; the learner divides its logits by the same number."""
-    kv_cache_gib: int = 1
+    kv_cache_gib: Annotated[Count, RESUMABLE] = 1
     """Key-value cache of each engine, in GiB (CPU engines)."""
-    gpu_memory_utilization: float = 0.85
+    gpu_memory_utilization: Annotated[float, Gt(0), RESUMABLE] = 0.85
     """Share of GPU memory that an engine may take (GPU engines). Where the learner is on the same GPU, the rest is for the weights
     and the optimizer's state that it keeps there: 0.6 with placement colocated."""
-    weight_transfer: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
+    weight_transfer: Annotated[Literal["auto", "shared_memory", "nccl", "ipc"], RESUMABLE] = "auto"
     """How new weights reach the engines: nccl between GPUs, ipc where engines and learner share their GPUs, shared_memory
     through host memory: slower on GPUs, but an engine that fails is replaced during the run. auto is nccl if both sides have
     GPUs, else shared_memory."""
-    max_running: int = 256
+    max_running: Annotated[Count, RESUMABLE] = 256
     """Completions that an engine works at; the rest waits for the first engine that has room."""
     in_flight: Literal["keep", "requeue"] = "keep"
     """What becomes of completions that a weight sync meets (max_staleness > 0): they go on with the new weights, each token knowing
     its version, or begin anew."""
-    max_turns: int = 8
+    max_turns: Count = 8
     """Environments: most turns of the policy in an episode."""
-    max_turn_tokens: int = 0
+    max_turn_tokens: CountOrZero = 0
     """Environments: longest turn, in tokens; 0: as long as max_tokens, which bounds the episode, observations included."""
-    episode_timeout: float = 3600.0
+    episode_timeout: Seconds = 3600.0
     """Environments: seconds after which an episode gets no further turn."""
-    environment_timeout: float = 60.0
+    environment_timeout: Seconds = 60.0
     """Environments: seconds that a call of reset or step may take."""
-    request_timeout: float = 3600.0
+    request_timeout: Annotated[Seconds, RESUMABLE] = 3600.0
     """Seconds after which a completion is cut, as if it had reached max_tokens."""
-    engine_timeout: float = 300.0
+    engine_timeout: Annotated[Seconds, RESUMABLE] = 300.0
     """Seconds without a sign of life, or for one step of a weight update, after which an engine counts as hanging and is
     replaced."""
-    start_timeout: float = 1800.0
+    start_timeout: Annotated[Seconds, RESUMABLE] = 1800.0
     """Seconds that an engine may take to start, Ray's search for room included."""
-    max_failures: int = 3
+    max_failures: Annotated[CountOrZero, RESUMABLE] = 3
     """How often in a row an engine and its replacements may fail, without a single completion in between, before the run stops."""
-    max_logprob_gap: float | None = None
+    max_logprob_gap: Annotated[float | None, RESUMABLE] = None
     """Largest allowed mean |log p(engine) - log p(learner)| on on-policy tokens; the run stops beyond it.
     Default: 1e-3 in float32, 0.1 in bfloat16."""
 
