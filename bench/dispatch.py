@@ -30,7 +30,7 @@ from rich.table import Table
 
 from policies.loading import load_processor, vision_token_ids
 from policies.small.qwen3_vl import save_small_policy
-from rl.run import local_ray
+from rollout.cluster import local_ray
 from rollout.config import RolloutConfig
 from rollout.data.prompts import prompts_from
 from rollout.pool.channel import Answer, Channel, Order, Outbox

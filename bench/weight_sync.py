@@ -24,10 +24,11 @@ from rich.table import Table
 from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.small.qwen3_vl import Kind, save_small_policy
-from rl.run import local_ray
+from rollout.cluster import local_ray
 from rollout.config import RolloutConfig
 from rollout.pool.engine_pool import RayEngineClient, RolloutPool
-from rollout.weights.senders import SharedMemorySender, WeightSource
+from rollout.weights.senders import SharedMemorySender
+from rollout.weights.source import WeightSource
 
 
 @dataclass(frozen=True, kw_only=True)

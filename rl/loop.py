@@ -30,7 +30,7 @@ from rl.task_metrics import task_metrics
 from rl.types import RunStopped
 from rollout.data.prompts import Rows
 from rollout.data.selection import selected
-from rollout.environments.episodes import MakeEnvironment
+from rollout.environments.environment import MakeEnvironment
 from rollout.types import CannotReplace
 
 logger = logging.getLogger(__name__)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -27,9 +24,11 @@ from rl.preflight import first_prompts, try_reward
 from rl.run_dir.checkpoint import LoopState
 from rl.run_dir.tracker import Tracker
 from rl.teacher import require_same_vocabulary, start_teacher
+from rollout.cluster import local_ray
 from rollout.data.mixture import MixedStream, Stream, open_stream
 from rollout.data.prompts import Rows, readable
-from rollout.environments.episodes import Episodes, MakeEnvironment, try_environment
+from rollout.environments.environment import MakeEnvironment
+from rollout.environments.episodes import Episodes, try_environment
 from rollout.pool.engine_pool import RolloutPool
 from rollout.pool.teacher import Teacher
 from rollout.rendering import fits_context, limit_pixels
@@ -187,18 +186,3 @@ def _open_inputs(config: TrainConfig, model: str | Path, state: LoopState, given
         try_environment(given.environment, first[0], processor, limit=config.rollout.environment_timeout)
         episodes = partial(Episodes, given.environment, processor, config.rollout)
     return _Tried(processor=processor, stream=stream, held_out=held_out, runner=runner, episodes=episodes)
-
-
-@contextmanager
-def local_ray() -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS names or that is joined already; else runs Ray on this machine for as long as needed."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()

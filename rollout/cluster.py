@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rollout.config import RolloutConfig
@@ -37,6 +38,21 @@ class Gpu:
 
     node: str
     device: str
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS names or that is already joined. Without one, runs Ray on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def cluster_nodes() -> list[Node]:
@@ -100,7 +116,9 @@ def require_room(nodes: Sequence[Node], config: RolloutConfig, *, learner_gpus: 
     spare = [node.gpus - count * width for node, count in zip(nodes, room, strict=True)]
     gpus = sum(node.gpus for node in nodes)
     if learner_gpus > gpus:
-        raise ValueError(f"learner.gpus = {learner_gpus}, but Ray has {gpus} ({describe(nodes)}): lower learner.gpus")
+        raise ValueError(
+            f"learner.gpus = {learner_gpus}, but Ray has {gpus} ({describe_nodes(nodes)}): lower learner.gpus"
+        )
     possible = most_engines(room, spare, width, learner_gpus)
     if config.num_engines <= possible:
         return
@@ -109,7 +127,7 @@ def require_room(nodes: Sequence[Node], config: RolloutConfig, *, learner_gpus: 
     remedy = f"lower rollout.num_engines to {possible}" if possible else "lower what one engine takes"
     raise ValueError(
         f"rollout.num_engines = {config.num_engines} engines of {each}, each on one node{beside}: Ray has room for {possible} "
-        f"({describe(nodes)}): {remedy}, or start Ray on more machines"
+        f"({describe_nodes(nodes)}): {remedy}, or start Ray on more machines"
     )
 
 
@@ -132,11 +150,11 @@ def require_room_for_both(
     gpus = learner_gpus + sum(engines.num_engines * engines.gpus_per_engine for engines in both)
     if cpus > sum(node.cpus for node in nodes) or gpus > sum(node.gpus for node in nodes):
         raise ValueError(
-            f"the engines of student and teacher, and the learner, take {cpus} CPUs and {gpus} GPUs; Ray has {describe(nodes)}: "
-            "lower rollout.num_engines or teacher.num_engines, or what one of them takes"
+            f"the engines of student and teacher, and the learner, take {cpus} CPUs and {gpus} GPUs; Ray has "
+            f"{describe_nodes(nodes)}: lower rollout.num_engines or teacher.num_engines, or what one of them takes"
         )
 
 
-def describe(nodes: Sequence[Node]) -> str:
+def describe_nodes(nodes: Sequence[Node]) -> str:
     """The nodes in words."""
     return "; ".join(f"node {node.name}: {node.cpus} CPUs, {node.gpus} GPUs" for node in nodes) or "no node"

@@ -23,7 +23,8 @@ from rollout.engine.vllm_engine import RolloutEngine
 from rollout.pool.engine_actor import engine_environment
 from rollout.pool.engine_pool import RolloutPool
 from rollout.types import Group, Prompt, Request, Sampling, sampled_mask
-from rollout.weights.senders import SharedMemorySender, WeightSource
+from rollout.weights.senders import SharedMemorySender
+from rollout.weights.source import WeightSource
 from rollout.weights.update import RayEngineClient
 
 

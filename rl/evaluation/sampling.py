@@ -24,7 +24,7 @@ from rl.data import prompts_of
 from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling_of
 from rl.evaluation.results import Correct, Outcome, outcome_of
 from rl.evaluation.store import Records, asked, digest
-from rl.run import local_ray
+from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
 from rollout.data.prompts import Accept, Prompts, blind
 from rollout.environments.episodes import Episodes, try_environment

@@ -21,11 +21,12 @@ from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
 from rl.objectives import Objective
 from rl.types import Sample, StepReport
-from rollout.cluster import Gpu, cluster_nodes, describe, require_room
+from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
 from rollout.config import Backend
-from rollout.pool.engine_actor import get
+from rollout.ray_calls import ray_get
 from rollout.types import CannotReplace
-from rollout.weights.senders import AdapterSender, Sender, WeightSource, make_sender
+from rollout.weights.senders import AdapterSender, make_sender
+from rollout.weights.source import Sender, WeightSource
 from rollout.weights.update import RayEngineClient
 
 LAST_WORDS = 10.0
@@ -251,7 +252,7 @@ def claim_gpus(num_gpus: int, width: int) -> PlacementGroup:
         remove_placement_group(claim)
         raise ValueError(
             f"learner.gpus = {num_gpus}, {width} together on one node: Ray has found none free for {CLAIM_TIMEOUT:g} s "
-            f"({describe(cluster_nodes())}): lower learner.gpus, or end what else uses them"
+            f"({describe_nodes(cluster_nodes())}): lower learner.gpus, or end what else uses them"
         )
     return claim
 
@@ -281,7 +282,7 @@ def _get_all(calls: Sequence[ray.ObjectRef]) -> list[Any]:
             late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=LAST_WORDS) if waiting else ([], [])
             culprit = min([done, *late], key=_consequence)
             try:
-                get(culprit)
+                ray_get(culprit)
             except (ValueError, RuntimeError) as error:
                 if len(calls) == 1:
                     raise

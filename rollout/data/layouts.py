@@ -17,6 +17,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from rollout.data.media import UnreadablePrompt, open_images
+from rollout.data.prompts import ToPrompt
 from rollout.types import Prompt
 
 Row = Mapping[str, Any]
@@ -195,6 +196,25 @@ def reasoning_gym(row: Row) -> Prompt:
     prompt = _prompt(row, "reasoning_gym", question, row["answer"], used=("question", "answer"))
     source, index = metadata.get("source_dataset"), metadata.get("source_index")
     return prompt if source is None or index is None else replace(prompt, id=f"{source}-{index}")
+
+
+LAYOUTS: dict[str, ToPrompt] = {
+    mapping.__name__: mapping
+    for mapping in (
+        geometry3k,
+        mathvista,
+        mathvision,
+        mmmu,
+        chartqa,
+        countbench,
+        refcoco,
+        ocrbench,
+        gsm8k,
+        aime,
+        reasoning_gym,
+    )
+}
+"""Layouts by the name that `--layout` takes."""
 
 
 def _asked(question: str, *asks: str, options: Sequence[str] = ()) -> str:

@@ -20,7 +20,8 @@ from zlib import crc32
 
 import numpy as np
 
-from rollout.data.prompts import Accept, Prompts, PromptStream, Rows, prompts_from, readable
+from rollout.data.prompts import Accept, Prompts, Rows, prompts_from, readable
+from rollout.data.stream import PromptStream
 from rollout.types import Prompt
 
 logger = logging.getLogger(__name__)

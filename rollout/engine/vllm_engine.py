@@ -15,7 +15,7 @@ import psutil
 from rollout.config import ENGINE_RANKS, RolloutConfig
 from rollout.engine.outputs import as_reading, as_response
 from rollout.engine.pause_gate import Gate
-from rollout.engine.shared_segments import remove_unmapped, segments_of, wait_until_ended
+from rollout.engine.vllm_processes import remove_unmapped, segments_of, wait_until_ended
 from rollout.rendering import engine_media, limit_pixels, pixel_options, render
 from rollout.types import EngineFailed, Request, Response, Sampling
 

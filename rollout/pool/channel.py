@@ -14,9 +14,8 @@ from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeAlias
 
-import ray
-
-from rollout.types import CannotReplace, EngineFailed, Request, Response, Sampling
+from rollout.ray_calls import picklable_error, readable_error
+from rollout.types import Request, Response, Sampling
 
 Answer: TypeAlias = Response | Exception | None
 """What comes of an order: its responses one by one, then None; or an error."""
@@ -85,7 +84,7 @@ class Outbox:
                 self._tell(order.number, response)
             self._tell(order.number, None)
         except Exception as error:
-            self._tell(order.number, in_plain_words(error))
+            self._tell(order.number, picklable_error(error))
 
     def _tell(self, number: int, answer: Answer) -> None:
         self._answers.append((number, answer))
@@ -169,24 +168,4 @@ class Channel:
     def _fail(self, numbers: Sequence[int], error: Exception) -> None:
         for number in numbers:
             if number in self._waiting:
-                self._waiting[number].put_nowait(told(error))
-
-
-def told(error: Exception) -> Exception:
-    """What went wrong in the other process, without Ray's account of it; EngineFailed if the process is beyond help."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return in_plain_words(error.cause)
-    if isinstance(error, ray.exceptions.RayError):
-        return EngineFailed(
-            f"a worker process died: {error}\nIts last words are in Ray's session logs; the usual reason is memory "
-            "(lower rollout.kv_cache_gib, rollout.max_model_len or learner.microbatch_tokens)"
-        )
-    return error
-
-
-def in_plain_words(error: Exception) -> Exception:
-    """An error as it can travel: vLLM's own classes do not survive the way to the driver, their words do."""
-    for kind in (EngineFailed, CannotReplace, ValueError):  # the last is a user's mistake that shows only over there
-        if isinstance(error, kind):
-            return kind(str(error))
-    return RuntimeError(f"{type(error).__name__}: {error}")
+                self._waiting[number].put_nowait(readable_error(error))

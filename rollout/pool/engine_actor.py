@@ -16,10 +16,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.cluster import Gpu
 from rollout.config import Backend, RolloutConfig
-from rollout.engine.shared_segments import remove_unmapped, segments_of, semaphores_of, wait_until_ended
 from rollout.engine.vllm_engine import RolloutEngine
-from rollout.engine.vllm_processes import SWITCH
-from rollout.pool.channel import Answer, Channel, Order, Outbox, told
+from rollout.engine.vllm_processes import (
+    ENGINE_PROCESS_VAR,
+    remove_unmapped,
+    segments_of,
+    semaphores_of,
+    wait_until_ended,
+)
+from rollout.pool.channel import Answer, Channel, Order, Outbox
+from rollout.ray_calls import EngineAddress, ray_answer
 from rollout.types import Request, Response, Sampling
 
 
@@ -36,7 +42,7 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
         # What is left of these libraries' chatter on the terminal is not for the user of a recipe.
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        SWITCH: "1",
+        ENGINE_PROCESS_VAR: "1",
         "VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "sapo_weight_transfer"),
     }
     if not config.gpus_per_engine:
@@ -144,21 +150,6 @@ class _EngineActor:
         self._engine.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineAddress:
-    """An engine as other processes than the driver's know it.
-
-    Attributes:
-        name: Tells it from others.
-        node: The Ray node's id.
-        actor: To call.
-    """
-
-    name: str
-    node: str
-    actor: ActorHandle
-
-
 class RemoteEngine:
     """The driver's handle on one engine; a `rollout.pool.dispatcher.Engine`.
 
@@ -211,15 +202,15 @@ class RemoteEngine:
 
     async def ping(self) -> None:
         """See `RolloutEngine.ping`."""
-        await _answer(self.actor.ping.remote())
+        await ray_answer(self.actor.ping.remote())
 
     async def sleep(self) -> None:
         """See `RolloutEngine.sleep`."""
-        await _answer(self.actor.sleep.remote())
+        await ray_answer(self.actor.sleep.remote())
 
     async def wake(self, part: Literal["weights", "kv_cache"]) -> None:
         """See `RolloutEngine.wake`."""
-        await _answer(self.actor.wake.remote(part))
+        await ray_answer(self.actor.wake.remote(part))
 
     async def destroy(self) -> None:
         """Ends the actor, vLLM's processes and their shared memory, whatever state they are in."""
@@ -239,13 +230,6 @@ class RemoteEngine:
         return self.actor.close.remote()
 
 
-async def _answer(call: ray.ObjectRef) -> None:
-    try:
-        await call
-    except ray.exceptions.RayError as error:
-        raise told(error) from error
-
-
 def _clear_away(belongings: Belongings) -> None:
     processes = []
     for pid, start in belongings.processes:
@@ -259,11 +243,3 @@ def _clear_away(belongings: Belongings) -> None:
     wait_until_ended(processes, seconds=10)
     semaphores = [path for pid, _ in belongings.processes for path in semaphores_of(pid)]
     remove_unmapped([*belongings.segments, *semaphores])
-
-
-def get(calls: Any) -> Any:
-    """`ray.get` whose errors start with what went wrong in the other process."""
-    try:
-        return ray.get(calls)
-    except ray.exceptions.RayError as error:
-        raise told(error) from error

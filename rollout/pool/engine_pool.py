@@ -13,11 +13,12 @@ from typing import Any, Literal, TypeVar, cast
 
 import ray
 
-from rollout.cluster import Gpu, cluster_nodes, describe, require_room
+from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
 from rollout.config import Backend, RolloutConfig
 from rollout.environments.episodes import Episodes
 from rollout.pool.dispatcher import Dispatcher, Engine
-from rollout.pool.engine_actor import RemoteEngine, get, told
+from rollout.pool.engine_actor import RemoteEngine
+from rollout.ray_calls import ray_get, readable_error
 from rollout.types import CannotReplace, EngineFailed, Group, Prompt, Request, Sampling
 from rollout.weights.update import RayEngineClient
 
@@ -123,7 +124,7 @@ class RolloutPool:
             if not ready:
                 raise RuntimeError(f"{len(waiting)} of {len(engines)} engines {self._late()}")
             for call in ready:
-                waiting.pop(call).has_started(get(call))
+                waiting.pop(call).has_started(ray_get(call))
 
     async def _in_time(self, waiting: Awaitable[T], seconds: float, late: str) -> T:
         """What comes of a wait for a replacement.
@@ -143,7 +144,7 @@ class RolloutPool:
         """What to say of engines that do not start."""
         return (
             f"did not start within rollout.start_timeout = {self.config.start_timeout:g} s: Ray has "
-            f"{describe(cluster_nodes())}; end what else works there, or give them more time"
+            f"{describe_nodes(cluster_nodes())}; end what else works there, or give them more time"
         )
 
     async def _open(self, engines: Sequence[Engine]) -> None:
@@ -382,7 +383,7 @@ class RolloutPool:
                 await self._in_time(asyncio.to_thread(self._client.introduce, engine.address), limit, late)
         except ray.exceptions.RayError as error:
             await engine.destroy()
-            raise told(error) from error
+            raise readable_error(error) from error
         except BaseException:
             await engine.destroy()
             raise

@@ -14,7 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rollout.weights.senders import SlabParameter, map_slab, slab_tensor
+from rollout.weights.slab import SlabParameter, map_slab, slab_tensor
 
 
 @dataclass

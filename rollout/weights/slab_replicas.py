@@ -10,9 +10,9 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rollout.pool.engine_actor import get
+from rollout.ray_calls import ray_get
 from rollout.types import EngineFailed
-from rollout.weights.senders import WeightSlab, map_slab
+from rollout.weights.slab import WeightSlab, map_slab
 
 PIECE = 256 << 20
 """Bytes of a slab that travel to another node at once: what Ray's object store must have room for."""
@@ -64,7 +64,7 @@ class Mirrors:
             if not self._holders:
                 self._holders[self.home] = _holder(self.home, self.nbytes, self.path)
             self._holders[node] = _holder(node, self.nbytes, None)
-            self._paths[node] = get(self._holders[node].path.remote())
+            self._paths[node] = ray_get(self._holders[node].path.remote())
             if lost := self._copy({node: self._holders[node]}):
                 raise EngineFailed(lost[node])
         return self._paths[node]
@@ -90,7 +90,7 @@ class Mirrors:
             written = {node: holder.write.remote(piece, offset) for node, holder in targets.items() if node not in lost}
             for node, call in written.items():
                 try:
-                    get(call)
+                    ray_get(call)
                 except EngineFailed as error:
                     lost[node] = f"its node's copy of the weights is lost: {error}"
         for node in lost:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from rollout.config import RolloutConfig
-from rollout.pool.engine_actor import EngineAddress, get
+from rollout.ray_calls import EngineAddress, ray_get
 from rollout.types import CannotReplace, EngineFailed
 from rollout.weights.slab_replicas import Mirrors
 
@@ -47,7 +47,7 @@ class RayEngineClient:
             home = ray.get_runtime_context().get_node_id()
             self._mirrors = Mirrors(home=home, path=init_info["path"], nbytes=init_info["nbytes"])
         width = max(1, self.config.gpus_per_engine)
-        get(
+        ray_get(
             [
                 engine.actor.init_weight_transfer_engine.remote(self._info_for(engine, i * width))
                 for i, engine in enumerate(self.engines)
@@ -73,16 +73,16 @@ class RayEngineClient:
             EngineFailed: If it dies.
         """
         if self._adapter is not None:
-            get(engine.actor.load_adapter.remote(self._adapter, self.version))
+            ray_get(engine.actor.load_adapter.remote(self._adapter, self.version))
             return
         if self._init_info is None:
             return
         assert self._mirrors is not None, "by NCCL and CUDA IPC only the learner can send"
-        get(engine.actor.init_weight_transfer_engine.remote(self._info_for(engine, 0)))
+        ray_get(engine.actor.init_weight_transfer_engine.remote(self._info_for(engine, 0)))
         if self.version is not None:
-            get(engine.actor.start_weight_update.remote())
-            get(engine.actor.update_weights.remote({}))
-            get(engine.actor.finish_weight_update.remote(self.version))
+            ray_get(engine.actor.start_weight_update.remote())
+            ray_get(engine.actor.update_weights.remote({}))
+            ray_get(engine.actor.finish_weight_update.remote(self.version))
 
     def start_weight_update(self) -> None:
         """Prepares every engine.
@@ -138,6 +138,6 @@ class RayEngineClient:
             )
         for call in done:
             try:
-                get(call)
+                ray_get(call)
             except EngineFailed as error:
                 self.lost[calls[call]] = str(error)

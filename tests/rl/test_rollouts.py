@@ -19,7 +19,7 @@ from rl.config import TrainConfig
 from rl.generation.batches import Rollouts, has_variance, keep_groups, refills_of_sources
 from rl.learner.microbatches import make_samples, split_minibatches
 from rollout.data.mixture import mixture, open_stream
-from rollout.data.prompts import PromptStream
+from rollout.data.stream import PromptStream
 from rollout.rendering import expanded_prompt
 from rollout.types import CannotReplace, Completion, Group, Prompt, Sampling
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import ray
 
-from rollout.pool.channel import Channel, Order, Outbox, told
+from rollout.pool.channel import Channel, Order, Outbox
+from rollout.ray_calls import readable_error
 from rollout.types import CannotReplace, Completion, EngineFailed, Prompt, Request, Response, Sampling
 
 
@@ -203,5 +204,5 @@ def test_errors_that_mean_something_to_the_loop_keep_their_kind_on_the_way_throu
         (CannotReplace("before a sync"), CannotReplace),
     ):
         error = ray.exceptions.RayTaskError("generate", "traceback", cause)
-        found = told(error)
+        found = readable_error(error)
         assert type(found) is kind and str(cause) in str(found)

@@ -8,7 +8,7 @@ import pytest
 
 import rollout.weights.update
 from rollout.config import RolloutConfig
-from rollout.pool.engine_actor import EngineAddress
+from rollout.ray_calls import EngineAddress
 from rollout.types import CannotReplace, EngineFailed
 from rollout.weights.update import RayEngineClient
 
@@ -39,7 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if actor.fails_in == method:
                 raise EngineFailed(f"{actor.name} has died")
 
-    monkeypatch.setattr(rollout.weights.update, "get", get)
+    monkeypatch.setattr(rollout.weights.update, "ray_get", get)
     monkeypatch.setattr(rollout.weights.update.ray, "wait", lambda waiting, **_: (waiting, []))
     return []
 

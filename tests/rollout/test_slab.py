@@ -18,16 +18,9 @@ from hypothesis import strategies as st
 
 from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_policy
-from rollout.weights.senders import (
-    ALIGNMENT,
-    SharedMemorySender,
-    SlabParameter,
-    WeightSlab,
-    WeightSource,
-    map_slab,
-    plan_slab,
-    slab_tensor,
-)
+from rollout.weights.senders import SharedMemorySender
+from rollout.weights.slab import ALIGNMENT, SlabParameter, WeightSlab, map_slab, plan_slab, slab_tensor
+from rollout.weights.source import WeightSource
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.uint8])
 

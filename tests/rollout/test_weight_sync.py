@@ -22,7 +22,8 @@ from rollout.environments.episodes import Episodes
 from rollout.pool.dispatcher import Dispatcher
 from rollout.rendering import render, require_same_tokens
 from rollout.types import Completion, Done, Group, Observation, Prompt, Request, Sampling, token_versions
-from rollout.weights.senders import SharedMemorySender, WeightSource
+from rollout.weights.senders import SharedMemorySender
+from rollout.weights.source import WeightSource
 from tests.engines import EngineThread, change_weights, gaps_of, largest_gap
 from tests.modalities import CONFIG, PROMPTS, clip, prompt
 
