@@ -27,9 +27,10 @@ from rl.teacher import require_same_vocabulary, start_teacher
 from rollout.cluster import local_ray
 from rollout.data.mixture import MixedStream, Stream, open_stream
 from rollout.data.prompts import Rows, readable
+from rollout.engine.spec import EngineSpec
 from rollout.environments.environment import MakeEnvironment
 from rollout.environments.episodes import Episodes, try_environment
-from rollout.pool.engine_pool import RolloutPool
+from rollout.pool.engine_pool import EnginePool
 from rollout.pool.teacher import Teacher
 from rollout.rendering import fits_context, limit_pixels
 from rollout.types import Prompt
@@ -47,7 +48,7 @@ class Run:
     stream: Stream
     runner: RewardRunner
     learner: LearnerGroup
-    pool: RolloutPool
+    pool: EnginePool
     teacher: Teacher | None
     rollouts: Rollouts
     evaluator: Evaluator
@@ -110,17 +111,16 @@ def open_run(config: TrainConfig, checkpoint: Path | None, state: LoopState, giv
     if teacher is not None:
         stack.callback(teacher.close)
     adapters_travel = config.lora.sync == "adapter"
-    pool = RolloutPool(
-        config.model if adapters_travel else model,
-        config.rollout,
+    spec = EngineSpec(
+        model=config.model if adapters_travel else model,
+        config=config.rollout,
         backend=backend,
-        banned_ids=vision_token_ids(tried.processor),
+        banned_ids=tuple(vision_token_ids(tried.processor)),
         policy_version=state.policy_version,
         lora_rank=config.lora.rank if adapters_travel else 0,
-        tell_experts=config.learner.routing_replay == "R3",
-        episodes=tried.episodes,
-        gpus=learner.shared_gpus(),
+        return_routed_experts=config.learner.routing_replay == "R3",
     )
+    pool = EnginePool(spec, episodes=tried.episodes, gpus=learner.shared_gpus())
     stack.callback(pool.close)
     pool.connect(learner.connect)
     if adapters_travel:  # the engines have the policy that LoRA starts from

@@ -22,6 +22,10 @@ class EngineAddress:
     actor: ActorHandle
     """The actor that owns the engine."""
 
+    def call(self, method: str, *args: Any) -> ray.ObjectRef:
+        """Starts a call of one of the engine's methods."""
+        return self.actor.call.remote(method, *args)
+
 
 def ray_get(calls: Any) -> Any:
     """Returns what `ray.get` does. Raises `readable_error` instead of Ray's errors."""

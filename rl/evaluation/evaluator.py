@@ -12,7 +12,7 @@ from rl.config import TrainConfig
 from rl.evaluation.results import Correct, outcome_of, task_metrics
 from rl.run_dir.tracker import sample_row
 from rollout.data.prompts import blind
-from rollout.pool.engine_pool import RolloutPool, request_seed
+from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.types import Group, Prompt, Sampling
 
 EVAL_STEP = -1
@@ -29,7 +29,7 @@ class Evaluator:
         runner: The reward.
     """
 
-    def __init__(self, config: TrainConfig, prompts: Sequence[Prompt], pool: RolloutPool, runner: RewardRunner) -> None:
+    def __init__(self, config: TrainConfig, prompts: Sequence[Prompt], pool: EnginePool, runner: RewardRunner) -> None:
         self.config, self.prompts, self.pool, self.runner = config, prompts, pool, runner
 
     def run(self, policy_version: int, *, with_blind: bool) -> dict[str, float]:

@@ -27,8 +27,9 @@ from rl.evaluation.store import Records, asked, digest
 from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
 from rollout.data.prompts import Accept, Prompts, blind
+from rollout.engine.spec import EngineSpec
 from rollout.environments.episodes import Episodes, try_environment
-from rollout.pool.engine_pool import RolloutPool, request_seed
+from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.rendering import fits_context, limit_pixels
 from rollout.types import Group, Prompt, Sampling
 from rollout.weights.senders import choose_backend
@@ -182,14 +183,13 @@ def _answered(
         try_environment(environment, first[1], processor, limit=rollout.environment_timeout)
         episodes = partial(Episodes, environment, processor, rollout)
     stack.enter_context(local_ray())
-    pool = RolloutPool(
-        config.model,
-        rollout,
+    spec = EngineSpec(
+        model=config.model,
+        config=rollout,
         backend=choose_backend(rollout, learner_gpus=0),
-        banned_ids=vision_token_ids(processor),
-        policy_version=0,
-        episodes=episodes,
+        banned_ids=tuple(vision_token_ids(processor)),
     )
+    pool = EnginePool(spec, episodes=episodes)
     stack.callback(pool.close)
     most = AHEAD * -(-rollout.max_running * rollout.num_engines // config.samples)
     console = Console(stderr=True)
@@ -203,7 +203,7 @@ def _answered(
 
 
 class Asker(Protocol):
-    """What is needed of the engines: `rollout.pool.engine_pool.RolloutPool`."""
+    """What is needed of the engines: `rollout.pool.engine_pool.EnginePool`."""
 
     def start(self, coroutine: Any, /) -> Future[Group]: ...
 

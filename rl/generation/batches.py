@@ -18,7 +18,7 @@ from rewards.workers.runner import RewardRunner
 from rl.config import TrainConfig
 from rl.learner.microbatches import TeacherLogprobs
 from rollout.data.mixture import Stream
-from rollout.pool.engine_pool import RolloutPool, request_seed
+from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.pool.teacher import Teacher
 from rollout.rendering import require_same_tokens
 from rollout.types import Group, Prompt, Sampling
@@ -70,7 +70,7 @@ class Rollouts:
         self,
         config: TrainConfig,
         stream: Stream,
-        pool: RolloutPool,
+        pool: EnginePool,
         runner: RewardRunner,
         processor: Any,
         *,

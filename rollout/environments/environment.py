@@ -13,31 +13,31 @@ from rollout.types import Completion, Done, Observation, Prompt
 
 
 class Environment(Protocol):
-    """What answers the policy in one episode. Both methods may be coroutines; each call has a time limit.
+    """The policy's partner in one episode. Both methods may be coroutines. Each call has a time limit.
 
-    Calls run in threads of the loop's own process, so what a policy writes must not be run here as a program.
+    Calls run in threads of the loop's process, so code that a policy writes must not be run here.
     """
 
     def reset(self, prompt: Prompt) -> Any:
-        """Begins the episode that `prompt` asks for. Returns nothing of interest."""
+        """Begins the episode of `prompt`. The result is ignored."""
 
     def step(self, completion: Completion) -> Observation | Done:
-        """Answers what the policy has just said, or ends the episode."""
+        """Answers the policy's last turn, or ends the episode."""
 
 
 MakeEnvironment: TypeAlias = Callable[[], Environment]
-"""Makes the environment of one episode; a class will do."""
+"""Makes the environment of one episode, such as a class."""
 
 
 class EnvironmentFailed(Exception):
-    """An environment raised, took too long, or answered what cannot be shown; the message says which."""
+    """An environment raised, took too long, or returned what cannot be rendered. The message says which."""
 
 
 def as_outcome(done: Done) -> Mapping[str, Any]:
-    """What is known at an episode's end.
+    """Returns the outcome of an episode.
 
     Raises:
-        EnvironmentFailed: It is not a mapping.
+        EnvironmentFailed: If it is not a mapping.
     """
     if not isinstance(done.outcome, Mapping):
         raise EnvironmentFailed(f"the outcome is a {type(done.outcome).__name__}, not a mapping,")
@@ -45,33 +45,33 @@ def as_outcome(done: Done) -> Mapping[str, Any]:
 
 
 async def call_environment(function: Callable[..., Any], limit: float, *args: Any) -> Any:
-    """Calls the user's code, for a limited time and with all that it may raise.
+    """Calls a user's function with a time limit, and turns all that it raises into `EnvironmentFailed`.
 
     Args:
-        function: Plain, or a coroutine function.
+        function: A plain function or a coroutine function.
         limit: Seconds.
-        args: Its arguments.
+        args: The function's arguments.
 
     Raises:
-        EnvironmentFailed: It raised, tried to end the program, or took too long.
+        EnvironmentFailed: If it raises, tries to exit the program, or takes too long.
     """
     where = f"environment {getattr(function, '__qualname__', type(function).__name__)}"
     try:
         async with asyncio.timeout(limit) as timer:
             if inspect.iscoroutinefunction(function):
                 return await function(*args)
-            found = await asyncio.wrap_future(_in_thread(function, *args))
-            return await found if inspect.isawaitable(found) else found
+            result = await asyncio.wrap_future(_in_thread(function, *args))
+            return await result if inspect.isawaitable(result) else result
     except (Exception, SystemExit) as error:
         if isinstance(error, TimeoutError) and timer.expired():
-            told = f"took longer than rollout.environment_timeout = {limit:g} s"
+            reason = f"took longer than rollout.environment_timeout = {limit:g} s"
         else:
-            told = f"raised {type(error).__name__}: {error}"
-        raise EnvironmentFailed(f"{where} {told}") from error
+            reason = f"raised {type(error).__name__}: {error}"
+        raise EnvironmentFailed(f"{where} {reason}") from error
 
 
 def _in_thread(function: Callable[..., Any], *args: Any) -> Future[Any]:
-    """Runs a call in a thread of its own: one that never returns must take neither a pool's place nor hold up the program's end."""
+    """Runs a call in its own daemon thread. One that never returns must neither block a pool nor keep the program from exiting."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
 

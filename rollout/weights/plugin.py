@@ -1,4 +1,4 @@
-"""vLLM's plugin hook, which the package's entry point names. vLLM calls it in each of its processes."""
+"""vLLM's plugin hook, named by the package's entry point. vLLM calls it in each of its processes."""
 
 from __future__ import annotations
 

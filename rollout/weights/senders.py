@@ -18,10 +18,10 @@ from rollout.weights.source import EngineClient, Sender, WeightSource
 
 
 class SharedMemorySender:
-    """The sending end of the backend `shared_memory`.
+    """Sends weights by the backend `shared_memory`.
 
     Args:
-        source: What to send.
+        source: The weights.
         client: The engines.
     """
 
@@ -34,11 +34,11 @@ class SharedMemorySender:
         client.init_weight_transfer_engine({"path": self.slab.path, "nbytes": nbytes, "layout": layout})
 
     def send_weights(self, version: int) -> dict[str, float]:
-        """Copies the parameters into the slab and has every engine load them.
+        """Copies the parameters into the slab and makes every engine load them.
 
         Returns:
-            `sync/bytes`; `sync/copy_seconds`, the transport on this node; `sync/load_seconds`, vLLM's loading and repacking
-            (and the way to other nodes, if any); `sync/seconds`, all of it.
+            `sync/bytes`; `sync/copy_seconds`, the transport on this node; `sync/load_seconds`, vLLM's loading and repacking and the
+            transport to other nodes; `sync/seconds`, the total.
         """
         start = time.perf_counter()
         self.copy_to_slab()
@@ -57,17 +57,17 @@ class SharedMemorySender:
 
     @torch.no_grad()
     def copy_to_slab(self) -> None:
-        """One pass over all parameters: cast, transposition to the published layout and copy in one."""
+        """Casts, transposes to the published layout and copies, in one pass over all parameters."""
         for (name, target), (source_name, tensor) in zip(self._targets, self.source.tensors(), strict=True):
             assert name == source_name, f"parameters changed their order: {name} became {source_name}"
             target.copy_(tensor)
 
 
 class AdapterSender:
-    """Sends LoRA's adapters alone; the engines hold what they adapt since their start.
+    """Sends LoRA's adapters alone. The engines have held the base weights since their start.
 
     Args:
-        files: Makes the adapters' files, as `policies.lora.adapter_files`; called once per sync.
+        files: Returns the adapters' files, as `policies.lora.adapter_files`. Called once per sync.
         client: The engines.
     """
 
@@ -75,7 +75,7 @@ class AdapterSender:
         self.files, self.client = files, client
 
     def send_weights(self, version: int) -> dict[str, float]:
-        """Has every engine load the adapters.
+        """Makes every engine load the adapters.
 
         Returns:
             `sync/bytes` and `sync/seconds`.
@@ -88,7 +88,7 @@ class AdapterSender:
 
 
 def choose_backend(config: RolloutConfig, *, learner_gpus: int) -> Backend:
-    """What `rollout.weight_transfer` says, or what fits the devices.
+    """Returns the choice of `rollout.weight_transfer`; of `auto`, the backend that fits the devices.
 
     Raises:
         ValueError: If the choice does not fit the devices.
@@ -113,7 +113,7 @@ def choose_backend(config: RolloutConfig, *, learner_gpus: int) -> Backend:
 def make_sender(
     backend: Backend, source: WeightSource, client: EngineClient, *, num_workers: int, rank: int = 0
 ) -> Sender:
-    """The sending end of `backend` on a rank of the learner, connected to the engines; by `ipc` all ranks have one."""
+    """Returns the sender of `backend` on a rank of the learner, connected to the engines. With `ipc` every rank has one."""
     if backend == "shared_memory":
         return SharedMemorySender(source, client)
     from rollout.weights.vllm_sender import VllmSender

@@ -15,23 +15,27 @@ from dataclasses import dataclass
 import torch
 
 ALIGNMENT = 64
-"""Bytes: every parameter starts on a cache line."""
+"""Bytes. Every parameter starts on a cache line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlabParameter:
-    """Where one parameter lies in a slab: `offset` in bytes, `dtype` as in `torch.<dtype>`, `shape` as published."""
+    """The place of one parameter in a slab."""
 
     name: str
+    """Name in the published checkpoint."""
     dtype: str
+    """As in `torch.<dtype>`."""
     shape: list[int]
+    """Shape in the published checkpoint."""
     offset: int
+    """First byte."""
 
 
 def plan_slab(
     parameters: Iterable[tuple[str, torch.dtype, Sequence[int]]],
 ) -> tuple[list[SlabParameter], int]:
-    """Lays parameters out one behind the other.
+    """Returns the layout of a slab, with the parameters one after the other.
 
     Args:
         parameters: Name, dtype on the wire, shape.
@@ -58,19 +62,19 @@ class WeightSlab:
     def __init__(self, nbytes: int) -> None:
         self._fd = os.memfd_create("policy-weights")
         os.ftruncate(self._fd, nbytes)
-        self._release = weakref.finalize(self, os.close, self._fd)  # also where a slab is put out of use by another
+        self._release = weakref.finalize(self, os.close, self._fd)  # also if another slab replaces this one
         self.nbytes = nbytes
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
         self.buffer = _map(self._fd, nbytes)
 
     def close(self) -> None:
-        """Lets go of the memory; it is freed when the last process that maps it has done so too."""
+        """Unmaps the memory. It is freed when the last process has unmapped it."""
         self._release()
         self.buffer = torch.empty(0, dtype=torch.uint8)
 
 
 def map_slab(path: str, nbytes: int) -> torch.Tensor:
-    """Another process's slab as a uint8 tensor [nbytes], without copying."""
+    """Maps another process's slab. Returns a uint8 tensor [nbytes], without copying."""
     fd = os.open(path, os.O_RDWR)
     try:
         return _map(fd, nbytes)
@@ -79,12 +83,12 @@ def map_slab(path: str, nbytes: int) -> torch.Tensor:
 
 
 def _map(fd: int, nbytes: int) -> torch.Tensor:
-    # Populating at once costs one pass of the kernel; faulting page by page inside the first copy costs several times that.
+    # MAP_POPULATE costs one pass of the kernel. Faulting page by page in the first copy costs several times that.
     return torch.frombuffer(mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE), dtype=torch.uint8)
 
 
 def slab_tensor(buffer: torch.Tensor, parameter: SlabParameter) -> torch.Tensor:
-    """The parameter's view into a slab's bytes."""
+    """Returns the view of a parameter into a slab's bytes."""
     dtype = getattr(torch, parameter.dtype)
     size = math.prod(parameter.shape) * dtype.itemsize
     return buffer[parameter.offset : parameter.offset + size].view(dtype).view(parameter.shape)

@@ -10,7 +10,7 @@ import torch
 
 
 class EngineClient(Protocol):
-    """The control plane of all engines as one; vLLM's `VLLMWeightSyncClient` with a version to commit."""
+    """Controls the weight updates of all engines; vLLM's `VLLMWeightSyncClient` with a version to commit."""
 
     next_version: int
 
@@ -23,32 +23,23 @@ class EngineClient(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSource:
-    """The learner's parameters under the names and layouts of the published checkpoint.
-
-    Attributes:
-        metadata: Name, dtype and shape of each; touches no data.
-        tensors: Name and tensor of each, in the same order; called once per sync.
-        dtype: The engines' dtype: floating-point parameters are cast to it on their way.
-    """
+    """The learner's parameters under the names and layouts of the published checkpoint."""
 
     metadata: Callable[[], Iterable[tuple[str, torch.dtype, Sequence[int]]]]
+    """Returns name, dtype and shape of each parameter, and reads no data."""
     tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+    """Returns name and tensor of each parameter, in the same order. Called once per sync."""
     dtype: torch.dtype
+    """The engines' dtype. Floating-point parameters are cast to it when they are sent."""
 
     def on_the_wire(self) -> list[tuple[str, torch.dtype, Sequence[int]]]:
-        """`metadata` with the dtypes that engines receive."""
+        """Returns `metadata` with the dtypes that engines receive."""
         return [
             (name, self.dtype if dtype.is_floating_point else dtype, shape) for name, dtype, shape in self.metadata()
         ]
 
 
 class Sender(Protocol):
-    """Pushes all weights, or adapters, to all engines, then commits `version` there; returns `sync/` metrics.
-
-    Attributes:
-        client: The engines; may be changed for others between two updates.
-    """
-
-    client: EngineClient
+    """Sends all weights, or adapters, to all engines, and commits `version` there. Returns `sync/` metrics."""
 
     def send_weights(self, version: int) -> dict[str, float]: ...

@@ -1,4 +1,4 @@
-"""The sending end of vLLM's own backends, NCCL and CUDA IPC. Imports vLLM, so `make_sender` imports it late."""
+"""The sender of vLLM's own backends, NCCL and CUDA IPC. It imports vLLM, so `make_sender` imports it late."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from rollout.weights.source import EngineClient, WeightSource
 
 
 class VllmSender:
-    """The sending end of vLLM's own `nccl` (separate GPUs) and `ipc` (the same GPUs for both) backends.
+    """Sends weights by vLLM's own `nccl` (separate GPUs) and `ipc` (the same GPUs for both) backends.
 
-    By NCCL the learner's rank 0 sends to all GPUs. By CUDA IPC every rank has a sender: each lays what it gathers into memory of
-    its own GPU, rank 0 tells all engines where under the GPUs' UUIDs, and an engine's worker takes what is on its own.
+    With NCCL the learner's rank 0 sends to all GPUs. With CUDA IPC every rank has a sender, which copies the gathered weights into
+    memory of its GPU. Rank 0 sends all addresses to all engines, by the GPUs' UUIDs, and an engine's worker reads those of its GPU.
 
     Args:
         backend: `"nccl"` or `"ipc"`.
-        source: What to send.
-        client: The engines; of use on rank 0 only.
+        source: The weights.
+        client: The engines; used on rank 0 only.
         num_workers: GPU workers of all engines together.
-        rank: The learner's.
+        rank: The learner's rank.
     """
 
     def __init__(
         self, backend: Backend, source: WeightSource, client: EngineClient, *, num_workers: int, rank: int = 0
     ) -> None:
+        self._client = client
         sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in source.on_the_wire()]
         self.nbytes = sum(sizes)
         info = (
@@ -43,21 +44,12 @@ class VllmSender:
                 rank=rank, master_address=get_ip(), master_port=get_open_port(), world_size=1 + num_workers
             )
             if backend == "nccl"
-            # A parameter must fit in whole: the embedding of an 8B policy alone has more than vLLM's default of 1 GiB.
+            # The buffer must hold a whole parameter. The embedding of an 8B policy alone exceeds vLLM's default of 1 GiB.
             else IPCTrainerInitInfo(
                 rank=rank, packed=True, packed_buffer_size_bytes=max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, *sizes)
             )
         )
         self.engine = WeightTransferTrainerFactory.trainer_init(info, client=client, source=VllmWeightSource(source))
-
-    @property
-    def client(self) -> EngineClient:
-        """vLLM's trainer has it."""
-        return self.engine.client
-
-    @client.setter
-    def client(self, client: EngineClient) -> None:
-        self.engine.client = client
 
     def send_weights(self, version: int) -> dict[str, float]:
         """Broadcasts the parameters through vLLM's transport.
@@ -66,14 +58,16 @@ class VllmSender:
             `sync/bytes` and `sync/seconds`.
         """
         start = time.perf_counter()
-        self.client.next_version = version
+        self._client.next_version = version
         self.engine.send_weights()
         return {"sync/bytes": float(self.nbytes), "sync/seconds": time.perf_counter() - start}
 
 
 class VllmWeightSource(VllmWeightSourceBase):
-    """Yields contiguous tensors in the engines' dtype, in the order of `metadata`, on the GPU if there is one: a learner that
-    keeps its weights in host memory gathers them there, whence neither NCCL nor CUDA IPC can take them.
+    """A `WeightSource` as vLLM's senders take it: contiguous tensors in the engines' dtype, in the order of `metadata`.
+
+    They are on the GPU if there is one. A learner that keeps its weights in host memory gathers them there, where neither NCCL nor
+    CUDA IPC can read them.
     """
 
     def __init__(self, source: WeightSource) -> None:
@@ -81,7 +75,7 @@ class VllmWeightSource(VllmWeightSourceBase):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def metadata(self) -> list[ParamMeta]:
-        """Name, dtype on the wire and shape of every parameter."""
+        """Returns name, dtype on the wire and shape of every parameter."""
         return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._source.on_the_wire()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -97,7 +97,7 @@ class FakePool:
 @pytest.fixture
 def config(tmp_path: Path, dense_policy: Path, monkeypatch: pytest.MonkeyPatch) -> SamplingRunConfig:
     FakePool.reset()
-    monkeypatch.setattr("rl.evaluation.sampling.RolloutPool", FakePool)
+    monkeypatch.setattr("rl.evaluation.sampling.EnginePool", FakePool)
     monkeypatch.setattr("rl.evaluation.sampling.local_ray", nullcontext)
     monkeypatch.setattr(
         "rl.evaluation.sampling.AHEAD", 0.02
@@ -152,7 +152,7 @@ def test_a_prompt_whose_line_a_kill_cut_short_is_asked_again(config: SamplingRun
 
 def test_what_is_answered_needs_no_engine(config: SamplingRunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ask(config, "test")
-    monkeypatch.setattr("rl.evaluation.sampling.RolloutPool", None)
+    monkeypatch.setattr("rl.evaluation.sampling.EnginePool", None)
     second = ask(config, "test")
     assert (second.num_asked, second.outcomes) == (0, first.outcomes)
 

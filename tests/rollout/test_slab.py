@@ -51,7 +51,7 @@ def test_every_parameter_starts_on_a_cache_line_and_none_overlap(parameters: lis
 
 READER = """
 import sys
-from rollout.weights.senders import SlabParameter, map_slab, slab_tensor
+from rollout.weights.slab import SlabParameter, map_slab, slab_tensor
 buffer = map_slab(sys.argv[1], int(sys.argv[2]))
 view = slab_tensor(buffer, SlabParameter(name="w", dtype="float32", shape=[2, 3], offset=64))
 print(view.tolist(), flush=True)
