@@ -1,9 +1,8 @@
-"""Datasets in, prompts out: a row becomes a `Prompt` when it is drawn, in a shuffled, endless, resumable order.
+"""Lazy sequences of prompts: a dataset row becomes a `Prompt` when it is drawn.
 
 Example:
     dataset = datasets.load_dataset("json", data_files="charts.jsonl", split="train")
-    stream = PromptStream(prompts_from(dataset, column_mapping(answer="label")), batch_size=16, seed=0)
-    batch = stream.next_batch()
+    prompts = prompts_from(dataset, column_mapping(answer="label"))
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ GREY = 128
 ROLES = ("system", "user", "assistant", "tool")
 
 ToPrompt: TypeAlias = Callable[[Any], Prompt]
-"""Makes a Prompt of a dataset row, the same at each call. May raise `UnreadablePrompt` to have the row skipped."""
+"""Makes a Prompt of a dataset row, the same at each call. Raises `UnreadablePrompt` to skip the row."""
 
 Accept: TypeAlias = Callable[[Prompt], str | None]
-"""Says why a prompt is not to be used (`"5012 tokens, the context holds 4096"`), or None where it is."""
+"""Returns the reason to refuse a prompt (`"5012 tokens, the context holds 4096"`), or None to accept it."""
 
 
 class Rows(Protocol):
-    """What prompts are made of: a `datasets.Dataset`, a list of dicts, a list of Prompts."""
+    """The source of prompts: a `datasets.Dataset`, a list of dicts, or a list of Prompts."""
 
     def __len__(self) -> int: ...
 
@@ -41,7 +40,7 @@ class Rows(Protocol):
 
 
 class Prompts(Sequence[Prompt]):
-    """Rows as prompts, each made when it is asked for; made by `prompts_from`. A slice is as lazy as the whole."""
+    """A lazy sequence of prompts, returned by `prompts_from`. Each is made when it is read; a slice is lazy as well."""
 
     def __init__(
         self, rows: Rows, to_prompt: ToPrompt, indices: Sequence[int], frames: FrameSampling, task: str | None = None
@@ -53,12 +52,12 @@ class Prompts(Sequence[Prompt]):
         self._task = task
 
     def at(self, places: Sequence[int]) -> Prompts:
-        """The prompts at some places alone, in that order."""
+        """Returns the prompts at some places, in that order."""
         indices = [self._indices[place] for place in places]
         return Prompts(self._rows, self._to_prompt, indices, self._frames, self._task)
 
     def of_task(self, task: str) -> Prompts:
-        """The same prompts as one task of several: `task` is theirs, and stands before their ids and in their errors."""
+        """Returns the same prompts as one task of several. `task` replaces theirs, and precedes their ids."""
         return Prompts(self._rows, self._to_prompt, self._indices, self._frames, task)
 
     def __len__(self) -> int:
@@ -78,8 +77,8 @@ class Prompts(Sequence[Prompt]):
         except UnreadablePrompt:  # the rows are Prompts themselves
             raise
         except Exception as error:  # datasets decodes images here, and damaged files make PIL raise almost anything
-            told = f"row {row_index}{of_task} cannot be read: {type(error).__name__}: {error}"
-            raise UnreadablePrompt(told) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise UnreadablePrompt(f"row {row_index}{of_task} cannot be read: {reason}") from error
         try:
             prompt = _checked_prompt(row, self._to_prompt)
             return replace(
@@ -96,20 +95,20 @@ class Prompts(Sequence[Prompt]):
 def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None, frames: FrameSampling | None = None) -> Prompts:
     """Makes a lazy sequence of prompts.
 
-    Images and videos are opened and decoded when their prompt is drawn; `rollout.data.media` says from which forms.
+    Images and videos are opened and decoded when their prompt is drawn; `rollout.data.media` lists the accepted forms.
 
     Args:
         rows: A `datasets.Dataset`, a list of rows, or a list of Prompts.
-        to_prompt: Makes a Prompt of a row, as `column_mapping()` does. Not needed where the rows are Prompts. A
-            Prompt with an empty id is named after its row.
-        frames: Which frames of a video are seen; default: two for each second, 64 at most.
+        to_prompt: Makes a Prompt of a row, as `column_mapping()` does. Not needed if the rows are Prompts. A Prompt with an empty
+            id is named after its row.
+        frames: The sampling of a video's frames; default: two for each second, 64 at most.
 
     Returns:
         A sequence as long as `rows`. Drawing from it raises `UnreadablePrompt`, which names the row and the reason.
 
     Raises:
-        ValueError: `rows` is a mapping of splits or a stream, or `to_prompt` asks for a column that is not there or
-            makes no Prompt.
+        ValueError: If `rows` is a mapping of splits or a stream, or if `to_prompt` reads a column that is missing or returns no
+            Prompt.
     """
     if isinstance(rows, Prompts) and to_prompt is None:
         return rows
@@ -123,7 +122,7 @@ def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None, frames: FrameSam
         )
     rows = undecoded_videos(rows)
     prompts = Prompts(rows, to_prompt or (lambda row: row), range(len(rows)), frames or FrameSampling())
-    # One drawn prompt tells of a missing column before any engine starts. A damaged row tells nothing: try the next.
+    # Drawing one prompt shows a missing column before any engine starts. A damaged row shows nothing, so the next is tried.
     for index in range(len(prompts)):
         with suppress(UnreadablePrompt):
             prompts[index]
@@ -141,16 +140,16 @@ def column_mapping(
     task: str = "default",
     task_column: str | None = None,
 ) -> ToPrompt:
-    """Makes a `to_prompt` from the names of columns. The prompt is one user turn: images, videos, question.
+    """Returns a `to_prompt` from the names of columns. The prompt is one user turn: images, videos, question.
 
     Args:
         question: The column with the text of the question.
-        image: The column with an image, a list of images, or None in a row without; None where no row has an image.
-        video: The column with a video, a list of videos, or None in a row without; None where no row has a video.
-        answer: The column with the reference answer; None where the reward needs none.
-        id: The column that names the row; None names it after its number.
+        image: The column with an image, a list of images, or None for a row without; None if no row has an image.
+        video: The column with a video, a list of videos, or None for a row without; None if no row has a video.
+        answer: The column with the reference answer; None if the reward needs none.
+        id: The column with the row's name; None names it after its number.
         task: The task of every prompt.
-        task_column: The column that names the task of each row, instead of `task`.
+        task_column: The column with the task of each row, instead of `task`.
     """
     used = {question, image, video, answer, id, task_column}
 
@@ -173,7 +172,7 @@ def column_mapping(
 
 
 def readable(prompts: Rows, accept: Accept | None = None) -> Iterator[Prompt]:
-    """Yields the prompts in order, but for those that cannot be read or that `accept` refuses: these are logged."""
+    """Yields the prompts in order. Logs and skips prompts that cannot be read or that `accept` refuses."""
     prompts = prompts_from(prompts)
     for index in range(len(prompts)):
         try:
@@ -183,7 +182,7 @@ def readable(prompts: Rows, accept: Accept | None = None) -> Iterator[Prompt]:
 
 
 def blind(prompt: Prompt) -> Prompt:
-    """Replaces every image and every frame by mid-grey of the same size: what is scored on such prompts, the text gives away.
+    """Replaces every image and every frame by mid-grey of the same size. Accuracy on such prompts comes from the text alone.
 
     `prompts_from(prompts, blind)` is the blind control of a whole set.
     """
@@ -212,10 +211,10 @@ def _checked_prompt(row: Any, to_prompt: ToPrompt) -> Prompt:
 
 
 def _checked_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message that no chat template drops or misreads in silence.
+    """Returns a message that no chat template silently drops or misreads.
 
     Raises:
-        UnreadablePrompt: Its role is unknown, or its content is neither a text nor a list of parts.
+        UnreadablePrompt: If its role is unknown, or its content is neither a text nor a list of parts.
     """
     if message.get("role") not in ROLES:
         raise UnreadablePrompt(f"a message has the role {message.get('role')!r}: use one of {', '.join(ROLES)}")
@@ -224,7 +223,7 @@ def _checked_message(message: Mapping[str, Any]) -> dict[str, Any]:
         return dict(message)
     if not isinstance(content, list | tuple):
         raise UnreadablePrompt(f"a message's content is a {type(content).__name__}: make it a text or a list of parts")
-    # Columns of a dataset fill the keys that a part does not have with None, which templates take for an image.
+    # A dataset column fills missing keys of a part with None, which templates take for an image.
     parts = [{key: value for key, value in part.items() if value is not None} for part in content]
     for part in parts:
         if part.get("type") == "text" and not isinstance(part.get("text"), str):
@@ -233,6 +232,7 @@ def _checked_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def accepted(prompt: Prompt, accept: Accept | None) -> Prompt:
+    """Returns the prompt. Raises `UnreadablePrompt` if `accept` refuses it."""
     if accept is not None and (reason := accept(prompt)):
         raise UnreadablePrompt(f"prompt {prompt.id!r}: {reason}")
     return prompt

@@ -20,30 +20,30 @@ READERS = 4
 
 
 class PromptStream:
-    """Endless batches of prompts, shuffled anew in every epoch.
+    """Endless batches of prompts, with a new order in every epoch.
 
-    The order of an epoch depends on (seed, epoch) alone, so a cursor of a few numbers resumes the stream exactly.
-    Batches run across epochs: nothing is dropped. No prompt comes twice in a batch while enough others can be read:
-    one that the next epoch brings too early waits for the next batch.
+    The order of an epoch depends on (seed, epoch) alone, so a cursor of a few numbers resumes the stream exactly. Batches run
+    across epochs, so no prompt is dropped. No prompt comes twice in a batch while enough others can be read: one that the next
+    epoch brings too early waits for the next batch.
 
-    Threads open the next batch's images and videos while the present one is at work; what is drawn does not depend on them.
+    Threads open the next batch's images and videos ahead. The order does not depend on them.
 
     Attributes:
-        skipped: How often a prompt was passed over because it could not be read or was refused. A bad row counts once
-            in each epoch, and is logged the first time.
+        skipped: Prompts skipped because they could not be read or were refused. A bad row counts once in each epoch, and is logged
+            the first time.
     """
 
     def __init__(self, prompts: Rows, *, batch_size: int, seed: int, accept: Accept | None = None) -> None:
         """Starts at the first batch of epoch 0.
 
         Args:
-            prompts: Prompts, or a dataset that `prompts_from` made lazy.
+            prompts: Prompts, or rows that `prompts_from` takes.
             batch_size: Prompts in each batch, at least 1. May exceed the number of prompts, which then repeat.
             seed: Seeds the order, at least 0.
-            accept: Refuses prompts (too long, for one) by giving a reason; a refused prompt is replaced by the next.
+            accept: Returns the reason to refuse a prompt, such as its length. The next prompt replaces it.
 
         Raises:
-            ValueError: There are no prompts, or `batch_size` or `seed` is out of range.
+            ValueError: If there are no prompts, or `batch_size` or `seed` is out of range.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
@@ -66,16 +66,16 @@ class PromptStream:
         """Draws the next prompts.
 
         Args:
-            size: How many; default: `batch_size`.
+            size: Number of prompts; default: `batch_size`.
 
         Raises:
-            ValueError: No prompt of the dataset can be used; the message has the last reason.
+            ValueError: If no prompt of the dataset can be used. The message has the last reason.
         """
         size = self._batch_size if size is None else size
         batch: list[Prompt] = []
         taken: set[int] = set()
         waiting, self._postponed = self._postponed, []
-        # Two epochs on, a whole epoch has gone by, and with it every prompt: only repeats can fill what is missing.
+        # Two epochs later every prompt has come by, so only repeats can fill the batch.
         last_epoch = self._epoch + 2
         while len(batch) < size:
             index = waiting.pop(0) if waiting else self._next_index()
@@ -89,7 +89,7 @@ class PromptStream:
         return batch
 
     def source(self, prompt: Prompt) -> str:
-        """What `next_of` draws from in place of a prompt: here there is one source."""
+        """Returns the source of a prompt for `next_of`. This stream has one source."""
         return ""
 
     def next_of(self, source: str) -> Prompt:
@@ -97,14 +97,14 @@ class PromptStream:
         return self.next_batch(1)[0]
 
     def _open_next(self) -> None:
-        """Has threads open what the next batch will draw first, up to the epoch's end."""
+        """Starts threads that open the next batch, up to the epoch's end."""
         coming = [*self._postponed, *self._order[self._position :][: self._batch_size].tolist()][: self._batch_size]
         self._opened = {
             index: self._opened.get(index) or self._readers.submit(self._prompts.__getitem__, index) for index in coming
         }
 
     def state(self) -> dict[str, Any]:
-        """The cursor, for JSON: a stream that restores it gives the batches that this one would give next."""
+        """Returns the cursor, for JSON. A stream that restores it continues with the same batches."""
         return {
             "num_prompts": len(self._prompts),
             "seed": self._seed,
@@ -115,10 +115,10 @@ class PromptStream:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes where `state()` was taken.
+        """Continues from a state that `state()` returned.
 
         Raises:
-            ValueError: The state is of a stream over another number of prompts, of another seed, or of a mixture.
+            ValueError: If the state belongs to another number of prompts, another seed, or a mixture.
         """
         if "tasks" in state:
             raise ValueError(

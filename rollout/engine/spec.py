@@ -10,14 +10,14 @@ from rollout.config import Backend, RolloutConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """Everything that starts an engine. Its replacements are started from the same specification."""
+    """The specification of an engine and of its replacements."""
 
     model: str | Path
     """A folder or hub name that every engine's node can read."""
     config: RolloutConfig
     """The engine options."""
     backend: Backend
-    """How new weights arrive."""
+    """Transport of new weights."""
     banned_ids: tuple[int, ...]
     """Tokens that are never sampled: a vision placeholder in a response would break the learner's forward pass."""
     policy_version: int = 0

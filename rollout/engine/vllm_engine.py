@@ -287,8 +287,8 @@ class VllmEngine:
         """Frees the GPU's memory until `wake`: drops the key-value cache, and moves the weights to host memory.
 
         vLLM's level 2 would drop the weights, which a sync is about to replace. But it would also drop the buffers that Qwen3-VL
-        adds to the embeddings of every token (vLLM 0.32 keeps them in a plain list, and expects zeros), and the engine would return
-        garbage without an error. Nor would it restore the weights that adapters need.
+        adds to the embeddings of every token. vLLM 0.32 keeps them in a plain list and expects zeros, so the engine would return
+        garbage without an error. Level 2 would also not restore the weights that adapters need.
 
         Raises:
             EngineFailed: If vLLM has died.
