@@ -9,13 +9,16 @@ Always guessing the commonest sum (13 or 14) is right in less than 8 % of prompt
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from datasets import Dataset
 from PIL import Image
 
 from rollout.data.prompts import column_mapping
+from rollout.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Split = Literal["train", "test"]
 
@@ -48,6 +51,8 @@ def digit_sums(split: Split, *, num_digits: int = 3, num_prompts: int = 20_000, 
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if num_digits < 1 or num_prompts < 1:
         raise ValueError(f"num_digits and num_prompts must be >= 1, got {num_digits} and {num_prompts}")
+    from datasets import Dataset  # imported late: recipes name the reward below before they need data
+
     pool = digit_ids_of(split)
     rng = np.random.default_rng([seed, 0 if split == "train" else 1])
     digit_ids = rng.choice(pool, size=(num_prompts, num_digits))
@@ -61,6 +66,11 @@ def digit_sums(split: Split, *, num_digits: int = 3, num_prompts: int = 20_000, 
         "digit_ids": digit_ids.tolist(),
     }
     return Dataset.from_dict(columns).with_transform(_draw_images)
+
+
+def sum_is_right(prompt: Prompt, completion: Completion) -> float:
+    """Returns 1 if the number after the last `=` is the sum. The terms before it are not checked."""
+    return float(completion.text.rpartition("=")[2].strip() == prompt.answer.rpartition("=")[2])
 
 
 def digit_ids_of(split: Split) -> np.ndarray:
