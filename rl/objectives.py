@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rewards.loading import load_function
-from rl.config import TrainConfig
+from rl.config import LearningOptions
 from rl.sapo import MAX_LOG_RATIO, gate_metrics, masked_log_ratio, prepare, sapo_loss, sequence_means
 
 Objective: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -203,20 +203,20 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
 """Every objective by its name."""
 
 
-def choose_objective(config: TrainConfig) -> Objective:
-    """The objective that the config names, a file's function included, with the options of the config that it takes.
+def choose_objective(options: LearningOptions) -> Objective:
+    """The objective that the options name, a file's function included, with the options that it takes.
 
     Raises:
         ValueError: For a function that is not there, or an option that the objective does not have.
     """
-    named = ":" not in config.objective  # and known, says `check_config`
-    objective = OBJECTIVES[config.objective] if named else load_function(config.objective, "objective")
-    clips = {"clip_low": config.clip_low, "clip_high": config.clip_high}
+    named = ":" not in options.objective  # and known, says `check_config`
+    objective = OBJECTIVES[options.objective] if named else load_function(options.objective, "objective")
+    clips = {"clip_low": options.clip_low, "clip_high": options.clip_high}
     asked = {name: value for name, value in clips.items() if value is not None}
     if extra := asked.keys() - accepted(objective, asked).keys():
         values = ", ".join(f"{name} = {asked[name]:g}" for name in sorted(extra))
-        raise ValueError(f"objective {config.objective!r} does not clip by {values}: leave it out")
-    given = {"tau_pos": config.tau_pos, "tau_neg": config.tau_neg, "max_tokens": config.rollout.max_tokens, **asked}
+        raise ValueError(f"objective {options.objective!r} does not clip by {values}: leave it out")
+    given = {"tau_pos": options.tau_pos, "tau_neg": options.tau_neg, "max_tokens": options.rollout.max_tokens, **asked}
     return partial(objective, **accepted(objective, given))
 
 

@@ -14,9 +14,8 @@ from policies.small.qwen3_vl import small_processor
 from rewards.types import Score
 from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner
-from rl.learner.microbatches import make_samples
 from rl.learner.optimizer import make_optimizer, make_scheduler
-from rl.types import Sample
+from rl.samples import Sample, make_samples
 from rollout.config import RolloutConfig
 from rollout.rendering import expanded_prompt
 from rollout.types import Completion, Group, Prompt, Video

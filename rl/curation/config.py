@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rl.data_config import DataConfig
+from rl.data import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)

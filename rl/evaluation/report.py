@@ -15,7 +15,7 @@ from rich.table import Table
 
 from rl.evaluation.config import sampling_of
 from rl.evaluation.results import pass_rate, summarise
-from rl.run_dir.tracker import as_line, write_json
+from rl.run_dir.files import jsonl_line, write_json
 
 if TYPE_CHECKING:
     from rl.evaluation.sampling import Answers
@@ -61,7 +61,7 @@ def report_pass_rates(answers: Answers, output: Path | None, console: Console) -
 
         parquet.write_table(pyarrow.Table.from_pylist(rows), aside)
     else:
-        aside.write_text("".join(map(as_line, rows)))
+        aside.write_text("".join(map(jsonl_line, rows)))
     aside.rename(file)
     console.print(_rates(rows))
     _print_rest(answers, summarise(answers.outcomes, answers.config.samples)["overall"], console)

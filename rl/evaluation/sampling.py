@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,21 +14,20 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import track
 
-from policies.loading import load_processor, supported_model, vision_token_ids
+from policies.loading import supported_model, vision_token_ids
 from rewards.check import find_reward
 from rewards.loading import load_function
 from rewards.types import Score, Verifier
-from rewards.workers.runner import RewardRunner, dry_run
+from rewards.workers.runner import dry_run
 from rl.data import prompts_of
 from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling_of
 from rl.evaluation.results import Correct, Outcome, outcome_of
 from rl.evaluation.store import Records, asked, digest
+from rl.preflight import open_inputs, open_runner, try_episode
 from rl.run import local_ray
 from rollout.data.media import UnreadablePrompt
 from rollout.data.prompts import Accept, Prompts, blind
-from rollout.environments.episodes import Episodes, try_environment
 from rollout.pool.engine_pool import RolloutPool, request_seed
-from rollout.rendering import fits_context, limit_pixels
 from rollout.types import Group, Prompt, Sampling
 from rollout.weights.senders import choose_backend
 
@@ -155,40 +153,23 @@ def _answered(
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
     """Opens engines and reward, if there is anything to ask, and yields what is answered; `stack` closes them again."""
     rollout = config.rollout
-    processor = limit_pixels(load_processor(config.model), rollout)
-    accept = fits_context(
-        processor,
-        max_model_len=rollout.max_model_len,
-        max_tokens=rollout.max_tokens,
-        max_images=rollout.max_images,
-        max_videos=rollout.max_videos,
-    )
-    total, drawn = len(todo), todo.draw(accept)
+    environment = load_function(config.environment, "environment") if config.environment else None
+    runner = stack.enter_context(open_runner(reward, config))
+    inputs = open_inputs(config.model, rollout, runner, environment)
+    total, drawn = len(todo), todo.draw(inputs.accept)
     first = next(drawn, None)
     if first is None:
         return
-    runner = stack.enter_context(
-        RewardRunner(
-            reward,
-            num_workers=config.reward_workers,
-            timeout=config.reward_timeout,
-            memory_gib=config.reward_memory_gib,
-        )
-    )
     dry_run(runner, first[1])
-    episodes = None
-    if config.environment is not None:
-        environment = load_function(config.environment, "environment")
-        try_environment(environment, first[1], processor, limit=rollout.environment_timeout)
-        episodes = partial(Episodes, environment, processor, rollout)
+    try_episode(inputs, first[1])
     stack.enter_context(local_ray())
     pool = RolloutPool(
         config.model,
         rollout,
         backend=choose_backend(rollout, learner_gpus=0),
-        banned_ids=vision_token_ids(processor),
+        banned_ids=vision_token_ids(inputs.processor),
         policy_version=0,
-        episodes=episodes,
+        episodes=inputs.episodes(),
     )
     stack.callback(pool.close)
     most = AHEAD * -(-rollout.max_running * rollout.num_engines // config.samples)

@@ -11,7 +11,8 @@ from typing import Any
 
 from rewards.types import Score
 from rl.evaluation.config import SamplingRunConfig, sampling_of
-from rl.run_dir.tracker import as_line, sample_row, write_json
+from rl.run_dir.files import jsonl_line, write_json
+from rl.run_dir.transcripts import transcript
 from rollout.types import Group
 
 ANSWERS = "step_000000.jsonl"
@@ -101,9 +102,9 @@ class Records:
             group: What was asked and answered.
             scores: Of its completions.
         """
-        row = sample_row(self.folder, f"row_{number:06d}", group, scores, with_pictures=self._pictures)
+        row = transcript(self.folder, f"row_{number:06d}", group, scores, with_pictures=self._pictures)
         with self.file.open("a") as file:
-            file.write(as_line({"row": number, **row}))
+            file.write(jsonl_line({"row": number, **row}))
         self.done.add(number)
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -16,8 +16,8 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from policies.model_sizes import MERGE, ModelShape, shape_of_checkpoint
-from rl.config import TrainConfig
-from rl.hardware.placement import teacher_rollout
+from rl.config import LearningOptions, LoraConfig, TrainConfig
+from rollout.config import RolloutConfig
 
 GIB = 2**30
 STATE = {"weights": 4, "gradients": 4, "AdamW's moments": 8}
@@ -109,15 +109,27 @@ def plan_memory(config: TrainConfig, shape: ModelShape, *, device_gib: float, gp
     """
     _require_gpus("rollout.gpus_per_engine", config.rollout.gpus_per_engine)
     engine, sequences = _engine(config, shape, device_gib * GIB)
-    learner = plan_learner(config, shape, device_gib=device_gib, gpus_per_node=gpus_per_node)
+    learner = plan_learner(
+        config, shape, group_size=config.group_size, device_gib=device_gib, gpus_per_node=gpus_per_node
+    )
     plan = replace(learner, engine=engine, shared=config.rollout.shares_gpus, sequences=sequences)
     return replace(plan, problems=_problems(config, plan))
 
 
-def plan_learner(config: TrainConfig, shape: ModelShape, *, device_gib: float, gpus_per_node: int = 8) -> MemoryPlan:
-    """Reckons what a learner on GPUs takes that has no engine beside it; see `plan_memory`."""
+def plan_learner(
+    config: LearningOptions, shape: ModelShape, *, group_size: int, device_gib: float, gpus_per_node: int = 8
+) -> MemoryPlan:
+    """Estimates the memory of a learner on GPUs without engines; see `plan_memory`.
+
+    Args:
+        config: The learner's options.
+        shape: The model's sizes.
+        group_size: Completions per prompt, which share its images; 1 in supervised learning.
+        device_gib: Memory of a GPU, in GiB.
+        gpus_per_node: GPUs of a machine.
+    """
     _require_gpus("learner.gpus", config.learner.gpus)
-    states, peak = _states(config, shape), _peak(config, shape)
+    states, peak = _states(config, shape), _peak(config, shape, group_size)
     kept = [] if config.learner.offload else states
     plan = MemoryPlan(
         device_bytes=device_gib * GIB,
@@ -133,9 +145,8 @@ def _require_gpus(option: str, count: int) -> None:
         raise ValueError(f"{option} = 0: a memory plan is of GPUs; set it, or a placement")
 
 
-def image_tokens(config: TrainConfig) -> int:
+def image_tokens(rollout: RolloutConfig) -> int:
     """Image and video tokens of a prompt, at most: as their pixels are bounded, or as much as the context has room for."""
-    rollout = config.rollout
     room = rollout.max_model_len - rollout.max_tokens
     if rollout.max_image_pixels is None or (rollout.max_videos and rollout.max_video_pixels is None):
         return room
@@ -143,7 +154,7 @@ def image_tokens(config: TrainConfig) -> int:
     return min(room, round(pixels / PIXELS_PER_TOKEN))
 
 
-def adapter_parameters(config: TrainConfig, shape: ModelShape) -> int:
+def adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
     """Parameters of LoRA's adapters: rank × (in + out) for each matrix."""
     width, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     hidden, wide = shape.hidden, shape.expert_intermediate
@@ -154,16 +165,16 @@ def adapter_parameters(config: TrainConfig, shape: ModelShape) -> int:
         "vision": vision.layers * (5 * vision.hidden + vision.hidden + 2 * (vision.hidden + vision.intermediate)),
         "experts": shape.layers * shape.experts * (hidden + 2 * wide + hidden + wide),
     }
-    return config.lora.rank * sum(of[part] for part in config.lora.parts)
+    return lora.rank * sum(of[part] for part in lora.parts)
 
 
-def _states(config: TrainConfig, shape: ModelShape) -> list[Line]:
+def _states(config: LearningOptions, shape: ModelShape) -> list[Line]:
     """What every rank keeps, wherever that is."""
     ranks = config.learner.gpus
     learning = shape.parameters - (shape.tower if config.optimizer.vision_learning_rate == 0 else 0)
     added = 0
     if config.lora.rank:
-        learning = added = adapter_parameters(config, shape)
+        learning = added = adapter_parameters(config.lora, shape)
     of = {"weights": shape.parameters + added, "gradients": learning, "AdamW's moments": learning}
     over = f" / {ranks} ranks" if ranks > 1 else ""
     lines = [
@@ -177,11 +188,11 @@ def _states(config: TrainConfig, shape: ModelShape) -> list[Line]:
     return lines
 
 
-def _peak(config: TrainConfig, shape: ModelShape) -> list[Line]:
+def _peak(config: LearningOptions, shape: ModelShape, group_size: int) -> list[Line]:
     """What a rank takes besides, at the worst moment of a microbatch: in the backward pass of the last layer."""
     learner = config.learner
     tokens, size = learner.microbatch_tokens, 4 if learner.dtype == "float32" else 2
-    patches = MERGE * _images_at_once(config)
+    patches = MERGE * _images_at_once(config, group_size)
     sharded = learner.gpus > 1 or learner.offload
     root = shape.embedding * (1 if shape.tied else 2) + shape.vision.rest
     trains = 0 if config.lora.rank else 1
@@ -231,11 +242,11 @@ def _layer_bytes(shape: ModelShape, size: int, sharded: bool) -> tuple[int, int]
     return residual * shape.hidden, kept
 
 
-def _images_at_once(config: TrainConfig) -> int:
+def _images_at_once(config: LearningOptions, group_size: int) -> int:
     """Tokens of all distinct images of a microbatch: siblings, which lie beside each other, show the same."""
-    per_prompt = image_tokens(config)
+    per_prompt = image_tokens(config.rollout)
     typical = per_prompt + 0.75 * config.rollout.max_tokens
-    prompts = math.ceil(config.learner.microbatch_tokens / (config.group_size * typical)) + 1
+    prompts = math.ceil(config.learner.microbatch_tokens / (group_size * typical)) + 1
     return min(config.learner.microbatch_tokens, prompts * per_prompt)
 
 
@@ -268,7 +279,7 @@ def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list
     return lines, sequences
 
 
-def _host(config: TrainConfig, shape: ModelShape, states: Sequence[Line], gpus_per_node: int) -> list[Line]:
+def _host(config: LearningOptions, shape: ModelShape, states: Sequence[Line], gpus_per_node: int) -> list[Line]:
     """What a node keeps in host memory."""
     lines = []
     ranks = min(config.learner.gpus, gpus_per_node)
@@ -288,7 +299,7 @@ def _host(config: TrainConfig, shape: ModelShape, states: Sequence[Line], gpus_p
     return lines
 
 
-def _problems(config: TrainConfig, plan: MemoryPlan) -> list[str]:
+def _problems(config: LearningOptions, plan: MemoryPlan) -> list[str]:
     room, found = (1 - HEADROOM) * plan.device_bytes, []
     asleep = ASLEEP if plan.shared else 0.0
     if plan.learner_peak + asleep > room:
@@ -346,7 +357,9 @@ def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -
         shape: The teacher's.
         device_gib: Memory of a GPU, in GiB.
     """
-    lines, sequences = _engine(replace(config, rollout=teacher_rollout(config)), shape, device_gib * GIB)
+    lines, sequences = _engine(
+        replace(config, rollout=config.teacher.engine_config(config.rollout)), shape, device_gib * GIB
+    )
     tokens = config.teacher.max_batched_tokens
     logits = Line(what="logits", bytes=8.0 * tokens * shape.vocabulary, why=f"8 B × {tokens} tokens × the vocabulary")
     total, room = sum(line.bytes for line in (*lines, logits)), (1 - HEADROOM) * device_gib * GIB

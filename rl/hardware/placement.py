@@ -115,25 +115,6 @@ def beside_teacher(config: TrainConfig, gpus: Sequence[int]) -> list[int]:
     return left
 
 
-def teacher_rollout(config: TrainConfig) -> RolloutConfig:
-    """What the teacher's engines are like: machines and memory of its own, pictures, lengths and temperature of the student."""
-    teacher, student = config.teacher, config.rollout
-    return replace(
-        student,
-        num_engines=teacher.num_engines,
-        gpus_per_engine=teacher.gpus_per_engine,
-        threads_per_engine=teacher.threads_per_engine,
-        dtype=teacher.dtype,
-        kv_cache_gib=teacher.kv_cache_gib,
-        gpu_memory_utilization=teacher.gpu_memory_utilization,
-        max_batched_tokens=teacher.max_batched_tokens,
-        max_running=min(student.max_running, teacher.max_batched_tokens),
-        # vLLM draws a token behind the longest sequence, which nobody looks at.
-        max_model_len=student.max_model_len + 1,
-        weight_transfer="shared_memory",
-    )
-
-
 def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Choice]:
     total = sum(gpus)
     learner = config.learner.gpus or max(1, total // LEARNER_PART)

@@ -17,10 +17,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policies.export import exported_metadata, exported_parameters
 from policies.lora import adapter_files
-from rl.config import LearnerConfig, TrainConfig
+from rl.config import LearnerConfig, LearningOptions
 from rl.learner import Learner
 from rl.objectives import Objective
-from rl.types import Sample, StepReport
+from rl.samples import Sample
+from rl.types import StepReport
 from rollout.cluster import Gpu, cluster_nodes, describe, require_room
 from rollout.config import Backend
 from rollout.pool.engine_actor import get
@@ -55,7 +56,7 @@ class _LearnerActor:
         self,
         rank: int,
         meeting_point: tuple[str, int] | None,
-        config: TrainConfig,
+        config: LearningOptions,
         model_path: str,
         resume_from: str | None,
         objective: Objective,
@@ -80,12 +81,12 @@ class _LearnerActor:
 
     def _yield_memory(self) -> None:
         """Gives back what torch keeps for later, where an engine on the same GPU waits for it."""
-        if self._learner.config.rollout.shares_gpus:
+        if self._learner.options.rollout.shares_gpus:
             torch.cuda.empty_cache()
 
     def connect(self, backend: Backend, client: RayEngineClient) -> RayEngineClient:
         """Opens the way for weights, or for adapters; what all ranks gather rank 0 sends, or, to its own GPU, each rank."""
-        model, lora, rollout = self._learner.model, self._learner.config.lora, self._learner.config.rollout
+        model, lora, rollout = self._learner.model, self._learner.options.lora, self._learner.options.rollout
         dtype = getattr(torch, rollout.dtype)
         weights = partial(exported_parameters, model, dtype)
         files = partial(adapter_files, model, rank=lora.rank, alpha=lora.alpha, parts=lora.parts, dtype=dtype)
@@ -118,7 +119,7 @@ class _LearnerActor:
             try:
                 metrics = self._sender.send_weights(policy_version)
             except CannotReplace:  # before a parameter was gathered: other ranks wait for this one to take part
-                for _ in self._gather() if not self._learner.config.rollout.shares_gpus else ():
+                for _ in self._gather() if not self._learner.options.rollout.shares_gpus else ():
                     pass
                 raise
         else:
@@ -145,7 +146,7 @@ class LearnerGroup:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: LearningOptions,
         model_path: str | Path,
         resume_from: str | Path | None,
         backend: Backend,

@@ -34,8 +34,7 @@ from policies.small.transplant import carry, freeze_scaled, mrope_section, refus
 from rewards import Score
 from rl.config import LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
-from rl.learner.microbatches import make_samples
-from rl.types import Sample
+from rl.samples import Sample, make_samples
 from rollout import Prompt
 from rollout.types import Sampling
 from tests.engines import EngineThread

@@ -27,8 +27,8 @@ from recipes.easy_vqa import EasyVqa
 from rewards.loading import load_reward
 from rl.config import LearnerConfig, TrainConfig, check_config
 from rl.learner import Learner
-from rl.learner.microbatches import make_samples
 from rl.run_dir.tracker import read_metrics
+from rl.samples import make_samples
 from rl.sapo import sapo_loss
 from rollout import Completion, Group, Prompt
 from rollout.data.prompts import blind, prompts_from

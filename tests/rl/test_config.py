@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-from rl.config import (
-    LearnerConfig,
-    LoraConfig,
-    OptimizerConfig,
-    TeacherConfig,
-    TrainConfig,
-    check_config,
-    plain_config,
-)
+from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig, check_config
+from rl.options import config_dict
 from rollout.config import RolloutConfig
 
 CONFIG = TrainConfig(model="small")
@@ -163,7 +156,7 @@ def test_a_microbatch_must_hold_the_longest_sequence():
 
 def test_choices_survive_json():
     config = replace(CONFIG, run_dir=Path("runs/a"), optimizer=OptimizerConfig(betas=(0.9, 0.95)))
-    plain = plain_config(config)
+    plain = config_dict(config)
     assert json.loads(json.dumps(plain)) == plain
     assert (plain["run_dir"], plain["optimizer"]["betas"], plain["rollout"]["dtype"]) == (
         "runs/a",

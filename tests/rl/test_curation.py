@@ -17,8 +17,7 @@ from rich.console import Console
 from rl.curation.config import LikenessConfig, RateConfig, SelectConfig, check_selection
 from rl.curation.report import counts, require_rows, write_rows, write_selection
 from rl.curation.select import Dropped, Selection, read_rates, select
-from rl.data import prompts_of, rows_of
-from rl.data_config import DataColumns
+from rl.data import DataColumns, prompts_of, rows_of
 from rollout.data.datasets import read_rows
 
 COLUMNS = DataColumns(id="name", task="kind")

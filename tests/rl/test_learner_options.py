@@ -17,7 +17,7 @@ from rl.config import CorrectionConfig, LoraConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner
 from rl.learner.optimizer import make_optimizer
 from rl.objectives import OBJECTIVES, kl_penalty
-from rl.types import Sample
+from rl.samples import Sample
 from tests.learning import config, difference, learner_in_float64, parameters, rollout, watch_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")

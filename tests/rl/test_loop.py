@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from rewards import Score
-from rl.config import EvalConfig, TrainConfig, plain_config
+from rl.config import EvalConfig, TrainConfig
 from rl.evaluation.evaluator import Evaluator
-from rl.generation.batches import Batch
-from rl.loop import _report_errors, _require_agreement, _unbroken, train
+from rl.generation.batches import ScoredBatch
+from rl.loop import _unbroken, check_logprob_gap, check_scores, train
+from rl.metrics import rollout_metrics
+from rl.options import config_dict
 from rl.run_dir.checkpoint import LoopState, save_checkpoint
-from rl.step_metrics import rollout_metrics
 from rl.types import RunStopped
 from rollout import Completion, Group, Prompt, Video
 from rollout.config import RolloutConfig
@@ -91,22 +92,22 @@ def test_each_task_is_told_by_itself_and_several_samples_tell_more():
 
 
 def test_a_gap_within_the_bound_goes_on():
-    _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": 9e-4})
+    check_logprob_gap(CONFIG, 3, {"rollout/logprob_gap_mean": 9e-4})
     with pytest.raises(RunStopped):  # and the bound of 1e-3 lies right behind it
-        _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": 1.1e-3})
+        check_logprob_gap(CONFIG, 3, {"rollout/logprob_gap_mean": 1.1e-3})
 
 
 @pytest.mark.parametrize("gap", [2e-3, math.nan, math.inf])
 def test_a_gap_beyond_the_bound_stops_the_run_with_step_gap_and_bound(gap: float):
     with pytest.raises(RunStopped, match=rf"step 3: .* disagree by {gap:.3g} .* rollout.max_logprob_gap = 0.001"):
-        _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": gap})
+        check_logprob_gap(CONFIG, 3, {"rollout/logprob_gap_mean": gap})
 
 
 def test_the_bound_is_the_users_where_given():
     config = replace(CONFIG, rollout=RolloutConfig(dtype="float32", max_logprob_gap=0.5))
-    _require_agreement(config, 3, {"rollout/logprob_gap_mean": 0.4})
+    check_logprob_gap(config, 3, {"rollout/logprob_gap_mean": 0.4})
     with pytest.raises(RunStopped, match=r"rollout.max_logprob_gap = 0.5"):
-        _require_agreement(config, 3, {"rollout/logprob_gap_mean": 0.6})
+        check_logprob_gap(config, 3, {"rollout/logprob_gap_mean": 0.6})
 
 
 class Restarts:
@@ -152,13 +153,13 @@ def test_engines_that_are_lost_again_and_again_end_the_run(failures: int, goes_o
 
 def test_some_failed_verdicts_are_shown_and_the_run_goes_on(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
-        _report_errors(5, [[FAILED, Score(reward=1.0)], [Score(reward=0.0), FAILED]])
+        check_scores(5, [[FAILED, Score(reward=1.0)], [Score(reward=0.0), FAILED]])
     assert caplog.messages == [f"step 5: no verdict on 2 of 4 completions; one: {FAILED.error}"]
 
 
 def test_a_reward_that_fails_on_every_completion_stops_the_run_in_its_own_words():
     with pytest.raises(RunStopped, match="failed on all 2 completions; the first: reward 'r' raised KeyError"):
-        _report_errors(5, [[FAILED], [FAILED]])
+        check_scores(5, [[FAILED], [FAILED]])
 
 
 def test_rollout_metrics_of_two_groups():
@@ -166,7 +167,7 @@ def test_rollout_metrics_of_two_groups():
     # All are of version 0, the learner has 3.
     groups = [group(2, 4), Group(**{**fields(group(6)), "completions": [*group(6).completions, *cut(8)]})]
     scores = [[Score(reward=1.0), Score(reward=0.0)], [Score(reward=1.0), Score(reward=1.0)]]
-    batch = Batch(groups=groups, scores=scores, num_refills=1, seconds_to_generate=4.0, seconds_to_score=0.5)
+    batch = ScoredBatch(groups=groups, scores=scores, num_refills=1, seconds_to_generate=4.0, seconds_to_score=0.5)
     assert rollout_metrics(batch, policy_version=3) == {
         "rollout/response_tokens": 5.0,
         "rollout/truncated": 0.25,
@@ -197,7 +198,7 @@ def test_a_request_has_the_same_seed_wherever_it_runs_and_another_for_every_othe
 
 def test_a_run_that_is_finished_returns_its_result_without_starting_anything(tmp_path: Path):
     config = replace(CONFIG, run_dir=tmp_path, steps=4, resume="auto")
-    state = LoopState(step=4, policy_version=4, cursor={}, seconds=9.0, config=plain_config(config))
+    state = LoopState(step=4, policy_version=4, cursor={}, seconds=9.0, config=config_dict(config))
     checkpoint = save_checkpoint(tmp_path, state, lambda folder: None, keep=0)
     rows = [{"step": 0, "eval/greedy": 0.25}, {"step": 4, "eval/greedy": 0.75}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

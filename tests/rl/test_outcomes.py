@@ -19,7 +19,7 @@ from rl.evaluation.results import (
     summarise,
     task_metrics,
 )
-from rl.run_dir.tracker import sample_row
+from rl.run_dir.transcripts import transcript
 from rollout import Completion, Group, Prompt
 
 
@@ -130,7 +130,7 @@ def recorded(*scores: Score, **completion: Any) -> dict[str, Any]:
     prompt = Prompt(id="a", messages=[], task="sums")
     completions = [Completion(text="17", token_ids=np.zeros(3, np.int32), **completion) for _ in scores]
     group = Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=completions)
-    return sample_row(Path(), "", group, scores, with_pictures=False)
+    return transcript(Path(), "", group, scores, with_pictures=False)
 
 
 def test_an_outcome_is_read_from_a_runs_record() -> None:

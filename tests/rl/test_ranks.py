@@ -15,7 +15,7 @@ from policies.loading import load_policy
 from rl.config import LoraConfig, TrainConfig
 from rl.learner import Learner
 from rl.learner.microbatches import lengthen_plan, split_ranks
-from rl.types import Sample
+from rl.samples import Sample
 from tests.learning import config, difference, parameters, rollout, watch_gradients
 from tests.ranks import RankPool
 

@@ -16,8 +16,10 @@ import pytest
 from policies.small.qwen3_vl import small_processor
 from rewards import Score
 from rl.config import TrainConfig
-from rl.generation.batches import Rollouts, has_variance, keep_groups, refills_of_sources
-from rl.learner.microbatches import make_samples, split_minibatches
+from rl.generation.batches import BatchProducer
+from rl.generation.dynamic_sampling import has_variance, refill_budget, select_groups
+from rl.learner.microbatches import split_minibatches
+from rl.samples import make_samples
 from rollout.data.mixture import mixture, open_stream
 from rollout.data.prompts import PromptStream
 from rollout.rendering import expanded_prompt
@@ -87,7 +89,7 @@ class FakeTeacher:
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., tuple[Rollouts, FakePool, PromptStream]]]:
+def make() -> Iterator[Callable[..., tuple[BatchProducer, FakePool, PromptStream]]]:
     """Builds rollouts of four prompts a step, two completions each, over twelve prompts."""
     pools = []
 
@@ -98,12 +100,12 @@ def make() -> Iterator[Callable[..., tuple[Rollouts, FakePool, PromptStream]]]:
         prompts=PROMPTS,
         teacher: FakeTeacher | None = None,
         **choices: int,
-    ) -> tuple[Rollouts, FakePool, PromptStream]:
+    ) -> tuple[BatchProducer, FakePool, PromptStream]:
         pool = FakePool(delay)
         pools.append(pool)
         config = TrainConfig(model="m", prompts_per_step=4, group_size=2, **choices)
         stream = open_stream(prompts, batch_size=4, num_minibatches=config.num_minibatches, seed=0)
-        rollouts = Rollouts(config, stream, pool, FakeRunner(flat), PROCESSOR, first_step=1, teacher=teacher)
+        rollouts = BatchProducer(config, stream, pool, FakeRunner(flat), PROCESSOR, first_step=1, teacher=teacher)
         return rollouts, pool, stream
 
     yield build
@@ -215,7 +217,7 @@ def test_a_mixture_resumed_in_the_middle_has_the_same_prompts_as_without_in_ever
     mixed = mixture({"a": (PROMPTS, 2), "b": (PROMPTS[:5], 1)})
     choices = {"prompts": mixed, "refill_prompts": 6, "flat": ["a/p1", "a/p7", "b/p0"]}
 
-    def learnt(rollouts: Rollouts, steps: range) -> list[list[str]]:
+    def learnt(rollouts: BatchProducer, steps: range) -> list[list[str]]:
         batches = []
         for step in steps:
             rollouts.start(step - 1, last_step=9)
@@ -243,8 +245,8 @@ def test_each_task_has_its_share_of_the_refills_so_that_none_takes_them_all(make
 
 def test_refills_that_do_not_divide_go_to_the_largest_remainders():
     # 3 · 5/8 is 1.875, 3 · 2/8 is .75 and 3 · 1/8 is .375.
-    assert refills_of_sources(3, [*"aaaaabbc"]) == {"a": 2, "b": 1, "c": 0}
-    assert refills_of_sources(7, [""] * 4) == {"": 7}
+    assert refill_budget(3, [*"aaaaabbc"]) == {"a": 2, "b": 1, "c": 0}
+    assert refill_budget(7, [""] * 4) == {"": 7}
 
 
 def test_each_group_that_is_kept_has_its_own_word_of_the_teacher(make):
@@ -368,7 +370,7 @@ def test_groups_that_teach_are_kept_first_and_all_stay_in_order():
     scored = [
         (PROMPTS[i].id, [Score(reward=0.0), Score(reward=reward)]) for i, reward in enumerate((0.0, 1.0, 0.0, 1.0))
     ]
-    kept = [name for name, _ in keep_groups(scored, [""] * 4, 3)]
+    kept = [name for name, _ in select_groups(scored, [""] * 4, 3)]
     assert kept == ["p0", "p1", "p3"]
 
 

@@ -11,8 +11,7 @@ from typing import Any, get_args
 import pytest
 from PIL import Image
 
-from rl.data import prompts_of
-from rl.data_config import DataColumns
+from rl.data import DataColumns, prompts_of
 from rl.evaluation.config import PRESETS, SamplingName, SamplingRunConfig, check_sampling_run, sampling_of
 from rollout.config import RolloutConfig
 from rollout.types import Sampling

@@ -17,12 +17,12 @@ from policies.inputs import vision_tokens
 from policies.loading import load_policy, load_processor
 from policies.small.qwen3_vl import save_small_policy, small_config, small_processor
 from rl.config import ColdStartConfig, LearnerConfig, OptimizerConfig
-from rl.learner.microbatches import encode_media, make_microbatch
+from rl.learner.microbatches import Microbatch, encode_media, make_microbatch
 from rl.run_dir.tracker import read_metrics
 from rl.sft.config import SftConfig
-from rl.sft.demonstrations import Lessons, demonstration, reasoned_answer, reference_answer
-from rl.sft.train import cold_start, negative_log_likelihood, supervise
-from rl.types import Microbatch
+from rl.sft.demonstrations import DemonstrationEncoder, encode_demonstration, reasoned_answer, reference_answer
+from rl.sft.small_policy import cold_start
+from rl.sft.train import negative_log_likelihood, supervise
 from rollout.types import Observation, Prompt, Video
 
 
@@ -43,7 +43,7 @@ PROMPTS = prompts("1=1", "2=2")
 
 
 def batch_of(*asked: Prompt) -> Microbatch:
-    samples = [demonstration(small_processor(), prompt, reference_answer(prompt)) for prompt in asked]
+    samples = [encode_demonstration(small_processor(), prompt, reference_answer(prompt)) for prompt in asked]
     return make_microbatch(samples, encode_media(small_processor(), samples), vision_tokens(small_config("dense")))
 
 
@@ -326,12 +326,14 @@ def test_a_thought_that_the_chat_template_has_opened_is_not_opened_twice():
 
 
 def learnt_text(processor, prompt: Prompt, shown: list[str]) -> str:
-    sample = demonstration(processor, prompt, shown)
+    sample = encode_demonstration(processor, prompt, shown)
     return processor.tokenizer.decode(sample.token_ids[sample.loss_mask])
 
 
 def test_a_lesson_is_made_once():
     calls = []
-    lessons = Lessons(small_processor(), lambda prompt: calls.append(prompt.id) or [prompt.answer], max_tokens=64)
+    lessons = DemonstrationEncoder(
+        small_processor(), lambda prompt: calls.append(prompt.id) or [prompt.answer], max_tokens=64
+    )
     assert [lessons.accept(prompt) for prompt in PROMPTS] == [None, None]
     assert [sample.prompt_id for sample in lessons.take(PROMPTS)] == calls == ["sum-0", "sum-1"]

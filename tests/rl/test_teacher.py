@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rl.teacher import start_teacher
 
 from policies.small.qwen3_vl import save_small_policy, small_processor
 from rl.config import TeacherConfig, TrainConfig
 from rl.hardware.placement import teacher_rollout
-from rl.teacher import require_same_vocabulary, start_teacher
+from rl.preflight import require_same_vocabulary
 from rollout.config import RolloutConfig
 
 
