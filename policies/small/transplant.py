@@ -15,7 +15,7 @@ c is a power of two with ε' ≥ 2³²: products with it are exact, and the norm
 and keys themselves are not scaled. Text positions of interleaved MRoPE are the same on all three axes: there it equals RoPE.
 
 What learns: AdamW's steps are absolute. On a matrix that is 10⁷ times larger they do nothing, on a weight as small as the last
-norm's they would destroy it, and its gradient, 10⁷ times larger, would be all that clipping sees. `freeze_scaled` therefore freezes
+norm's they would destroy it, and its gradient, 10⁷ times larger, would be all that clipping sees. `freeze_rescaled` therefore freezes
 what c has touched; q, k, v, gate, up, the layers' norms and the vision tower but for its last matrices learn as in any other model.
 
 Not for float16: activations exceed its range. A Qwen3 text model has the norms already: c = 1, a plain copy, nothing is frozen.
@@ -88,7 +88,7 @@ FLATTEN = """\
 """
 
 
-def carry(
+def transplant(
     source: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path | str,
@@ -141,7 +141,7 @@ def carry(
     return Path(folder)
 
 
-def freeze_scaled(model: torch.nn.Module) -> list[str]:
+def freeze_rescaled(model: torch.nn.Module) -> list[str]:
     """Freezes the parameters of a carried policy that AdamW's absolute steps cannot train; returns their names. See above.
 
     Of any other policy it freezes nothing.

@@ -24,9 +24,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from policies.dtensor import all_rows
+from policies.dtensor import full_tensor
 from policies.export import save_policy
-from policies.inputs import unseen_image, vision_tokens
+from policies.inputs import dummy_image, vision_tokens
 from policies.loading import load_policy, load_processor
 from policies.lora import adapters_off, is_adapter
 from policies.packing import real_tokens
@@ -167,7 +167,7 @@ class Learner:
         batches = [make_microbatch([share[i] for i in indices], encoded, vision) for indices in plan]
         batches += [idle_microbatch() for _ in range(max(counts) - len(plan))]
         if num_ranks() > 1 and any(with_media):
-            unseen = unseen_image(self.model.config.vision_config)
+            unseen = dummy_image(self.model.config.vision_config)
             batches = [replace(batch, vision=batch.vision or unseen) for batch in batches]
         return batches
 
@@ -325,7 +325,7 @@ class Learner:
     def _apply_gradient(self, of: Outcome) -> dict[str, float]:
         """Clips and applies the gradient, or drops it if it is not finite, and says so."""
         limit = self.config.optimizer.max_grad_norm
-        grad_norm = all_rows(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         finite = bool(grad_norm.isfinite())
         learning_rate = self.scheduler.get_last_lr()[0]
         if finite:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from policies.lora import add_lora
-from policies.small.transplant import freeze_scaled
+from policies.small.transplant import freeze_rescaled
 from rl.config import OptimizerConfig, TrainConfig
 
 
@@ -21,7 +21,7 @@ def choose_what_learns(model: torch.nn.Module, config: TrainConfig) -> None:
         add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, parts=config.lora.parts, seed=config.seed)
     if config.optimizer.vision_learning_rate == 0:
         model.model.visual.requires_grad_(False)
-    freeze_scaled(model)
+    freeze_rescaled(model)
 
 
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
