@@ -26,11 +26,12 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from policies.export import save_policy
 from policies.inputs import encode_image
-from policies.loading import load_policy, load_processor, vision_token_ids
+from policies.loading import frozen_parameters, load_policy, load_processor, vision_token_ids
 from policies.logprobs import token_logprobs
 from policies.small.qwen3_vl import save_small_policy, small_tokenizer
-from policies.small.transplant import freeze_rescaled, mrope_section, refuse_unsound, text_scale, transplant
+from policies.small.transplant import mrope_section, refuse_unsound, text_scale, transplant
 from rewards import Score
 from rl.config import LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
@@ -222,7 +223,21 @@ def test_of_other_policies_nothing_is_frozen(tmp_path: Path):
     copied = load_policy(
         transplant(language_model("qwen3"), language_tokenizer(), tmp_path / "qwen3"), dtype=torch.float32, device="cpu"
     )
-    assert freeze_rescaled(small) == freeze_rescaled(copied) == []
+    assert frozen_parameters(small) == frozen_parameters(copied) == []
+
+
+def test_a_checkpoint_names_its_frozen_parameters_and_an_older_one_freezes_the_same(folder: Path, tmp_path: Path):
+    policy = load_policy(folder, dtype=torch.float32, device="cpu")
+    names = json.loads((folder / "config.json").read_text())["frozen_parameters"]
+    # Embedding and last norm; 4 matrices and norms in each of 3 layers; weight and bias of 3 mergers.
+    assert len(names) == len(set(names)) == 2 + 4 * 3 + 2 * 3
+    assert set(names) <= {name for name, _ in policy.named_parameters()}
+    again = save_policy(policy, load_processor(folder), tmp_path / "again")
+    assert frozen_parameters(load_policy(again, dtype=torch.float32, device="cpu")) == names
+    written = json.loads((again / "config.json").read_text())
+    del written["frozen_parameters"]
+    (again / "config.json").write_text(json.dumps(written))
+    assert frozen_parameters(load_policy(again, dtype=torch.float32, device="cpu")) == names
 
 
 @pytest.mark.parametrize(
@@ -230,20 +245,20 @@ def test_of_other_policies_nothing_is_frozen(tmp_path: Path):
     [
         (
             MistralConfig(**SIZES),
-            "model_type = 'mistral' cannot be carried into Qwen3-VL: pass a model of llama, qwen2, qwen3",
+            "model_type = 'mistral' cannot be transplanted into Qwen3-VL: pass a model of llama, qwen2, qwen3",
         ),
         (LlamaConfig(**SIZES, attention_bias=True), "attention_bias = True, a bias on the attention's output"),
-        (LlamaConfig(**SIZES, mlp_bias=True), "mlp_bias = True, which Qwen3 has not"),
-        (LlamaConfig(**SIZES, hidden_act="gelu"), "hidden_act = 'gelu', and Qwen3-VL's is silu"),
+        (LlamaConfig(**SIZES, mlp_bias=True), "mlp_bias = True, which Qwen3 lacks"),
+        (LlamaConfig(**SIZES, hidden_act="gelu"), "hidden_act = 'gelu', but Qwen3-VL's is silu"),
         (
             LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
-            "rope_type = 'linear', which interleaved MRoPE does not have",
+            "rope_type = 'linear', which interleaved MRoPE does not support",
         ),
         (
             Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=32, max_window_layers=1),
             "layer_types with sliding_attention",
         ),
-        (LlamaConfig(**SIZES | {"head_dim": 6}), "head_dim = 6, whose pairs cannot be shared"),
+        (LlamaConfig(**SIZES | {"head_dim": 6}), "head_dim = 6, whose pairs cannot be divided"),
     ],
     ids=["family", "attention bias", "mlp bias", "activation", "rope scaling", "sliding window", "head_dim"],
 )
