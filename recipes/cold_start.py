@@ -20,7 +20,7 @@ from rich.console import Console
 from policies.model_sizes import PUBLISHED
 from rl.cli import main
 from rl.config import ColdStartConfig, LearnerConfig, LoraConfig, OptimizerConfig, WandbMode
-from rl.hardware.memory import as_table
+from rl.hardware.memory import memory_table
 from rl.hardware.presets import PRESETS, Preset, PresetName
 from rl.sft.config import SftConfig, check_sft, plan_sft
 
@@ -108,7 +108,7 @@ class ColdStart:
         preset = PRESETS[self.preset]
         check_sft(choices(self))
         plan = plan_sft(choices(self), PUBLISHED[self.preset], preset.device_gib, preset.gpus_per_node)
-        console.print(as_table(plan))
+        console.print(memory_table(plan))
 
 
 def run(config: ColdStart) -> None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from rewards.loading import load_reward
 from rl.config import TrainConfig, check_config
-from rl.hardware.placement import settle
+from rl.hardware.placement import resolve_placement
 from rl.hardware.presets import PRESETS, Sized, print_plan, with_preset
 from rl.run_dir.checkpoint import starting_point
 from rl.types import RunStopped
@@ -81,7 +81,7 @@ def check_options(config: TrainConfig) -> None:
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    check_config(settle(config))
+    check_config(resolve_placement(config))
     starting_point(config)
     if config.reward:
         load_reward(config.reward)

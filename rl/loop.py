@@ -18,7 +18,7 @@ from rewards.types import Score, Verifier
 from rl.config import TrainConfig, check_config
 from rl.distillation import teacher_metrics
 from rl.hardware.memory import print_memory_plan
-from rl.hardware.placement import settle
+from rl.hardware.placement import resolve_placement
 from rl.learner.microbatches import make_samples
 from rl.objectives import Objective
 from rl.report import write_report
@@ -82,7 +82,7 @@ def train(
         ValueError: For whatever is wrong with config, prompts, reward or checkpoint; before any engine starts.
         RunStopped: If the run cannot go on in any useful way.
     """
-    config = settle(config, Console())
+    config = resolve_placement(config, Console())
     check_config(config)
     print_memory_plan(config, Console())
     start, state = starting_point(config)

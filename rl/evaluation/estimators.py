@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-AT_ONCE = 4_000_000
+MAX_DRAWS = 4_000_000
 """Values that the bootstrap draws in one go: 64 MB."""
 
 
@@ -128,7 +128,7 @@ def bootstrap_interval(
         reach = (1 - tail ** (1 / num_prompts)) * (bounds[1] - bounds[0])
         return (bounds[0], bounds[0] + reach) if values_P[0] == bounds[0] else (bounds[1] - reach, bounds[1])
     rng = np.random.default_rng(seed)
-    rounds = -(-num_resamples * num_prompts // AT_ONCE)
+    rounds = -(-num_resamples * num_prompts // MAX_DRAWS)
     means = [
         values_P[rng.integers(num_prompts, size=(len(part), num_prompts))].mean(1)
         for part in np.array_split(np.arange(num_resamples), rounds)

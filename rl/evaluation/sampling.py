@@ -22,8 +22,8 @@ from rewards.types import Score, Verifier
 from rewards.workers.runner import RewardRunner, dry_run
 from rl.data import prompts_of
 from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling_of
-from rl.evaluation.results import Correct, Outcome, outcome_of
-from rl.evaluation.store import Records, asked, digest
+from rl.evaluation.results import CorrectnessRule, PromptResult, prompt_result
+from rl.evaluation.store import AnswerStore, answer_identity, digest
 from rl.run import local_ray
 from rollout.data.media import UnreadablePrompt
 from rollout.data.prompts import Accept, Prompts, blind
@@ -42,7 +42,7 @@ AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class SampledAnswers:
     """What a run has come to.
 
     Attributes:
@@ -56,13 +56,13 @@ class Answers:
 
     config: SamplingRunConfig
     run_dir: Path
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[PromptResult]
     rows: Sequence[int]
     skipped: dict[int, str]
     num_asked: int
 
 
-def ask(config: SamplingRunConfig, name: str) -> Answers:
+def sample_and_score(config: SamplingRunConfig, name: str) -> SampledAnswers:
     """Asks what has not been answered yet, and returns all answers.
 
     Args:
@@ -75,12 +75,12 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     check_sampling_run(config)
     reward = find_reward(config.reward)
     supported_model(config.model)
-    what = asked(config)
+    what = answer_identity(config)
     run_dir = config.run_dir or Path("runs") / name / f"{Path(config.model).name}-{digest(what)}"
     prompts = prompts_of(config)
     prompts = prompts[: config.limit] if config.limit else prompts
-    records = Records(run_dir, what, pictures=config.pictures)
-    todo = _Todo(config, prompts, records.done)
+    records = AnswerStore(run_dir, what, pictures=config.pictures)
+    todo = RemainingPrompts(config, prompts, records.done)
     before = len(records.done)
     with ExitStack() as stack:
         for number, group, scores in _answered(config, reward, todo, stack):
@@ -89,7 +89,7 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     if not found:
         reasons = list(todo.skipped.values()) or ["the data has none"]
         raise ValueError(f"no prompt of {config.data} could be asked; the first: {reasons[0]}")
-    return Answers(
+    return SampledAnswers(
         config=config,
         run_dir=run_dir,
         outcomes=[found[number] for number in sorted(found)],
@@ -99,17 +99,17 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     )
 
 
-def _outcomes(config: SamplingRunConfig, records: Records, num_prompts: int) -> dict[int, Outcome]:
+def _outcomes(config: SamplingRunConfig, records: AnswerStore, num_prompts: int) -> dict[int, PromptResult]:
     """What is recorded of the first prompts, by their rows.
 
     Raises:
         ValueError: No score has the part that is to decide.
     """
-    correct = Correct(at_least=config.correct.at_least, part=config.correct.part)
+    correct = CorrectnessRule(at_least=config.correct.at_least, part=config.correct.part)
     found, parts = {}, set[str]()
     for row in records.rows():
         if row["row"] < num_prompts:
-            found[row["row"]] = outcome_of(row, correct)
+            found[row["row"]] = prompt_result(row, correct)
             parts.update(name for each in row["completions"] for name in each["parts"])
     if any(outcome.correct for outcome in found.values()):
         correct.require_part(parts)
@@ -117,7 +117,7 @@ def _outcomes(config: SamplingRunConfig, records: Records, num_prompts: int) -> 
 
 
 @dataclass(slots=True)
-class _Todo:
+class RemainingPrompts:
     """The prompts that are still to be asked, drawn one after the other; notes those that cannot be."""
 
     config: SamplingRunConfig
@@ -151,7 +151,7 @@ class _Todo:
 
 
 def _answered(
-    config: SamplingRunConfig, reward: Verifier, todo: _Todo, stack: ExitStack
+    config: SamplingRunConfig, reward: Verifier, todo: RemainingPrompts, stack: ExitStack
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
     """Opens engines and reward, if there is anything to ask, and yields what is answered; `stack` closes them again."""
     rollout = config.rollout
@@ -202,7 +202,7 @@ def _answered(
     )
 
 
-class Asker(Protocol):
+class Generator(Protocol):
     """What is needed of the engines: `rollout.pool.engine_pool.RolloutPool`."""
 
     def start(self, coroutine: Any, /) -> Future[Group]: ...
@@ -217,7 +217,7 @@ class Scorer(Protocol):
 
 
 def answers(
-    pool: Asker, runner: Scorer, drawn: Iterator[tuple[int, Prompt]], config: SamplingRunConfig, *, most: int
+    pool: Generator, runner: Scorer, drawn: Iterator[tuple[int, Prompt]], config: SamplingRunConfig, *, most: int
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
     """Yields each prompt's completions and their scores as soon as they are there, in whatever order.
 

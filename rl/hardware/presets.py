@@ -14,9 +14,8 @@ from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
 from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig, check_config
-from rl.hardware.memory import MemoryPlan, as_table, plan_memory, plan_teacher
-from rl.hardware.placement import as_table as placement_table
-from rl.hardware.placement import choices, derive_placement
+from rl.hardware.memory import MemoryPlan, memory_table, plan_memory, plan_teacher
+from rl.hardware.placement import derive_placement, derived_options, placement_table
 from rollout.config import RolloutConfig
 
 C = TypeVar("C", bound="Sized")
@@ -69,8 +68,8 @@ class PresetConfig(TrainConfig):
         _, plan = preset_plan(self, self.preset)
         console.print(preset.why, highlight=False)
         if self.placement:
-            console.print(placement_table(choices(self, preset.gpus)))
-        console.print(as_table(plan))
+            console.print(placement_table(derived_options(self, preset.gpus)))
+        console.print(memory_table(plan))
         if teacher := next((size for size in PUBLISHED if f"-{size}-" in str(self.teacher.model)), None):
             console.print(plan_teacher(self, PUBLISHED[teacher], device_gib=preset.device_gib))
 

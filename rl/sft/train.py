@@ -32,7 +32,7 @@ from policies.loading import load_processor
 from policies.model_sizes import shape_of_checkpoint
 from policies.small.qwen3_vl import save_small_policy, small_processor
 from rl.config import ColdStartConfig, LearnerConfig, OptimizerConfig, plain_config
-from rl.hardware.memory import as_table, this_device
+from rl.hardware.memory import memory_table, this_device
 from rl.learner import Learner
 from rl.run_dir.checkpoint import LOOP_FILE, LoopState, save_checkpoint, starting_point
 from rl.run_dir.tracker import Tracker, read_metrics
@@ -89,7 +89,7 @@ def supervise(
     check_sft(config)
     if config.learner.gpus:
         plan = plan_sft(config, shape_of_checkpoint(config.model), this_device()[0])
-        Console().print(as_table(plan))
+        Console().print(memory_table(plan))
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint

@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_interval_and_many_prompts_are_drawn_in_par
         bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
     )
     whole = bootstrap_interval(values, seed=1)
-    monkeypatch.setattr("rl.evaluation.estimators.AT_ONCE", 60)
+    monkeypatch.setattr("rl.evaluation.estimators.MAX_DRAWS", 60)
     assert bootstrap_interval(values, seed=1) == whole
 
 
