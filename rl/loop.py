@@ -21,9 +21,9 @@ from rl.hardware.memory import print_memory_plan
 from rl.hardware.placement import resolve_placement
 from rl.learner.microbatches import make_samples
 from rl.objectives import Objective
-from rl.report import write_report
 from rl.run import Given, Run, open_run
 from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
+from rl.run_dir.html_report import write_report
 from rl.run_dir.tracker import read_metrics
 from rl.step_metrics import Stopwatch, rollout_metrics
 from rl.task_metrics import task_metrics
