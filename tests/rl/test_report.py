@@ -118,7 +118,14 @@ def test_samples_are_shown_with_pictures_rewards_and_reasons(run: Path) -> None:
         len(page.images) == 4
     )  # of both samples the prompt's picture that is there, and the one that was shown in between
     assert 'best">1</span>' in source and 'worst">0</span>' in source and 'reward ">0.5</span>' in source
-    for words in ("<yes>", "format 0.5", "no verdict: reward 'r' raised KeyError", " · truncated", "7 more", "lookhere"):
+    for words in (
+        "<yes>",
+        "format 0.5",
+        "no verdict: reward 'r' raised KeyError",
+        " · truncated",
+        "7 more",
+        "lookhere",
+    ):
         assert words in page.text
 
 
