@@ -16,7 +16,7 @@ from rollout.config import RolloutConfig
 from rollout.types import Sampling
 
 SamplingName = Literal["plain", "greedy", "thinking-dense", "thinking-moe", "instruct", "instruct-text"]
-PRESETS: Mapping[SamplingName, Mapping[str, Any]] = {
+SAMPLING_PRESETS: Mapping[SamplingName, Mapping[str, Any]] = {
     "plain": {},
     "greedy": {"temperature": 0.0},
     "thinking-dense": {"temperature": 1.0, "top_p": 0.95, "top_k": 20},
@@ -83,7 +83,7 @@ class SamplingRunConfig(RewardOptions, DataConfig):
 
 def sampling_of(config: SamplingRunConfig) -> Sampling:
     """How completions are drawn: the preset, and what is said besides."""
-    preset = {"temperature": config.rollout.temperature, **PRESETS[config.sampling]}
+    preset = {"temperature": config.rollout.temperature, **SAMPLING_PRESETS[config.sampling]}
     own = {name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "presence_penalty")}
     told = {name: value for name, value in own.items() if value is not None}
     return Sampling(max_tokens=config.rollout.max_tokens, **{**preset, **told})

@@ -40,7 +40,7 @@ AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class SampledAnswers:
     """What a run has come to.
 
     Attributes:
@@ -54,13 +54,13 @@ class Answers:
 
     config: SamplingRunConfig
     run_dir: Path
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[PromptResult]
     rows: Sequence[int]
     skipped: dict[int, str]
     num_asked: int
 
 
-def ask(config: SamplingRunConfig, name: str) -> Answers:
+def sample_and_score(config: SamplingRunConfig, name: str) -> SampledAnswers:
     """Asks what has not been answered yet, and returns all answers.
 
     Args:
@@ -73,12 +73,12 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     check_sampling_run(config)
     reward = find_reward(config.reward)
     supported_model(config.model)
-    what = asked(config)
+    what = answer_identity(config)
     run_dir = config.run_dir or Path("runs") / name / f"{Path(config.model).name}-{digest(what)}"
     prompts = prompts_of(config)
     prompts = prompts[: config.limit] if config.limit else prompts
-    records = Records(run_dir, what, pictures=config.pictures)
-    todo = _Todo(config, prompts, records.done)
+    records = AnswerStore(run_dir, what, pictures=config.pictures)
+    todo = RemainingPrompts(config, prompts, records.done)
     before = len(records.done)
     with ExitStack() as stack:
         for number, group, scores in _answered(config, reward, todo, stack):
@@ -87,7 +87,7 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     if not found:
         reasons = list(todo.skipped.values()) or ["the data has none"]
         raise ValueError(f"no prompt of {config.data} could be asked; the first: {reasons[0]}")
-    return Answers(
+    return SampledAnswers(
         config=config,
         run_dir=run_dir,
         outcomes=[found[number] for number in sorted(found)],
@@ -97,17 +97,17 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     )
 
 
-def _outcomes(config: SamplingRunConfig, records: Records, num_prompts: int) -> dict[int, Outcome]:
+def _outcomes(config: SamplingRunConfig, records: AnswerStore, num_prompts: int) -> dict[int, PromptResult]:
     """What is recorded of the first prompts, by their rows.
 
     Raises:
         ValueError: No score has the part that is to decide.
     """
-    correct = Correct(at_least=config.correct.at_least, part=config.correct.part)
+    correct = CorrectnessRule(at_least=config.correct.at_least, part=config.correct.part)
     found, parts = {}, set[str]()
     for row in records.rows():
         if row["row"] < num_prompts:
-            found[row["row"]] = outcome_of(row, correct)
+            found[row["row"]] = prompt_result(row, correct)
             parts.update(name for each in row["completions"] for name in each["parts"])
     if any(outcome.correct for outcome in found.values()):
         correct.require_part(parts)
@@ -115,7 +115,7 @@ def _outcomes(config: SamplingRunConfig, records: Records, num_prompts: int) -> 
 
 
 @dataclass(slots=True)
-class _Todo:
+class RemainingPrompts:
     """The prompts that are still to be asked, drawn one after the other; notes those that cannot be."""
 
     config: SamplingRunConfig
@@ -149,7 +149,7 @@ class _Todo:
 
 
 def _answered(
-    config: SamplingRunConfig, reward: Verifier, todo: _Todo, stack: ExitStack
+    config: SamplingRunConfig, reward: Verifier, todo: RemainingPrompts, stack: ExitStack
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
     """Opens engines and reward, if there is anything to ask, and yields what is answered; `stack` closes them again."""
     rollout = config.rollout
@@ -183,7 +183,7 @@ def _answered(
     )
 
 
-class Asker(Protocol):
+class Generator(Protocol):
     """What is needed of the engines: `rollout.pool.engine_pool.RolloutPool`."""
 
     def start(self, coroutine: Any, /) -> Future[Group]: ...
@@ -198,7 +198,7 @@ class Scorer(Protocol):
 
 
 def answers(
-    pool: Asker, runner: Scorer, drawn: Iterator[tuple[int, Prompt]], config: SamplingRunConfig, *, most: int
+    pool: Generator, runner: Scorer, drawn: Iterator[tuple[int, Prompt]], config: SamplingRunConfig, *, most: int
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
     """Yields each prompt's completions and their scores as soon as they are there, in whatever order.
 

@@ -26,7 +26,7 @@ ENGINE_OPTIONS = """
 """Options of the engines that change what is answered; the others say where and how fast."""
 
 
-def asked(config: SamplingRunConfig) -> dict[str, Any]:
+def answer_identity(config: SamplingRunConfig) -> dict[str, Any]:
     """What the answers depend on. Data, model and reward count with what is in their files, as far as they are files here."""
     return {
         "model": config.model,
@@ -69,7 +69,7 @@ def _content(file: Path) -> str:
     return f"{told.st_size} bytes of {told.st_mtime_ns}"
 
 
-class Records:
+class AnswerStore:
     """The answers of one run, a line for each prompt in the order in which they came.
 
     Args:
@@ -91,7 +91,7 @@ class Records:
             _require_same(run_dir, json.loads(told.read_text()), plain)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(told, plain)
-        _mend(self.file)
+        drop_partial_line(self.file)
         self.done = {row["row"] for row in self.rows()}
 
     def add(self, number: int, group: Group, scores: Sequence[Score]) -> None:
@@ -114,7 +114,7 @@ class Records:
                 yield from map(json.loads, lines)
 
 
-def _mend(file: Path) -> None:
+def drop_partial_line(file: Path) -> None:
     """Drops a last line that a kill has cut short."""
     if not file.exists():
         return

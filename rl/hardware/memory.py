@@ -12,7 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.console import Console, Group
+from rich.console import Console
+from rich.console import Group as Lines
 from rich.table import Table
 
 from policies.model_sizes import MERGE, ModelShape, shape_of_checkpoint
@@ -36,7 +37,7 @@ ASLEEP = 1.5 * GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class MemoryItem:
     """One thing that takes memory.
 
     Attributes:
@@ -66,10 +67,10 @@ class MemoryPlan:
     """
 
     device_bytes: float
-    learner: Sequence[Line]
+    learner: Sequence[MemoryItem]
     kept: int
-    host: Sequence[Line]
-    engine: Sequence[Line] = ()
+    host: Sequence[MemoryItem]
+    engine: Sequence[MemoryItem] = ()
     shared: bool = False
     sequences: float = math.inf
     problems: Sequence[str] = ()
@@ -178,12 +179,14 @@ def _states(config: LearningOptions, shape: ModelShape) -> list[Line]:
     of = {"weights": shape.parameters + added, "gradients": learning, "AdamW's moments": learning}
     over = f" / {ranks} ranks" if ranks > 1 else ""
     lines = [
-        Line(what=name, bytes=size * of[name] / ranks, why=f"{size} B × {of[name] / 1e9:.2f}G{over}")
+        MemoryItem(what=name, bytes=size * of[name] / ranks, why=f"{size} B × {of[name] / 1e9:.2f}G{over}")
         for name, size in STATE.items()
     ]
     if config.kl_coefficient and not config.lora.rank:
         lines.append(
-            Line(what="reference", bytes=4 * shape.parameters / ranks, why=f"4 B × {shape.parameters / 1e9:.2f}G{over}")
+            MemoryItem(
+                what="reference", bytes=4 * shape.parameters / ranks, why=f"4 B × {shape.parameters / 1e9:.2f}G{over}"
+            )
         )
     return lines
 
@@ -201,11 +204,11 @@ def _peak(config: LearningOptions, shape: ModelShape, group_size: int) -> list[L
         gathered = size * (root + 2 * shape.layer)
         # FSDP2 keeps a layer's gradients as computed and as added up, and the root's until the end.
         gradients = trains * ((size + 4) * shape.layer + size * root)
-        copies = Line(what="gathered weights", bytes=gathered, why="2 layers, embeddings and mergers")
+        copies = MemoryItem(what="gathered weights", bytes=gathered, why="2 layers, embeddings and mergers")
     else:
         kept = 0 if learner.dtype == "float32" else 2 * (shape.parameters - (0 if shape.tied else shape.embedding))
         # With checkpointing the casts of the forward pass are gone when its layers run again.
-        copies = Line(what="working weights", bytes=float(kept), why="cast by autocast")
+        copies = MemoryItem(what="working weights", bytes=float(kept), why="cast by autocast")
         gradients = trains * size * shape.embedding
     saved, layer = _layer_bytes(shape, size, sharded)
     block, kept_block = 22 * shape.vision.hidden + 4 * shape.vision.intermediate, 2 * shape.vision.hidden
@@ -220,9 +223,11 @@ def _peak(config: LearningOptions, shape: ModelShape, group_size: int) -> list[L
         in_flight += size * tokens * shape.experts_per_token * (3 * shape.expert_intermediate + 2 * shape.hidden)
     return [
         copies,
-        Line(what="activations", bytes=activations, why=why),
-        Line(what="gradients in flight", bytes=gradients + in_flight, why="of one layer, and of the embeddings"),
-        Line(what="logits", bytes=LOGIT_BYTES + 8 * tokens * shape.hidden, why="a chunk of the vocabulary at a time"),
+        MemoryItem(what="activations", bytes=activations, why=why),
+        MemoryItem(what="gradients in flight", bytes=gradients + in_flight, why="of one layer, and of the embeddings"),
+        MemoryItem(
+            what="logits", bytes=LOGIT_BYTES + 8 * tokens * shape.hidden, why="a chunk of the vocabulary at a time"
+        ),
     ]
 
 
@@ -250,7 +255,7 @@ def _images_at_once(config: LearningOptions, group_size: int) -> int:
     return min(config.learner.microbatch_tokens, prompts * per_prompt)
 
 
-def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list[Line], float]:
+def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list[MemoryItem], float]:
     """What vLLM takes of each GPU: all of its share, the cache whatever is left of that."""
     rollout, width = config.rollout, config.rollout.gpus_per_engine
     size = 4 if rollout.dtype == "float32" else 2
@@ -267,9 +272,9 @@ def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list
     cache = max(0.0, share - weights - work)
     sequences = cache / per_token / rollout.max_model_len
     lines = [
-        Line(what="weights", bytes=weights, why=f"{size} B × {shape.parameters / 1e9:.2f}G{over}"),
-        Line(what="at work", bytes=work, why=f"{rollout.max_batched_tokens} tokens at once, CUDA graphs"),
-        Line(
+        MemoryItem(what="weights", bytes=weights, why=f"{size} B × {shape.parameters / 1e9:.2f}G{over}"),
+        MemoryItem(what="at work", bytes=work, why=f"{rollout.max_batched_tokens} tokens at once, CUDA graphs"),
+        MemoryItem(
             what="key-value cache",
             bytes=cache,
             why=f"what is left of {rollout.gpu_memory_utilization:.0%}: {cache / per_token:,.0f} tokens, "
@@ -285,12 +290,12 @@ def _host(config: LearningOptions, shape: ModelShape, states: Sequence[Line], gp
     ranks = min(config.learner.gpus, gpus_per_node)
     if config.learner.offload:
         total = ranks * sum(line.bytes for line in states)
-        lines.append(Line(what="the learner's state", bytes=total, why=f"offloaded, of {ranks} ranks"))
+        lines.append(MemoryItem(what="the learner's state", bytes=total, why=f"offloaded, of {ranks} ranks"))
     if config.rollout.shares_gpus:
         engines = max(1, ranks // config.rollout.gpus_per_engine)
         size = 4 if config.rollout.dtype == "float32" else 2
         lines.append(
-            Line(
+            MemoryItem(
                 what="sleeping engines",
                 bytes=float(engines * size * shape.parameters),
                 why=f"weights of {engines} while the learner learns",
@@ -311,13 +316,13 @@ def _problems(config: LearningOptions, plan: MemoryPlan) -> list[str]:
             "more GPUs",
         ]
         found.append(
-            f"the learner takes {gib(plan.learner_peak + asleep)} GiB of each GPU, which has room for {gib(room)}: "
+            f"the learner takes {format_gib(plan.learner_peak + asleep)} GiB of each GPU, which has room for {format_gib(room)}: "
             f"{', '.join(remedies)}"
         )
     if plan.shared and plan.learner_kept + plan.engine_total > room:
         found.append(
-            f"while engines generate, the learner keeps {gib(plan.learner_kept)} GiB of the GPU that they take "
-            f"{gib(plan.engine_total)} GiB of, and there is room for {gib(room)}: learner.offload, or a lower "
+            f"while engines generate, the learner keeps {format_gib(plan.learner_kept)} GiB of the GPU that they take "
+            f"{format_gib(plan.engine_total)} GiB of, and there is room for {format_gib(room)}: learner.offload, or a lower "
             "rollout.gpu_memory_utilization"
         )
     if plan.sequences < 1:
@@ -328,28 +333,28 @@ def _problems(config: LearningOptions, plan: MemoryPlan) -> list[str]:
     return found
 
 
-def gib(value: float) -> str:
+def format_gib(value: float) -> str:
     """In GiB, to a tenth."""
     return f"{value / GIB:.1f}"
 
 
-def as_table(plan: MemoryPlan) -> Group:
+def memory_table(plan: MemoryPlan) -> Lines:
     """A table of each side's lines, and the verdict below."""
-    table = Table("", "GiB", "", title=f"memory of a GPU of {gib(plan.device_bytes)} GiB", title_justify="left")
+    table = Table("", "GiB", "", title=f"memory of a GPU of {format_gib(plan.device_bytes)} GiB", title_justify="left")
     for title, lines, total in (
         ("learner, at its peak", plan.learner, plan.learner_peak),
         ("engine" + (", while the learner waits" if plan.shared else ""), plan.engine, plan.engine_total),
         ("host memory of a node", plan.host, sum(line.bytes for line in plan.host)),
     ):
         if lines:
-            table.add_row(f"[bold]{title}", f"[bold]{gib(total)}", "")
+            table.add_row(f"[bold]{title}", f"[bold]{format_gib(total)}", "")
         for line in lines:
-            table.add_row(f"  {line.what}", gib(line.bytes), f"[dim]{line.why}")
+            table.add_row(f"  {line.what}", format_gib(line.bytes), f"[dim]{line.why}")
     verdict = ["[green]fits"] if plan.fits else [f"[bold red]does not fit:[/] {problem}" for problem in plan.problems]
-    return Group(table, *verdict)
+    return Lines(table, *verdict)
 
 
-def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -> Group:
+def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -> Lines:
     """What an engine of the teacher takes of each of its GPUs, as a table, and the verdict below.
 
     Args:
@@ -361,17 +366,20 @@ def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -
         replace(config, rollout=config.teacher.engine_config(config.rollout)), shape, device_gib * GIB
     )
     tokens = config.teacher.max_batched_tokens
-    logits = Line(what="logits", bytes=8.0 * tokens * shape.vocabulary, why=f"8 B × {tokens} tokens × the vocabulary")
+    logits = MemoryItem(
+        what="logits", bytes=8.0 * tokens * shape.vocabulary, why=f"8 B × {tokens} tokens × the vocabulary"
+    )
     total, room = sum(line.bytes for line in (*lines, logits)), (1 - HEADROOM) * device_gib * GIB
     table = Table("teacher", "GiB", "", title=f"a teacher's GPU of {device_gib:.1f} GiB", title_justify="left")
     for line in (*lines, logits):
-        table.add_row(line.what, gib(line.bytes), f"[dim]{line.why}")
+        table.add_row(line.what, format_gib(line.bytes), f"[dim]{line.why}")
     verdict = "[green]fits"
     if sequences < 1:
         verdict = f"[bold red]does not fit:[/] its cache holds {sequences:.2f} sequences: more teacher.gpus_per_engine"
     elif total > room:
-        verdict = f"[bold red]does not fit:[/] {gib(total)} GiB of {gib(room)}: a lower teacher.gpu_memory_utilization"
-    return Group(table, verdict)
+        found = f"{format_gib(total)} GiB of {format_gib(room)}"
+        verdict = f"[bold red]does not fit:[/] {found}: a lower teacher.gpu_memory_utilization"
+    return Lines(table, verdict)
 
 
 def print_memory_plan(config: TrainConfig, console: Console) -> None:
@@ -383,7 +391,7 @@ def print_memory_plan(config: TrainConfig, console: Console) -> None:
     if not (config.learner.gpus and config.rollout.gpus_per_engine):
         return
     device_gib, measured = this_device()
-    console.print(as_table(plan_memory(config, shape_of_checkpoint(config.model), device_gib=device_gib)))
+    console.print(memory_table(plan_memory(config, shape_of_checkpoint(config.model), device_gib=device_gib)))
     if config.teacher.model is not None:
         console.print(plan_teacher(config, shape_of_checkpoint(config.teacher.model), device_gib=device_gib))
     if not measured:

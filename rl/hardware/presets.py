@@ -69,8 +69,8 @@ class PresetConfig(SmallRecipe):
         _, plan = preset_plan(self, self.preset)
         console.print(preset.why, highlight=False)
         if self.placement:
-            console.print(placement_table(choices(self, preset.gpus)))
-        console.print(as_table(plan))
+            console.print(placement_table(derived_options(self, preset.gpus)))
+        console.print(memory_table(plan))
         if teacher := next((size for size in PUBLISHED if f"-{size}-" in str(self.teacher.model)), None):
             console.print(plan_teacher(self, PUBLISHED[teacher], device_gib=preset.device_gib))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from policies.dtensor import all_rows
+from policies.dtensor import full_tensor
 from policies.export import save_policy
 from policies.inputs import unseen_image, vision_tokens
 from policies.loading import load_processor

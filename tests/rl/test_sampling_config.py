@@ -38,7 +38,7 @@ def test_presets_are_those_of_the_report_and_the_model_cards(name: SamplingName,
 
 
 def test_every_preset_is_an_option() -> None:
-    assert set(PRESETS) == set(get_args(SamplingName))
+    assert set(SAMPLING_PRESETS) == set(get_args(SamplingName))
 
 
 def test_plain_samples_as_training_does_and_an_option_replaces_a_preset() -> None:

@@ -1,8 +1,6 @@
-"""One page for a run: what it chose, what came of it, how it went, and what was asked, answered and scored, pictures included.
+"""HTML report of a run on one page: its config, results and curves, and samples with their scores and pictures.
 
-    python -m rl.report runs/digit_sums
-
-The page needs no other file, no network and no script. `train` writes it at the end, whatever the end; the command, at any time.
+The page needs no other file, no network and no script. `train` writes it at every end of a run, `python -m rl.report` at any time.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -27,11 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WINDOW = 10
-"""Steps of a running mean: one step asks few prompts."""
+"""Steps of a running mean, since one step has few prompts."""
 SIDE = 256
-"""Pixels of the longer side of a picture, at most."""
-LETTERS = 1200
-"""Of an answer; the rest of a longer one is folded."""
+"""Most pixels of a picture's longer side."""
+MAX_CHARACTERS = 1200
+"""Characters of an answer that are shown; the rest is folded."""
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c }
 h1 { font-size: 1.4rem }
@@ -54,21 +51,17 @@ pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Lines over the steps of a run.
-
-    Attributes:
-        title: What is drawn.
-        lines: The words for each metric.
-        smooth: Metrics that are drawn as a running mean.
-        log: Whether the axis is logarithmic.
-        stacked: Whether each is drawn on top of the one before.
-    """
+    """Lines over the steps of a run."""
 
     title: str
     lines: Mapping[str, str]
+    """Metric name → label."""
     smooth: frozenset[str] = frozenset()
+    """Metrics that are drawn as a running mean."""
     log: bool = False
+    """Makes the axis logarithmic."""
     stacked: bool = False
+    """Draws each line on top of the one before."""
 
 
 CHARTS = (
@@ -91,7 +84,7 @@ CHARTS = (
         lines={"policy/gate_mean_positive": "of A > 0", "policy/gate_mean_negative": "of A ≤ 0"},
     ),
     Chart(
-        title="groups that teach nothing: all rewards equal",
+        title="groups without a gradient: all rewards equal",
         lines={"rollout/groups_without_variance": "share"},
         smooth=frozenset({"rollout/groups_without_variance"}),
     ),
@@ -100,32 +93,32 @@ CHARTS = (
         lines={"rollout/logprob_gap_mean": "mean", "rollout/logprob_gap_max": "max"},
         log=True,
     ),
-    Chart(title="gradient's norm before it is cut", lines={"policy/grad_norm": ""}),
-    Chart(title="tokens of a response", lines={"rollout/response_tokens": "mean"}),
+    Chart(title="gradient norm before clipping", lines={"policy/grad_norm": ""}),
+    Chart(title="tokens per response", lines={"rollout/response_tokens": "mean"}),
     Chart(
-        title="seconds of a step",
+        title="seconds per step",
         lines={f"time/{phase}": phase for phase in ("generate", "score", "learn", "sync")},
         stacked=True,
     ),
 )
 WORTH_A_LOOK = {
-    "reward/errors": "of completions had no verdict, in the worst step",
-    "rollout/prompts_skipped": "times a prompt was skipped: it could not be read, or was too long",
+    "reward/errors": "of completions had no verdict in the worst step",
+    "rollout/prompts_skipped": "times a prompt was skipped: unreadable or too long",
     "rollout/engine_failures": "engines failed and were replaced",
-    "policy/skipped_updates": "updates were skipped, for their gradient was not finite",
-    "rollout/truncated": "of responses were cut at the limit, in the worst step",
+    "policy/skipped_updates": "updates were skipped because their gradient was not finite",
+    "rollout/truncated": "of responses were truncated in the worst step",
 }
-"""What is said of a metric's greatest value, where it is above 0."""
+"""Metric name → the note on its greatest value, shown if that is above 0."""
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes `report.html` into a run's folder, from what is in there.
+    """Writes `report.html` into a run's folder, from the files there, and returns its path.
 
     Raises:
-        ValueError: There is no run.
+        ValueError: The folder holds no run.
     """
     if not (run_dir / "metrics.jsonl").is_file():
-        raise ValueError(f"{run_dir} holds no metrics.jsonl: it is no run's folder")
+        raise ValueError(f"{run_dir} has no metrics.jsonl: it is not a run's folder")
     rows = read_metrics(run_dir)
     config = json.loads((run_dir / "config.json").read_text())
     choices = escape(json.dumps(config, indent=1))
@@ -142,28 +135,28 @@ def write_report(run_dir: Path) -> Path:
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(run_dir.name)}</title><style>{STYLE}</style>"
     )
-    aside = run_dir / ".report.html"
-    aside.write_text(page + "\n".join(parts) + "</html>\n", encoding="utf-8")
-    return aside.rename(run_dir / "report.html")
+    temporary = run_dir / ".report.html"
+    temporary.write_text(page + "\n".join(parts) + "</html>\n", encoding="utf-8")
+    return temporary.rename(run_dir / "report.html")
 
 
 def _sentence(rows: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> str:
-    """What ran, how far, and how fast."""
+    """Returns the line on model, steps done and speed."""
     steps = [row for row in rows if "time/step" in row]
-    told = [
+    facts = [
         f"{escape(str(config.get('model')))}",
         f"step {int(rows[-1]['step']) if rows else 0} of {config.get('steps')}",
     ]
     if "objective" in config:
-        told.append(f"objective {escape(config['objective'])}")
+        facts.append(f"objective {escape(config['objective'])}")
     if steps:
         hours = steps[-1].get("time/elapsed", 0.0) / 3600
-        told += [f"{median(row['time/step'] for row in steps):.3g} s a step (median)", f"{hours:.2f} h"]
-    return " · ".join(told)
+        facts += [f"{median(row['time/step'] for row in steps):.3g} s a step (median)", f"{hours:.2f} h"]
+    return " · ".join(facts)
 
 
 def _held_out(rows: Sequence[Mapping[str, float]]) -> str:
-    """The first evaluation and the last."""
+    """Returns the table of the first and the last evaluation."""
     measured = [row for row in rows if any(name.startswith("eval/") for name in row)]
     if not measured:
         return ""
@@ -183,25 +176,25 @@ def _number(value: float | None) -> str:
 
 def _notes(rows: Sequence[Mapping[str, float]]) -> str:
     worst = {name: max((row.get(name, 0.0) for row in rows), default=0.0) for name in WORTH_A_LOOK}
-    told = [
+    notes = [
         f"<li>{f'{value:.1%}' if 0 < value < 1 else f'{value:g}'} {WORTH_A_LOOK[name]}"
         for name, value in worst.items()
         if value > 0
     ]
-    return f"<h2>Worth a look</h2><ul>{''.join(told)}</ul>" if told else ""
+    return f"<h2>Worth a look</h2><ul>{''.join(notes)}</ul>" if notes else ""
 
 
 def _charts(rows: Sequence[Mapping[str, float]]) -> Iterator[str]:
-    """An SVG for each chart that has something to draw, that of the tasks behind the first."""
+    """Yields an SVG for each chart that has data; the charts by task come second."""
     tasks = sorted(
         {name.split("/")[1] for row in rows for name in row if name.endswith("/accuracy") and name.count("/") == 2}
     )
-    of_tasks = [
+    by_task = [
         Chart(title="correct, by task: training", lines={f"reward/{task}/accuracy": task for task in tasks},
               smooth=frozenset(f"reward/{task}/accuracy" for task in tasks)),
         Chart(title="correct, by task: held out", lines={f"eval/{task}/avg": task for task in tasks}),
     ]  # fmt: skip
-    for chart in (CHARTS[0], *of_tasks, *CHARTS[1:]):
+    for chart in (CHARTS[0], *by_task, *CHARTS[1:]):
         found = {
             label: [(row["step"], row[name]) for row in rows if name in row] for name, label in chart.lines.items()
         }
@@ -212,7 +205,7 @@ def _charts(rows: Sequence[Mapping[str, float]]) -> Iterator[str]:
 
 
 def _running_mean(points: np.ndarray) -> np.ndarray:
-    """[2, N] with each value the mean of itself and up to nine before it."""
+    """Returns [2, N]: steps, and each value averaged with up to nine before it."""
     steps, values = points
     means = [values[max(0, i + 1 - WINDOW) : i + 1].mean() for i in range(len(values))]
     return np.stack([steps, np.array(means)])
@@ -247,10 +240,10 @@ def _draw(axes: Axes, chart: Chart, lines: Mapping[str, np.ndarray]) -> None:
 
 
 def _samples(folder: Path) -> Iterator[str]:
-    """What was asked, answered and scored, in the first step that was kept and in the last."""
+    """Yields the samples of the last and the first recorded step."""
     files = sorted(folder.glob("step_*.jsonl")) if folder.is_dir() else []
     for file in dict.fromkeys([*files[-1:], *files[:1]]):
-        yield f"<h2>Asked, answered, scored: step {int(file.stem.partition('_')[2])}</h2>"
+        yield f"<h2>Prompts, completions, scores: step {int(file.stem.partition('_')[2])}</h2>"
         for line in file.read_text().splitlines():
             yield _sample(folder, json.loads(line))
 
@@ -273,18 +266,18 @@ def _text(message: Mapping[str, Any]) -> str:
 
 
 def _answer(folder: Path, done: Mapping[str, Any], rewards: Sequence[float]) -> str:
-    """A completion behind its reward: green the best of its siblings, red the worst, where they differ."""
+    """Returns a completion and its reward. If rewards of the group differ, the best is green and the worst red."""
     if done["error"] is not None:
-        mark, told = "worst", f"no verdict: {escape(str(done['error']))}"
+        mark, note = "worst", f"no verdict: {escape(str(done['error']))}"
     else:
         differs = min(rewards) < max(rewards)
         mark = "" if not differs else {max(rewards): "best", min(rewards): "worst"}.get(done["reward"], "")
-        told = " ".join(f"{escape(name)} {value:.3g}" for name, value in done["parts"].items())
-    said = "".join(_turn(folder, turn) for turn in done["turns"]) if "turns" in done else _folded(done["text"])
-    cut = " · cut" if done["finish_reason"] == "length" else ""
+        note = " ".join(f"{escape(name)} {value:.3g}" for name, value in done["parts"].items())
+    text = "".join(_turn(folder, turn) for turn in done["turns"]) if "turns" in done else _folded(done["text"])
+    truncated = " · truncated" if done["finish_reason"] == "length" else ""
     return (
         f'<div class="answer"><span class="reward {mark}">{done["reward"]:.3g}</span>'
-        f'<div>{said}<span class="note">{told}{cut}</span></div></div>'
+        f'<div>{text}<span class="note">{note}{truncated}</span></div></div>'
     )
 
 
@@ -295,13 +288,13 @@ def _turn(folder: Path, turn: Mapping[str, Any]) -> str:
 
 
 def _folded(text: str) -> str:
-    """A text as it is, its end behind a click where it is long."""
-    rest = f"<details><summary>{len(text) - LETTERS} more</summary><pre>{escape(text[LETTERS:])}</pre></details>"
-    return f"<pre>{escape(text[:LETTERS])}</pre>" + (rest if len(text) > LETTERS else "")
+    """Returns the text; the end of a long one is folded."""
+    rest = f"<details><summary>{len(text) - MAX_CHARACTERS} more</summary><pre>{escape(text[MAX_CHARACTERS:])}</pre></details>"
+    return f"<pre>{escape(text[:MAX_CHARACTERS])}</pre>" + (rest if len(text) > MAX_CHARACTERS else "")
 
 
 def _picture(file: Path) -> str:
-    """A picture in the page itself; nothing where it is gone."""
+    """Returns a picture as embedded PNG, or nothing if its file is missing."""
     if not file.is_file():
         return ""
     with Image.open(file) as opened:
@@ -310,12 +303,3 @@ def _picture(file: Path) -> str:
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m rl.report RUN_DIR")
-    try:
-        print(write_report(Path(sys.argv[1])))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
