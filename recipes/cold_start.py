@@ -20,7 +20,7 @@ from rich.console import Console
 from policies.model_sizes import PUBLISHED
 from rl.cli import main
 from rl.config import ColdStartConfig, LearnerConfig, LoraConfig, OptimizerConfig
-from rl.hardware.memory import as_table, plan_learner
+from rl.hardware.memory import memory_table, plan_learner
 from rl.hardware.presets import PRESETS, Preset, PresetName
 from rl.sft.config import SftConfig, check_sft
 
@@ -110,7 +110,7 @@ class ColdStart(SftConfig):
             device_gib=preset.device_gib,
             gpus_per_node=preset.gpus_per_node,
         )
-        console.print(as_table(plan))
+        console.print(memory_table(plan))
 
 
 def run(config: ColdStart) -> None:

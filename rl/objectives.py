@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rewards.loading import load_function
 from rl.config import LearningOptions
-from rl.sapo import MAX_LOG_RATIO, gate_metrics, masked_log_ratio, prepare, sapo_loss, sequence_means
+from rl.sapo import MAX_LOG_RATIO, gate_metrics, masked_inputs, masked_log_ratio, sapo_loss, sequence_means
 
 Objective: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 COUNTS = ("num_sequences", "num_tokens")

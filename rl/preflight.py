@@ -20,7 +20,7 @@ from rewards.trial.references import check_references
 from rewards.types import Verifier
 from rewards.workers.runner import RewardRunner, dry_run
 from rl.config import RewardOptions, TrainConfig, check_config
-from rl.hardware.placement import settle
+from rl.hardware.placement import resolve_placement
 from rl.run_dir.checkpoint import starting_point
 from rollout.config import RolloutConfig
 from rollout.data.mixture import MixedStream, Stream, open_stream, rounds, sources_of
@@ -90,7 +90,7 @@ def check_options(config: TrainConfig) -> None:
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    check_config(settle(config))
+    check_config(resolve_placement(config))
     starting_point(config)
     if config.reward:
         load_reward(config.reward)
@@ -107,7 +107,7 @@ def prepare(config: TrainConfig) -> TrainConfig:
     from rl.hardware.memory import print_memory_plan
 
     console = Console()
-    config = settle(config, console)
+    config = resolve_placement(config, console)
     check_config(config)
     print_memory_plan(config, console)
     return config

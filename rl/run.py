@@ -20,8 +20,8 @@ from rl.learner.group import LearnerGroup
 from rl.objectives import check_objective, choose_objective
 from rl.options import config_dict
 from rl.preflight import Inputs, TrainArguments, open_run_inputs
-from rl.report import write_report
 from rl.run_dir.checkpoint import LoopState, save_checkpoint
+from rl.run_dir.html_report import write_report
 from rl.run_dir.tracker import ProgressLine, Tracker
 from rollout.cluster import cluster_nodes, require_room_for_both
 from rollout.config import Backend

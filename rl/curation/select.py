@@ -223,7 +223,7 @@ def _contamination(config: SelectConfig, queries: Sequence[Query]) -> DropRule:
         found += [(name, query) for query in read]
     like = config.like
     known = EvaluationPrompts(
-        [query.look for _, query in found],
+        [query.fingerprint for _, query in found],
         common_grams((query.fingerprint.words for query in queries), like.overlap_words),
         num_words=like.overlap_words,
         overlap=like.overlap,

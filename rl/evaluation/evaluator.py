@@ -10,7 +10,7 @@ from rewards.metrics import reward_metrics
 from rewards.types import Score
 from rewards.workers.runner import RewardRunner
 from rl.config import EvalConfig
-from rl.evaluation.results import Correct, outcome_of, task_metrics
+from rl.evaluation.results import CorrectnessRule, evaluation_metrics, prompt_result
 from rl.run_dir.transcripts import transcript
 from rollout.data.prompts import blind
 from rollout.pool.engine_pool import RolloutPool, request_seed
@@ -85,9 +85,9 @@ class Evaluator:
         return groups, self.runner.score(groups)
 
     def _of_tasks(self, groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
-        correct = Correct(at_least=self.options.correct_at)
+        correct = CorrectnessRule(at_least=self.options.correct_at)
         recorded = (
             transcript(Path(), "", group, group_scores, with_pictures=False)
             for group, group_scores in zip(groups, scores, strict=True)
         )
-        return task_metrics([outcome_of(row, correct) for row in recorded], self.options.num_samples)
+        return evaluation_metrics([prompt_result(row, correct) for row in recorded], self.options.num_samples)

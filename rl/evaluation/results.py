@@ -78,7 +78,7 @@ class PromptResult:
 
 
 def prompt_result(row: Mapping[str, Any], correct: CorrectnessRule = CorrectnessRule()) -> PromptResult:
-    """The outcome of a group as `rl.run_dir.tracker.sample_row` has recorded it."""
+    """The outcome of a group as `rl.run_dir.tracker.transcript` has recorded it."""
     done = row["completions"]
     judged = [each for each in done if each["error"] is None]
     return PromptResult(

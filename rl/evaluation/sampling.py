@@ -21,8 +21,8 @@ from rewards.types import Score, Verifier
 from rewards.workers.runner import dry_run
 from rl.data import prompts_of
 from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling_of
-from rl.evaluation.results import Correct, Outcome, outcome_of
-from rl.evaluation.store import Records, asked, digest
+from rl.evaluation.results import CorrectnessRule, PromptResult, prompt_result
+from rl.evaluation.store import AnswerStore, answer_identity, digest
 from rl.preflight import open_inputs, open_runner, try_episode
 from rl.run import local_ray
 from rollout.data.media import UnreadablePrompt
@@ -34,7 +34,7 @@ from rollout.weights.senders import choose_backend
 logger = logging.getLogger(__name__)
 
 ASKED = -1
-"""In place of a step in the seeds: the same questions get the same answers whenever they are asked."""
+"""In place of a step in the seeds: the same questions get the same answers whenever they are answer_identity."""
 AHEAD = 2
 """Prompts that are under way, as a multiple of what the engines work at: none of them waits for the slowest of a batch."""
 
@@ -48,8 +48,8 @@ class SampledAnswers:
         run_dir: Where everything is.
         outcomes: One for each prompt that was answered, in the order of the data.
         rows: Their rows in the data.
-        skipped: Why prompts were not asked, by their rows.
-        num_asked: Prompts asked this time; the others had been before.
+        skipped: Why prompts were not answer_identity, by their rows.
+        num_asked: Prompts answer_identity this time; the others had been before.
     """
 
     config: SamplingRunConfig
@@ -86,7 +86,7 @@ def sample_and_score(config: SamplingRunConfig, name: str) -> SampledAnswers:
     found = _outcomes(config, records, len(prompts))
     if not found:
         reasons = list(todo.skipped.values()) or ["the data has none"]
-        raise ValueError(f"no prompt of {config.data} could be asked; the first: {reasons[0]}")
+        raise ValueError(f"no prompt of {config.data} could be answer_identity; the first: {reasons[0]}")
     return SampledAnswers(
         config=config,
         run_dir=run_dir,
@@ -116,7 +116,7 @@ def _outcomes(config: SamplingRunConfig, records: AnswerStore, num_prompts: int)
 
 @dataclass(slots=True)
 class RemainingPrompts:
-    """The prompts that are still to be asked, drawn one after the other; notes those that cannot be."""
+    """The prompts that are still to be answer_identity, drawn one after the other; notes those that cannot be."""
 
     config: SamplingRunConfig
     prompts: Prompts
@@ -206,7 +206,7 @@ def answers(
         pool: The engines.
         runner: The reward.
         drawn: Numbers and prompts; drawn when there is room, for their pictures take memory.
-        config: How often and how each is asked.
+        config: How often and how each is answer_identity.
         most: Prompts under way at a time.
     """
     sampling = sampling_of(config)

@@ -130,7 +130,7 @@ def plan_learner(
         gpus_per_node: GPUs of a machine.
     """
     _require_gpus("learner.gpus", config.learner.gpus)
-    states, peak = _states(config, shape), _peak(config, shape, group_size)
+    states, peak = state_memory(config, shape), peak_memory(config, shape, group_size)
     kept = [] if config.learner.offload else states
     plan = MemoryPlan(
         device_bytes=device_gib * GIB,
@@ -169,7 +169,7 @@ def adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
     return lora.rank * sum(of[part] for part in lora.parts)
 
 
-def _states(config: LearningOptions, shape: ModelShape) -> list[Line]:
+def state_memory(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]:
     """What every rank keeps, wherever that is."""
     ranks = config.learner.gpus
     learning = shape.parameters - (shape.tower if config.optimizer.vision_learning_rate == 0 else 0)
@@ -191,7 +191,7 @@ def _states(config: LearningOptions, shape: ModelShape) -> list[Line]:
     return lines
 
 
-def _peak(config: LearningOptions, shape: ModelShape, group_size: int) -> list[Line]:
+def peak_memory(config: LearningOptions, shape: ModelShape, group_size: int) -> list[MemoryItem]:
     """What a rank takes besides, at the worst moment of a microbatch: in the backward pass of the last layer."""
     learner = config.learner
     tokens, size = learner.microbatch_tokens, 4 if learner.dtype == "float32" else 2
@@ -284,7 +284,9 @@ def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list
     return lines, sequences
 
 
-def _host(config: LearningOptions, shape: ModelShape, states: Sequence[Line], gpus_per_node: int) -> list[Line]:
+def _host(
+    config: LearningOptions, shape: ModelShape, states: Sequence[MemoryItem], gpus_per_node: int
+) -> list[MemoryItem]:
     """What a node keeps in host memory."""
     lines = []
     ranks = min(config.learner.gpus, gpus_per_node)

@@ -115,7 +115,7 @@ def beside_teacher(config: TrainConfig, gpus: Sequence[int]) -> list[int]:
     return left
 
 
-def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Choice]:
+def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[DerivedOption]:
     total = sum(gpus)
     learner = config.learner.gpus or max(1, total // LEARNER_PART)
     engines = most_engines([count // width for count in gpus], [count % width for count in gpus], width, learner)

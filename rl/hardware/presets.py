@@ -13,9 +13,8 @@ from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
 from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, SmallRecipe, TrainConfig, check_config
-from rl.hardware.memory import MemoryPlan, as_table, plan_memory, plan_teacher
-from rl.hardware.placement import as_table as placement_table
-from rl.hardware.placement import choices, derive_placement
+from rl.hardware.memory import MemoryPlan, memory_table, plan_memory, plan_teacher
+from rl.hardware.placement import derive_placement, derived_options, placement_table
 from rollout.config import RolloutConfig
 
 C = TypeVar("C", bound="Sized")

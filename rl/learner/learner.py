@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from policies.dtensor import full_tensor
 from policies.export import save_policy
-from policies.inputs import unseen_image, vision_tokens
+from policies.inputs import dummy_image, vision_tokens
 from policies.loading import load_processor
 from policies.lora import adapters_off
 from policies.packing import real_tokens
@@ -150,7 +150,7 @@ class Learner:
         batches = [make_microbatch([share[i] for i in indices], encoded, vision) for indices in plan]
         batches += [padding_microbatch() for _ in range(max(counts) - len(plan))]
         if num_ranks() > 1 and any(with_media):
-            dummy = unseen_image(self.model.config.vision_config)
+            dummy = dummy_image(self.model.config.vision_config)
             batches = [replace(batch, vision=batch.vision or dummy) for batch in batches]
         return batches
 
@@ -269,7 +269,7 @@ class Learner:
     def _apply_gradient(self, records: Sequence[UpdateRecord]) -> dict[str, float]:
         """Clips and applies the gradient. Drops it if it is not finite, and logs the prompts that caused it."""
         limit = self.options.optimizer.max_grad_norm
-        grad_norm = all_rows(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         is_finite = bool(grad_norm.isfinite())
         learning_rate = self.scheduler.get_last_lr()[0]
         if is_finite:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from policies.lora import add_lora
-from policies.small.transplant import freeze_scaled
+from policies.loading import frozen_parameters
+from policies.lora import add_lora, published_name
 from rl.config import OptimizerConfig, PolicyOptions
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from policies.loading import load_processor
 from policies.model_sizes import shape_of_checkpoint
-from rl.hardware.memory import as_table, plan_learner, this_device
+from rl.hardware.memory import memory_table, plan_learner, this_device
 from rl.learner import Learner
 from rl.options import config_dict
 from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
@@ -77,7 +77,7 @@ def supervise(
     if config.learner.gpus:
         # Without siblings no images are shared: a microbatch may consist of image tokens.
         plan = plan_learner(options, shape_of_checkpoint(config.model), group_size=1, device_gib=this_device()[0])
-        Console().print(as_table(plan))
+        Console().print(memory_table(plan))
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rl.data import DataColumns, prompts_of
-from rl.evaluation.config import PRESETS, SamplingName, SamplingRunConfig, check_sampling_run, sampling_of
+from rl.evaluation.config import SAMPLING_PRESETS, SamplingName, SamplingRunConfig, check_sampling_run, sampling_of
 from rollout.config import RolloutConfig
 from rollout.types import Sampling
 
