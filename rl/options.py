@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Annotated, Any, get_origin
 
 from annotated_types import Ge, Gt
@@ -54,15 +54,18 @@ def annotated_options(config: Any, prefix: str = "") -> Iterator[tuple[str, Any,
 def first_defaults(config: Any) -> dict[str, Any]:
     """The default of each option in the class that declares it first, as JSON has it; sections are nested.
 
-    A recipe's own defaults do not count: an option that is newer than a checkpoint had the effect of its first default there.
+    An option that is newer than a checkpoint had the effect of its first default there, whatever a recipe's default is now. Options
+    that a recipe itself declares have none: a checkpoint without them is another recipe's.
     """
-    declared = {field.name: field for cls in type(config).__mro__ if is_dataclass(cls) for field in fields(cls)}
-    sections = {name: getattr(config, name) for name in declared if is_dataclass(getattr(config, name))}
-    plain = {name: field.default for name, field in declared.items() if field.default is not field.default_factory}
-    plain = {name: value for name, value in plain.items() if name not in sections}
-    return json.loads(json.dumps(plain, default=str)) | {
-        name: first_defaults(section) for name, section in sections.items()
-    }
+    library = [cls for cls in type(config).__mro__ if is_dataclass(cls) and cls.__module__.split(".")[0] != "recipes"]
+    declared = {field.name: field for cls in library for field in fields(cls)}
+    defaults: dict[str, Any] = {}
+    for name, field in declared.items():
+        if is_dataclass(section := getattr(config, name)):
+            defaults[name] = first_defaults(section)
+        elif field.default is not MISSING:
+            defaults[name] = json.loads(json.dumps(field.default, default=str))
+    return defaults
 
 
 def _field_marks(config_type: type) -> dict[str, tuple[Any, ...]]:

@@ -65,12 +65,13 @@ def make_samples(
     """
     advantages = step_advantages(scores, [group.prompt.task for group in groups], advantage)
     samples = []
-    for i, group in enumerate(groups):
+    for index, (group, group_scores) in enumerate(zip(groups, scores, strict=True)):
         rows = []
-        for k, completion in enumerate(group.completions):
-            if scores[i][k].error is None:
-                teacher = None if teacher_logprobs is None else teacher_logprobs[i][k]
-                rows.append(_make_sample(group, completion, float(advantages[i][k]), policy_version, teacher))
+        for k, (completion, score) in enumerate(zip(group.completions, group_scores, strict=True)):
+            if score.error is None:
+                teacher_T = None if teacher_logprobs is None else teacher_logprobs[index][k]
+                advantage_of_k = float(advantages[index][k])
+                rows.append(_make_sample(group, completion, advantage_of_k, policy_version, teacher_T))
         samples.append(rows)
     return samples
 

@@ -34,7 +34,7 @@ from rollout.weights.senders import choose_backend
 logger = logging.getLogger(__name__)
 
 ASKED = -1
-"""In place of a step in the seeds: the same questions get the same answers whenever they are answer_identity."""
+"""In place of a step in the seeds: the same questions get the same answers whenever they are asked."""
 AHEAD = 2
 """Prompts that are under way, as a multiple of what the engines work at: none of them waits for the slowest of a batch."""
 
@@ -49,7 +49,7 @@ class SampledAnswers:
         outcomes: One for each prompt that was answered, in the order of the data.
         rows: Their rows in the data.
         skipped: Why prompts were not answer_identity, by their rows.
-        num_asked: Prompts answer_identity this time; the others had been before.
+        num_asked: Prompts asked this time; the others had been before.
     """
 
     config: SamplingRunConfig
@@ -86,7 +86,7 @@ def sample_and_score(config: SamplingRunConfig, name: str) -> SampledAnswers:
     found = _outcomes(config, records, len(prompts))
     if not found:
         reasons = list(todo.skipped.values()) or ["the data has none"]
-        raise ValueError(f"no prompt of {config.data} could be answer_identity; the first: {reasons[0]}")
+        raise ValueError(f"no prompt of {config.data} could be asked; the first: {reasons[0]}")
     return SampledAnswers(
         config=config,
         run_dir=run_dir,
@@ -206,7 +206,7 @@ def answers(
         pool: The engines.
         runner: The reward.
         drawn: Numbers and prompts; drawn when there is room, for their pictures take memory.
-        config: How often and how each is answer_identity.
+        config: How often and how each is asked.
         most: Prompts under way at a time.
     """
     sampling = sampling_of(config)

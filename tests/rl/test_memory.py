@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_said_with_a_remedy(options: TrainConfig, device_gi
     ],
 )
 def test_pictures_take_what_their_pixels_or_the_context_allow(rollout: dict, tokens: int):
-    assert image_tokens(config(rollout=rollout)) == tokens
+    assert image_tokens(config(rollout=rollout).rollout) == tokens
 
 
 def test_a_plan_of_a_cpu_run_is_refused():

@@ -85,7 +85,7 @@ def test_what_cannot_be_or_is_said_twice_is_refused_with_both_values(placement, 
 
 def test_engines_that_sleep_while_the_learner_trains_cannot_generate_ahead() -> None:
     made = derive_placement(config("colocated"), [8])
-    with pytest.raises(ValueError, match="max_staleness = 1 has engines generate while the learner trains"):
+    with pytest.raises(ValueError, match="max_staleness = 1 lets engines generate while the learner trains"):
         check_config(replace(made, max_staleness=1))
 
 
