@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from policies.loading import load_policy, load_processor
 from policies.small.language_models import load_language_model, smollm2_weights
-from policies.small.transplant import carry, text_scale
+from policies.small.transplant import text_scale, transplant
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("README.md", "docs/rewards.md", "rl/loop.py")
@@ -56,7 +56,7 @@ def differences(source: PreTrainedModel, policy: PreTrainedModel, token_ids: tor
 def measure(source: PreTrainedModel, tokenizer, scale: float, characters: int) -> dict[str, float]:
     """The worst of several texts."""
     with tempfile.TemporaryDirectory() as scratch:
-        carry(source, tokenizer, scratch, scale=scale)
+        transplant(source, tokenizer, scratch, scale=scale)
         policy, words = load_policy(scratch, dtype=torch.float32, device="cpu"), load_processor(scratch).tokenizer
         texts = [words.encode((ROOT / name).read_text()[:characters], add_special_tokens=False) for name in TEXTS]
         found = [differences(source, policy, torch.tensor([token_ids])) for token_ids in texts]

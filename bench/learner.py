@@ -29,7 +29,7 @@ from policies.export import save_policy
 from policies.small.qwen3_vl import TOKEN_IDS, small_config, small_model, small_processor
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
-from rl.types import Sample
+from rl.samples import Sample
 from rollout.rendering import expand_media
 
 SHAPES: dict[str, dict[str, int]] = {

@@ -24,7 +24,7 @@ from bench.learner import rollout
 from policies.small.qwen3_vl import save_small_policy
 from rl.config import Dtype, LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner.learner import Learner, OldPolicy
-from rl.types import Microbatch
+from rl.learner.microbatches import Microbatch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
-def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
+def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
     """This rank's rows, in their own memory, and the number of the first."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), 0
@@ -15,6 +15,6 @@ def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
     return tensor.detach().to_local(), offset[0]
 
 
-def all_rows(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Those of all ranks, which must all call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

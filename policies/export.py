@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from policies.dtensor import all_rows
+from policies.dtensor import full_tensor
 from policies.lora import EXPERT_PARAMETERS, adapter_product, adapters, is_adapter, published_name
 
 
@@ -42,9 +42,9 @@ def exported_parameters(model: PreTrainedModel, dtype: torch.dtype | None = None
     for name, parameter in published_parameters(model):
         tensor = parameter.detach()
         if name in adapted:
-            tensor = all_rows(tensor) + adapter_product(adapted[name])
+            tensor = full_tensor(tensor) + adapter_product(adapted[name])
         elif isinstance(tensor, DTensor):
-            tensor = all_rows(tensor.to(dtype or tensor.dtype))
+            tensor = full_tensor(tensor.to(dtype or tensor.dtype))
         yield name, published_layout(name, tensor)
 
 

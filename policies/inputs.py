@@ -131,7 +131,7 @@ def join_media(shown_B: Sequence[Sequence[EncodedMedia]]) -> VisionInputs | None
     )
 
 
-def unseen_image(vision_config: Any) -> VisionInputs:
+def dummy_image(vision_config: Any) -> VisionInputs:
     """The smallest image, shown nowhere: through it the vision tower runs where there is nothing to see.
 
     Ranks that share a policy must all run the same layers. Its features, and so its gradients, count zero times.

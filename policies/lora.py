@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from transformers import PreTrainedModel
 
-from policies.dtensor import all_rows, local_rows
+from policies.dtensor import full_tensor, local_shard
 
 Part: TypeAlias = Literal["language", "vision", "experts"]
 
@@ -74,7 +74,9 @@ def adapter_files(
         Content by file name.
     """
     tensors = {
-        "base_model.model." + name.replace(".default", ""): all_rows(parameter.detach()).to("cpu", dtype).contiguous()
+        "base_model.model." + name.replace(".default", ""): full_tensor(parameter.detach())
+        .to("cpu", dtype)
+        .contiguous()
         for name, parameter in model.named_parameters()
         if is_adapter(name)
     }
@@ -103,7 +105,7 @@ def initialise_adapters(model: torch.nn.Module, seed: int) -> None:
             whole = torch.zeros(parameter.shape)
             if ".lora_A." in name:
                 torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
-            local, first = local_rows(parameter)
+            local, first = local_shard(parameter)
             local.copy_(whole[first : first + len(local)])
 
 
@@ -139,7 +141,7 @@ def adapter_product(adapter: Any) -> torch.Tensor:
     own = [half.weight for half in halves]
     try:
         for half in halves:  # peft cuts them by experts, which rows need not follow
-            half.weight = torch.nn.Parameter(all_rows(half.weight), requires_grad=False)
+            half.weight = torch.nn.Parameter(full_tensor(half.weight), requires_grad=False)
         return adapter.get_delta_weight("default")
     finally:
         for half, weight in zip(halves, own, strict=True):

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from policies.dtensor import local_rows
+from policies.dtensor import local_shard
 from policies.export import published_layout, published_parameters
 from policies.loading import model_folder, refuse_square_experts, supported_model
 from policies.lora import initialise_adapters
@@ -91,7 +91,7 @@ def fill_policy(
                 raise ValueError(
                     f"model '{path_or_name}': the weight {name} is {published.get_shape()}, config.json asks for {expected}"
                 )
-            local, first = local_rows(parameter)
+            local, first = local_shard(parameter)
             if len(local):
                 local.copy_(published_layout(name, published[first : first + len(local)]))
 

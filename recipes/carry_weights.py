@@ -27,9 +27,9 @@ class CarryWeights:
 def run(config: CarryWeights) -> None:
     """Carries the weights, or finds them carried."""
     # Imported late: `--help` and a mistyped option need not wait for torch.
-    from policies.small.language_models import carried_policy
+    from policies.small.language_models import transplanted_policy
 
-    print(f"policy: {carried_policy(config.source, config.run_dir, seed=config.seed)}")
+    print(f"policy: {transplanted_policy(config.source, config.run_dir, seed=config.seed)}")
 
 
 if __name__ == "__main__":

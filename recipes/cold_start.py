@@ -1,97 +1,93 @@
-"""Teaches a policy an answer format, or how to reason, by supervised learning; RL starts from its partial skill.
+"""Trains a policy on an answer format, or on reasoning, by supervised learning; RL starts from its partial skill.
 
-    python -m recipes.cold_start                                    the small policy and its start, as the other recipes make it
+    python -m recipes.cold_start                                    the small policy, as the other recipes make it
     python -m recipes.cold_start --model FOLDER --data rows.jsonl --reasoning solution      any policy, any data
 
-The recipes that train by RL take what is made here by `--model FOLDER`. Nothing is rewarded in supervised learning, so there is
-no --reward.
+The recipes that train by RL load the result by `--model FOLDER`. Supervised learning has no rewards, so there is no --reward.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import tyro
+from annotated_types import Ge, Gt
 from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
 from rl.cli import main
-from rl.config import ColdStartConfig, LearnerConfig, LoraConfig, OptimizerConfig, WandbMode
-from rl.hardware.memory import as_table
+from rl.config import ColdStartConfig, LearnerConfig, LoraConfig, OptimizerConfig
+from rl.hardware.memory import memory_table, plan_learner
 from rl.hardware.presets import PRESETS, Preset, PresetName
-from rl.sft.config import SftConfig, check_sft, plan_sft
+from rl.sft.config import SftConfig, check_sft
 
 if TYPE_CHECKING:
     from rollout.data.prompts import Prompts
 
 SMALL = LearnerConfig(dtype="float32", threads=2)
 OWN_DATA = ("digit_sums", "easy_vqa")
-"""What the small policy is taught where no other data is named."""
+"""Data of the small policy by default."""
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColdStart:
-    """What to teach, and to whom."""
+class ColdStart(SftConfig):
+    """The policy, the data and the supervised run."""
 
     model: str = "small"
-    """A folder or hub name; small makes the small policy first, and keeps the result under the hash of what made it."""
+    """A folder or hub name; small makes the small policy first, and keeps the result under the hash of its inputs."""
     kind: Literal["dense", "moe"] = "dense"
     """Architecture of the small policy: Qwen3-VL or Qwen3-VL-MoE."""
     data: str = "digit_sums"
     """digit_sums or easy_vqa, the training set of the recipe of that name; or a .jsonl or .parquet file, a folder, a hub name."""
     questions: Literal["color_and_shape", "yes_no_balanced", "mixed"] = "color_and_shape"
-    """Which questions of easy_vqa."""
+    """easy_vqa: the kind of questions."""
     num_digits: int = 3
-    """Digits in a picture of digit_sums."""
+    """digit_sums: digits in a picture."""
     split: str | None = None
-    """Of other data: which split; default: the only one, or train."""
+    """Other data: the split; default: the only one, or train."""
     question: str = "question"
-    """Of other data: the column with the question."""
+    """Other data: the column with the question."""
     image: str | None = None
-    """Of other data: the column with an image or a list of images; default: no images."""
+    """Other data: the column with an image or a list of images; default: no images."""
     answer: str = "answer"
-    """Of other data: the column with the reference answer."""
+    """Other data: the column with the reference answer."""
     reasoning: str | None = None
-    """The column with reference reasoning, taught as <think>…</think> before the answer; default: the answer alone."""
+    """The column with reference reasoning, put into <think>…</think> before the answer; default: the answer alone."""
     held_out: int = 64
-    """Prompts that are measured and not learnt: of digit_sums and easy_vqa from their test sets, of other data the last rows."""
+    """Held-out prompts for the loss: of digit_sums and easy_vqa from their test sets, of other data the last rows."""
     steps: Annotated[int, tyro.conf.arg(aliases=["--updates"])] = 250
-    """Optimizer updates; as many as a recipe's --cold-start.updates, and the recipe finds the small policy made here."""
+    """Optimizer updates. With the number of a recipe's --cold-start.updates, that recipe finds the small policy made here."""
     run_dir: Path = Path("runs/cold_start")
-    """Where metrics and checkpoints go; of the small policy each in a folder of its own."""
+    """Folder for metrics and checkpoints; each small policy gets its own folder in it."""
     seed: int = 0
     """Seeds the order of prompts, and the small policy's initial weights."""
     resume: str | None = None
-    """auto (the newest checkpoint of run_dir, if any) or a checkpoint folder; the small policy's start always goes on by itself."""
-    batch_size: int = 32
-    """Prompts of each update."""
-    learning_rate: float | None = None
+    """auto (the newest checkpoint of run_dir, if any) or a checkpoint folder; the small policy always resumes by itself."""
+    learning_rate: Annotated[float | None, Gt(0)] = None
     """Peak learning rate; it rises over 10 updates (small: a twentieth of all) and stays. Default: 1e-3 for small, else 2e-5."""
-    vision_learning_rate: float | None = None
-    """Peak learning rate of the vision tower; default: learning_rate. A tower that is new, before carried weights, takes 1e-3."""
+    vision_learning_rate: Annotated[float | None, Ge(0)] = None
+    """Peak learning rate of the vision tower; default: learning_rate. A new tower before transplanted weights needs 1e-3."""
     max_tokens: int = 4096
-    """Longest prompt plus answer, in tokens, images included; longer ones are named, skipped and counted."""
-    max_image_pixels: int | None = None
-    """Larger images are scaled down to so many pixels; the policy's processor keeps it so. Default: the processor's own bound."""
+    """Longest prompt plus answer, in tokens, images included; longer ones are logged, skipped and counted."""
     preset: PresetName = "small"
-    """small learns here, on the CPU; the others are Qwen3-VL's sizes, on GPUs: they replace model, learner and sizes."""
+    """small trains here, on the CPU; the others are Qwen3-VL's sizes, on GPUs: they replace model, learner and sizes."""
     plan: bool = False
-    """Prints what the preset's GPUs need of their memory, and stops."""
+    """Prints the memory plan of the preset's GPUs, and stops."""
     eval_every: int = 50
     """Steps between measurements of the held-out loss."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step always writes one."""
-    wandb: WandbMode = "disabled"
-    """'auto' is online if the user is logged in, else offline."""
+    keep_checkpoints: tyro.conf.Suppress[int] = 2
+    optimizer: tyro.conf.Suppress[OptimizerConfig] = OptimizerConfig(betas=(0.9, 0.98), weight_decay=0.01)
     lora: LoraConfig = LoraConfig()
     learner: LearnerConfig = SMALL
 
     def of_size(self, preset: Preset) -> Self:
-        """Long reasoning, a rank of the learner on every GPU of the preset's machines."""
+        """Long reasoning, with a rank of the learner on every GPU of the preset's machines."""
         return replace(
             self,
             model=preset.model,
@@ -100,19 +96,25 @@ class ColdStart:
             learning_rate=1e-5,
             max_tokens=16384,
             max_image_pixels=2048 * 1024,
-            learner=LearnerConfig(gpus=sum(preset.gpus), **preset.learner),
+            learner=replace(preset.learner, gpus=sum(preset.gpus)),
         )
 
     def print_plan(self, console: Console) -> None:
         """Prints the memory plan."""
-        preset = PRESETS[self.preset]
-        check_sft(choices(self))
-        plan = plan_sft(choices(self), PUBLISHED[self.preset], preset.device_gib, preset.gpus_per_node)
-        console.print(as_table(plan))
+        preset, options = PRESETS[self.preset], sft_config(self)
+        check_sft(options)
+        plan = plan_learner(
+            options.learning_options(),
+            PUBLISHED[self.preset],
+            group_size=1,
+            device_gib=preset.device_gib,
+            gpus_per_node=preset.gpus_per_node,
+        )
+        console.print(memory_table(plan))
 
 
 def run(config: ColdStart) -> None:
-    """Makes or takes the policy, and teaches it."""
+    """Makes or loads the policy, and trains it."""
     # Imported late: `--help` and a mistyped option need not wait for torch.
     from rl.run_dir.tracker import read_metrics
     from rl.sft import cold_start, supervise
@@ -122,11 +124,11 @@ def run(config: ColdStart) -> None:
         raise ValueError(
             f"--data is needed with a preset: data = {config.data} is for the small policy; name a file, a folder or a hub name"
         )
-    small = small_choices(config) if config.model == "small" else None
+    small = small_config(config) if config.model == "small" else None
     prompts, held_out = data(config)
     demonstrate = reasoned_answer(config.reasoning) if config.reasoning else reference_answer
     if small is None:
-        folder = supervise(choices(config), prompts, demonstrate, held_out)
+        folder = supervise(sft_config(config), prompts, demonstrate, held_out)
         rows = read_metrics(config.run_dir)
     else:
         folder = cold_start(small, prompts, demonstrate, held_out)
@@ -141,32 +143,36 @@ def run(config: ColdStart) -> None:
 
 
 def data(config: ColdStart) -> tuple[Prompts, Prompts]:
-    """What to learn from, and what to hold out."""
+    """Training and held-out prompts."""
     from rollout.data.datasets import read_rows
     from rollout.data.prompts import column_mapping, prompts_from
     from rollout.tasks import digit_sums, easy_vqa
 
     if config.data == "digit_sums":
-        learnt, unseen = (
+        prompts, held_out = (
             prompts_from(digit_sums.digit_sums(split, num_digits=config.num_digits), digit_sums.to_prompt)
             for split in SPLITS
         )
-        return learnt, unseen[: config.held_out]
+        return prompts, held_out[: config.held_out]
     if config.data == "easy_vqa":
-        learnt, unseen = (
+        prompts, held_out = (
             prompts_from(easy_vqa.easy_vqa(split, questions=config.questions), easy_vqa.to_prompt) for split in SPLITS
         )
-        return learnt, unseen[: config.held_out]
+        return prompts, held_out[: config.held_out]
     mapping = column_mapping(question=config.question, image=config.image, answer=config.answer)
     rows = prompts_from(read_rows(config.data, config.split), mapping)
-    num_learnt = len(rows) - config.held_out
-    if num_learnt < 1:
-        raise ValueError(f"held_out = {config.held_out} leaves none of the {len(rows)} rows to learn from: lower it")
-    return rows[:num_learnt], rows[num_learnt:]
+    num_trained = len(rows) - config.held_out
+    if num_trained < 1:
+        raise ValueError(f"held_out = {config.held_out} leaves none of the {len(rows)} rows to train on: lower it")
+    return rows[:num_trained], rows[num_trained:]
 
 
-def small_choices(config: ColdStart) -> ColdStartConfig:
-    """As the recipes that train by RL make the small policy; refuses what that leaves no choice of."""
+def small_config(config: ColdStart) -> ColdStartConfig:
+    """The cold start of the small policy, as in the recipes that train by RL.
+
+    Raises:
+        ValueError: An option is set that a cold start fixes.
+    """
     given: dict[str, tuple[object, object]] = {
         "preset": (config.preset, "small"),
         "learner": (config.learner, LearnerConfig(dtype="float32", threads=config.learner.threads)),
@@ -177,7 +183,7 @@ def small_choices(config: ColdStart) -> ColdStartConfig:
     for name, (value, only) in given.items():
         if value != only:
             raise ValueError(
-                f"{name} = {value} is for --model FOLDER: the small policy is made in float32 in one process, and goes on by itself"
+                f"{name} = {value} is for --model FOLDER: the small policy is made in float32 in one process, and resumes by itself"
             )
     return ColdStartConfig(
         kind=config.kind,
@@ -191,29 +197,15 @@ def small_choices(config: ColdStart) -> ColdStartConfig:
     )
 
 
-def choices(config: ColdStart) -> SftConfig:
-    """As supervised learning of a given policy."""
-    return SftConfig(
-        model=config.model,
-        run_dir=config.run_dir,
-        steps=config.steps,
-        seed=config.seed,
-        resume=config.resume,
-        batch_size=config.batch_size,
-        max_tokens=config.max_tokens,
-        max_image_pixels=config.max_image_pixels,
-        eval_every=config.eval_every,
-        checkpoint_every=config.checkpoint_every,
-        wandb=config.wandb,
-        optimizer=OptimizerConfig(
-            learning_rate=2e-5 if config.learning_rate is None else config.learning_rate,
-            vision_learning_rate=config.vision_learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=0.01,
-        ),
-        lora=config.lora,
-        learner=config.learner,
+def sft_config(config: ColdStart) -> SftConfig:
+    """The supervised run of a given policy."""
+    optimizer = replace(
+        config.optimizer,
+        learning_rate=2e-5 if config.learning_rate is None else config.learning_rate,
+        vision_learning_rate=config.vision_learning_rate,
     )
+    shared = {field.name: getattr(config, field.name) for field in fields(SftConfig)}
+    return SftConfig(**{**shared, "optimizer": optimizer})
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ and an empty text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rewards import Score
-from rl import TrainConfig
 from rl.cli import main
-from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.config import EvalConfig, OptimizerConfig, RolloutConfig, SmallRecipe
 from rollout import Completion, Prompt
 
 
@@ -43,17 +42,13 @@ def my_reward(prompt: Prompt, completion: Completion) -> Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomReward(TrainConfig):
+class CustomReward(SmallRecipe):
     """The choices; every one is an option, and so are all others of TrainConfig."""
 
-    model: str = "cold-start"
-    """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/custom_reward")
     """Where config, metrics, samples and checkpoints go."""
-    cold_start: ColdStartConfig = ColdStartConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=200)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)
 
 
@@ -62,14 +57,13 @@ def run(config: CustomReward) -> None:
     # Imported late: `--help`, and a reward taken from this file, need not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
-    from rl.sft import cold_start
+    from rl.sft import with_start_policy
     from rollout.data.prompts import prompts_from
     from rollout.tasks.digit_sums import digit_sums, to_prompt
 
     prompts = prompts_from(digit_sums("train"), to_prompt)
     held_out = prompts_from(digit_sums("test", num_prompts=2000), to_prompt)
-    if config.model == "cold-start":
-        config = replace(config, model=str(cold_start(config.cold_start, prompts)))
+    config = with_start_policy(config, prompts)
     print_result(train(config, prompts=prompts, reward=my_reward, eval_prompts=held_out))
 
 

@@ -5,32 +5,27 @@ A cold start teaches the answer format, SAPO the reading. Held-out digits are ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rewards import Score
-from rl import TrainConfig
 from rl.cli import main
-from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.config import EvalConfig, OptimizerConfig, RolloutConfig, SmallRecipe
 from rollout import Completion, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitSums(TrainConfig):
+class DigitSums(SmallRecipe):
     """SAPO on sums of handwritten digits."""
 
-    model: str = "cold-start"
-    """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/digit_sums")
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 200
     """Steps: each one generates, scores, learns and syncs."""
     num_digits: int = 3
     """Digits in a picture."""
-    cold_start: ColdStartConfig = ColdStartConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=400)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)
 
 
@@ -46,14 +41,13 @@ def run(config: DigitSums) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
-    from rl.sft import cold_start
+    from rl.sft import with_start_policy
     from rollout.data.prompts import prompts_from
     from rollout.tasks.digit_sums import digit_sums, to_prompt
 
     prompts = prompts_from(digit_sums("train", num_digits=config.num_digits), to_prompt)
     held_out = prompts_from(digit_sums("test", num_digits=config.num_digits, num_prompts=2000), to_prompt)
-    if config.model == "cold-start":
-        config = replace(config, model=str(cold_start(config.cold_start, prompts)))
+    config = with_start_policy(config, prompts)
     print_result(train(config, prompts=prompts, reward=sum_is_right, eval_prompts=held_out))
 
 

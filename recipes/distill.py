@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from rewards import by_task, first_readable, math_answer, numeric, text_similarity
 from rl.cli import main
-from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig, TeacherConfig
+from rl.config import ColdStartConfig, EvalConfig, OptimizerConfig, RolloutConfig, TeacherConfig
 from rl.hardware.presets import PRESETS, Preset, PresetConfig
 from rollout import Completion, Prompt
 
@@ -30,19 +30,17 @@ class Distill(PresetConfig):
     """On-policy distillation."""
 
     model: str = "cold-start"
-    """The student: a folder or hub name; cold-start makes and teaches the small policy first."""
+    """The student: a folder or hub name; cold-start makes and trains the small policy first."""
     run_dir: Path = Path("runs/distill")
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 100
     """Steps: each one generates, reads, learns and syncs."""
     num_digits: int = 3
     """Small: digits in a picture."""
-    cold_start: ColdStartConfig = ColdStartConfig()
     teacher_start: ColdStartConfig = ColdStartConfig(updates=1000)
     teacher: TeacherConfig = TeacherConfig(model="cold-start", dtype="float32")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=400)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)
 
     def of_size(self, preset: Preset) -> Self:
@@ -96,16 +94,16 @@ def public_tasks(config: Distill, split: Split) -> Rows:
 
 
 def run(config: Distill) -> None:
-    """Cold starts of student and teacher where they are the small policy, then distillation."""
+    """Cold starts of small student and teacher, then distillation."""
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from policies.loading import supported_model
     from rl import train
     from rl.run_dir.summary import print_result
-    from rl.sft import cold_start
+    from rl.sft import cold_start, with_start_policy
 
     if config.teacher.model is None:
         raise ValueError(
-            f"teacher.model = None: there is nobody to learn from; name one (preset {config.preset} has none)"
+            f"teacher.model = None: there is no teacher to distill; name one (preset {config.preset} has none)"
         )
     small = config.preset == "small"
     splits: tuple[Split, Split] = ("train", "test")
@@ -114,8 +112,7 @@ def run(config: Distill) -> None:
     if "cold-start" in names:
         for name in names - {"cold-start"}:
             supported_model(name)  # before the other one's cold start takes its minutes
-    if config.model == "cold-start":
-        config = replace(config, model=str(cold_start(config.cold_start, prompts)))
+    config = with_start_policy(config, prompts)
     if config.teacher.model == "cold-start":
         teacher = str(cold_start(config.teacher_start, prompts))
         config = replace(config, teacher=replace(config.teacher, model=teacher))

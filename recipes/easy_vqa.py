@@ -5,22 +5,19 @@ The questions are balanced: their wording gives nothing away, as the blind contr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rewards import exact
-from rl import TrainConfig
 from rl.cli import main
-from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.config import ColdStartConfig, EvalConfig, OptimizerConfig, RolloutConfig, SmallRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class EasyVqa(TrainConfig):
+class EasyVqa(SmallRecipe):
     """SAPO on easy-VQA."""
 
-    model: str = "cold-start"
-    """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/easy_vqa")
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 150
@@ -30,7 +27,6 @@ class EasyVqa(TrainConfig):
     cold_start: ColdStartConfig = ColdStartConfig(updates=220)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=300)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=12, max_model_len=128)
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)
 
 
@@ -39,14 +35,13 @@ def run(config: EasyVqa) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
-    from rl.sft import cold_start
+    from rl.sft import with_start_policy
     from rollout.data.prompts import prompts_from
     from rollout.tasks.easy_vqa import easy_vqa, to_prompt
 
     prompts = prompts_from(easy_vqa("train", questions=config.questions), to_prompt)
     held_out = prompts_from(easy_vqa("test", questions=config.questions), to_prompt)
-    if config.model == "cold-start":
-        config = replace(config, model=str(cold_start(config.cold_start, prompts)))
+    config = with_start_policy(config, prompts)
     print_result(train(config, prompts=prompts, reward=exact, eval_prompts=held_out))
 
 

@@ -26,9 +26,9 @@ def run(config: Evaluate) -> None:
     from rich.console import Console
 
     from rl.evaluation.report import report_evaluation
-    from rl.evaluation.sampling import ask
+    from rl.evaluation.sampling import sample_and_score
 
-    report_evaluation(ask(config, "evaluate"), Console())
+    report_evaluation(sample_and_score(config, "evaluate"), Console())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ clocks and counting, by a published Qwen3-VL, with penalties for loops, length a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,9 +25,9 @@ from rewards import (
 )
 from rewards.types import Verifier
 from rl.cli import main
-from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.config import ColdStartConfig, EvalConfig, OptimizerConfig, RolloutConfig
 from rl.hardware.presets import PresetConfig
-from rollout import Completion, Prompt
+from rollout.tasks.digit_sums import sum_is_right
 
 if TYPE_CHECKING:
     from rollout.data.mixture import Mixture
@@ -39,8 +39,6 @@ Split = Literal["train", "test"]
 class GeneralRl(PresetConfig):
     """SAPO on a mixture of tasks."""
 
-    model: str = "cold-start"
-    """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/general_rl")
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 250
@@ -48,13 +46,7 @@ class GeneralRl(PresetConfig):
     cold_start: ColdStartConfig = ColdStartConfig(updates=1500)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=300)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128)
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=800, correct_at=0.5)  # of a box, an IoU of .5
-
-
-def sum_is_right(prompt: Prompt, completion: Completion) -> float:
-    """1 if the number behind the last `=` is the sum."""
-    return float(completion.text.rpartition("=")[2].strip() == prompt.answer.rpartition("=")[2])
 
 
 ACCURACY = by_task(
@@ -123,13 +115,12 @@ def run(config: GeneralRl) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
-    from rl.sft import cold_start
+    from rl.sft import with_start_policy
 
     small = config.preset == "small"
     splits: tuple[Split, Split] = ("train", "test")
     tasks, held_out = (small_tasks(split) if small else public_tasks(config, split) for split in splits)
-    if config.model == "cold-start":
-        config = replace(config, model=str(cold_start(config.cold_start, tasks)))
+    config = with_start_policy(config, tasks)
     reward = ACCURACY if small else with_penalties(config.rollout.max_tokens)
     print_result(train(config, prompts=tasks, reward=reward, eval_prompts=held_out))
 

@@ -5,23 +5,20 @@ The cold start knows the rules and guesses at random, which wins about a third o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from rewards import Score
-from rl import TrainConfig
 from rl.cli import main
-from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.config import ColdStartConfig, EvalConfig, OptimizerConfig, RolloutConfig, SmallRecipe
 from rollout import Completion, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuessNumberConfig(TrainConfig):
+class GuessNumberConfig(SmallRecipe):
     """SAPO on a game of several turns."""
 
-    model: str = "cold-start"
-    """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/guess_number")
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 60
@@ -33,7 +30,6 @@ class GuessNumberConfig(TrainConfig):
     cold_start: ColdStartConfig = ColdStartConfig(updates=60)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=64, max_turn_tokens=4, max_model_len=128)
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=14, num_samples=16)
 
 
@@ -48,19 +44,14 @@ def run(config: GuessNumberConfig) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
-    from rl.sft import cold_start
+    from rl.sft import with_start_policy
     from rollout.environments import GuessNumber
     from rollout.tasks.guess_number import guess_number, guesses_at_random
 
     prompts = guess_number("train", largest=config.largest, num_prompts=2000)
     games = guess_number("test", largest=config.largest, num_prompts=2000)
-    if config.model == "cold-start":
-        config = replace(
-            config,
-            model=str(
-                cold_start(config.cold_start, prompts, partial(guesses_at_random, max_guesses=config.max_guesses))
-            ),
-        )
+    guesses = partial(guesses_at_random, max_guesses=config.max_guesses)
+    config = with_start_policy(config, prompts, guesses)
     environment = partial(GuessNumber, config.max_guesses)
     print_result(train(config, prompts=prompts, reward=won, eval_prompts=games, environment=environment))
 

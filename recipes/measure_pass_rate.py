@@ -35,10 +35,10 @@ def run(config: MeasurePassRate) -> None:
     from rich.console import Console
 
     from rl.evaluation.report import check_output, report_pass_rates
-    from rl.evaluation.sampling import ask
+    from rl.evaluation.sampling import sample_and_score
 
     check_output(config.output)
-    report_pass_rates(ask(config, "pass_rates"), config.output, Console())
+    report_pass_rates(sample_and_score(config, "pass_rates"), config.output, Console())
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ With a preset: geometry, word problems, logic puzzles and grounding, by a publis
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rewards import box_iou, by_task, language_matches, math_answer, text_similarity, weighted
 from rewards.types import Verifier
 from rl.cli import main
-from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.config import ColdStartConfig, EvalConfig, OptimizerConfig, RolloutConfig
 from rl.hardware.presets import PresetConfig
-from rollout import Completion, Prompt
+from rollout.tasks.digit_sums import sum_is_right
 
 if TYPE_CHECKING:
     from rollout.data.mixture import Mixture
@@ -30,8 +30,6 @@ PUZZLES = ("knights_knaves", "family_relationships", "number_sequence")
 class ReasoningRl(PresetConfig):
     """SAPO on verifiable reasoning."""
 
-    model: str = "cold-start"
-    """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/reasoning_rl")
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 150
@@ -39,13 +37,7 @@ class ReasoningRl(PresetConfig):
     cold_start: ColdStartConfig = ColdStartConfig(updates=500)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=300)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=160)
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=800, correct_at=0.5)  # of a box, an IoU of .5
-
-
-def sum_is_right(prompt: Prompt, completion: Completion) -> float:
-    """1 if the number behind the last `=` is the sum; the terms before it are the reasoning."""
-    return float(completion.text.rpartition("=")[2].strip() == prompt.answer.rpartition("=")[2])
 
 
 ACCURACY = by_task(
@@ -110,13 +102,12 @@ def run(config: ReasoningRl) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
-    from rl.sft import cold_start
+    from rl.sft import with_start_policy
 
     small = config.preset == "small"
     splits: tuple[Split, Split] = ("train", "test")
     tasks, held_out = (small_tasks(split) if small else public_tasks(config, split) for split in splits)
-    if config.model == "cold-start":
-        config = replace(config, model=str(cold_start(config.cold_start, tasks)))
+    config = with_start_policy(config, tasks)
     print_result(train(config, prompts=tasks, reward=ACCURACY if small else with_language(), eval_prompts=held_out))
 
 

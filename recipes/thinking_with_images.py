@@ -18,7 +18,7 @@ from rewards import Score, judge, tool_calls_target, weighted
 from rewards.judge import ACCURACY
 from rewards.types import Verifier
 from rl.cli import main
-from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.config import ColdStartConfig, EvalConfig, OptimizerConfig, RolloutConfig
 from rl.hardware.presets import PresetConfig
 from rollout import Completion, Prompt
 
@@ -40,8 +40,6 @@ give it without a call."""
 class ThinkingWithImages(PresetConfig):
     """SAPO on questions that must be looked at closely."""
 
-    model: str = "cold-start"
-    """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/thinking_with_images")
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 100
@@ -67,7 +65,6 @@ class ThinkingWithImages(PresetConfig):
         max_image_pixels=64 * 64,
         max_model_len=128,
     )
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)
 
     def large(self) -> Self:
@@ -124,7 +121,7 @@ def run(config: ThinkingWithImages) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
-    from rl.sft import cold_start
+    from rl.sft import with_start_policy
     from rollout.data.datasets import read_rows
     from rollout.data.prompts import prompts_from
     from rollout.environments import ZoomTool
@@ -142,8 +139,7 @@ def run(config: ThinkingWithImages) -> None:
         return
     prompts = prompts_from(fine_print("train"), to_prompt)
     held_out = prompts_from(fine_print("test", num_prompts=2000), to_prompt)
-    if config.model == "cold-start":
-        config = replace(config, model=str(cold_start(config.cold_start, prompts, half_informed)))
+    config = with_start_policy(config, prompts, half_informed)
     print_result(train(config, prompts=prompts, reward=reward, eval_prompts=held_out, environment=magnifier))
 
 

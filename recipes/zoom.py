@@ -7,22 +7,19 @@ look, and where.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rewards import Score
-from rl import TrainConfig
 from rl.cli import main
-from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.config import ColdStartConfig, EvalConfig, OptimizerConfig, RolloutConfig, SmallRecipe
 from rollout import Completion, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zoom(TrainConfig):
+class Zoom(SmallRecipe):
     """SAPO on digits that must be looked at closely."""
 
-    model: str = "cold-start"
-    """A folder or hub name; cold-start makes and teaches the small policy first."""
     run_dir: Path = Path("runs/zoom")
     """Where config, metrics, samples and checkpoints go."""
     steps: int = 100
@@ -38,7 +35,6 @@ class Zoom(TrainConfig):
         max_image_pixels=64 * 64,
         max_model_len=128,
     )
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
     eval: EvalConfig = EvalConfig(num_prompts=400)
 
 
@@ -54,14 +50,13 @@ def run(config: Zoom) -> None:
     # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
-    from rl.sft import cold_start
+    from rl.sft import with_start_policy
     from rollout.data.prompts import prompts_from
     from rollout.tasks.fine_print import fine_print, half_informed, magnifier, to_prompt
 
     prompts = prompts_from(fine_print("train"), to_prompt)
     held_out = prompts_from(fine_print("test", num_prompts=2000), to_prompt)
-    if config.model == "cold-start":
-        config = replace(config, model=str(cold_start(config.cold_start, prompts, half_informed)))
+    config = with_start_policy(config, prompts, half_informed)
     print_result(train(config, prompts=prompts, reward=digit_is_right, eval_prompts=held_out, environment=magnifier))
 
 

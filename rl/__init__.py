@@ -1,4 +1,4 @@
-"""The loop and the mathematics of learning."""
+"""RL post-training: the loop, the objectives, the learner."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 from rl.config import TrainConfig
 
 if TYPE_CHECKING:
-    from rl.loop import RunResult, train
+    from rl.loop import train
+    from rl.types import RunResult
 
-# Engines and learner share cores: a thread that spins while it waits would take the core that its neighbour needs. OpenMP
-# reads this once, when torch loads.
+# Engines and learner share cores: a spinning thread would block its neighbour. OpenMP reads this once, when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["RunResult", "TrainConfig", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the loop, and with it Ray, when it is first asked for: learner and objectives work without."""
+    """Imports the loop, and with it Ray, on first use: learner and objectives work without Ray."""
     if name in ("RunResult", "train"):
         from rl import loop
 

@@ -14,13 +14,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from rewards.loading import load_reward
-from rl.config import TrainConfig, check_config
-from rl.hardware.placement import settle
+from rl.config import TrainConfig
 from rl.hardware.presets import PRESETS, Sized, print_plan, with_preset
-from rl.run_dir.checkpoint import starting_point
+from rl.preflight import check_options
 from rl.types import RunStopped
-from rollout.data.selection import read_selection
 
 C = TypeVar("C")
 
@@ -28,8 +25,8 @@ C = TypeVar("C")
 def main(run: Callable[[C], object], config_type: type[C], description: str | None = None) -> None:
     """Runs a recipe from the command line.
 
-    A ValueError is the user's to mend: it is printed as one sentence and ends the program with status 2. Anything else keeps
-    its traceback; `RL_TRACEBACK=1` shows it for ValueErrors too.
+    A ValueError is a mistake of the user: it is printed as one sentence and ends the program with status 2. Other errors keep
+    their traceback; `RL_TRACEBACK=1` shows it for ValueErrors too.
 
     Args:
         run: The recipe.
@@ -57,13 +54,13 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
 
 
 def parse(config_type: type[C], arguments: Sequence[str], description: str | None = None) -> C:
-    """Makes a config of the command line; where it names a preset, of that preset's defaults."""
+    """Parses the command line; with `--preset`, over the defaults of that preset."""
     default: Any = None
     if hasattr(config_type, "of_size"):
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.add_argument("--preset", nargs="?")
         name = first.parse_known_args(arguments)[0].preset
-        if name in PRESETS:  # another is small, or a mistake that is told below, with all others
+        if name in PRESETS:  # `small` has no defaults of its own; an unknown name is an error below
             default = with_preset(cast(Any, config_type)(), name)
     return tyro.cli(
         config_type,
@@ -75,21 +72,7 @@ def parse(config_type: type[C], arguments: Sequence[str], description: str | Non
     )
 
 
-def check_options(config: TrainConfig) -> None:
-    """Refuses what is wrong whatever the data, in a second: a recipe may spend minutes before it calls train().
-
-    Raises:
-        ValueError: Names the option, its value and the remedy.
-    """
-    check_config(settle(config))
-    starting_point(config)
-    if config.reward:
-        load_reward(config.reward)
-    if config.selection:
-        read_selection(config.selection)
-
-
 def _program() -> str | None:
-    """How the recipe was called, for `--help`: `python -m recipes.digit_sums`."""
+    """The command for `--help`: `python -m recipes.digit_sums`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name}" if spec else None

@@ -8,6 +8,9 @@ Shapes: B sequences, T token positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -46,25 +49,51 @@ def scale_gradient(logprobs_BT: Tensor, weights_BT: Tensor) -> Tensor:
     return fixed_BT + weights_BT * (logprobs_BT - fixed_BT)
 
 
-def mismatch_metrics(
+class MismatchSums(NamedTuple):
+    """Sums over the tokens of one microbatch, with ρ = π_old/μ."""
+
+    tokens: int
+    ratio: float
+    """Σ ρ."""
+    ratio_squared: float
+    """Σ ρ²."""
+    capped: int
+    """Tokens whose weight the cap reduced."""
+    masked: int
+    """Tokens whose gradient was dropped."""
+
+
+def mismatch_sums(
     old_logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, weights_BT: Tensor, mask_BT: Tensor
-) -> dict[str, float]:
-    """How far engine and learner are apart, and what the corrections do about it.
+) -> MismatchSums:
+    """Sums for `mismatch_metrics`, over the response tokens of one microbatch."""
+    ratio_N = masked_log_ratio(old_logprobs_BT, rollout_logprobs_BT, mask_BT).exp()[mask_BT].double()
+    weights_N = weights_BT[mask_BT].double()
+    capped_N = (weights_N > 1) & (weights_N < ratio_N)
+    return MismatchSums(
+        tokens=len(ratio_N),
+        ratio=float(ratio_N.sum()),
+        ratio_squared=float(ratio_N.square().sum()),
+        capped=int(capped_N.sum()),
+        masked=int((weights_N == 0).sum()),
+    )
+
+
+def mismatch_metrics(sums: Sequence[MismatchSums]) -> dict[str, float]:
+    """Distance between engine and learner, and the effect of the corrections, over all microbatches.
 
     Returns:
         `rollout/mismatch_ess`, the effective sample size (Σ ρ)² / (N Σ ρ²) of ρ = π_old/μ over the N tokens, 1 without
-        mismatch; `rollout/mismatch_capped`, the share of tokens whose ρ was cut down by the cap; `rollout/mismatch_masked`,
+        mismatch; `rollout/mismatch_capped`, the share of tokens whose ρ the cap reduced; `rollout/mismatch_masked`,
         the share of tokens whose gradient was dropped. 1, 0 and 0 without tokens.
     """
-    ratio_N = masked_log_ratio(old_logprobs_BT, rollout_logprobs_BT, mask_BT).exp()[mask_BT].double()
-    weights_N = weights_BT[mask_BT].double()
-    if not len(ratio_N):  # as if engine and learner agreed
-        ratio_N = weights_N = ratio_N.new_ones(1)
-    capped_N = (weights_N > 1) & (weights_N < ratio_N)
+    total = MismatchSums(*(sum(column) for column in zip(*sums, strict=True)))
+    if not total.tokens:
+        return {"rollout/mismatch_ess": 1.0, "rollout/mismatch_capped": 0.0, "rollout/mismatch_masked": 0.0}
     return {
-        "rollout/mismatch_ess": float(ratio_N.sum() ** 2 / (len(ratio_N) * ratio_N.square().sum())),
-        "rollout/mismatch_capped": float(capped_N.double().mean()),
-        "rollout/mismatch_masked": float((weights_N == 0).double().mean()),
+        "rollout/mismatch_ess": total.ratio**2 / (total.tokens * total.ratio_squared),
+        "rollout/mismatch_capped": total.capped / total.tokens,
+        "rollout/mismatch_masked": total.masked / total.tokens,
     }
 
 

@@ -1,20 +1,54 @@
-"""From what `--data` names to prompts, in their own order."""
+"""The options of a set of prompts, and the prompts themselves, in their own order."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rewards.loading import load_function
-from rl.data_config import DataColumns, DataConfig
 from rollout.data.datasets import read_rows
 from rollout.data.layouts import LAYOUTS
 from rollout.data.prompts import Prompts, Rows, ToPrompt, column_mapping, prompts_from
 from rollout.types import Prompt
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataColumns:
+    """The columns of the data that make a prompt."""
+
+    question: str = "question"
+    """The text of the question."""
+    image: str | None = "image"
+    """An image, or a list of images; None where no row has any."""
+    video: str | None = None
+    """A video, or a list of videos."""
+    answer: str | None = "answer"
+    """The reference answer; None where the reward needs none."""
+    id: str | None = None
+    """The name of the row. Default: its number."""
+    task: str | None = None
+    """The task of each row. Default: all are of the task `default`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A set of prompts."""
+
+    data: str
+    """A .jsonl, .json, .csv or .parquet file, a folder, a hub name, or FILE.py:FUNCTION, which returns prompts."""
+    split: str | None = None
+    """The split of a dataset from the hub or a folder; may be left out where there is one."""
+    subset: str | None = None
+    """The subset of a dataset on the hub, such as main of openai/gsm8k."""
+    layout: str | None = None
+    """A public layout that the data has, in place of columns: geometry3k, mathvista, mathvision, mmmu, chartqa, countbench,
+    refcoco, ocrbench, gsm8k, aime, reasoning_gym."""
+    columns: DataColumns = field(default_factory=DataColumns)
+
+
 def prompts_of(config: DataConfig) -> Prompts:
-    """The prompts that are meant, all of them; each is made when it is asked for.
+    """All prompts of a set; each is made on access.
 
     Raises:
         ValueError: There is no such data or layout, a column is missing, or the function returns no prompts.
@@ -23,7 +57,7 @@ def prompts_of(config: DataConfig) -> Prompts:
 
 
 def rows_of(config: DataConfig) -> tuple[Rows, ToPrompt | None]:
-    """Rows, and what makes prompts of them; None where they are prompts.
+    """Returns rows and the function that makes prompts of them; None if the rows are prompts.
 
     Raises:
         ValueError: There is no such data or layout.
@@ -38,14 +72,14 @@ def rows_of(config: DataConfig) -> tuple[Rows, ToPrompt | None]:
 
 
 def evaluation_set(name: str, like: DataConfig) -> Prompts:
-    """The prompts of an evaluation set that is named in one word.
+    """The prompts of an evaluation set, by its short name.
 
     Args:
-        name: SOURCE, LAYOUT=SOURCE, each with @SPLIT behind it where the source has several.
-        like: A set with the columns, or the layout, that holds where none is named.
+        name: SOURCE or LAYOUT=SOURCE, each with an optional @SPLIT.
+        like: A set whose columns or layout apply if the name has no layout.
 
     Raises:
-        ValueError: There is no such layout; or as `prompts_of`, with the set's name.
+        ValueError: There is no such layout, or `prompts_of` fails; names the set.
     """
     named, has_layout, rest = name.partition("=")
     if has_layout and named not in LAYOUTS and not Path(name).exists():

@@ -41,7 +41,7 @@ class Finding:
     remedy: str = ""
 
 
-def judge(name: str, found: str, *, problem: bool = False, warning: bool = False, remedy: str = "") -> Finding:
+def finding(name: str, found: str, *, problem: bool = False, warning: bool = False, remedy: str = "") -> Finding:
     """A finding that keeps its remedy only where one is called for."""
     state: State = "problem" if problem else "warning" if warning else "ok"
     return Finding(name=name, state=state, found=found, remedy="" if state == "ok" else remedy)
@@ -49,7 +49,7 @@ def judge(name: str, found: str, *, problem: bool = False, warning: bool = False
 
 def check_python() -> Finding:
     found = f"{sys.version.split()[0]} at {sys.executable}"
-    return judge("python", found, problem=sys.version_info < (3, 11), remedy="use Python 3.11 or newer")
+    return finding("python", found, problem=sys.version_info < (3, 11), remedy="use Python 3.11 or newer")
 
 
 def check_torch() -> Finding:
@@ -60,7 +60,7 @@ def check_torch() -> Finding:
     parts = [torch.__version__, build, *(f"{d.name}, {d.total_memory / GIB:.0f} GiB" for d in devices)]
     parts.append(f"{torch.get_num_threads()} threads")
     remedy = "an NVIDIA driver is here but torch sees no GPU: run `make setup CUDA=1`"
-    return judge("torch", ", ".join(parts), warning=not devices and bool(shutil.which("nvidia-smi")), remedy=remedy)
+    return finding("torch", ", ".join(parts), warning=not devices and bool(shutil.which("nvidia-smi")), remedy=remedy)
 
 
 def check_torchvision() -> Finding:
@@ -69,7 +69,7 @@ def check_torchvision() -> Finding:
     has_operators = importlib.import_module("torchvision.extension")._has_ops()
     importlib.import_module("torchvision.transforms.v2")
     parts = "with its operators" if has_operators else "Python parts only, all that is needed"
-    return judge("torchvision", f"{version('torchvision')}, {parts}")
+    return finding("torchvision", f"{version('torchvision')}, {parts}")
 
 
 def check_transformers() -> Finding:
@@ -78,7 +78,7 @@ def check_transformers() -> Finding:
     importlib.import_module("transformers.models.qwen3_vl.video_processing_qwen3_vl")
     lacking = [n for n in ("Qwen3VLProcessor", "Qwen3VLMoeForConditionalGeneration") if not hasattr(transformers, n)]
     found = f"{transformers.__version__}, {'without ' + ', '.join(lacking) if lacking else 'Qwen3-VL dense and MoE'}"
-    return judge("transformers", found, problem=bool(lacking), remedy=SETUP)
+    return finding("transformers", found, problem=bool(lacking), remedy=SETUP)
 
 
 def check_vllm() -> Finding:
@@ -88,16 +88,16 @@ def check_vllm() -> Finding:
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, errors="replace")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
-        return judge("vllm", reason, problem=True, remedy=SETUP)
+        return finding("vllm", reason, problem=True, remedy=SETUP)
     registered = any(e.value.startswith("rollout.weights.plugin:") for e in entry_points(group="vllm.general_plugins"))
     found = f"{done.stdout.split()[-1]}, weight-transfer plugin {'registered' if registered else 'not registered'}"
-    return judge("vllm", found, problem=not registered, remedy="run `pip install -e . --no-deps` in the repository")
+    return finding("vllm", found, problem=not registered, remedy="run `pip install -e . --no-deps` in the repository")
 
 
 def check_ray() -> Finding:
     ray = importlib.import_module("ray")
     where = os.environ.get("RAY_ADDRESS") or f"will start here with {len(os.sched_getaffinity(0))} CPUs"
-    return judge("ray", f"{ray.__version__}, {where}")
+    return finding("ray", f"{ray.__version__}, {where}")
 
 
 def check_placement() -> Finding:
@@ -107,7 +107,7 @@ def check_placement() -> Finding:
 
     gpus = [importlib.import_module("torch").cuda.device_count()]
     if not gpus[0]:
-        return judge("placement", "no GPU: learner and engines run on the CPU")
+        return finding("placement", "no GPU: learner and engines run on the CPU")
     found = []
     for placement in ("separate", "colocated"):
         try:
@@ -115,7 +115,7 @@ def check_placement() -> Finding:
             found.append(f"{placement}: learner.gpus {config.learner.gpus}, {config.rollout.num_engines} engines")
         except ValueError:
             found.append(f"{placement}: needs more GPUs")
-    return judge("placement", "; ".join(found))
+    return finding("placement", "; ".join(found))
 
 
 def check_memory() -> Finding:
@@ -124,7 +124,7 @@ def check_memory() -> Finding:
     gib = {name: int(kib) * 1024 / GIB for name, kib, *_ in lines}
     available, total = gib["MemAvailable:"], gib["MemTotal:"]
     remedy = "close other programs: the small runs take about 6 GiB"
-    return judge("memory", f"{available:.1f} of {total:.1f} GiB available", warning=available < 6, remedy=remedy)
+    return finding("memory", f"{available:.1f} of {total:.1f} GiB available", warning=available < 6, remedy=remedy)
 
 
 def check_memfd() -> Finding:
@@ -132,31 +132,33 @@ def check_memfd() -> Finding:
     try:
         os.close(os.memfd_create("doctor"))
     except (AttributeError, OSError) as error:
-        return judge("memfd", str(error), problem=True, remedy="use Linux: weights go to the engines through memfd")
-    return judge("memfd", "anonymous shared memory for weights")
+        return finding("memfd", str(error), problem=True, remedy="use Linux: weights go to the engines through memfd")
+    return finding("memfd", "anonymous shared memory for weights")
 
 
 def check_shm() -> Finding:
     size = shutil.disk_usage("/dev/shm").total / GIB
     remedy = "give the container more (`--shm-size=8g`): Ray falls back to slower files"
-    return judge("/dev/shm", f"{size:.1f} GiB for Ray's object store", warning=size < 2, remedy=remedy)
+    return finding("/dev/shm", f"{size:.1f} GiB for Ray's object store", warning=size < 2, remedy=remedy)
 
 
 def check_wandb() -> Finding:
     logged_in = importlib.import_module("wandb").login(prompt=False, verify=False)
     found = "logged in" if logged_in else "not logged in, runs are recorded offline"
-    return judge("wandb", f"{version('wandb')}, {found}", warning=not logged_in, remedy="`wandb login` records online")
+    return finding(
+        "wandb", f"{version('wandb')}, {found}", warning=not logged_in, remedy="`wandb login` records online"
+    )
 
 
 def check_disk() -> Finding:
     free = shutil.disk_usage(".").free / GIB
-    return judge("disk", f"{free:.0f} GiB free here", problem=free < 1, warning=free < 10, remedy="free some space")
+    return finding("disk", f"{free:.0f} GiB free here", problem=free < 1, warning=free < 10, remedy="free some space")
 
 
 def check_video() -> Finding:
     """Whether frames can be taken from video files."""
     cv2 = importlib.import_module("cv2")
-    return judge("video", f"OpenCV {cv2.__version__} decodes video files")
+    return finding("video", f"OpenCV {cv2.__version__} decodes video files")
 
 
 def check_sandbox() -> Finding:
@@ -165,14 +167,14 @@ def check_sandbox() -> Finding:
 
     reason = why_not()
     found = reason or "bubblewrap isolates programs that a policy writes"
-    return judge(
+    return finding(
         "sandbox", found, warning=reason is not None, remedy="`apt-get install bubblewrap`, if you use code_tests"
     )
 
 
 def check_text_tasks() -> Finding:
     """Whether reasoning-gym is there, which needs a C compiler when it is installed."""
-    return judge("text tasks", f"reasoning-gym {version('reasoning-gym')} makes them")
+    return finding("text tasks", f"reasoning-gym {version('reasoning-gym')} makes them")
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {
@@ -203,10 +205,10 @@ def examine(name: str) -> Finding:
         found = f"not installed ({error})"
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-    return judge(name, found, problem=name in NEEDED, warning=True, remedy=SETUP)
+    return finding(name, found, problem=name in NEEDED, warning=True, remedy=SETUP)
 
 
-def as_table(findings: Sequence[Finding]) -> Table:
+def findings_table(findings: Sequence[Finding]) -> Table:
     """One row per finding."""
     table = Table("", "state", "found", "remedy")
     for finding in findings:
@@ -220,7 +222,7 @@ def main() -> int:
     console = Console()
     with console.status("looking at this machine, about 20 seconds"):
         findings = [examine(name) for name in CHECKS]
-    console.print(as_table(findings))
+    console.print(findings_table(findings))
     problems = [finding.name for finding in findings if finding.state == "problem"]
     console.print(f"The main job cannot run: {', '.join(problems)}." if problems else "The main job can run.")
     return int(bool(problems))

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from rewards.loading import load_function
-from rl.config import TrainConfig
-from rl.sapo import MAX_LOG_RATIO, gate_metrics, masked_log_ratio, prepare, sapo_loss, sequence_means
+from rl.config import LearningOptions
+from rl.sapo import MAX_LOG_RATIO, gate_metrics, masked_inputs, masked_log_ratio, sapo_loss, sequence_means
 
 Objective: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 COUNTS = ("num_sequences", "num_tokens")
@@ -36,7 +36,7 @@ def policy_gradient_loss(
     num_sequences: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The plain policy gradient with importance sampling: f(r) = r, no gate; mean over sequences of the mean over tokens."""
-    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     loss = -sequence_means(log_ratio_BT.exp() * advantages_B1, mask_BT).sum() / (num_sequences or len(mask_BT))
     return loss, gate_metrics(log_ratio_BT, torch.ones_like(log_ratio_BT), advantages_B1, mask_BT)
 
@@ -55,7 +55,7 @@ def grpo_loss(
 
     The bounds are those that SAPO's paper compares with.
     """
-    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     objective_BT, inside_BT = _clipped(log_ratio_BT.exp(), advantages_B1, clip_low, clip_high)
     loss = -sequence_means(objective_BT, mask_BT).sum() / (num_sequences or len(mask_BT))
     return loss, gate_metrics(log_ratio_BT, inside_BT, advantages_B1, mask_BT)
@@ -72,7 +72,7 @@ def dapo_loss(
     num_tokens: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DAPO (arXiv 2503.14476, Eq. 8): GRPO's clipping, higher above than below; the mean over all tokens."""
-    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     objective_BT, inside_BT = _clipped(log_ratio_BT.exp(), advantages_B1, clip_low, clip_high)
     loss = -_token_mean(objective_BT, mask_BT, num_tokens)
     return loss, gate_metrics(log_ratio_BT, inside_BT, advantages_B1, mask_BT)
@@ -103,7 +103,7 @@ def dr_grpo_loss(
         max_tokens: The fixed length, in tokens. Default T, the padded length; a run passes `rollout.max_tokens`.
         num_sequences: As in `sapo_loss`.
     """
-    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     objective_BT, inside_BT = _clipped(log_ratio_BT.exp(), advantages_B1, clip_low, clip_high)
     length = max_tokens or mask_BT.shape[1]
     loss = -torch.where(mask_BT, objective_BT, 0).sum() / ((num_sequences or len(mask_BT)) * length)
@@ -125,7 +125,7 @@ def gspo_loss(
     With advantages of single tokens it is GSPO-token (Eq. 13): a ratio of the value s, through which each token's gradient is its
     own.
     """
-    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     ratio_B1 = sequence_means(log_ratio_BT, mask_BT).exp()[:, None]
     by_token = advantages_B.dim() == 2
     if by_token:
@@ -147,7 +147,7 @@ def cispo_loss(
     num_tokens: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """CISPO (arXiv 2506.13585, Eq. 4): − sg[min(r, 1 + high)] · A · log π; a clipped token keeps its gradient. Mean over tokens."""
-    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     ratio_BT = log_ratio_BT.detach().exp()
     weight_BT = ratio_BT.clamp(max=1 + clip_high)
     loss = -_token_mean(weight_BT * advantages_B1 * logprobs_BT.masked_fill(~mask_BT, 0), mask_BT, num_tokens)
@@ -177,7 +177,7 @@ def vespo_loss(
         kernel_neg: (a, b) elsewhere.
         num_tokens: Tokens of the whole minibatch. Default: of this batch.
     """
-    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     log_ratio_B1 = log_ratio_BT.detach().sum(1, keepdim=True).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     power_B1, rate_B1 = (
         torch.where(advantages_B1 > 0, torch.full_like(advantages_B1, pos), neg)
@@ -203,20 +203,20 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
 """Every objective by its name."""
 
 
-def choose_objective(config: TrainConfig) -> Objective:
-    """The objective that the config names, a file's function included, with the options of the config that it takes.
+def choose_objective(options: LearningOptions) -> Objective:
+    """The objective that the options name, a file's function included, with the options that it takes.
 
     Raises:
         ValueError: For a function that is not there, or an option that the objective does not have.
     """
-    named = ":" not in config.objective  # and known, says `check_config`
-    objective = OBJECTIVES[config.objective] if named else load_function(config.objective, "objective")
-    clips = {"clip_low": config.clip_low, "clip_high": config.clip_high}
+    named = ":" not in options.objective  # and known, says `check_config`
+    objective = OBJECTIVES[options.objective] if named else load_function(options.objective, "objective")
+    clips = {"clip_low": options.clip_low, "clip_high": options.clip_high}
     asked = {name: value for name, value in clips.items() if value is not None}
     if extra := asked.keys() - accepted(objective, asked).keys():
         values = ", ".join(f"{name} = {asked[name]:g}" for name in sorted(extra))
-        raise ValueError(f"objective {config.objective!r} does not clip by {values}: leave it out")
-    given = {"tau_pos": config.tau_pos, "tau_neg": config.tau_neg, "max_tokens": config.rollout.max_tokens, **asked}
+        raise ValueError(f"objective {options.objective!r} does not clip by {values}: leave it out")
+    given = {"tau_pos": options.tau_pos, "tau_neg": options.tau_neg, "max_tokens": options.rollout.max_tokens, **asked}
     return partial(objective, **accepted(objective, given))
 
 

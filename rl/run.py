@@ -1,188 +1,226 @@
-"""Everything that a run owns, opened before its first step: what is cheap and likely to be wrong comes first."""
+"""The parts of a run: opened with cheap checks first and engines last, recovered after failures, closed in reverse order."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
-from rich.console import Console
-
-from policies.loading import load_processor, vision_token_ids
-from rewards.loading import load_reward
-from rewards.types import Verifier
-from rewards.workers.runner import RewardRunner
-from rl.config import TrainConfig, plain_config
+from policies.loading import vision_token_ids
+from rl.config import TrainConfig
 from rl.evaluation.evaluator import Evaluator
-from rl.generation.batches import Rollouts
+from rl.generation.batches import BatchProducer, Stages
 from rl.learner.group import LearnerGroup
-from rl.objectives import Objective, check_objective, choose_objective
-from rl.preflight import first_prompts, try_reward
-from rl.run_dir.checkpoint import LoopState
-from rl.run_dir.tracker import Tracker
-from rl.teacher import require_same_vocabulary, start_teacher
-from rollout.cluster import local_ray
-from rollout.data.mixture import MixedStream, Stream, open_stream
-from rollout.data.prompts import Rows, readable
+from rl.objectives import check_objective, choose_objective
+from rl.options import config_dict
+from rl.preflight import Inputs, TrainArguments, open_run_inputs
+from rl.run_dir.checkpoint import LoopState, save_checkpoint
+from rl.run_dir.html_report import write_report
+from rl.run_dir.tracker import ProgressLine, Tracker
+from rollout.cluster import cluster_nodes, local_ray, require_room_for_both
+from rollout.config import Backend
+from rollout.data.mixture import Stream
 from rollout.engine.spec import EngineSpec
-from rollout.environments.environment import MakeEnvironment
-from rollout.environments.episodes import Episodes, try_environment
 from rollout.pool.engine_pool import EnginePool
 from rollout.pool.teacher import Teacher
-from rollout.rendering import fits_context, limit_pixels
-from rollout.types import Prompt
+from rollout.types import CannotReplace, Sampling
 from rollout.weights.senders import choose_backend
 
-if TYPE_CHECKING:
-    from transformers import ProcessorMixin
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Run:
-    """Everything that one run owns."""
+    """The parts of one run, and the policy version that they are at."""
 
-    plain: dict[str, Any]
+    config: TrainConfig
+    resumed: Path | None
+    """The checkpoint that the run started from."""
+    version: int
+    """Policy version of learner and engines; each step adds 1."""
     stream: Stream
-    runner: RewardRunner
     learner: LearnerGroup
     pool: EnginePool
     teacher: Teacher | None
-    rollouts: Rollouts
+    batches: BatchProducer
     evaluator: Evaluator
     tracker: Tracker
+    progress: ProgressLine
+    started: float = field(default_factory=time.perf_counter)
+    """Start of training on this process's clock, minus the training time before a resume."""
+
+    def with_engines(self, operation: Callable[[], T]) -> T:
+        """Runs an operation that needs engines. Restarts all of them and repeats it if one is lost that cannot be replaced alone.
+
+        Raises:
+            CannotReplace: The engines were lost more than `rollout.max_failures` times.
+        """
+        for _ in range(self.config.rollout.max_failures):
+            try:
+                return operation()
+            except CannotReplace as error:
+                logger.warning("restarting all engines: %s", error)
+            self.batches.requeue()
+            self.pool.restart()
+            self.pool.connect(self.learner.connect)
+            self.sync()
+            self.batches.start(self.version)
+        return operation()
+
+    def sync(self) -> dict[str, float]:
+        """Sends the learner's weights to all engines as `version`."""
+        return self.pool.sync(self.version, self.learner.sync)
+
+    def evaluate(self, *, with_blind: bool) -> dict[str, float]:
+        """`eval/` metrics of the present weights; empty without held-out prompts."""
+        return self.with_engines(partial(self.evaluator.run, self.version, with_blind=with_blind))
+
+    def metrics(self) -> dict[str, float]:
+        """State of the run: engines, teacher, clock, skipped prompts, policy version."""
+        return {
+            **self.pool.metrics(),
+            **(self.teacher.metrics() if self.teacher else {}),
+            "time/elapsed": time.perf_counter() - self.started,
+            "rollout/prompts_skipped": self.stream.skipped,
+            "policy/version": self.version,
+        }
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes and shows one step's metrics."""
+        self.tracker.log(step, metrics)
+        self.progress.advance(step, metrics)
+
+    def save_checkpoint(self, step: int, seconds: float) -> Path:
+        """Writes a checkpoint; deletes old ones as `keep_checkpoints` says."""
+        state = LoopState(
+            step=step,
+            policy_version=self.version,
+            cursor=self.batches.cursor(),
+            seconds=seconds,
+            config=config_dict(self.config),
+        )
+        keep = self.config.keep_checkpoints
+        return save_checkpoint(self.config.run_dir, state, self.learner.save, keep=keep, in_use=self.resumed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """The arguments of train()."""
-
-    prompts: Rows
-    reward: Verifier
-    eval_prompts: Rows
-    objective: Objective | None
-    environment: MakeEnvironment | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tried:
-    """What can be opened without an engine, and has been tried.
-
-    Attributes:
-        processor: The policy's.
-        stream: Where prompts come from.
-        held_out: What to evaluate on.
-        runner: The reward.
-        episodes: What plays an episode; None where prompts are answered in one turn.
-    """
-
-    processor: ProcessorMixin
-    stream: Stream
-    held_out: list[Prompt]
-    runner: RewardRunner
-    episodes: partial[Episodes] | None
-
-
-def open_run(config: TrainConfig, checkpoint: Path | None, state: LoopState, given: Given, stack: ExitStack) -> Run:
-    """Opens everything.
+@contextmanager
+def open_run(
+    config: TrainConfig, checkpoint: Path | None, state: LoopState, arguments: TrainArguments
+) -> Iterator[Run]:
+    """Opens a run, and closes it at the end of the block; `report.html` is written then.
 
     Args:
-        config: The run's choices.
-        checkpoint: What it goes on from.
+        config: Every choice of the run.
+        checkpoint: The checkpoint to resume; None for a new run.
         state: The loop's state there.
-        given: What else train() was given.
-        stack: Closes it again.
+        arguments: The other arguments of `train()`.
 
     Raises:
-        ValueError: For whatever is wrong with config, prompts, reward or checkpoint; before any engine starts.
+        ValueError: Config, prompts, reward or checkpoint cannot be used; before any engine starts.
     """
-    backend = choose_backend(config.rollout, learner_gpus=config.learner.gpus)
-    objective = given.objective or choose_objective(config)
-    check_objective(objective, by_token=config.teacher.model is not None)
-    model = checkpoint or config.model
-    tried = _open_inputs(config, model, state, given, stack)
+    with ExitStack() as stack:
+        backend = choose_backend(config.rollout, learner_gpus=config.learner.gpus)
+        objective = arguments.objective or choose_objective(config)
+        check_objective(objective, by_token=config.teacher.model is not None)
+        model = checkpoint or config.model
+        run_inputs = open_run_inputs(config, model, state.cursor, arguments, stack)
+        inputs = run_inputs.inputs
 
-    stack.enter_context(local_ray())
-    learner = LearnerGroup(config, model, checkpoint, backend, objective)
-    stack.callback(learner.close)
-    teacher = start_teacher(config, model, tried.processor)
-    if teacher is not None:
-        stack.callback(teacher.close)
-    adapters_travel = config.lora.sync == "adapter"
+        stack.enter_context(local_ray())
+        learner = LearnerGroup(config, model, checkpoint, backend, objective)
+        stack.callback(learner.close)
+        teacher = _start_teacher(config, model, inputs)
+        if teacher is not None:
+            stack.callback(teacher.close)
+        pool = _start_engines(config, model, backend, inputs, learner, state.policy_version)
+        stack.callback(pool.close)
+        pool.connect(learner.connect)
+        if config.lora.sync == "adapter":  # the engines have loaded the policy without adapters
+            pool.sync(state.policy_version, learner.sync)
+
+        sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
+        batches = BatchProducer(
+            config,
+            sampling,
+            Stages(
+                stream=run_inputs.stream,
+                pool=pool,
+                runner=inputs.runner,
+                processor=inputs.processor,
+                teacher=teacher,
+            ),
+            seed=config.seed,
+            first_step=state.step + 1,
+            last_step=config.steps,
+        )
+        stack.callback(batches.close)
+        tracker = Tracker(config, config_dict(config), state.step)
+        stack.callback(tracker.close)
+        stack.callback(_write_report, config.run_dir)
+        yield Run(
+            config=config,
+            resumed=checkpoint,
+            version=state.policy_version,
+            stream=run_inputs.stream,
+            learner=learner,
+            pool=pool,
+            teacher=teacher,
+            batches=batches,
+            evaluator=Evaluator(
+                config.eval, run_inputs.held_out, pool, inputs.runner, sampling=sampling, seed=config.seed
+            ),
+            tracker=tracker,
+            progress=stack.enter_context(tracker.progress(config.steps, state.step)),
+        )
+
+
+def _start_engines(
+    config: TrainConfig,
+    model: str | Path,
+    backend: Backend,
+    inputs: Inputs,
+    learner: LearnerGroup,
+    policy_version: int,
+) -> EnginePool:
+    sends_adapters = config.lora.sync == "adapter"
     spec = EngineSpec(
-        model=config.model if adapters_travel else model,
+        model=config.model if sends_adapters else model,
         config=config.rollout,
         backend=backend,
-        banned_ids=tuple(vision_token_ids(tried.processor)),
-        policy_version=state.policy_version,
-        lora_rank=config.lora.rank if adapters_travel else 0,
+        banned_ids=tuple(vision_token_ids(inputs.processor)),
+        policy_version=policy_version,
+        lora_rank=config.lora.rank if sends_adapters else 0,
         return_routed_experts=config.learner.routing_replay == "R3",
     )
-    pool = EnginePool(spec, episodes=tried.episodes, gpus=learner.shared_gpus())
-    stack.callback(pool.close)
-    pool.connect(learner.connect)
-    if adapters_travel:  # the engines have the policy that LoRA starts from
-        pool.sync(state.policy_version, learner.sync)
-    rollouts = Rollouts(
-        config, tried.stream, pool, tried.runner, tried.processor, first_step=state.step + 1, teacher=teacher
-    )
-    stack.callback(rollouts.close)
-    plain = plain_config(config)
-    tracker = Tracker(config, plain, state.step)
-    stack.callback(tracker.close)
-    return Run(
-        plain=plain,
-        stream=tried.stream,
-        runner=tried.runner,
-        learner=learner,
-        pool=pool,
-        teacher=teacher,
-        rollouts=rollouts,
-        evaluator=Evaluator(config, tried.held_out, pool, tried.runner),
-        tracker=tracker,
-    )
+    return EnginePool(spec, episodes=inputs.episodes(), gpus=learner.shared_gpus())
 
 
-def _open_inputs(config: TrainConfig, model: str | Path, state: LoopState, given: Given, stack: ExitStack) -> _Tried:
-    """Opens prompts and reward, and tries both, and the environment, on one prompt of each task."""
-    processor = limit_pixels(load_processor(model), config.rollout)
-    if config.teacher.model is not None:
-        require_same_vocabulary(processor, config.teacher.model)
-    accept = fits_context(
-        processor,
-        max_model_len=config.rollout.max_model_len,
-        max_tokens=config.rollout.max_tokens,
-        max_images=config.rollout.max_images,
-        max_videos=config.rollout.max_videos,
-    )
-    stream = open_stream(
-        given.prompts,
-        batch_size=config.prompts_per_step,
-        num_minibatches=config.num_minibatches,
-        seed=config.seed,
-        accept=accept,
-    )
-    if isinstance(stream, MixedStream):
-        Console().print(stream.plan(), highlight=False, soft_wrap=True)
-    if state.cursor:
-        stream.restore(state.cursor)
-    held_out = list(islice(readable(given.eval_prompts, accept), config.eval.num_prompts))
-    verifier = load_reward(config.reward) if config.reward else given.reward
-    runner = stack.enter_context(
-        RewardRunner(
-            verifier,
-            num_workers=config.reward_workers,
-            timeout=config.reward_timeout,
-            memory_gib=config.reward_memory_gib,
-            num_cached=config.reward_cache,
-        )
-    )
-    first = first_prompts(given.prompts, accept)
-    try_reward(runner, given.prompts, first, references=config.check_references and given.environment is None)
-    episodes = None
-    if given.environment is not None:
-        try_environment(given.environment, first[0], processor, limit=config.rollout.environment_timeout)
-        episodes = partial(Episodes, given.environment, processor, config.rollout)
-    return _Tried(processor=processor, stream=stream, held_out=held_out, runner=runner, episodes=episodes)
+def _start_teacher(config: TrainConfig, student: str | Path, inputs: Inputs) -> Teacher | None:
+    """Starts the teacher's engines; None without a teacher.
+
+    Raises:
+        ValueError: Ray has no room for them.
+        RuntimeError: An engine does not start.
+    """
+    if config.teacher.model is None:
+        return None
+    engines = config.teacher.engine_config(config.rollout)
+    learner_gpus = 0 if config.rollout.shares_gpus else config.learner.gpus
+    require_room_for_both(cluster_nodes(), config.rollout, engines, learner_gpus=learner_gpus)
+    banned_ids = vision_token_ids(inputs.processor)
+    return Teacher(config.teacher.model, student, engines, processor=inputs.processor, banned_ids=banned_ids)
+
+
+def _write_report(run_dir: Path) -> None:
+    """Writes `report.html`; a report that fails does not end the run."""
+    try:
+        write_report(run_dir)
+    except Exception as error:
+        logger.warning("no report.html of %s: %s: %s", run_dir, type(error).__name__, error)

@@ -51,7 +51,7 @@ def sapo_loss(
     for name, tau in (("tau_pos", tau_pos), ("tau_neg", tau_neg)):
         if not tau > 0:
             raise ValueError(f"{name} must be > 0, got {tau}")
-    mask_BT, log_ratio_BT, advantages_B1 = prepare(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     tau_B1 = torch.full_like(advantages_B1, tau_neg).masked_fill(advantages_B1 > 0, tau_pos)
 
     ratio_BT = log_ratio_BT.exp()
@@ -61,7 +61,7 @@ def sapo_loss(
     return loss, gate_metrics(log_ratio_BT, weight_BT, advantages_B1, mask_BT)
 
 
-def prepare(
+def masked_inputs(
     logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What every objective starts from: the mask as bool, log r with gradient, and the advantages as a column [B, 1].

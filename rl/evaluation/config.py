@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from rl.config import LearnerConfig, TrainConfig, check_config
-from rl.data_config import DataConfig
+from rl.config import RewardOptions, check_lengths
+from rl.data import DataConfig
+from rl.options import check_bounds
 from rollout.config import RolloutConfig
 from rollout.types import Sampling
 
 SamplingName = Literal["plain", "greedy", "thinking-dense", "thinking-moe", "instruct", "instruct-text"]
-PRESETS: Mapping[SamplingName, Mapping[str, Any]] = {
+SAMPLING_PRESETS: Mapping[SamplingName, Mapping[str, Any]] = {
     "plain": {},
     "greedy": {"temperature": 0.0},
     "thinking-dense": {"temperature": 1.0, "top_p": 0.95, "top_k": 20},
@@ -43,7 +44,7 @@ def long_answers() -> RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingRunConfig(DataConfig):
+class SamplingRunConfig(RewardOptions, DataConfig):
     """Asks each prompt several times and scores what comes."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
@@ -76,19 +77,13 @@ class SamplingRunConfig(DataConfig):
     """Seeds every sampled token, and the bootstrap."""
     pictures: bool = True
     """Keeps the pictures beside the answers, for people and for rewards that look at them."""
-    reward_timeout: float = 10.0
-    """Seconds that one reward call may take."""
-    reward_memory_gib: float = 8.0
-    """Memory, in GiB, that one reward worker may take for its calls; 0: any."""
-    reward_workers: int = 1
-    """Processes that score completions."""
     correct: CorrectConfig = field(default_factory=CorrectConfig)
     rollout: RolloutConfig = field(default_factory=long_answers)
 
 
 def sampling_of(config: SamplingRunConfig) -> Sampling:
     """How completions are drawn: the preset, and what is said besides."""
-    preset = {"temperature": config.rollout.temperature, **PRESETS[config.sampling]}
+    preset = {"temperature": config.rollout.temperature, **SAMPLING_PRESETS[config.sampling]}
     own = {name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "presence_penalty")}
     told = {name: value for name, value in own.items() if value is not None}
     return Sampling(max_tokens=config.rollout.max_tokens, **{**preset, **told})
@@ -100,17 +95,8 @@ def check_sampling_run(config: SamplingRunConfig) -> None:
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    # The engines' options are checked where training has them; no learner is there to be too small for a sequence.
-    check_config(
-        TrainConfig(
-            model=config.model,
-            rollout=config.rollout,
-            reward_timeout=config.reward_timeout,
-            reward_workers=config.reward_workers,
-            reward_memory_gib=config.reward_memory_gib,
-            learner=LearnerConfig(microbatch_tokens=config.rollout.max_model_len),
-        )
-    )
+    check_bounds(config)
+    check_lengths(config.rollout)
     sampling = sampling_of(config)
     for name, value, is_sound, bounds in (
         ("samples", config.samples, config.samples >= 1, ">= 1"),

@@ -1,4 +1,4 @@
-"""What several samples of each prompt say of a policy: pass@k, avg@K, majority@K, and how far chance may have moved them.
+"""Estimators from several samples per prompt: pass@k, avg@K, majority@K, and confidence intervals of their means.
 
 Shape suffixes: P prompts; n samples of a prompt, of which c are correct.
 """
@@ -13,20 +13,20 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-AT_ONCE = 4_000_000
-"""Values that the bootstrap draws in one go: 64 MB."""
+MAX_DRAWS = 4_000_000
+"""Values that the bootstrap draws at once: 64 MB."""
 
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> np.ndarray:
-    """The chance that of k samples of a prompt at least one is correct: 1 − C(n−c, k) / C(n, k).
+    """Returns the probability that at least one of k samples of a prompt is correct: 1 − C(n−c, k) / C(n, k).
 
-    Unbiased, unlike 1 − (1 − c/n)^k (Chen et al. 2021, arXiv 2107.03374, equation 1). Computed as a product of k factors between
-    0 and 1: no binomial coefficient overflows, and where every choice of k holds a correct sample it is 1 exactly.
+    It is unbiased, unlike 1 − (1 − c/n)^k (Chen et al. 2021, arXiv 2107.03374, equation 1). It is a product of k factors
+    from 0 to 1: no binomial coefficient overflows, and the result is exactly 1 if every choice of k holds a correct sample.
 
     Args:
         num_samples: [P] or one number, n.
         num_correct: [P] or one number, c.
-        k: How many may be tried.
+        k: Samples that may be tried.
 
     Returns:
         [P] or a scalar, float64.
@@ -38,7 +38,7 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> np.ndar
     if k < 1:
         raise ValueError(f"k of pass@k must be >= 1, got {k}")
     if (n < k).any():
-        raise ValueError(f"pass@{k} needs {k} samples of each prompt, one has {n.min()}: lower k or sample more")
+        raise ValueError(f"pass@{k} needs {k} samples of each prompt, but one has {n.min()}: lower k or sample more")
     if ((c < 0) | (c > n)).any():
         raise ValueError("num_correct must be from 0 to num_samples, for each prompt")
     tried = np.arange(k)
@@ -47,7 +47,7 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> np.ndar
 
 
 def average_at_k(num_samples: ArrayLike, num_correct: ArrayLike) -> np.ndarray:
-    """The share of a prompt's samples that are correct, c / n: avg@K before the mean over prompts, and the same as pass@1.
+    """Returns the share of correct samples of each prompt, c / n. It equals pass@1; its mean over prompts is avg@K.
 
     Args:
         num_samples: [P] or one number, n.
@@ -63,24 +63,24 @@ def average_at_k(num_samples: ArrayLike, num_correct: ArrayLike) -> np.ndarray:
 
 
 def majority_at_k(answers: Sequence[str], correct: Sequence[float]) -> float:
-    """How right the answer is that most samples of one prompt agree on.
+    """Returns the expected correctness of the majority answer of one prompt's samples.
 
-    Samples vote for their answer; `""` is no answer and no vote. Where several answers have the most votes, one of them would be
-    drawn, so that their mean is what to expect. An answer whose samples were judged differently counts as the mean of them.
+    Each sample votes for its answer; `""` is no vote. If several answers tie, one of them would be drawn, so the result is their
+    mean. An answer whose samples got different verdicts counts as the mean of those verdicts.
 
     Args:
-        answers: [n] each sample's answer, in a form in which the same answer is the same text (`rl.evaluation.results.answer_key`).
-        correct: [n] 1 where the sample is correct, else 0.
+        answers: [n] each sample's normal form of its answer (`rl.evaluation.results.answer_key`): equal answers are equal texts.
+        correct: [n] 1 if the sample is correct, else 0.
 
     Returns:
-        From 0 to 1; 0 where nobody votes.
+        From 0 to 1; 0 without votes.
     """
     votes = defaultdict(list)
     for answer, is_correct in zip(answers, correct, strict=True):
         if answer:
             votes[answer].append(float(is_correct))
     most = max(map(len, votes.values()), default=0)
-    tied = [sum(judged) / most for judged in votes.values() if len(judged) == most]
+    tied = [sum(verdicts) / most for verdicts in votes.values() if len(verdicts) == most]
     return sum(tied) / len(tied) if tied else 0.0
 
 
@@ -92,25 +92,25 @@ def bootstrap_interval(
     seed: int = 0,
     bounds: tuple[float, float] | None = None,
 ) -> tuple[float, float]:
-    """A confidence interval of the mean over prompts, for prompts like these.
+    """Returns a bootstrap confidence interval of the mean over prompts.
 
-    Prompts are drawn anew, their samples are not: a prompt's value already carries the luck of its samples, and drawing them
-    again would count that luck twice. The truth that it covers is the mean over all prompts that could have been in the set; of
-    the mean over exactly these prompts it is an interval on the safe side.
+    Prompts are resampled, their samples are not. A prompt's value already contains the noise of its samples; resampling them too
+    would count that noise twice. The interval covers the mean over the population that the prompts were drawn from. It is
+    conservative for the mean over exactly these prompts.
 
-    The percentiles are moved outward as Student's t is from the normal (Hesterberg 2015, "expanded percentile interval"): plain
-    ones miss too often with few prompts.
+    The percentiles are moved outward, as Student's t is wider than the normal (Hesterberg 2015, "expanded percentile interval").
+    Plain percentiles miss too often with few prompts.
 
     Args:
-        values_P: [P] a value for each prompt, the mean over its samples.
-        level: How often the interval is to cover the truth.
+        values_P: [P] each prompt's mean over its samples.
+        level: Probability that the interval covers the true mean.
         num_resamples: Draws of P prompts.
         seed: Seeds the draws.
-        bounds: Between which values are possible. Where all P lie on the same bound, drawing them anew shows nothing else; the
-            interval then goes as far inward as that of a share of 0 or 1 out of P (Clopper–Pearson).
+        bounds: Smallest and largest possible value. If all P values lie on the same bound, every resample is the same. The
+            interval then reaches as far inward as that of 0 or P successes out of P (Clopper–Pearson).
 
     Returns:
-        Lower and upper end. Of a single prompt `bounds`, or (nan, nan).
+        Lower and upper end. For a single prompt: `bounds`, or (nan, nan).
 
     Raises:
         ValueError: There are no values, or `level` is not between 0 and 1.
@@ -118,7 +118,7 @@ def bootstrap_interval(
     values_P = np.asarray(values_P, np.float64)
     num_prompts = len(values_P)
     if not num_prompts:
-        raise ValueError("an interval needs at least one prompt, got none")
+        raise ValueError("a confidence interval needs at least one prompt, got none")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     if num_prompts == 1:
@@ -128,22 +128,18 @@ def bootstrap_interval(
         reach = (1 - tail ** (1 / num_prompts)) * (bounds[1] - bounds[0])
         return (bounds[0], bounds[0] + reach) if values_P[0] == bounds[0] else (bounds[1] - reach, bounds[1])
     rng = np.random.default_rng(seed)
-    rounds = -(-num_resamples * num_prompts // AT_ONCE)
+    rounds = -(-num_resamples * num_prompts // MAX_DRAWS)
     means = [
         values_P[rng.integers(num_prompts, size=(len(part), num_prompts))].mean(1)
         for part in np.array_split(np.arange(num_resamples), rounds)
     ]
-    tail = NormalDist().cdf(-_student(1 - tail, num_prompts - 1) * math.sqrt(num_prompts / (num_prompts - 1)))
+    tail = NormalDist().cdf(-student_quantile(1 - tail, num_prompts - 1) * math.sqrt(num_prompts / (num_prompts - 1)))
     lower, upper = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(lower), float(upper)
 
 
-def _student(probability: float, freedom: int) -> float:
-    """Student's t at a probability, by the Cornish–Fisher expansion: three digits from 5 degrees of freedom on."""
-    z = NormalDist().inv_cdf(probability)
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )
+def student_quantile(probability: float, freedom: int) -> float:
+    """Returns the quantile of Student's t distribution with `freedom` degrees of freedom."""
+    from scipy.special import stdtrit  # late: it takes a tenth of a second
+
+    return float(stdtrit(freedom, probability))

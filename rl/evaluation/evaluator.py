@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rewards.metrics import reward_metrics
 from rewards.types import Score
 from rewards.workers.runner import RewardRunner
-from rl.config import TrainConfig
-from rl.evaluation.results import Correct, outcome_of, task_metrics
-from rl.run_dir.tracker import sample_row
+from rl.config import EvalConfig
+from rl.evaluation.results import CorrectnessRule, evaluation_metrics, prompt_result
+from rl.run_dir.transcripts import transcript
 from rollout.data.prompts import blind
 from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.types import Group, Prompt, Sampling
@@ -23,14 +24,26 @@ class Evaluator:
     """Scores the policy on a fixed set of held-out prompts.
 
     Args:
-        config: The run's choices.
+        options: Number of samples and the bound of a correct completion.
         prompts: The held-out prompts.
         pool: The engines.
         runner: The reward.
+        sampling: The sampling parameters of training.
+        seed: Seeds every sampled token.
     """
 
-    def __init__(self, config: TrainConfig, prompts: Sequence[Prompt], pool: EnginePool, runner: RewardRunner) -> None:
-        self.config, self.prompts, self.pool, self.runner = config, prompts, pool, runner
+    def __init__(
+        self,
+        options: EvalConfig,
+        prompts: Sequence[Prompt],
+        pool: EnginePool,
+        runner: RewardRunner,
+        *,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
+        self.options, self.prompts, self.pool, self.runner = options, prompts, pool, runner
+        self.sampling, self.seed = sampling, seed
 
     def run(self, policy_version: int, *, with_blind: bool) -> dict[str, float]:
         """Evaluates the weights of `policy_version`.
@@ -46,7 +59,7 @@ class Evaluator:
         """
         if not self.prompts:
             return {}
-        num_samples, temperature = self.config.eval.num_samples, self.config.rollout.temperature
+        num_samples, temperature = self.options.num_samples, self.sampling.temperature
         greedy = self._mean_reward(self.prompts, 1, 0.0, policy_version)
         groups, scores = self._ask(self.prompts, num_samples, temperature, policy_version)
         metrics = {
@@ -66,15 +79,15 @@ class Evaluator:
     def _ask(
         self, prompts: Sequence[Prompt], samples: int, temperature: float, policy_version: int
     ) -> tuple[list[Group], list[list[Score]]]:
-        sampling = Sampling(max_tokens=self.config.rollout.max_tokens, temperature=temperature)
-        seeds = [[request_seed(self.config.seed, EVAL_STEP, p.id, i) for i in range(samples)] for p in prompts]
+        sampling = replace(self.sampling, temperature=temperature)
+        seeds = [[request_seed(self.seed, EVAL_STEP, p.id, i) for i in range(samples)] for p in prompts]
         groups = self.pool.generate(prompts, sampling, seeds, policy_version)
         return groups, self.runner.score(groups)
 
     def _of_tasks(self, groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
-        correct = Correct(at_least=self.config.eval.correct_at)
+        correct = CorrectnessRule(at_least=self.options.correct_at)
         recorded = (
-            sample_row(Path(), "", group, group_scores, with_pictures=False)
+            transcript(Path(), "", group, group_scores, with_pictures=False)
             for group, group_scores in zip(groups, scores, strict=True)
         )
-        return task_metrics([outcome_of(row, correct) for row in recorded], self.config.eval.num_samples)
+        return evaluation_metrics([prompt_result(row, correct) for row in recorded], self.options.num_samples)

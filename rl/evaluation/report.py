@@ -15,16 +15,16 @@ from rich.table import Table
 
 from rl.evaluation.config import sampling_of
 from rl.evaluation.results import pass_rate, summarise
-from rl.run_dir.tracker import as_line, write_json
+from rl.run_dir.files import jsonl_line, write_json
 
 if TYPE_CHECKING:
-    from rl.evaluation.sampling import Answers
+    from rl.evaluation.sampling import SampledAnswers
 
 PASS_RATE_FILES = (".jsonl", ".parquet")
 OVERALL = "all prompts"
 
 
-def report_evaluation(answers: Answers, console: Console) -> dict[str, Any]:
+def report_evaluation(answers: SampledAnswers, console: Console) -> dict[str, Any]:
     """Writes `results.json` into the run's folder, prints its tables, and returns what is in it."""
     summary = summarise(answers.outcomes, answers.config.samples, seed=answers.config.seed)
     results = {**_head(answers), **summary}
@@ -36,7 +36,7 @@ def report_evaluation(answers: Answers, console: Console) -> dict[str, Any]:
     return results
 
 
-def report_pass_rates(answers: Answers, output: Path | None, console: Console) -> Path:
+def report_pass_rates(answers: SampledAnswers, output: Path | None, console: Console) -> Path:
     """Writes a row for each prompt, in the order of the data, and prints how the rates are spread.
 
     Args:
@@ -61,7 +61,7 @@ def report_pass_rates(answers: Answers, output: Path | None, console: Console) -
 
         parquet.write_table(pyarrow.Table.from_pylist(rows), aside)
     else:
-        aside.write_text("".join(map(as_line, rows)))
+        aside.write_text("".join(map(jsonl_line, rows)))
     aside.rename(file)
     console.print(_rates(rows))
     _print_rest(answers, summarise(answers.outcomes, answers.config.samples)["overall"], console)
@@ -79,7 +79,7 @@ def check_output(output: Path | None) -> None:
         raise ValueError(f"output must end in {' or '.join(PASS_RATE_FILES)}, got {output}")
 
 
-def _head(answers: Answers) -> dict[str, Any]:
+def _head(answers: SampledAnswers) -> dict[str, Any]:
     config = answers.config
     return {
         "model": config.model,
@@ -145,7 +145,7 @@ def _kind(rate: float | None) -> int | None:
     return 1 if rate <= 0.5 else 2 if rate <= 0.9 else 3
 
 
-def _print_rest(answers: Answers, overall: Mapping[str, Any], console: Console) -> None:
+def _print_rest(answers: SampledAnswers, overall: Mapping[str, Any], console: Console) -> None:
     """What a reader of the figures must know besides: what has no verdict, and what was not asked."""
     for verifier, count in overall["errors"].items():
         told = f"{count} of {overall['samples']} samples have no verdict, for {verifier} reached none: they are in no figure"

@@ -14,7 +14,7 @@ import numpy as np
 from rewards.text.answer_text import after_thinking, final_answer, last_block, normalised, plain_digits
 from rl.evaluation.estimators import average_at_k, bootstrap_interval, majority_at_k, pass_at_k
 
-ALMOST = 1e-9
+TOLERANCE = 1e-9
 """Weights that add up to 1 may do so in floating point to a little less."""
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 _FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
@@ -22,7 +22,7 @@ _TEXT = re.compile(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Correct:
+class CorrectnessRule:
     """When a completion counts as correct.
 
     Attributes:
@@ -36,7 +36,7 @@ class Correct:
     def __call__(self, completion: Mapping[str, Any]) -> bool:
         """Says it of a completion that was recorded; one without the part, because a gate kept it from that, is not correct."""
         worth = completion["reward"] if self.part is None else completion["parts"].get(self.part, -np.inf)
-        return bool(worth >= self.at_least - ALMOST)
+        return bool(worth >= self.at_least - TOLERANCE)
 
     def require_part(self, known: Collection[str]) -> None:
         """Refuses a part that no score has.
@@ -53,7 +53,7 @@ class Correct:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class PromptResult:
     """One prompt's samples: K were asked for, n of them have a verdict.
 
     Attributes:
@@ -77,11 +77,11 @@ class Outcome:
     errors: Mapping[str, int]
 
 
-def outcome_of(row: Mapping[str, Any], correct: Correct = Correct()) -> Outcome:
-    """The outcome of a group as `rl.run_dir.tracker.sample_row` has recorded it."""
+def prompt_result(row: Mapping[str, Any], correct: CorrectnessRule = CorrectnessRule()) -> PromptResult:
+    """The outcome of a group as `rl.run_dir.tracker.transcript` has recorded it."""
     done = row["completions"]
     judged = [each for each in done if each["error"] is None]
-    return Outcome(
+    return PromptResult(
         prompt_id=row["prompt_id"],
         task=row["task"],
         correct=[correct(each) for each in judged],
@@ -124,7 +124,9 @@ def _as_number(text: str) -> str | None:
     return None
 
 
-def summarise(outcomes: Sequence[Outcome], num_samples: int, *, level: float = 0.95, seed: int = 0) -> dict[str, Any]:
+def summarise(
+    outcomes: Sequence[PromptResult], num_samples: int, *, level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
     """Every figure of an evaluation, per task and over all prompts.
 
     Samples without a verdict count neither as right nor as wrong: they are counted by themselves, a prompt's figures are of its
@@ -140,7 +142,7 @@ def summarise(outcomes: Sequence[Outcome], num_samples: int, *, level: float = 0
         `tasks` and `overall`, each with `prompts`, `samples`, `figures` (name → value, low, high, prompts), `reward`, `tokens`,
         `truncated`, `without_verdict` and `errors`; and `mean_over_tasks`, in which each task weighs the same.
     """
-    by_task: dict[str, list[Outcome]] = defaultdict(list)
+    by_task: dict[str, list[PromptResult]] = defaultdict(list)
     for outcome in outcomes:
         by_task[outcome.task].append(outcome)
     tasks = {task: _summary(found, num_samples, level, seed) for task, found in sorted(by_task.items())}
@@ -156,7 +158,7 @@ def summarise(outcomes: Sequence[Outcome], num_samples: int, *, level: float = 0
     }
 
 
-def _summary(outcomes: Sequence[Outcome], num_samples: int, level: float, seed: int) -> dict[str, Any]:
+def _summary(outcomes: Sequence[PromptResult], num_samples: int, level: float, seed: int) -> dict[str, Any]:
     lengths = [length for outcome in outcomes for length in outcome.lengths]
     rewards = [reward for outcome in outcomes for reward in outcome.rewards]
     errors = sum((Counter(outcome.errors) for outcome in outcomes), Counter[str]())
@@ -176,7 +178,7 @@ def _summary(outcomes: Sequence[Outcome], num_samples: int, level: float, seed: 
     }
 
 
-def _values(outcomes: Sequence[Outcome], num_samples: int) -> Iterator[tuple[str, np.ndarray]]:
+def _values(outcomes: Sequence[PromptResult], num_samples: int) -> Iterator[tuple[str, np.ndarray]]:
     """Each figure's name, and its value for each prompt that has enough verdicts."""
     judged = [outcome for outcome in outcomes if outcome.correct]
     if not judged:
@@ -209,7 +211,7 @@ def _spread(lengths: Sequence[int]) -> dict[str, float]:
     return {name: float(of(lengths)) for name, of in figures.items()}
 
 
-def task_metrics(outcomes: Sequence[Outcome], num_samples: int) -> dict[str, float]:
+def evaluation_metrics(outcomes: Sequence[PromptResult], num_samples: int) -> dict[str, float]:
     """What a chart shows of an evaluation during training: `<task>/avg` and, of several samples, `<task>/pass@<k>` for the largest
     power of two k and `<task>/majority`; and `<task>/errors` where there are any.
     """
@@ -227,7 +229,7 @@ def task_metrics(outcomes: Sequence[Outcome], num_samples: int) -> dict[str, flo
     return metrics
 
 
-def pass_rate(outcome: Outcome) -> dict[str, Any]:
+def pass_rate(outcome: PromptResult) -> dict[str, Any]:
     """A row of the file of pass rates; `pass_rate` and `mean_reward` are None where no sample has a verdict."""
     n, c = len(outcome.correct), sum(outcome.correct)
     return {

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,22 +14,21 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import track
 
-from policies.loading import load_processor, supported_model, vision_token_ids
+from policies.loading import supported_model, vision_token_ids
 from rewards.check import find_reward
 from rewards.loading import load_function
 from rewards.types import Score, Verifier
-from rewards.workers.runner import RewardRunner, dry_run
+from rewards.workers.runner import dry_run
 from rl.data import prompts_of
 from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling_of
-from rl.evaluation.results import Correct, Outcome, outcome_of
-from rl.evaluation.store import Records, asked, digest
+from rl.evaluation.results import CorrectnessRule, PromptResult, prompt_result
+from rl.evaluation.store import AnswerStore, answer_identity, digest
+from rl.preflight import open_inputs, open_runner, try_episode
 from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
 from rollout.data.prompts import Accept, Prompts, blind
 from rollout.engine.spec import EngineSpec
-from rollout.environments.episodes import Episodes, try_environment
 from rollout.pool.engine_pool import EnginePool, request_seed
-from rollout.rendering import fits_context, limit_pixels
 from rollout.types import Group, Prompt, Sampling
 from rollout.weights.senders import choose_backend
 
@@ -43,7 +41,7 @@ AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class SampledAnswers:
     """What a run has come to.
 
     Attributes:
@@ -51,19 +49,19 @@ class Answers:
         run_dir: Where everything is.
         outcomes: One for each prompt that was answered, in the order of the data.
         rows: Their rows in the data.
-        skipped: Why prompts were not asked, by their rows.
+        skipped: Why prompts were not answer_identity, by their rows.
         num_asked: Prompts asked this time; the others had been before.
     """
 
     config: SamplingRunConfig
     run_dir: Path
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[PromptResult]
     rows: Sequence[int]
     skipped: dict[int, str]
     num_asked: int
 
 
-def ask(config: SamplingRunConfig, name: str) -> Answers:
+def sample_and_score(config: SamplingRunConfig, name: str) -> SampledAnswers:
     """Asks what has not been answered yet, and returns all answers.
 
     Args:
@@ -76,12 +74,12 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     check_sampling_run(config)
     reward = find_reward(config.reward)
     supported_model(config.model)
-    what = asked(config)
+    what = answer_identity(config)
     run_dir = config.run_dir or Path("runs") / name / f"{Path(config.model).name}-{digest(what)}"
     prompts = prompts_of(config)
     prompts = prompts[: config.limit] if config.limit else prompts
-    records = Records(run_dir, what, pictures=config.pictures)
-    todo = _Todo(config, prompts, records.done)
+    records = AnswerStore(run_dir, what, pictures=config.pictures)
+    todo = RemainingPrompts(config, prompts, records.done)
     before = len(records.done)
     with ExitStack() as stack:
         for number, group, scores in _answered(config, reward, todo, stack):
@@ -90,7 +88,7 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     if not found:
         reasons = list(todo.skipped.values()) or ["the data has none"]
         raise ValueError(f"no prompt of {config.data} could be asked; the first: {reasons[0]}")
-    return Answers(
+    return SampledAnswers(
         config=config,
         run_dir=run_dir,
         outcomes=[found[number] for number in sorted(found)],
@@ -100,17 +98,17 @@ def ask(config: SamplingRunConfig, name: str) -> Answers:
     )
 
 
-def _outcomes(config: SamplingRunConfig, records: Records, num_prompts: int) -> dict[int, Outcome]:
+def _outcomes(config: SamplingRunConfig, records: AnswerStore, num_prompts: int) -> dict[int, PromptResult]:
     """What is recorded of the first prompts, by their rows.
 
     Raises:
         ValueError: No score has the part that is to decide.
     """
-    correct = Correct(at_least=config.correct.at_least, part=config.correct.part)
+    correct = CorrectnessRule(at_least=config.correct.at_least, part=config.correct.part)
     found, parts = {}, set[str]()
     for row in records.rows():
         if row["row"] < num_prompts:
-            found[row["row"]] = outcome_of(row, correct)
+            found[row["row"]] = prompt_result(row, correct)
             parts.update(name for each in row["completions"] for name in each["parts"])
     if any(outcome.correct for outcome in found.values()):
         correct.require_part(parts)
@@ -118,8 +116,8 @@ def _outcomes(config: SamplingRunConfig, records: Records, num_prompts: int) -> 
 
 
 @dataclass(slots=True)
-class _Todo:
-    """The prompts that are still to be asked, drawn one after the other; notes those that cannot be."""
+class RemainingPrompts:
+    """The prompts that are still to be answer_identity, drawn one after the other; notes those that cannot be."""
 
     config: SamplingRunConfig
     prompts: Prompts
@@ -152,44 +150,27 @@ class _Todo:
 
 
 def _answered(
-    config: SamplingRunConfig, reward: Verifier, todo: _Todo, stack: ExitStack
+    config: SamplingRunConfig, reward: Verifier, todo: RemainingPrompts, stack: ExitStack
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
     """Opens engines and reward, if there is anything to ask, and yields what is answered; `stack` closes them again."""
     rollout = config.rollout
-    processor = limit_pixels(load_processor(config.model), rollout)
-    accept = fits_context(
-        processor,
-        max_model_len=rollout.max_model_len,
-        max_tokens=rollout.max_tokens,
-        max_images=rollout.max_images,
-        max_videos=rollout.max_videos,
-    )
-    total, drawn = len(todo), todo.draw(accept)
+    environment = load_function(config.environment, "environment") if config.environment else None
+    runner = stack.enter_context(open_runner(reward, config))
+    inputs = open_inputs(config.model, rollout, runner, environment)
+    total, drawn = len(todo), todo.draw(inputs.accept)
     first = next(drawn, None)
     if first is None:
         return
-    runner = stack.enter_context(
-        RewardRunner(
-            reward,
-            num_workers=config.reward_workers,
-            timeout=config.reward_timeout,
-            memory_gib=config.reward_memory_gib,
-        )
-    )
     dry_run(runner, first[1])
-    episodes = None
-    if config.environment is not None:
-        environment = load_function(config.environment, "environment")
-        try_environment(environment, first[1], processor, limit=rollout.environment_timeout)
-        episodes = partial(Episodes, environment, processor, rollout)
+    try_episode(inputs, first[1])
     stack.enter_context(local_ray())
     spec = EngineSpec(
         model=config.model,
         config=rollout,
         backend=choose_backend(rollout, learner_gpus=0),
-        banned_ids=tuple(vision_token_ids(processor)),
+        banned_ids=tuple(vision_token_ids(inputs.processor)),
     )
-    pool = EnginePool(spec, episodes=episodes)
+    pool = EnginePool(spec, episodes=inputs.episodes())
     stack.callback(pool.close)
     most = AHEAD * -(-rollout.max_running * rollout.num_engines // config.samples)
     console = Console(stderr=True)
@@ -202,7 +183,7 @@ def _answered(
     )
 
 
-class Asker(Protocol):
+class Generator(Protocol):
     """What is needed of the engines: `rollout.pool.engine_pool.EnginePool`."""
 
     def start(self, coroutine: Any, /) -> Future[Group]: ...
@@ -217,7 +198,7 @@ class Scorer(Protocol):
 
 
 def answers(
-    pool: Asker, runner: Scorer, drawn: Iterator[tuple[int, Prompt]], config: SamplingRunConfig, *, most: int
+    pool: Generator, runner: Scorer, drawn: Iterator[tuple[int, Prompt]], config: SamplingRunConfig, *, most: int
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
     """Yields each prompt's completions and their scores as soon as they are there, in whatever order.
 

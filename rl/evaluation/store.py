@@ -11,7 +11,8 @@ from typing import Any
 
 from rewards.types import Score
 from rl.evaluation.config import SamplingRunConfig, sampling_of
-from rl.run_dir.tracker import as_line, sample_row, write_json
+from rl.run_dir.files import jsonl_line, write_json
+from rl.run_dir.transcripts import transcript
 from rollout.types import Group
 
 ANSWERS = "step_000000.jsonl"
@@ -25,7 +26,7 @@ ENGINE_OPTIONS = """
 """Options of the engines that change what is answered; the others say where and how fast."""
 
 
-def asked(config: SamplingRunConfig) -> dict[str, Any]:
+def answer_identity(config: SamplingRunConfig) -> dict[str, Any]:
     """What the answers depend on. Data, model and reward count with what is in their files, as far as they are files here."""
     return {
         "model": config.model,
@@ -68,7 +69,7 @@ def _content(file: Path) -> str:
     return f"{told.st_size} bytes of {told.st_mtime_ns}"
 
 
-class Records:
+class AnswerStore:
     """The answers of one run, a line for each prompt in the order in which they came.
 
     Args:
@@ -90,7 +91,7 @@ class Records:
             _require_same(run_dir, json.loads(told.read_text()), plain)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(told, plain)
-        _mend(self.file)
+        drop_partial_line(self.file)
         self.done = {row["row"] for row in self.rows()}
 
     def add(self, number: int, group: Group, scores: Sequence[Score]) -> None:
@@ -101,9 +102,9 @@ class Records:
             group: What was asked and answered.
             scores: Of its completions.
         """
-        row = sample_row(self.folder, f"row_{number:06d}", group, scores, with_pictures=self._pictures)
+        row = transcript(self.folder, f"row_{number:06d}", group, scores, with_pictures=self._pictures)
         with self.file.open("a") as file:
-            file.write(as_line({"row": number, **row}))
+            file.write(jsonl_line({"row": number, **row}))
         self.done.add(number)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -113,7 +114,7 @@ class Records:
                 yield from map(json.loads, lines)
 
 
-def _mend(file: Path) -> None:
+def drop_partial_line(file: Path) -> None:
     """Drops a last line that a kill has cut short."""
     if not file.exists():
         return

@@ -12,12 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.console import Console, Group
+from rich.console import Console
+from rich.console import Group as Lines
 from rich.table import Table
 
 from policies.model_sizes import MERGE, ModelShape, shape_of_checkpoint
-from rl.config import TrainConfig
-from rl.hardware.placement import teacher_rollout
+from rl.config import LearningOptions, LoraConfig, TrainConfig
+from rollout.config import RolloutConfig
 
 GIB = 2**30
 STATE = {"weights": 4, "gradients": 4, "AdamW's moments": 8}
@@ -36,7 +37,7 @@ ASLEEP = 1.5 * GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class MemoryItem:
     """One thing that takes memory.
 
     Attributes:
@@ -66,10 +67,10 @@ class MemoryPlan:
     """
 
     device_bytes: float
-    learner: Sequence[Line]
+    learner: Sequence[MemoryItem]
     kept: int
-    host: Sequence[Line]
-    engine: Sequence[Line] = ()
+    host: Sequence[MemoryItem]
+    engine: Sequence[MemoryItem] = ()
     shared: bool = False
     sequences: float = math.inf
     problems: Sequence[str] = ()
@@ -109,15 +110,27 @@ def plan_memory(config: TrainConfig, shape: ModelShape, *, device_gib: float, gp
     """
     _require_gpus("rollout.gpus_per_engine", config.rollout.gpus_per_engine)
     engine, sequences = _engine(config, shape, device_gib * GIB)
-    learner = plan_learner(config, shape, device_gib=device_gib, gpus_per_node=gpus_per_node)
+    learner = plan_learner(
+        config, shape, group_size=config.group_size, device_gib=device_gib, gpus_per_node=gpus_per_node
+    )
     plan = replace(learner, engine=engine, shared=config.rollout.shares_gpus, sequences=sequences)
     return replace(plan, problems=_problems(config, plan))
 
 
-def plan_learner(config: TrainConfig, shape: ModelShape, *, device_gib: float, gpus_per_node: int = 8) -> MemoryPlan:
-    """Reckons what a learner on GPUs takes that has no engine beside it; see `plan_memory`."""
+def plan_learner(
+    config: LearningOptions, shape: ModelShape, *, group_size: int, device_gib: float, gpus_per_node: int = 8
+) -> MemoryPlan:
+    """Estimates the memory of a learner on GPUs without engines; see `plan_memory`.
+
+    Args:
+        config: The learner's options.
+        shape: The model's sizes.
+        group_size: Completions per prompt, which share its images; 1 in supervised learning.
+        device_gib: Memory of a GPU, in GiB.
+        gpus_per_node: GPUs of a machine.
+    """
     _require_gpus("learner.gpus", config.learner.gpus)
-    states, peak = _states(config, shape), _peak(config, shape)
+    states, peak = state_memory(config, shape), peak_memory(config, shape, group_size)
     kept = [] if config.learner.offload else states
     plan = MemoryPlan(
         device_bytes=device_gib * GIB,
@@ -133,9 +146,8 @@ def _require_gpus(option: str, count: int) -> None:
         raise ValueError(f"{option} = 0: a memory plan is of GPUs; set it, or a placement")
 
 
-def image_tokens(config: TrainConfig) -> int:
+def image_tokens(rollout: RolloutConfig) -> int:
     """Image and video tokens of a prompt, at most: as their pixels are bounded, or as much as the context has room for."""
-    rollout = config.rollout
     room = rollout.max_model_len - rollout.max_tokens
     if rollout.max_image_pixels is None or (rollout.max_videos and rollout.max_video_pixels is None):
         return room
@@ -143,7 +155,7 @@ def image_tokens(config: TrainConfig) -> int:
     return min(room, round(pixels / PIXELS_PER_TOKEN))
 
 
-def adapter_parameters(config: TrainConfig, shape: ModelShape) -> int:
+def adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
     """Parameters of LoRA's adapters: rank × (in + out) for each matrix."""
     width, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     hidden, wide = shape.hidden, shape.expert_intermediate
@@ -154,34 +166,36 @@ def adapter_parameters(config: TrainConfig, shape: ModelShape) -> int:
         "vision": vision.layers * (5 * vision.hidden + vision.hidden + 2 * (vision.hidden + vision.intermediate)),
         "experts": shape.layers * shape.experts * (hidden + 2 * wide + hidden + wide),
     }
-    return config.lora.rank * sum(of[part] for part in config.lora.parts)
+    return lora.rank * sum(of[part] for part in lora.parts)
 
 
-def _states(config: TrainConfig, shape: ModelShape) -> list[Line]:
+def state_memory(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]:
     """What every rank keeps, wherever that is."""
     ranks = config.learner.gpus
     learning = shape.parameters - (shape.tower if config.optimizer.vision_learning_rate == 0 else 0)
     added = 0
     if config.lora.rank:
-        learning = added = adapter_parameters(config, shape)
+        learning = added = adapter_parameters(config.lora, shape)
     of = {"weights": shape.parameters + added, "gradients": learning, "AdamW's moments": learning}
     over = f" / {ranks} ranks" if ranks > 1 else ""
     lines = [
-        Line(what=name, bytes=size * of[name] / ranks, why=f"{size} B × {of[name] / 1e9:.2f}G{over}")
+        MemoryItem(what=name, bytes=size * of[name] / ranks, why=f"{size} B × {of[name] / 1e9:.2f}G{over}")
         for name, size in STATE.items()
     ]
     if config.kl_coefficient and not config.lora.rank:
         lines.append(
-            Line(what="reference", bytes=4 * shape.parameters / ranks, why=f"4 B × {shape.parameters / 1e9:.2f}G{over}")
+            MemoryItem(
+                what="reference", bytes=4 * shape.parameters / ranks, why=f"4 B × {shape.parameters / 1e9:.2f}G{over}"
+            )
         )
     return lines
 
 
-def _peak(config: TrainConfig, shape: ModelShape) -> list[Line]:
+def peak_memory(config: LearningOptions, shape: ModelShape, group_size: int) -> list[MemoryItem]:
     """What a rank takes besides, at the worst moment of a microbatch: in the backward pass of the last layer."""
     learner = config.learner
     tokens, size = learner.microbatch_tokens, 4 if learner.dtype == "float32" else 2
-    patches = MERGE * _images_at_once(config)
+    patches = MERGE * _images_at_once(config, group_size)
     sharded = learner.gpus > 1 or learner.offload
     root = shape.embedding * (1 if shape.tied else 2) + shape.vision.rest
     trains = 0 if config.lora.rank else 1
@@ -190,11 +204,11 @@ def _peak(config: TrainConfig, shape: ModelShape) -> list[Line]:
         gathered = size * (root + 2 * shape.layer)
         # FSDP2 keeps a layer's gradients as computed and as added up, and the root's until the end.
         gradients = trains * ((size + 4) * shape.layer + size * root)
-        copies = Line(what="gathered weights", bytes=gathered, why="2 layers, embeddings and mergers")
+        copies = MemoryItem(what="gathered weights", bytes=gathered, why="2 layers, embeddings and mergers")
     else:
         kept = 0 if learner.dtype == "float32" else 2 * (shape.parameters - (0 if shape.tied else shape.embedding))
         # With checkpointing the casts of the forward pass are gone when its layers run again.
-        copies = Line(what="working weights", bytes=float(kept), why="cast by autocast")
+        copies = MemoryItem(what="working weights", bytes=float(kept), why="cast by autocast")
         gradients = trains * size * shape.embedding
     saved, layer = _layer_bytes(shape, size, sharded)
     block, kept_block = 22 * shape.vision.hidden + 4 * shape.vision.intermediate, 2 * shape.vision.hidden
@@ -209,9 +223,11 @@ def _peak(config: TrainConfig, shape: ModelShape) -> list[Line]:
         in_flight += size * tokens * shape.experts_per_token * (3 * shape.expert_intermediate + 2 * shape.hidden)
     return [
         copies,
-        Line(what="activations", bytes=activations, why=why),
-        Line(what="gradients in flight", bytes=gradients + in_flight, why="of one layer, and of the embeddings"),
-        Line(what="logits", bytes=LOGIT_BYTES + 8 * tokens * shape.hidden, why="a chunk of the vocabulary at a time"),
+        MemoryItem(what="activations", bytes=activations, why=why),
+        MemoryItem(what="gradients in flight", bytes=gradients + in_flight, why="of one layer, and of the embeddings"),
+        MemoryItem(
+            what="logits", bytes=LOGIT_BYTES + 8 * tokens * shape.hidden, why="a chunk of the vocabulary at a time"
+        ),
     ]
 
 
@@ -231,15 +247,15 @@ def _layer_bytes(shape: ModelShape, size: int, sharded: bool) -> tuple[int, int]
     return residual * shape.hidden, kept
 
 
-def _images_at_once(config: TrainConfig) -> int:
+def _images_at_once(config: LearningOptions, group_size: int) -> int:
     """Tokens of all distinct images of a microbatch: siblings, which lie beside each other, show the same."""
-    per_prompt = image_tokens(config)
+    per_prompt = image_tokens(config.rollout)
     typical = per_prompt + 0.75 * config.rollout.max_tokens
-    prompts = math.ceil(config.learner.microbatch_tokens / (config.group_size * typical)) + 1
+    prompts = math.ceil(config.learner.microbatch_tokens / (group_size * typical)) + 1
     return min(config.learner.microbatch_tokens, prompts * per_prompt)
 
 
-def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list[Line], float]:
+def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list[MemoryItem], float]:
     """What vLLM takes of each GPU: all of its share, the cache whatever is left of that."""
     rollout, width = config.rollout, config.rollout.gpus_per_engine
     size = 4 if rollout.dtype == "float32" else 2
@@ -256,9 +272,9 @@ def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list
     cache = max(0.0, share - weights - work)
     sequences = cache / per_token / rollout.max_model_len
     lines = [
-        Line(what="weights", bytes=weights, why=f"{size} B × {shape.parameters / 1e9:.2f}G{over}"),
-        Line(what="at work", bytes=work, why=f"{rollout.max_batched_tokens} tokens at once, CUDA graphs"),
-        Line(
+        MemoryItem(what="weights", bytes=weights, why=f"{size} B × {shape.parameters / 1e9:.2f}G{over}"),
+        MemoryItem(what="at work", bytes=work, why=f"{rollout.max_batched_tokens} tokens at once, CUDA graphs"),
+        MemoryItem(
             what="key-value cache",
             bytes=cache,
             why=f"what is left of {rollout.gpu_memory_utilization:.0%}: {cache / per_token:,.0f} tokens, "
@@ -268,18 +284,20 @@ def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list
     return lines, sequences
 
 
-def _host(config: TrainConfig, shape: ModelShape, states: Sequence[Line], gpus_per_node: int) -> list[Line]:
+def _host(
+    config: LearningOptions, shape: ModelShape, states: Sequence[MemoryItem], gpus_per_node: int
+) -> list[MemoryItem]:
     """What a node keeps in host memory."""
     lines = []
     ranks = min(config.learner.gpus, gpus_per_node)
     if config.learner.offload:
         total = ranks * sum(line.bytes for line in states)
-        lines.append(Line(what="the learner's state", bytes=total, why=f"offloaded, of {ranks} ranks"))
+        lines.append(MemoryItem(what="the learner's state", bytes=total, why=f"offloaded, of {ranks} ranks"))
     if config.rollout.shares_gpus:
         engines = max(1, ranks // config.rollout.gpus_per_engine)
         size = 4 if config.rollout.dtype == "float32" else 2
         lines.append(
-            Line(
+            MemoryItem(
                 what="sleeping engines",
                 bytes=float(engines * size * shape.parameters),
                 why=f"weights of {engines} while the learner learns",
@@ -288,7 +306,7 @@ def _host(config: TrainConfig, shape: ModelShape, states: Sequence[Line], gpus_p
     return lines
 
 
-def _problems(config: TrainConfig, plan: MemoryPlan) -> list[str]:
+def _problems(config: LearningOptions, plan: MemoryPlan) -> list[str]:
     room, found = (1 - HEADROOM) * plan.device_bytes, []
     asleep = ASLEEP if plan.shared else 0.0
     if plan.learner_peak + asleep > room:
@@ -300,13 +318,13 @@ def _problems(config: TrainConfig, plan: MemoryPlan) -> list[str]:
             "more GPUs",
         ]
         found.append(
-            f"the learner takes {gib(plan.learner_peak + asleep)} GiB of each GPU, which has room for {gib(room)}: "
+            f"the learner takes {format_gib(plan.learner_peak + asleep)} GiB of each GPU, which has room for {format_gib(room)}: "
             f"{', '.join(remedies)}"
         )
     if plan.shared and plan.learner_kept + plan.engine_total > room:
         found.append(
-            f"while engines generate, the learner keeps {gib(plan.learner_kept)} GiB of the GPU that they take "
-            f"{gib(plan.engine_total)} GiB of, and there is room for {gib(room)}: learner.offload, or a lower "
+            f"while engines generate, the learner keeps {format_gib(plan.learner_kept)} GiB of the GPU that they take "
+            f"{format_gib(plan.engine_total)} GiB of, and there is room for {format_gib(room)}: learner.offload, or a lower "
             "rollout.gpu_memory_utilization"
         )
     if plan.sequences < 1:
@@ -317,28 +335,28 @@ def _problems(config: TrainConfig, plan: MemoryPlan) -> list[str]:
     return found
 
 
-def gib(value: float) -> str:
+def format_gib(value: float) -> str:
     """In GiB, to a tenth."""
     return f"{value / GIB:.1f}"
 
 
-def as_table(plan: MemoryPlan) -> Group:
+def memory_table(plan: MemoryPlan) -> Lines:
     """A table of each side's lines, and the verdict below."""
-    table = Table("", "GiB", "", title=f"memory of a GPU of {gib(plan.device_bytes)} GiB", title_justify="left")
+    table = Table("", "GiB", "", title=f"memory of a GPU of {format_gib(plan.device_bytes)} GiB", title_justify="left")
     for title, lines, total in (
         ("learner, at its peak", plan.learner, plan.learner_peak),
         ("engine" + (", while the learner waits" if plan.shared else ""), plan.engine, plan.engine_total),
         ("host memory of a node", plan.host, sum(line.bytes for line in plan.host)),
     ):
         if lines:
-            table.add_row(f"[bold]{title}", f"[bold]{gib(total)}", "")
+            table.add_row(f"[bold]{title}", f"[bold]{format_gib(total)}", "")
         for line in lines:
-            table.add_row(f"  {line.what}", gib(line.bytes), f"[dim]{line.why}")
+            table.add_row(f"  {line.what}", format_gib(line.bytes), f"[dim]{line.why}")
     verdict = ["[green]fits"] if plan.fits else [f"[bold red]does not fit:[/] {problem}" for problem in plan.problems]
-    return Group(table, *verdict)
+    return Lines(table, *verdict)
 
 
-def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -> Group:
+def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -> Lines:
     """What an engine of the teacher takes of each of its GPUs, as a table, and the verdict below.
 
     Args:
@@ -346,19 +364,24 @@ def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -
         shape: The teacher's.
         device_gib: Memory of a GPU, in GiB.
     """
-    lines, sequences = _engine(replace(config, rollout=teacher_rollout(config)), shape, device_gib * GIB)
+    lines, sequences = _engine(
+        replace(config, rollout=config.teacher.engine_config(config.rollout)), shape, device_gib * GIB
+    )
     tokens = config.teacher.max_batched_tokens
-    logits = Line(what="logits", bytes=8.0 * tokens * shape.vocabulary, why=f"8 B × {tokens} tokens × the vocabulary")
+    logits = MemoryItem(
+        what="logits", bytes=8.0 * tokens * shape.vocabulary, why=f"8 B × {tokens} tokens × the vocabulary"
+    )
     total, room = sum(line.bytes for line in (*lines, logits)), (1 - HEADROOM) * device_gib * GIB
     table = Table("teacher", "GiB", "", title=f"a teacher's GPU of {device_gib:.1f} GiB", title_justify="left")
     for line in (*lines, logits):
-        table.add_row(line.what, gib(line.bytes), f"[dim]{line.why}")
+        table.add_row(line.what, format_gib(line.bytes), f"[dim]{line.why}")
     verdict = "[green]fits"
     if sequences < 1:
         verdict = f"[bold red]does not fit:[/] its cache holds {sequences:.2f} sequences: more teacher.gpus_per_engine"
     elif total > room:
-        verdict = f"[bold red]does not fit:[/] {gib(total)} GiB of {gib(room)}: a lower teacher.gpu_memory_utilization"
-    return Group(table, verdict)
+        found = f"{format_gib(total)} GiB of {format_gib(room)}"
+        verdict = f"[bold red]does not fit:[/] {found}: a lower teacher.gpu_memory_utilization"
+    return Lines(table, verdict)
 
 
 def print_memory_plan(config: TrainConfig, console: Console) -> None:
@@ -370,7 +393,7 @@ def print_memory_plan(config: TrainConfig, console: Console) -> None:
     if not (config.learner.gpus and config.rollout.gpus_per_engine):
         return
     device_gib, measured = this_device()
-    console.print(as_table(plan_memory(config, shape_of_checkpoint(config.model), device_gib=device_gib)))
+    console.print(memory_table(plan_memory(config, shape_of_checkpoint(config.model), device_gib=device_gib)))
     if config.teacher.model is not None:
         console.print(plan_teacher(config, shape_of_checkpoint(config.teacher.model), device_gib=device_gib))
     if not measured:

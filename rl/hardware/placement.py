@@ -27,7 +27,7 @@ SHARED_MEMORY = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class DerivedOption:
     """One derived option: its dotted name, its value, and why it has it."""
 
     option: str
@@ -35,7 +35,7 @@ class Choice:
     why: str
 
 
-def settle(config: TrainConfig, console: Console | None = None) -> TrainConfig:
+def resolve_placement(config: TrainConfig, console: Console | None = None) -> TrainConfig:
     """The config with what `placement` leaves open, derived from the GPUs that there are; without a placement as it is.
 
     Args:
@@ -46,7 +46,7 @@ def settle(config: TrainConfig, console: Console | None = None) -> TrainConfig:
         return config
     gpus = gpus_of_nodes()
     if console is not None:
-        console.print(as_table(choices(config, gpus)))
+        console.print(placement_table(derived_options(config, gpus)))
     return derive_placement(config, gpus)
 
 
@@ -62,13 +62,13 @@ def derive_placement(config: TrainConfig, gpus: Sequence[int]) -> TrainConfig:
     """
     learner: dict[str, Any] = {}
     rollout: dict[str, Any] = {}
-    for choice in choices(config, gpus):
+    for choice in derived_options(config, gpus):
         part, name = choice.option.split(".")
         (learner if part == "learner" else rollout)[name] = choice.value
     return replace(config, learner=replace(config.learner, **learner), rollout=replace(config.rollout, **rollout))
 
 
-def choices(config: TrainConfig, gpus: Sequence[int]) -> list[Choice]:
+def derived_options(config: TrainConfig, gpus: Sequence[int]) -> list[DerivedOption]:
     """What a placement says, option by option.
 
     Args:
@@ -115,26 +115,7 @@ def beside_teacher(config: TrainConfig, gpus: Sequence[int]) -> list[int]:
     return left
 
 
-def teacher_rollout(config: TrainConfig) -> RolloutConfig:
-    """What the teacher's engines are like: machines and memory of its own, pictures, lengths and temperature of the student."""
-    teacher, student = config.teacher, config.rollout
-    return replace(
-        student,
-        num_engines=teacher.num_engines,
-        gpus_per_engine=teacher.gpus_per_engine,
-        threads_per_engine=teacher.threads_per_engine,
-        dtype=teacher.dtype,
-        kv_cache_gib=teacher.kv_cache_gib,
-        gpu_memory_utilization=teacher.gpu_memory_utilization,
-        max_batched_tokens=teacher.max_batched_tokens,
-        max_running=min(student.max_running, teacher.max_batched_tokens),
-        # vLLM draws a token behind the longest sequence, which nobody looks at.
-        max_model_len=student.max_model_len + 1,
-        weight_transfer="shared_memory",
-    )
-
-
-def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Choice]:
+def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[DerivedOption]:
     total = sum(gpus)
     learner = config.learner.gpus or max(1, total // LEARNER_PART)
     engines = most_engines([count // width for count in gpus], [count % width for count in gpus], width, learner)
@@ -150,10 +131,12 @@ def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Choi
     transfer = config.rollout.weight_transfer
     by_host = transfer == "shared_memory"
     return [
-        Choice(option="learner.gpus", value=left, why=learner_why),
-        Choice(option="rollout.num_engines", value=engines, why="all other GPUs generate, most of a step's work"),
-        Choice(option="rollout.gpus_per_engine", value=width, why=_width_why(config)),
-        Choice(
+        DerivedOption(option="learner.gpus", value=left, why=learner_why),
+        DerivedOption(
+            option="rollout.num_engines", value=engines, why="all other GPUs generate, most of a step's work"
+        ),
+        DerivedOption(option="rollout.gpus_per_engine", value=width, why=_width_why(config)),
+        DerivedOption(
             option="rollout.weight_transfer",
             value="shared_memory" if by_host else "nccl",
             why="as asked: slower, but an engine that fails is replaced" if by_host else "from GPU to GPU",
@@ -161,7 +144,7 @@ def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Choi
     ]
 
 
-def _colocated(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Choice]:
+def _colocated(config: TrainConfig, gpus: Sequence[int], width: int) -> list[DerivedOption]:
     engines = sum(count // width for count in gpus)
     used, total = engines * width, sum(gpus)
     idle = f"; {total - used} make no whole engine and stay idle" if used < total else ""
@@ -171,11 +154,13 @@ def _colocated(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Cho
     if config.learner.offload:
         share, share_why = utilization, "the learner's weights and optimizer are in host memory"
     return [
-        Choice(option="learner.gpus", value=used, why=f"a rank on each of {total}{idle}"),
-        Choice(option="rollout.num_engines", value=engines, why="on the same GPUs; asleep while the learner trains"),
-        Choice(option="rollout.gpus_per_engine", value=width, why=_width_why(config)),
-        Choice(option="rollout.weight_transfer", value="ipc", why="engine and learner share each GPU's memory"),
-        Choice(
+        DerivedOption(option="learner.gpus", value=used, why=f"a rank on each of {total}{idle}"),
+        DerivedOption(
+            option="rollout.num_engines", value=engines, why="on the same GPUs; asleep while the learner trains"
+        ),
+        DerivedOption(option="rollout.gpus_per_engine", value=width, why=_width_why(config)),
+        DerivedOption(option="rollout.weight_transfer", value="ipc", why="engine and learner share each GPU's memory"),
+        DerivedOption(
             option="rollout.gpu_memory_utilization",
             value=utilization if is_asked else share,
             why="as asked" if is_asked else share_why,
@@ -187,7 +172,7 @@ def _width_why(config: TrainConfig) -> str:
     return "as asked: tensor parallel over them" if config.rollout.gpus_per_engine > 1 else "no tensor parallelism"
 
 
-def _refuse_another(config: TrainConfig, choice: Choice) -> None:
+def _refuse_another(config: TrainConfig, choice: DerivedOption) -> None:
     """An option that is neither at its default nor what the placement makes of it."""
     asked = attrgetter(choice.option)(config)
     part, name = choice.option.split(".")
@@ -204,7 +189,7 @@ def _default(of: type[Any], name: str) -> Any:
     return default
 
 
-def as_table(derived: Sequence[Choice]) -> Table:
+def placement_table(derived: Sequence[DerivedOption]) -> Table:
     """One row per derived option."""
     table = Table("derived", "value", "why", title="placement", title_justify="left")
     for choice in derived:

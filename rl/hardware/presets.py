@@ -5,18 +5,16 @@ A preset says what depends on the model's size alone; tasks, rewards and hyper-p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
-from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TrainConfig, check_config
-from rl.hardware.memory import MemoryPlan, as_table, plan_memory, plan_teacher
-from rl.hardware.placement import as_table as placement_table
-from rl.hardware.placement import choices, derive_placement
+from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, SmallRecipe, TrainConfig, check_config
+from rl.hardware.memory import MemoryPlan, memory_table, plan_memory, plan_teacher
+from rl.hardware.placement import derive_placement, derived_options, placement_table
 from rollout.config import RolloutConfig
 
 C = TypeVar("C", bound="Sized")
@@ -26,7 +24,7 @@ PresetName = Literal["small", "2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PresetConfig(TrainConfig):
+class PresetConfig(SmallRecipe):
     """A recipe's choices, small or of a published size: `--preset` replaces the defaults that depend on it."""
 
     preset: PresetName = "small"
@@ -55,13 +53,14 @@ class PresetConfig(TrainConfig):
     def of_size(self, preset: Preset) -> Self:
         """With what a preset says."""
         config = self.large()
-        return replace(
-            config,
-            model=preset.model,
-            placement=preset.placement,
-            learner=replace(config.learner, **preset.learner),
-            rollout=replace(config.rollout, **preset.rollout),
+        rollout = replace(
+            config.rollout,
+            max_model_len=20480,  # an image of 2,048 tokens, and a thought of 16,384
+            max_tokens=16384,
+            max_image_pixels=2048 * 1024,
+            gpus_per_engine=preset.gpus_per_engine,
         )
+        return replace(config, model=preset.model, placement=preset.placement, learner=preset.learner, rollout=rollout)
 
     def print_plan(self, console: Console) -> None:
         """Prints who takes which of the preset's GPUs, and the memory plan."""
@@ -69,8 +68,8 @@ class PresetConfig(TrainConfig):
         _, plan = preset_plan(self, self.preset)
         console.print(preset.why, highlight=False)
         if self.placement:
-            console.print(placement_table(choices(self, preset.gpus)))
-        console.print(as_table(plan))
+            console.print(placement_table(derived_options(self, preset.gpus)))
+        console.print(memory_table(plan))
         if teacher := next((size for size in PUBLISHED if f"-{size}-" in str(self.teacher.model)), None):
             console.print(plan_teacher(self, PUBLISHED[teacher], device_gib=preset.device_gib))
 
@@ -89,8 +88,8 @@ class Preset:
         gpus_per_node: GPUs of each.
         device_gib: Memory of each, in GiB.
         placement: Of `TrainConfig`.
-        learner: Fields of `LearnerConfig`.
-        rollout: Fields of `RolloutConfig`.
+        gpus_per_engine: GPUs of each engine.
+        offload: The learner keeps its states in host memory.
         why: Where the choice comes from, in a sentence.
     """
 
@@ -99,9 +98,14 @@ class Preset:
     gpus_per_node: int = 8
     device_gib: float = 80.0
     placement: Literal["separate", "colocated"] = "colocated"
-    learner: Mapping[str, Any] = field(default_factory=dict)
-    rollout: Mapping[str, Any] = field(default_factory=dict)
+    gpus_per_engine: int
+    offload: bool = False
     why: str
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """The learner's options."""
+        return LearnerConfig(gradient_checkpointing=True, microbatch_tokens=20480, offload=self.offload)
 
     @property
     def gpus(self) -> list[int]:
@@ -109,51 +113,43 @@ class Preset:
         return [self.gpus_per_node] * self.nodes
 
 
-LONG = {"max_model_len": 20480, "max_tokens": 16384, "max_image_pixels": 2048 * 1024}
-"""A prompt with a picture of 2,048 tokens, and a thought of 16,384."""
-LEARNS = {"gradient_checkpointing": True, "microbatch_tokens": 20480}
-
 PRESETS: dict[str, Preset] = {
     "2B": Preset(
         model="Qwen/Qwen3-VL-2B-Instruct",
         nodes=1,
-        learner=LEARNS,
-        rollout={**LONG, "gpus_per_engine": 1},
+        gpus_per_engine=1,
         why="a rank keeps 4 GiB of states: learner and engine share every GPU",
     ),
     "4B": Preset(
         model="Qwen/Qwen3-VL-4B-Instruct",
         nodes=1,
-        learner=LEARNS,
-        rollout={**LONG, "gpus_per_engine": 1},
+        gpus_per_engine=1,
         why="a rank keeps 8 GiB of states: learner and engine share every GPU",
     ),
     "8B": Preset(
         model="Qwen/Qwen3-VL-8B-Instruct",
         nodes=1,
-        learner=LEARNS,
-        rollout={**LONG, "gpus_per_engine": 1},
+        gpus_per_engine=1,
         why="a rank keeps 16 GiB of states, and an engine still has 30 GiB of cache beside them",
     ),
     "32B": Preset(
         model="Qwen/Qwen3-VL-32B-Instruct",
         nodes=4,
-        learner=LEARNS,
-        rollout={**LONG, "gpus_per_engine": 4},
+        gpus_per_engine=4,
         why="over 32 GPUs a rank keeps 16 GiB of states; over 16 it would be 31, and little cache would be left",
     ),
     "30B-A3B": Preset(
         model="Qwen/Qwen3-VL-30B-A3B-Instruct",
         nodes=1,
-        learner={**LEARNS, "offload": True},
-        rollout={**LONG, "gpus_per_engine": 2},
+        offload=True,
+        gpus_per_engine=2,
         why="on one machine the states are 58 GiB of each GPU: they lie in host memory, and the engines have the GPUs",
     ),
     "235B-A22B": Preset(
         model="Qwen/Qwen3-VL-235B-A22B-Instruct",
         nodes=8,
-        learner={**LEARNS, "offload": True},
-        rollout={**LONG, "gpus_per_engine": 8},
+        offload=True,
+        gpus_per_engine=8,
         why="an engine takes a whole machine, and 55 GiB of each of its GPUs: the states lie in host memory",
     ),
 }

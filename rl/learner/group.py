@@ -17,10 +17,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policies.export import exported_metadata, exported_parameters
 from policies.lora import adapter_files
-from rl.config import LearnerConfig, TrainConfig
+from rl.config import LearnerConfig, LearningOptions
 from rl.learner import Learner
 from rl.objectives import Objective
-from rl.types import Sample, StepReport
+from rl.samples import Sample
+from rl.types import StepReport
 from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
 from rollout.config import Backend
 from rollout.ray_calls import EngineAddress, ray_get
@@ -56,7 +57,7 @@ class _LearnerActor:
         self,
         rank: int,
         store_address: tuple[str, int] | None,
-        config: TrainConfig,
+        config: LearningOptions,
         model_path: str,
         resume_from: str | None,
         objective: Objective,
@@ -81,12 +82,12 @@ class _LearnerActor:
 
     def _empty_cuda_cache(self) -> None:
         """Frees the memory that torch caches, if an engine on the same GPU needs it."""
-        if self._learner.config.rollout.shares_gpus:
+        if self._learner.options.rollout.shares_gpus:
             torch.cuda.empty_cache()
 
     def connect(self, backend: Backend, engines: Sequence[EngineAddress]) -> None:
         """Opens the transfer of weights or adapters. All ranks gather them. Rank 0 sends them, or with CUDA IPC every rank."""
-        options = self._learner.config
+        options = self._learner.options
         model, lora, rollout = self._learner.model, options.lora, options.rollout
         dtype = getattr(torch, rollout.dtype)
         weights = partial(exported_parameters, model, dtype)
@@ -119,7 +120,7 @@ class _LearnerActor:
             try:
                 report = self._client.run_sync(policy_version, engines, self._sender.send_weights)
             except CannotReplace:  # raised before any parameter was gathered, and the other ranks wait for this one
-                for _ in self._gather() if not self._learner.config.rollout.shares_gpus else ():
+                for _ in self._gather() if not self._learner.options.rollout.shares_gpus else ():
                     pass
                 raise
         else:
@@ -146,7 +147,7 @@ class LearnerGroup:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: LearningOptions,
         model_path: str | Path,
         resume_from: str | Path | None,
         backend: Backend,

@@ -1,216 +1,191 @@
-"""The learner: a plain class that needs neither Ray nor vLLM.
+"""The learner: a plain class without Ray and vLLM.
 
-In a process group of torch.distributed it is one rank of several, which share the policy by FSDP2 and call every method together.
+In a process group of torch.distributed it is one of several ranks. They share the policy by FSDP2 and call every method together.
 
-Shapes: B sequences, T predicted positions, N response tokens.
+Shapes: B sequences, T predicted positions, N response tokens, K MoE layers, k experts of a token.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 
-from policies.dtensor import all_rows
+from policies.dtensor import full_tensor
 from policies.export import save_policy
-from policies.inputs import unseen_image, vision_tokens
-from policies.loading import load_policy, load_processor
-from policies.lora import adapters_off, is_adapter
+from policies.inputs import dummy_image, vision_tokens
+from policies.loading import load_processor
+from policies.lora import adapters_off
 from policies.packing import real_tokens
 from policies.response_logprobs import ResponseLogprobs
 from policies.routing import UNKNOWN, RoutingReplay, balance_loss
-from policies.sharding import empty_policy, fill_policy, shard_policy
-from rl.config import TrainConfig
+from rl.config import LearningOptions
 from rl.corrections import mismatch_weights, scale_gradient
 from rl.distillation import token_advantages
-from rl.learner.metrics import (
-    Outcome,
-    gap_metrics,
-    gather_outcomes,
-    nonfinite_prompts,
-    outcome,
-    peak_memory,
-    update_metrics,
-)
+from rl.learner.metrics import TokenTensors, UpdateRecord, gap_metrics, peak_memory, record_update, update_metrics
 from rl.learner.microbatches import (
+    Microbatch,
     encode_media,
-    idle_microbatch,
     lengthen_plan,
     make_microbatch,
+    padding_microbatch,
     plan_microbatches,
     split_minibatches,
     split_ranks,
 )
-from rl.learner.optimizer import choose_what_learns, make_optimizer, make_scheduler
-from rl.learner.ranks import gather, num_ranks, this_rank
-from rl.learner.rng import get_rng_state, set_rng_state
+from rl.learner.optimizer import make_optimizer, make_scheduler
+from rl.learner.policy import load_reference, load_trainable
+from rl.learner.ranks import gather, gather_on_first, num_ranks, sum_over_ranks, this_rank
+from rl.learner.state import load_trainer, save_trainer
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
-from rl.types import Microbatch, Sample, StepReport
+from rl.samples import Sample
+from rl.stopwatch import Stopwatch
+from rl.types import StepReport
 from rollout.rendering import limit_pixels
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_UPDATES = 3
-"""Updates in a row without a finite gradient after which going on would only waste time."""
+"""Consecutive updates without a finite gradient that end the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class OldPolicy:
-    """What the policy made of a microbatch before the step's first update.
-
-    Attributes:
-        logprobs_BT: Its log-probabilities, 0 outside the mask.
-        experts_KNk: The experts that it chose, as `RoutingReplay` has them, to be replayed; None where there are none.
-    """
+class OldPolicyPass:
+    """Forward pass of one microbatch before the step's first update."""
 
     logprobs_BT: Tensor
+    """Log-probabilities, 0 outside the mask."""
     experts_KNk: Tensor | None = None
+    """The chosen experts, as `RoutingReplay` records them; None if none are replayed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinibatchCounts:
+    """Counts over the microbatches of all ranks: the denominators of every loss."""
+
+    num_sequences: int
+    num_tokens: int
+    """Response tokens."""
 
 
 class Learner:
-    """Owns the policy that learns, its optimizer and its learning-rate schedule.
+    """Owns the policy in training, its optimizer and its learning-rate schedule.
 
     Args:
-        config: The run's choices.
-        model_path: Where to load the policy from: a checkpoint on resume, else `config.model`.
-        objective: The loss, as `rl.objectives` has them; default: what the config names.
+        options: The learner's options.
+        model_path: The policy to load: a checkpoint on resume, else `options.model`.
+        objective: The loss, with `sapo_loss`'s signature; default: the one that `options.objective` names.
     """
 
-    def __init__(self, config: TrainConfig, model_path: str | Path, objective: Objective | None = None) -> None:
-        torch.set_num_threads(config.learner.threads)
-        self.config = config
-        self.device = torch.device("cuda" if config.learner.gpus else "cpu")
-        self.processor = limit_pixels(load_processor(model_path), config.rollout)
-        # With LoRA a checkpoint's merged weights are for others; the learner keeps base and adapters apart.
-        self.policy = self._load(config.model if config.lora.rank else model_path, self._prepare)
+    def __init__(self, options: LearningOptions, model_path: str | Path, objective: Objective | None = None) -> None:
+        torch.set_num_threads(options.learner.threads)
+        self.options = options
+        self.device = torch.device("cuda" if options.learner.gpus else "cpu")
+        self.processor = limit_pixels(load_processor(model_path), options.rollout)
+        self.policy = load_trainable(options, model_path, self.device)
         self.model = self.policy.model
-        self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.scheduler = make_scheduler(self.optimizer, config.optimizer)
-        self.objective = objective or choose_objective(config)
+        self.optimizer = make_optimizer(self.model, options.optimizer)
+        self.scheduler = make_scheduler(self.optimizer, options.optimizer)
+        self.objective = objective or choose_objective(options)
         self.routing = RoutingReplay(self.model)
-        if config.balance_coefficient and not self.routing.routers:
+        if options.balance_coefficient and not self.routing.routers:
             raise ValueError(
-                f"balance_coefficient = {config.balance_coefficient:g}, but {config.model} has no experts to balance: leave it out"
+                f"balance_coefficient = {options.balance_coefficient:g}, but {options.model} has no experts to balance: "
+                "leave it out"
             )
-        # On resume, too, the reference is the policy that the run started from. With LoRA it is the adapters switched off.
-        apart = config.kl_coefficient and not config.lora.rank
-        self.reference = self._load(config.model, lambda model: model.requires_grad_(False)) if apart else None
+        # With LoRA the reference is the policy with its adapters switched off.
+        has_reference = options.kl_coefficient and not options.lora.rank
+        self.reference = load_reference(options, self.device) if has_reference else None
         self._skipped_in_a_row = 0
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
-        """Learns from one step's rollouts: `num_minibatches` optimizer updates.
+        """Learns from one step's samples by `num_minibatches` optimizer updates.
 
         Args:
-            groups: The samples of each prompt, of any number.
+            groups: The samples of each prompt, any number.
 
         Returns:
-            Metrics of the step: those of the objective averaged over its updates, those of the mismatch between engine and
-            learner over all tokens.
+            Metrics of the step: the objective's, averaged over the updates; engine against learner, over all tokens. On ranks
+            other than 0 only those that need no other rank.
 
         Raises:
-            FloatingPointError: After MAX_SKIPPED_UPDATES updates in a row had no finite gradient.
+            FloatingPointError: MAX_SKIPPED_UPDATES consecutive updates had no finite gradient.
         """
-        clock = [time.perf_counter()]
-        shares = split_minibatches(groups, self.config.num_minibatches)
+        timer = Stopwatch()
+        shares = split_minibatches(groups, self.options.num_minibatches)
         minibatches = [self.make_microbatches(share) for share in shares]
-        clock.append(time.perf_counter())
-        # The first minibatch is on-policy: its old log-probabilities are its own forward pass, before the update.
+        timer.lap("learner_inputs")
+        # The first minibatch is on-policy: its own forward pass gives its old log-probabilities.
         old = [None, *(self.old_policy(minibatch) for minibatch in minibatches[1:])]
-        clock.append(time.perf_counter())
-        reports, outcomes = [], []
-        for minibatch, minibatch_old in zip(minibatches, old, strict=False):
-            report, its_outcome = self._update(minibatch, minibatch_old)
+        timer.lap("old_logprobs")
+        reports, records = [], []
+        for minibatch, passes in zip(minibatches, old, strict=False):
+            report, its_records = self._update(minibatch, passes)
             reports.append(report)
-            outcomes.append(its_outcome)
-        clock.append(time.perf_counter())
-        metrics = (
-            {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]} if reports else {}
-        )
-        metrics |= gap_metrics(outcomes) if outcomes else {}
-        agreeing, compared, peaks = zip(
-            *gather((*self.routing.take_agreement(), peak_memory(self.device))), strict=True
-        )
-        if sum(compared):
-            metrics["policy/routing_agreement"] = sum(agreeing) / sum(compared)
-        metrics["memory/learner_peak_bytes"] = float(max(peaks))
-        names = ("time/learner_inputs", "time/old_logprobs", "time/updates")
-        metrics |= {name: b - a for name, a, b in zip(names, clock, clock[1:], strict=False)}
+            records += its_records
+        timer.lap("updates")
+        means = {name: sum(report[name] for report in reports) / len(reports) for name in (reports or [{}])[0]}
         num_updates = sum(not report["policy/skipped_updates"] for report in reports)
+        metrics = {**means, **gap_metrics(records), **self._rank_metrics(), **timer.metrics()}
         return StepReport(metrics=metrics, num_updates=num_updates)
 
     def make_microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
-        """Makes of this rank's share of a minibatch's samples microbatches of at most `learner.microbatch_tokens`.
+        """Makes this rank's microbatches of a minibatch, of at most `learner.microbatch_tokens` tokens each.
 
-        All ranks get equally many, and run the vision tower in all of them if one of them needs it: they share its layers.
+        All ranks get the same number. If one of them has images, all run the vision tower: they share its layers.
         """
         share = split_ranks(samples, num_ranks())[this_rank()]
         encoded = encode_media(self.processor, share)
-        learner = self.config.learner
+        learner = self.options.learner
         lengths = [len(sample.token_ids) for sample in share]
         plan = plan_microbatches(lengths, learner.microbatch_tokens, packed=learner.packing)
         counts, with_media = zip(*gather((len(plan), bool(encoded))), strict=True)
         plan = lengthen_plan(plan, max(counts))
         vision = vision_tokens(self.model.config)
         batches = [make_microbatch([share[i] for i in indices], encoded, vision) for indices in plan]
-        batches += [idle_microbatch() for _ in range(max(counts) - len(plan))]
+        batches += [padding_microbatch() for _ in range(max(counts) - len(plan))]
         if num_ranks() > 1 and any(with_media):
-            unseen = unseen_image(self.model.config.vision_config)
-            batches = [replace(batch, vision=batch.vision or unseen) for batch in batches]
+            dummy = dummy_image(self.model.config.vision_config)
+            batches = [replace(batch, vision=batch.vision or dummy) for batch in batches]
         return batches
 
-    def old_logprobs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
-        """[B, T] for each microbatch: log-probabilities under the present weights, 0 outside the mask."""
-        return [old.logprobs_BT for old in self.old_policy(microbatches)]
-
     @torch.no_grad()
-    def old_policy(self, microbatches: Sequence[Microbatch]) -> list[OldPolicy]:
-        """Log-probabilities under the present weights, and the experts that were chosen on the way."""
+    def old_policy(self, microbatches: Sequence[Microbatch]) -> list[OldPolicyPass]:
+        """Runs each microbatch under the present weights: log-probabilities, and the chosen experts for R2."""
         passes = []
         for batch in microbatches:
             with self.routing.record() as recorded, self.routing.replay(self._experts(batch, None)):
                 logprobs_BT, _ = self.forward(batch)
             experts_KNk = None
-            if recorded and self.config.learner.routing_replay == "R2":
-                seen_N = self._as_the_model_sees(batch, _seen(batch.mask_BT))
-                experts_KNk = recorded[0].masked_fill(~seen_N[None, :, None], UNKNOWN)
-            passes.append(OldPolicy(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
+            if recorded and self.options.learner.routing_replay == "R2":
+                attended_N = self._in_model_order(batch, attended_mask(batch.mask_BT))
+                experts_KNk = recorded[0].masked_fill(~attended_N[None, :, None], UNKNOWN)
+            passes.append(OldPolicyPass(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
         return passes
 
+    def old_logprobs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
+        """[B, T] for each microbatch: log-probabilities under the present weights, 0 outside the mask."""
+        return [old.logprobs_BT for old in self.old_policy(microbatches)]
+
     def total_logprob(self, samples: Sequence[Sample]) -> tuple[float, int]:
-        """The log-probabilities of the response tokens under the present weights, added up, and how many there are."""
+        """Sum of the response tokens' log-probabilities under the present weights, and their number."""
         batches = self.make_microbatches(samples)
-        own = (
-            sum(logprobs_BT.double().sum().item() for logprobs_BT in self.old_logprobs(batches)),
-            sum(int(batch.mask_BT.sum()) for batch in batches),
-        )
-        total, num_tokens = map(sum, zip(*gather(own), strict=True))
-        return total, num_tokens
+        total = sum(logprobs_BT.double().sum().item() for logprobs_BT in self.old_logprobs(batches))
+        total, num_tokens = sum_over_ranks(total, sum(int(batch.mask_BT.sum()) for batch in batches))
+        return total, int(num_tokens)
 
     def forward(self, batch: Microbatch, policy: ResponseLogprobs | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [B, T], 0 outside the mask, and entropies [N] of the response tokens; of the policy by default."""
-        mask_BT = batch.mask_BT.to(self.device)
-        vision = None if batch.vision is None else batch.vision.to(self.device)
+        """Log-probabilities [B, T], 0 outside the mask, and entropies [N] of the response tokens; default: of the policy."""
+        batch = batch.to(self.device)
         logprobs_N, entropies_N = (policy or self.policy)(
-            batch.tokens_BL.to(self.device),
-            batch.positions_3BL.to(self.device),
-            mask_BT,
-            vision,
-            batch.lengths_B.to(self.device),
+            batch.tokens_BL, batch.positions_3BL, batch.mask_BT, batch.vision, batch.lengths_B
         )
-        logprobs_BT = logprobs_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_N)
+        logprobs_BT = logprobs_N.new_zeros(batch.mask_BT.shape).masked_scatter(batch.mask_BT, logprobs_N)
         return logprobs_BT, entropies_N
 
     @torch.no_grad()
@@ -221,123 +196,93 @@ class Learner:
         with adapters_off(self.model):
             return self.forward(batch)[0]
 
-    def _sequences(self, batch: Microbatch) -> Tensor:
-        """[N] which sequence of the microbatch each token is of, -1 for padding."""
-        real_BL = real_tokens(batch.lengths_B, batch.tokens_BL.shape[1])
-        numbers_BL = torch.arange(len(real_BL))[:, None].expand(real_BL.shape)
-        return self._as_the_model_sees(batch, numbers_BL.masked_fill(~real_BL, -1))
-
-    def _experts(self, batch: Microbatch, old: OldPolicy | None) -> Tensor | None:
-        """[K, N, k] the experts to replay: the engine's in R3, the old policy's in R2 after the first update, else None."""
-        if self.config.learner.routing_replay != "R3" or not self.routing.routers or batch.idle:
-            return None if old is None else old.experts_KNk
-        if batch.experts_BLKk is None:
-            raise ValueError(
-                f"prompt {batch.prompt_ids[0]}: the engine did not tell its experts: use learner.routing_replay R2"
-            )
-        return self._as_the_model_sees(batch, batch.experts_BLKk).transpose(0, 1)
-
-    def _as_the_model_sees(self, batch: Microbatch, values_BL: Tensor) -> Tensor:
-        """[N, …] what is known of each token [B, L, …], in the order in which tokens pass through the layers."""
-        if self.policy.packed:
-            return values_BL[real_tokens(batch.lengths_B, values_BL.shape[1])].to(self.device)
-        return values_BL.flatten(0, 1).to(self.device)
-
-    def _load(self, model_path: str | Path, prepare: Callable[[PreTrainedModel], object]) -> ResponseLogprobs:
-        """A policy with float32 parameters, whole, or this rank's share of it in a process group."""
-        learner, temperature = self.config.learner, self.config.rollout.temperature
-        dtype: torch.dtype = getattr(torch, learner.dtype)
-        make = partial(
-            ResponseLogprobs, temperature=temperature, packed=learner.packing, fused=self.device.type == "cuda"
-        )
-        if not dist.is_initialized():
-            model = load_policy(model_path, dtype=torch.float32, device=self.device)
-            prepare(model)
-            autocast = None if dtype == torch.float32 else dtype
-            return make(model, autocast=autocast)
-        model = empty_policy(model_path)
-        prepare(model)
-        policy = make(model)
-        mesh = init_device_mesh(self.device.type, (num_ranks(),))
-        shard_policy(policy, mesh, dtype=dtype, offload=learner.offload)
-        fill_policy(model, model_path, device=self.device, offload=learner.offload, seed=self.config.seed)
-        return policy
-
-    def _prepare(self, model: PreTrainedModel) -> None:
-        choose_what_learns(model, self.config)
-        if self.config.learner.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.train()  # Qwen3-VL has no dropout; transformers asks for it
-
     def _update(
-        self, minibatch: Sequence[Microbatch], old: Sequence[OldPolicy] | None
-    ) -> tuple[dict[str, float], Outcome]:
-        """One optimizer update; returns its metrics and what they are of.
+        self, microbatches: Sequence[Microbatch], old: Sequence[OldPolicyPass] | None
+    ) -> tuple[dict[str, float], list[UpdateRecord]]:
+        """Makes one optimizer update. Each microbatch divides by the minibatch's counts, so any split gives the same gradient.
 
-        Every microbatch divides by the minibatch's counts, so that any split adds up to the same gradient.
+        Returns:
+            Its metrics, and the records of all microbatches; without records on ranks other than 0.
         """
-        own = [(len(batch.prompt_ids), int(batch.mask_BT.sum())) for batch in minibatch if not batch.idle]
-        num_sequences, num_tokens = map(sum, zip(*(pair for its in gather(own) for pair in its), strict=True))
-        counts = accepted(self.objective, {"num_sequences": num_sequences, "num_tokens": num_tokens})
-        outcomes, kl, balance = [], 0.0, 0.0
-        for index, batch in enumerate(minibatch):
-            reference_BT = self.reference_logprobs(batch) if self.config.kl_coefficient else None
-            with self.routing.replay(self._experts(batch, None if old is None else old[index])):
-                with self.routing.watch() as routed:
-                    logprobs_BT, entropies_N = self.forward(batch)
-                own_BT = logprobs_BT.detach() if old is None else old[index].logprobs_BT
-                mask_BT, advantages = batch.mask_BT.to(self.device), self._advantages(batch, logprobs_BT)
-                rollout_BT = batch.rollout_logprobs_BT.to(self.device)
-                # What sampled a token is the old policy: the learner's own, or an older one, of which only the engine tells.
-                old_BT = torch.where(batch.stale_BT.to(self.device), rollout_BT, own_BT)
-                weights_BT = mismatch_weights(old_BT, rollout_BT, mask_BT, self.config.correction)
-                scaled_BT = scale_gradient(logprobs_BT, weights_BT)
-                loss, _ = self.objective(scaled_BT, old_BT, advantages, mask_BT, **counts)
-                if reference_BT is not None:
-                    penalty = kl_penalty(logprobs_BT, reference_BT, mask_BT, num_sequences)
-                    kl, loss = kl + penalty.item(), loss + self.config.kl_coefficient * penalty
-                if self.config.balance_coefficient:
-                    imbalance = balance_loss(routed, self._sequences(batch), num_sequences)
-                    loss = loss + self.config.balance_coefficient * imbalance
-                    balance += 0.0 if batch.idle else imbalance.item()
-                if batch.idle:
-                    loss = 0 * logprobs_BT.sum()
-                # FSDP2 averages over ranks, whose losses are shares of one sum.
-                (num_ranks() * loss).backward()
-            if not batch.idle:
-                outcomes.append(outcome(batch, advantages, logprobs_BT, old_BT, weights_BT, entropies_N))
-        whole = gather_outcomes(outcomes)
-        report = update_metrics(whole, self.objective, counts)
-        if self.config.kl_coefficient:
-            report["policy/kl"] = sum(gather(kl))
-        if self.config.balance_coefficient:
-            report["policy/expert_imbalance"] = sum(gather(balance))
-        return report | self._apply_gradient(whole), whole
+        real = [batch for batch in microbatches if not batch.is_padding]
+        num_sequences, num_tokens = sum_over_ranks(
+            sum(len(batch.prompt_ids) for batch in real), sum(int(batch.mask_BT.sum()) for batch in real)
+        )
+        counts = MinibatchCounts(num_sequences=int(num_sequences), num_tokens=int(num_tokens))
+        records: list[UpdateRecord] = []
+        for index, batch in enumerate(microbatches):
+            records += self._backward(batch.to(self.device), None if old is None else old[index], counts)
+        records = [record for rank_records in gather_on_first(records) for record in rank_records]
+        return update_metrics(records) | self._apply_gradient(records), records
+
+    def _backward(self, batch: Microbatch, old: OldPolicyPass | None, counts: MinibatchCounts) -> list[UpdateRecord]:
+        """Adds one microbatch's gradient and returns its record; none for padding, which runs all layers and adds nothing."""
+        reference_BT = self.reference_logprobs(batch) if self.options.kl_coefficient else None
+        # The backward pass stays inside: activation checkpointing runs the layers again.
+        with self.routing.replay(self._experts(batch, old)):
+            with self.routing.watch() as routed:
+                logprobs_BT, entropies_N = self.forward(batch)
+            if batch.is_padding:
+                (0 * logprobs_BT.sum()).backward()
+                return []
+            old_BT = self._old_logprobs(batch, logprobs_BT, old)
+            weights_BT = mismatch_weights(old_BT, batch.rollout_logprobs_BT, batch.mask_BT, self.options.correction)
+            advantages = self._advantages(batch, logprobs_BT)
+            loss, metrics = self.objective(
+                scale_gradient(logprobs_BT, weights_BT),
+                old_BT,
+                advantages,
+                batch.mask_BT,
+                **accepted(self.objective, {"num_sequences": counts.num_sequences, "num_tokens": counts.num_tokens}),
+            )
+            sums = {"loss/objective": loss}
+            if reference_BT is not None:
+                sums["policy/kl"] = kl_penalty(logprobs_BT, reference_BT, batch.mask_BT, counts.num_sequences)
+                loss = loss + self.options.kl_coefficient * sums["policy/kl"]
+            if self.options.balance_coefficient:
+                sums["policy/expert_imbalance"] = balance_loss(routed, self._sequence_ids(batch), counts.num_sequences)
+                loss = loss + self.options.balance_coefficient * sums["policy/expert_imbalance"]
+            # FSDP2 averages gradients over ranks; the ranks' losses are shares of one sum.
+            (num_ranks() * loss).backward()
+        tensors = TokenTensors(
+            logprobs_BT=logprobs_BT.detach(),
+            old_logprobs_BT=old_BT,
+            weights_BT=weights_BT,
+            advantages=advantages,
+            entropies_N=entropies_N.detach(),
+        )
+        return [record_update(batch, tensors, metrics, sums)]
+
+    def _old_logprobs(self, batch: Microbatch, logprobs_BT: Tensor, old: OldPolicyPass | None) -> Tensor:
+        """[B, T] of the policy that sampled: the learner's; for off-policy tokens the engine's, as their policy is gone."""
+        learner_BT = logprobs_BT.detach() if old is None else old.logprobs_BT
+        return torch.where(batch.stale_BT, batch.rollout_logprobs_BT, learner_BT)
 
     def _advantages(self, batch: Microbatch, logprobs_BT: Tensor) -> Tensor:
-        """[B] of the rewards, or [B, T] where a teacher has a word on every token."""
-        advantages_B = batch.advantages_B.to(self.device)
+        """[B] of the rewards; [B, T] with a teacher, which scores every token."""
         if batch.teacher_logprobs_BT is None:
-            return advantages_B
-        teacher_BT, mask_BT = batch.teacher_logprobs_BT.to(self.device), batch.mask_BT.to(self.device)
-        return token_advantages(advantages_B, logprobs_BT, teacher_BT, mask_BT, self.config.teacher)
+            return batch.advantages_B
+        return token_advantages(
+            batch.advantages_B, logprobs_BT, batch.teacher_logprobs_BT, batch.mask_BT, self.options.teacher
+        )
 
-    def _apply_gradient(self, of: Outcome) -> dict[str, float]:
-        """Clips and applies the gradient, or drops it if it is not finite, and says so."""
-        limit = self.config.optimizer.max_grad_norm
-        grad_norm = all_rows(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        finite = bool(grad_norm.isfinite())
+    def _apply_gradient(self, records: Sequence[UpdateRecord]) -> dict[str, float]:
+        """Clips and applies the gradient. Drops it if it is not finite, and logs the prompts that caused it."""
+        limit = self.options.optimizer.max_grad_norm
+        grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        is_finite = bool(grad_norm.isfinite())
         learning_rate = self.scheduler.get_last_lr()[0]
-        if finite:
+        if is_finite:
             self.optimizer.step()
             self.scheduler.step()
             self._skipped_in_a_row = 0
         else:
             self._skipped_in_a_row += 1
-            culprits = nonfinite_prompts(of) or ["none of the sequences alone"]
-            if this_rank() == 0:  # all ranks know the same
+            if this_rank() == 0:
+                prompts = [prompt for record in records for prompt in record.nonfinite_prompts]
                 logger.warning(
-                    "update skipped: the gradient is not finite; log-probabilities to blame: %s", ", ".join(culprits)
+                    "update skipped: the gradient is not finite; prompts with log-probabilities that are not finite: %s",
+                    ", ".join(prompts or ["none of the sequences alone"]),
                 )
         self.optimizer.zero_grad(set_to_none=True)
         if self._skipped_in_a_row >= MAX_SKIPPED_UPDATES:
@@ -345,37 +290,52 @@ class Learner:
                 f"{self._skipped_in_a_row} updates in a row had no finite gradient (learning_rate {learning_rate:g}): "
                 "lower optimizer.learning_rate, or resume from an earlier checkpoint"
             )
-        norm = float(grad_norm) if finite else 0.0
         return {
-            "policy/grad_norm": norm,
+            "policy/grad_norm": float(grad_norm) if is_finite else 0.0,
             "policy/learning_rate": learning_rate,
-            "policy/skipped_updates": float(not finite),
+            "policy/skipped_updates": float(not is_finite),
         }
+
+    def _experts(self, batch: Microbatch, old: OldPolicyPass | None) -> Tensor | None:
+        """[K, N, k] the experts to replay: the engine's in R3; the old policy's in R2 after the first update; else None."""
+        if self.options.learner.routing_replay != "R3" or not self.routing.routers or batch.is_padding:
+            return None if old is None else old.experts_KNk
+        if batch.experts_BLKk is None:
+            raise ValueError(
+                f"prompt {batch.prompt_ids[0]}: the engine returned no experts: use learner.routing_replay R2"
+            )
+        return self._in_model_order(batch, batch.experts_BLKk).transpose(0, 1)
+
+    def _sequence_ids(self, batch: Microbatch) -> Tensor:
+        """[N] index of each token's sequence in the microbatch, -1 for padding."""
+        real_BL = real_tokens(batch.lengths_B, batch.tokens_BL.shape[1])
+        ids_BL = torch.arange(len(real_BL), device=real_BL.device)[:, None].expand(real_BL.shape)
+        return self._in_model_order(batch, ids_BL.masked_fill(~real_BL, -1))
+
+    def _in_model_order(self, batch: Microbatch, values_BL: Tensor) -> Tensor:
+        """[N, …] a value [B, L, …] of each token, in the order in which tokens pass through the layers."""
+        if self.policy.packed:
+            return values_BL[real_tokens(batch.lengths_B, values_BL.shape[1])].to(self.device)
+        return values_BL.flatten(0, 1).to(self.device)
+
+    def _rank_metrics(self) -> dict[str, float]:
+        """Routing agreement and peak memory over all ranks."""
+        agreeing, compared, peaks = zip(
+            *gather((*self.routing.take_agreement(), peak_memory(self.device))), strict=True
+        )
+        agreement = {"policy/routing_agreement": sum(agreeing) / sum(compared)} if sum(compared) else {}
+        return {**agreement, "memory/learner_peak_bytes": float(max(peaks))}
 
     def save(self, folder: Path) -> None:
-        """Writes a folder that `from_pretrained` loads, plus `trainer/` with optimizer, schedule and RNG."""
+        """Writes a folder that `from_pretrained` loads, and the trainer state into `trainer/`."""
         save_policy(self.model, self.processor, folder)
-        state = self._state()
-        dcp.save(state, checkpoint_id=str(folder / "trainer"), no_dist=not dist.is_initialized())
+        save_trainer(folder / "trainer", self.model, self.optimizer, self.scheduler)
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote beside the weights, which `model_path` has brought already."""
-        state = self._state()
-        dcp.load(state, checkpoint_id=str(folder / "trainer"), no_dist=not dist.is_initialized())
-        set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        set_rng_state(state["rng"])
-
-    def _state(self) -> dict[str, Any]:
-        """What resuming needs beside the weights; adapters in place, so that loading fills them."""
-        return {
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
-            "scheduler": self.scheduler.state_dict(),
-            "rng": get_rng_state(),
-            "adapters": {n: p.detach() for n, p in self.model.named_parameters() if is_adapter(n)},
-        }
+        """Restores the trainer state that `save` wrote; the weights came from `model_path`."""
+        load_trainer(folder / "trainer", self.model, self.optimizer, self.scheduler)
 
 
-def _seen(mask_BT: Tensor) -> Tensor:
+def attended_mask(mask_BT: Tensor) -> Tensor:
     """[B, L] True at tokens that some prediction of the loss depends on: all up to the last one before the end."""
     return pad(mask_BT.flip(1).cumsum(1).flip(1) > 0, (0, 1))

@@ -1,4 +1,6 @@
-"""What the learner reports of an update, over the microbatches of all ranks at once: the mean of means is not the mean.
+"""Metrics of an update, merged over the microbatches of all ranks.
+
+Only sums, weighted means and one number per token for percentiles leave a rank, and only towards rank 0.
 
 Shapes: B sequences, T predicted positions, N response tokens.
 """
@@ -8,110 +10,134 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from rl.corrections import mismatch_metrics
-from rl.learner.ranks import gather
-from rl.objectives import Objective
-from rl.types import Microbatch
+from rl.corrections import MismatchSums, mismatch_metrics, mismatch_sums
+from rl.learner.microbatches import Microbatch
+from rl.sapo import masked_log_ratio, ratio_metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outcome:
-    """What an update made of some sequences; all on the CPU, [B, T] and 0 outside the mask where not said otherwise.
+class TokenTensors:
+    """The tensors of one microbatch's loss, [B, T] where not said otherwise, without gradient."""
 
-    Attributes:
-        prompt_ids: [B] whose sequences these are.
-        advantages: [B] float32, or [B, T] where a teacher tells tokens apart.
-        mask_BT: bool, response tokens.
-        new_BT: Log-probabilities under the weights that the update started from.
-        old_BT: Those of the old policy.
-        rollout_BT: Those of the engine.
-        stale_BT: bool, where an older policy has sampled; there `old_BT` is `rollout_BT`.
-        weights_BT: The mismatch corrections' weights.
-        entropies_N: Of every response token's distribution.
-    """
-
-    prompt_ids: Sequence[str]
-    advantages: Tensor
-    mask_BT: Tensor
-    new_BT: Tensor
-    old_BT: Tensor
-    rollout_BT: Tensor
-    stale_BT: Tensor
+    logprobs_BT: Tensor
+    """Log-probabilities under the weights that the update started from; 0 outside the mask."""
+    old_logprobs_BT: Tensor
+    """Log-probabilities under the policy that sampled."""
     weights_BT: Tensor
+    """Importance weights of the mismatch correction."""
+    advantages: Tensor
+    """[B], or [B, T] with a teacher."""
     entropies_N: Tensor
+    """Entropy at each response token, in nats."""
 
 
-def outcome(
-    batch: Microbatch, advantages: Tensor, new_BT: Tensor, old_BT: Tensor, weights_BT: Tensor, entropies_N: Tensor
-) -> Outcome:
-    """One microbatch's outcome."""
-    return Outcome(
-        prompt_ids=batch.prompt_ids,
-        advantages=advantages.cpu(),
-        mask_BT=batch.mask_BT,
-        new_BT=new_BT.detach().cpu(),
-        old_BT=old_BT.cpu(),
-        rollout_BT=batch.rollout_logprobs_BT,
-        stale_BT=batch.stale_BT,
-        weights_BT=weights_BT.cpu(),
-        entropies_N=entropies_N.cpu(),
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UpdateRecord:
+    """One microbatch's contribution to the metrics of an update; on the CPU."""
+
+    sums: Mapping[str, float]
+    """Metrics that are sums over microbatches: the loss and its penalties."""
+    means: Mapping[str, float]
+    """Metrics that are means, minima or maxima over the microbatch: the objective's, and the entropy."""
+    counts: Mapping[str, int]
+    """Weights of the means: `tokens`, `sequences` with tokens, `positive` and `negative` tokens by their advantage."""
+    mismatch: MismatchSums
+    """Sums of the mismatch between engine and learner."""
+    ratios_N: Tensor
+    """float32, importance ratio of each response token."""
+    gaps_M: Tensor
+    """float32, |log p(learner) − log p(engine)| of each on-policy token."""
+    nonfinite_prompts: Sequence[str]
+    """Prompts of sequences with a log-probability that is not finite."""
+
+
+def record_update(
+    batch: Microbatch, tensors: TokenTensors, objective_metrics: Mapping[str, Tensor], sums: Mapping[str, Tensor]
+) -> UpdateRecord:
+    """Summarises one microbatch.
+
+    Args:
+        batch: The microbatch, on the learner's device.
+        tensors: Its loss's tensors.
+        objective_metrics: The metrics that the objective returned.
+        sums: Loss and penalties: shares of the minibatch's values.
+    """
+    mask_BT, new_BT, old_BT = batch.mask_BT, tensors.logprobs_BT, tensors.old_logprobs_BT
+    column = tensors.advantages[:, None] if tensors.advantages.dim() == 1 else tensors.advantages
+    gap_BT = (old_BT - batch.rollout_logprobs_BT).abs()
+    finite_B = new_BT.isfinite().all(1).tolist()
+    return UpdateRecord(
+        sums=_as_floats(sums),
+        means=_as_floats({f"policy/{name}": value for name, value in objective_metrics.items()})
+        | {"policy/entropy": float(tensors.entropies_N.mean()) if len(tensors.entropies_N) else 0.0},
+        counts={
+            "tokens": int(mask_BT.sum()),
+            "sequences": int(mask_BT.any(1).sum()),
+            "positive": int((mask_BT & (column > 0)).sum()),
+            "negative": int((mask_BT & (column < 0)).sum()),
+        },
+        mismatch=mismatch_sums(old_BT, batch.rollout_logprobs_BT, tensors.weights_BT, mask_BT),
+        ratios_N=masked_log_ratio(new_BT, old_BT, mask_BT).exp()[mask_BT].cpu(),
+        gaps_M=gap_BT[mask_BT & ~batch.stale_BT].cpu(),
+        nonfinite_prompts=[prompt for prompt, finite in zip(batch.prompt_ids, finite_B, strict=True) if not finite],
     )
 
 
-def gather_outcomes(own: Sequence[Outcome]) -> Outcome:
-    """One outcome of the whole minibatch, from the microbatches of every rank."""
-    parts = [part for its in gather(own) for part in its]
-    return Outcome(
-        prompt_ids=[prompt_id for part in parts for prompt_id in part.prompt_ids],
-        advantages=_stack([part.advantages for part in parts]),
-        mask_BT=_stack([part.mask_BT for part in parts]),
-        new_BT=_stack([part.new_BT for part in parts]),
-        old_BT=_stack([part.old_BT for part in parts]),
-        rollout_BT=_stack([part.rollout_BT for part in parts]),
-        stale_BT=_stack([part.stale_BT for part in parts]),
-        weights_BT=_stack([part.weights_BT for part in parts]),
-        entropies_N=torch.cat([part.entropies_N for part in parts]),
-    )
-
-
-def update_metrics(of: Outcome, objective: Objective, counts: Mapping[str, Any]) -> dict[str, float]:
-    """The objective's value and its metrics, entropy, and the mismatch between engine and learner."""
-    loss, metrics = objective(of.new_BT, of.old_BT, of.advantages, of.mask_BT, **counts)
-    report = {f"policy/{name}": float(value) for name, value in metrics.items()}
-    report |= {"loss/objective": float(loss), "policy/entropy": float(of.entropies_N.mean())}
-    return report | mismatch_metrics(of.old_BT, of.rollout_BT, of.weights_BT, of.mask_BT)
-
-
-def nonfinite_prompts(of: Outcome) -> list[str]:
-    """The prompts of sequences with a log-probability that is not finite."""
-    finite_B = of.new_BT.isfinite().all(1).tolist()
-    return [prompt_id for prompt_id, finite in zip(of.prompt_ids, finite_B, strict=True) if not finite]
-
-
-def gap_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Mean and maximum of |log p(learner) − log p(engine)| over the response tokens that the same weights have sampled."""
-    gaps_N = torch.cat([(of.old_BT - of.rollout_BT).abs()[of.mask_BT & ~of.stale_BT] for of in outcomes])
-    if not len(gaps_N):
+def update_metrics(records: Sequence[UpdateRecord]) -> dict[str, float]:
+    """Metrics of a whole update from the records of all its microbatches; empty without records."""
+    if not records:
         return {}
-    return {"rollout/logprob_gap_mean": float(gaps_N.mean()), "rollout/logprob_gap_max": float(gaps_N.max())}
+    metrics = {name: sum(record.sums[name] for record in records) for name in records[0].sums}
+    for name in records[0].means:
+        values = [record.means[name] for record in records]
+        metrics[name] = _merged(name, values, [record.counts[_weight_of(name)] for record in records])
+    if "policy/ratio_p50" in metrics:  # a percentile has no merge: rank all tokens
+        ratios = ratio_metrics(torch.cat([record.ratios_N for record in records]))
+        metrics |= {f"policy/{name}": float(value) for name, value in ratios.items()}
+    return metrics | mismatch_metrics([record.mismatch for record in records])
+
+
+def gap_metrics(records: Sequence[UpdateRecord]) -> dict[str, float]:
+    """Mean and maximum of |log p(learner) − log p(engine)| over the on-policy tokens of a step's updates."""
+    gaps_M = torch.cat([record.gaps_M for record in records]) if records else torch.empty(0)
+    if not len(gaps_M):
+        return {}
+    return {"rollout/logprob_gap_mean": float(gaps_M.mean()), "rollout/logprob_gap_max": float(gaps_M.max())}
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has held so far, on its GPU if it has one, else in RAM."""
+    """Peak memory of this process in bytes: of its GPU if it has one, else its resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _stack(pieces: Sequence[Tensor]) -> Tensor:
-    """Matrices of different widths under one another, padded with zeros on the right; vectors behind one another."""
-    if pieces[0].dim() == 1:
-        return torch.cat(list(pieces))
-    width = max(piece.shape[1] for piece in pieces)
-    return torch.cat([pad(piece, (0, width - piece.shape[1])) for piece in pieces])
+def _weight_of(name: str) -> str:
+    """The count that weights a mean: tokens of one sign for `_positive` and `_negative`, sequences for `_variance`."""
+    suffix = name.rpartition("_")[2]
+    return {"positive": "positive", "negative": "negative", "variance": "sequences"}.get(suffix, "tokens")
+
+
+def _merged(name: str, values: Sequence[float], weights: Sequence[int]) -> float:
+    if name.endswith("_min"):
+        return min(values)
+    if name.endswith("_max"):
+        return max(values)
+    # In float64 a float32 mean times its count is exact: of one microbatch the result is its own to the last bit.
+    counted = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight]
+    if not counted:
+        return values[0]
+    return sum(value * weight for value, weight in counted) / sum(weight for _, weight in counted)
+
+
+def _as_floats(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """All values as floats, by one transfer from the device instead of one for each."""
+    if not values:
+        return {}
+    tensors = [torch.as_tensor(value).detach().double() for value in values.values()]
+    device = max((tensor.device for tensor in tensors), key=lambda device: device.type == "cuda")
+    return dict(zip(values, torch.stack([tensor.to(device) for tensor in tensors]).tolist(), strict=True))

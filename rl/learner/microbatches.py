@@ -1,112 +1,78 @@
-"""Groups and scores → samples → minibatches → microbatches.
+"""Samples in, microbatches of at most `learner.microbatch_tokens` out.
 
-Shapes: L tokens of a sequence, B sequences, T = L − 1 predicted positions.
+Shapes: L tokens of a sequence, B sequences, T = L − 1 predicted positions, K layers, k experts of a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from policies.inputs import EncodedMedia, VisionTokens, encode_image, encode_video, join_media, mrope_positions
+from policies.inputs import (
+    EncodedMedia,
+    VisionInputs,
+    VisionTokens,
+    encode_image,
+    encode_video,
+    join_media,
+    mrope_positions,
+)
 from policies.routing import UNKNOWN
-from rewards.types import Score
-from rl.advantages import step_advantages
-from rl.config import AdvantageKind
-from rl.types import Microbatch, Sample
+from rl.samples import Sample
 from rollout.data.mixture import minibatch_sizes
-from rollout.types import Completion, Group, observed_images, sampled_mask, token_versions
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-TeacherLogprobs: TypeAlias = Sequence[Sequence[np.ndarray]]
-"""[groups][completions] of [T] float32, a teacher's log-probability of each of a completion's tokens."""
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Microbatch:
+    """Sequences of one forward and backward pass, padded on the right; T = L − 1."""
 
-def make_samples(
-    groups: Sequence[Group],
-    scores: Sequence[Sequence[Score]],
-    advantage: AdvantageKind = "group_std",
-    policy_version: int | None = None,
-    teacher_logprobs: TeacherLogprobs | None = None,
-) -> list[list[Sample]]:
-    """One list of samples per group, each sample with its advantage; completions whose verifier failed are left out.
+    tokens_BL: Tensor
+    """int64 token ids."""
+    positions_3BL: Tensor
+    """int64 positions of interleaved MRoPE (time, height, width)."""
+    mask_BT: Tensor
+    """bool, True where the policy sampled the *next* token."""
+    rollout_logprobs_BT: Tensor
+    """float32, the engine's log-probabilities of the next tokens."""
+    stale_BT: Tensor
+    """bool, True where the next token is off-policy: sampled by an older policy than the learner's."""
+    advantages_B: Tensor
+    """float32."""
+    lengths_B: Tensor
+    """int64, tokens of each sequence."""
+    vision: VisionInputs | None
+    """Images and videos, each distinct one once; None for text only."""
+    prompt_ids: Sequence[str]
+    """[B] prompts of the sequences, for error messages."""
+    experts_BLKk: Tensor | None = None
+    """int16, the engine's experts in each of K layers, −1 where unknown; None if unknown everywhere."""
+    teacher_logprobs_BT: Tensor | None = None
+    """float32, the teacher's log-probabilities of the next tokens; None without a teacher."""
+    is_padding: bool = False
+    """True for a microbatch without loss, which a rank runs while others still have sequences."""
 
-    Args:
-        groups: The step's groups.
-        scores: [groups][completions].
-        advantage: How rewards become advantages.
-        policy_version: The learner's: tokens of older ones are stale. None: no token is.
-        teacher_logprobs: [groups][completions] of [T], a teacher's log-probabilities of the completions' tokens; None without one.
-    """
-    advantages = step_advantages(scores, [group.prompt.task for group in groups], advantage)
-    nothing = [[None] * len(group.completions) for group in groups]
-    return [
-        [
-            _make_sample(group, completion, float(advantage), policy_version, its_teacher)
-            for completion, score, advantage, its_teacher in zip(
-                group.completions, group_scores, its_advantages, its_told, strict=True
-            )
-            if score.error is None
-        ]
-        for group, group_scores, its_advantages, its_told in zip(
-            groups, scores, advantages, teacher_logprobs or nothing, strict=True
-        )
-    ]
-
-
-def _make_sample(
-    group: Group,
-    completion: Completion,
-    advantage: float,
-    policy_version: int | None,
-    teacher_logprobs: np.ndarray | None,
-) -> Sample:
-    num_prompt = len(group.prompt_token_ids)
-    token_ids = np.concatenate([group.prompt_token_ids, completion.token_ids]).astype(np.int32)
-    # What an environment has put between the turns is read, and not learnt.
-    loss_mask = np.concatenate([np.zeros(num_prompt, bool), sampled_mask(completion)])
-    return Sample(
-        prompt_id=group.prompt.id,
-        token_ids=token_ids,
-        loss_mask=loss_mask,
-        rollout_logprobs=np.concatenate([np.zeros(num_prompt, np.float32), completion.logprobs]).astype(np.float32),
-        advantage=advantage,
-        images=[*group.prompt.images, *observed_images(completion)],
-        videos=group.prompt.videos,
-        stale_mask=None if policy_version is None else _stale_mask(completion, num_prompt, policy_version),
-        routed_experts=_routed_experts(group, completion),
-        teacher_logprobs=None
-        if teacher_logprobs is None
-        else np.where(loss_mask, np.concatenate([np.zeros(num_prompt, np.float32), teacher_logprobs]), 0),
-    )
-
-
-def _stale_mask(completion: Completion, num_prompt: int, policy_version: int) -> np.ndarray | None:
-    stale_T = (token_versions(completion) < policy_version) & sampled_mask(completion)
-    return np.concatenate([np.zeros(num_prompt, bool), stale_T]) if stale_T.any() else None
-
-
-def _routed_experts(group: Group, completion: Completion) -> np.ndarray | None:
-    """[L, layers, top_k] the engine's experts of prompt and response, as far as they are known."""
-    prompt, response = group.prompt_routed_experts, completion.routed_experts
-    if response is None:
-        return None
-    if prompt is None:
-        prompt = np.full((len(group.prompt_token_ids), *response.shape[1:]), UNKNOWN)
-    return np.concatenate([prompt, response]).astype(np.int16)
+    def to(self, device: torch.device) -> Microbatch:
+        """The same microbatch with all tensors on `device`."""
+        moved = {
+            field.name: value.to(device) for field in fields(self) if hasattr(value := getattr(self, field.name), "to")
+        }
+        return replace(self, **moved)
 
 
 def split_minibatches(groups: Sequence[Sequence[Sample]], num_minibatches: int) -> list[list[Sample]]:
-    """Equal shares of the step's groups, in order; siblings stay together. Minibatches left empty are dropped.
+    """Splits the step's groups into equal shares, in order. Siblings stay together; empty minibatches are dropped.
 
-    A mixture lays its tasks out for these shares. A group without variance keeps its place: its advantages are 0, and it counts in
-    the mean; so does one without a verdict, which has no samples. The ratio of a minibatch is thus one of groups.
+    A mixture orders its tasks for these shares. A group without variance keeps its place: its advantages are 0, and it counts in
+    the mean. A group without scores has no samples and keeps its place, too. So a minibatch's task ratio is a ratio of groups.
     """
     left = iter(groups)
     shares = [
@@ -117,18 +83,18 @@ def split_minibatches(groups: Sequence[Sequence[Sample]], num_minibatches: int) 
 
 
 def plan_microbatches(lengths: Sequence[int], budget: int, *, packed: bool = False) -> list[list[int]]:
-    """Which sequences go together, at most `budget` tokens in each microbatch.
+    """Assigns sequences to microbatches of at most `budget` tokens.
 
     Args:
         lengths: Tokens of each sequence.
         budget: Tokens of one microbatch, padding included.
-        packed: There will be no padding: sequences go in order, siblings mostly beside each other. Else the longest come first.
+        packed: True without padding: sequences stay in order, siblings mostly together. Else the longest come first.
 
     Returns:
         Lists of indices into `lengths`; every index once.
 
     Raises:
-        ValueError: If one sequence alone is longer than the budget.
+        ValueError: One sequence is longer than the budget.
     """
     if max(lengths, default=0) > budget:
         raise ValueError(
@@ -138,28 +104,28 @@ def plan_microbatches(lengths: Sequence[int], budget: int, *, packed: bool = Fal
     used: list[int] = []
     # A stable sort keeps siblings, which share their images and often their length, side by side.
     for index in sorted(range(len(lengths)), key=lambda i: 0 if packed else -lengths[i]):
-        # Packed, a sequence goes wherever it fits; padded, beside those that are nearest to it in length.
-        open_to_it = range(len(plan)) if packed else range(len(plan))[-1:]
+        # Packed, a sequence goes to the first microbatch with room; padded, to the one nearest in length.
+        candidates = range(len(plan)) if packed else range(len(plan))[-1:]
         takes = [lengths[index] if packed else lengths[indices[0]] for indices in plan]
-        home = next((i for i in open_to_it if used[i] + takes[i] <= budget), None)
-        if home is None:
+        index_of_room = next((i for i in candidates if used[i] + takes[i] <= budget), None)
+        if index_of_room is None:
             plan.append([index])
             used.append(lengths[index])
         else:
-            plan[home].append(index)
-            used[home] += takes[home]
+            plan[index_of_room].append(index)
+            used[index_of_room] += takes[index_of_room]
     return plan
 
 
 def split_ranks(samples: Sequence[Sample], num_ranks: int) -> list[list[Sample]]:
-    """One share per rank, of about equally many tokens; in order, so that siblings and their images stay together."""
+    """Splits samples into one share per rank, of about equal tokens; in order, so that siblings share a rank and its images."""
     ends = np.cumsum([0, *(len(sample.token_ids) for sample in samples)])
     bounds = [int(np.abs(ends - ends[-1] * rank / num_ranks).argmin()) for rank in range(num_ranks + 1)]
     return [list(samples[a:b]) for a, b in pairwise(bounds)]
 
 
 def lengthen_plan(plan: Sequence[list[int]], count: int) -> list[list[int]]:
-    """Halves the microbatch of most sequences until there are `count`, or one for each sequence."""
+    """Halves the largest microbatch until there are `count`, or one per sequence."""
     longer = list(plan)
     while len(longer) < count and any(len(indices) > 1 for indices in longer):
         widest = max(range(len(longer)), key=lambda i: len(longer[i]))
@@ -168,8 +134,8 @@ def lengthen_plan(plan: Sequence[list[int]], count: int) -> list[list[int]]:
     return longer
 
 
-def idle_microbatch() -> Microbatch:
-    """Two tokens without anything to learn, for a rank that has nothing left to do."""
+def padding_microbatch() -> Microbatch:
+    """Two tokens without loss, for a rank whose sequences are all done."""
     return Microbatch(
         tokens_BL=torch.zeros(1, 2, dtype=torch.long),
         positions_3BL=torch.arange(2).expand(3, 1, 2),
@@ -180,12 +146,12 @@ def idle_microbatch() -> Microbatch:
         lengths_B=torch.tensor([2]),
         vision=None,
         prompt_ids=[""],
-        idle=True,
+        is_padding=True,
     )
 
 
 def encode_media(processor: ProcessorMixin, samples: Sequence[Sample]) -> dict[int, EncodedMedia]:
-    """The images and videos of samples, each distinct object once, by its `id`."""
+    """Encodes the images and videos of samples, each distinct object once; keys are their `id`s."""
     images = {id(image): image for sample in samples for image in sample.images}
     videos = {id(video): video for sample in samples for video in sample.videos}
     return {key: encode_image(processor, image) for key, image in images.items()} | {
@@ -198,18 +164,18 @@ def make_microbatch(samples: Sequence[Sample], encoded: Mapping[int, EncodedMedi
 
     Args:
         samples: [B] the sequences.
-        encoded: Their images and videos, as `encode_media` makes them.
-        vision: The placeholders of images and videos.
+        encoded: Their images and videos, from `encode_media`.
+        vision: The placeholder tokens of images and videos.
     """
     length = max(len(sample.token_ids) for sample in samples)
     shape = (len(samples), length)
     tokens_BL, positions_3BL = np.zeros(shape, np.int64), np.zeros((3, *shape), np.int64)
     mask_BL, logprobs_BL, stale_BL = np.zeros(shape, bool), np.zeros(shape, np.float32), np.zeros(shape, bool)
-    shown_B = [[encoded[id(item)] for item in (*sample.images, *sample.videos)] for sample in samples]
-    for row, (sample, shown) in enumerate(zip(samples, shown_B, strict=True)):
+    media_B = [[encoded[id(item)] for item in (*sample.images, *sample.videos)] for sample in samples]
+    for row, (sample, media) in enumerate(zip(samples, media_B, strict=True)):
         num_tokens = len(sample.token_ids)
         tokens_BL[row, :num_tokens] = sample.token_ids
-        positions_3BL[:, row, :num_tokens] = mrope_positions(sample.token_ids, shown, vision)
+        positions_3BL[:, row, :num_tokens] = mrope_positions(sample.token_ids, media, vision)
         mask_BL[row, :num_tokens] = sample.loss_mask
         logprobs_BL[row, :num_tokens] = sample.rollout_logprobs
         if sample.stale_mask is not None:
@@ -222,32 +188,34 @@ def make_microbatch(samples: Sequence[Sample], encoded: Mapping[int, EncodedMedi
         stale_BT=torch.from_numpy(stale_BL[:, 1:].copy()),
         advantages_B=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
         lengths_B=torch.tensor([len(sample.token_ids) for sample in samples]),
-        vision=join_media(shown_B),
+        vision=join_media(media_B),
         experts_BLKk=_join_experts(samples, length),
         teacher_logprobs_BT=_join_teacher(samples, length),
         prompt_ids=[sample.prompt_id for sample in samples],
     )
 
 
-def _join_teacher(samples: Sequence[Sample], length: int) -> torch.Tensor | None:
-    """[B, T] what the teacher says of the next tokens, padded; None if it says nothing.
+def _join_teacher(samples: Sequence[Sample], length: int) -> Tensor | None:
+    """[B, T] the teacher's log-probabilities of the next tokens, padded; None without a teacher.
 
     Raises:
-        ValueError: If it speaks of some samples and not of others: their advantages would not mean the same.
+        ValueError: Some samples have them and others not: their advantages would not be comparable.
     """
-    told = [sample.teacher_logprobs for sample in samples if sample.teacher_logprobs is not None]
-    if not told:
+    known = [sample.teacher_logprobs for sample in samples if sample.teacher_logprobs is not None]
+    if not known:
         return None
-    if len(told) < len(samples):
-        silent = next(sample.prompt_id for sample in samples if sample.teacher_logprobs is None)
-        raise ValueError(f"prompt {silent}: the teacher's log-probabilities are missing, others of the batch have them")
+    if len(known) < len(samples):
+        lacking = next(sample.prompt_id for sample in samples if sample.teacher_logprobs is None)
+        raise ValueError(
+            f"prompt {lacking}: the teacher's log-probabilities are missing, others of the batch have them"
+        )
     logprobs_BL = np.zeros((len(samples), length), np.float32)
-    for row, logprobs in enumerate(told):
+    for row, logprobs in enumerate(known):
         logprobs_BL[row, : len(logprobs)] = logprobs
     return torch.from_numpy(logprobs_BL[:, 1:].copy())
 
 
-def _join_experts(samples: Sequence[Sample], length: int) -> torch.Tensor | None:
+def _join_experts(samples: Sequence[Sample], length: int) -> Tensor | None:
     """[B, L, K, k] the samples' experts, padded."""
     known = {row: sample.routed_experts for row, sample in enumerate(samples) if sample.routed_experts is not None}
     if not known:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import torch
 
-from policies.lora import add_lora
-from policies.small.transplant import freeze_scaled
-from rl.config import OptimizerConfig, TrainConfig
+from policies.loading import frozen_parameters
+from policies.lora import add_lora, published_name
+from rl.config import OptimizerConfig, PolicyOptions
 
 
-def choose_what_learns(model: torch.nn.Module, config: TrainConfig) -> None:
+def choose_what_learns(model: torch.nn.Module, options: PolicyOptions) -> None:
     """All weights, or LoRA's adapters alone; in either case without the vision tower if its learning rate is 0.
 
-    Of carried language weights (`policies.small.transplant`) those do not learn that AdamW could only destroy or not move.
+    Parameters that the checkpoint's config lists in `frozen_parameters` do not learn either.
 
     Raises:
         ValueError: If a part that LoRA is to adapt does not exist in this model.
     """
-    if config.lora.rank:
-        add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, parts=config.lora.parts, seed=config.seed)
-    if config.optimizer.vision_learning_rate == 0:
+    if options.lora.rank:
+        add_lora(model, rank=options.lora.rank, alpha=options.lora.alpha, parts=options.lora.parts, seed=options.seed)
+    if options.optimizer.vision_learning_rate == 0:
         model.model.visual.requires_grad_(False)
-    freeze_scaled(model)
+    frozen = set(frozen_parameters(model))
+    for name, parameter in model.named_parameters():
+        if published_name(name) in frozen:
+            parameter.requires_grad_(False)
 
 
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

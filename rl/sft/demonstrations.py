@@ -1,4 +1,4 @@
-"""Prompts and what is shown behind them → samples whose answers are learnt."""
+"""Prompts and demonstrations in, samples with the loss on the answers out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from rl.types import Sample
+from rl.samples import Sample
 from rollout.rendering import expand_media, expanded_prompt, observation_tokens
 from rollout.types import Observation, Prompt
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 Demonstrate: TypeAlias = Callable[[Prompt], Sequence[str | Observation]]
-"""What to learn of a prompt: texts are learnt, each as a turn of its own; observations between them are read."""
+"""Makes a prompt's demonstration: texts are trained on, each as one turn; observations between them are input only."""
 
 REASONING_COLUMNS = ("reasoning", "solution", "rationale")
 THINK = "<think>"
 TAIL = 16
-"""Tokens at the end of a prompt in which a chat template may have opened the thought."""
+"""Tokens at the end of a prompt in which a chat template may open the thinking block."""
 
 
 def reference_answer(prompt: Prompt) -> Sequence[str | Observation]:
@@ -30,16 +30,16 @@ def reference_answer(prompt: Prompt) -> Sequence[str | Observation]:
         ValueError: The prompt has none.
     """
     if prompt.answer is None:
-        raise ValueError(f"prompt {prompt.id!r} has no answer to learn from: a cold start needs prompts with answers")
+        raise ValueError(f"prompt {prompt.id!r} has no answer to train on: a cold start needs prompts with answers")
     return [str(prompt.answer)]
 
 
 def reasoned_answer(column: str | None = None, form: str = "<think>\n{reasoning}\n</think>\n\n{answer}") -> Demonstrate:
-    """Makes a demonstration of reference reasoning and reference answer, in one turn.
+    """Demonstrates reference reasoning followed by the reference answer, in one turn.
 
     Args:
-        column: The column with the reasoning; default: the first of `REASONING_COLUMNS` that a prompt has.
-        form: How the two make a response; default: as Qwen3's thinking models respond.
+        column: The column with the reasoning. Default: the first of `REASONING_COLUMNS` that a prompt has.
+        form: Format of a response. Default: that of Qwen3's thinking models.
     """
 
     def demonstrate(prompt: Prompt) -> Sequence[str | Observation]:
@@ -56,61 +56,74 @@ def reasoned_answer(column: str | None = None, form: str = "<think>\n{reasoning}
     return demonstrate
 
 
-class Lessons:
-    """Makes a prompt's sample when the stream asks whether to take it, and hands it out when the batch is there.
+class DemonstrationEncoder:
+    """Makes a prompt's sample when the stream checks the prompt, and keeps it until the batch is complete.
 
     Args:
-        processor: The policy's.
-        demonstrate: What is shown.
+        processor: The policy's processor.
+        demonstrate: Makes a prompt's demonstration.
         max_tokens: Longest sample.
     """
 
     def __init__(self, processor: ProcessorMixin, demonstrate: Demonstrate, max_tokens: int) -> None:
         self._processor, self._demonstrate, self._max_tokens = processor, demonstrate, max_tokens
-        self._made: dict[int, Sample] = {}
+        self._samples: dict[int, Sample] = {}
 
     def accept(self, prompt: Prompt) -> str | None:
-        """An `accept` for `PromptStream`: why a prompt is not to be learnt from."""
-        shown = self._demonstrate(prompt)
+        """An `accept` for `PromptStream`: the reason why a prompt cannot be trained on."""
+        demonstration = self._demonstrate(prompt)
         try:
-            sample = demonstration(self._processor, prompt, shown)
+            sample = encode_demonstration(self._processor, prompt, demonstration)
         except ValueError as error:  # its media do not fit its text, or the processor
             return str(error)
         if len(sample.token_ids) > self._max_tokens:
-            return f"{len(sample.token_ids)} tokens with what is shown exceed max_tokens = {self._max_tokens}: raise it, or shorten"
-        self._made[id(prompt)] = sample
+            length = len(sample.token_ids)
+            return (
+                f"{length} tokens with the demonstration exceed max_tokens = {self._max_tokens}: raise it, or shorten"
+            )
+        self._samples[id(prompt)] = sample
         return None
 
     def take(self, prompts: Sequence[Prompt]) -> list[Sample]:
-        """The samples of accepted prompts, each once."""
-        return [self._made.pop(id(prompt)) for prompt in prompts]
+        """Removes and returns the samples of accepted prompts."""
+        return [self._samples.pop(id(prompt)) for prompt in prompts]
 
 
-def demonstration(processor: ProcessorMixin, prompt: Prompt, shown: Sequence[str | Observation]) -> Sample:
-    """One prompt with what is shown behind it, the texts and their end tokens marked for learning.
+def encode_demonstration(
+    processor: ProcessorMixin, prompt: Prompt, demonstration: Sequence[str | Observation]
+) -> Sample:
+    """Encodes a prompt with its demonstration; the loss is on the texts and their end tokens.
 
-    Where the chat template has opened the thought already, as those of thinking models do, it is not opened twice.
+    Chat templates of thinking models open the thinking block already: it is not opened twice.
     """
-    asked = expanded_prompt(processor, prompt)
-    tail = processor.tokenizer.decode(asked[-TAIL:]).rstrip()
-    if shown and isinstance(shown[0], str) and shown[0].startswith(THINK) and tail.endswith(THINK):
-        shown = [shown[0].removeprefix(THINK).lstrip("\n"), *shown[1:]]
-    tokens = [asked, *(_tokens(processor, part) for part in shown)]
-    learnt = [np.full(len(its), isinstance(part, str)) for part, its in zip([prompt, *shown], tokens, strict=True)]
+    prompt_tokens = expanded_prompt(processor, prompt)
+    tail = processor.tokenizer.decode(prompt_tokens[-TAIL:]).rstrip()
+    if (
+        demonstration
+        and isinstance(demonstration[0], str)
+        and demonstration[0].startswith(THINK)
+        and tail.endswith(THINK)
+    ):
+        demonstration = [demonstration[0].removeprefix(THINK).lstrip("\n"), *demonstration[1:]]
+    tokens, masks = [prompt_tokens], [np.zeros(len(prompt_tokens), bool)]
+    for part in demonstration:
+        tokens.append(_tokens(processor, part))
+        masks.append(np.full(len(tokens[-1]), isinstance(part, str)))
+    observed = [image for part in demonstration if isinstance(part, Observation) for image in part.images]
     return Sample(
         prompt_id=prompt.id,
         token_ids=np.concatenate(tokens),
-        loss_mask=np.concatenate(learnt),
+        loss_mask=np.concatenate(masks),
         rollout_logprobs=np.zeros(sum(map(len, tokens)), np.float32),
         advantage=1.0,
-        images=[*prompt.images, *(image for part in shown if not isinstance(part, str) for image in part.images)],
+        images=[*prompt.images, *observed],
         videos=prompt.videos,
     )
 
 
 def _tokens(processor: ProcessorMixin, part: str | Observation) -> np.ndarray:
-    """What the policy is to say, or what it is shown then; int32."""
+    """int32 tokens of one turn of the policy, or of one observation."""
     if isinstance(part, Observation):
         return expand_media(processor, observation_tokens(processor, part), part.images, ())
-    words = processor.tokenizer.encode(part, add_special_tokens=False)
-    return np.array([*words, processor.tokenizer.eos_token_id], np.int32)
+    text = processor.tokenizer.encode(part, add_special_tokens=False)
+    return np.array([*text, processor.tokenizer.eos_token_id], np.int32)

@@ -26,16 +26,16 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from policies.export import save_policy
 from policies.inputs import encode_image
-from policies.loading import load_policy, load_processor, vision_token_ids
+from policies.loading import frozen_parameters, load_policy, load_processor, vision_token_ids
 from policies.logprobs import token_logprobs
 from policies.small.qwen3_vl import save_small_policy, small_tokenizer
-from policies.small.transplant import carry, freeze_scaled, mrope_section, refuse_unsound, text_scale
+from policies.small.transplant import mrope_section, refuse_unsound, text_scale, transplant
 from rewards import Score
 from rl.config import LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
-from rl.learner.microbatches import make_samples
-from rl.types import Sample
+from rl.samples import Sample, make_samples
 from rollout import Prompt
 from rollout.types import Sampling
 from tests.engines import EngineThread
@@ -86,13 +86,13 @@ def language_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return carry(language_model("llama, tied"), language_tokenizer(), tmp_path_factory.mktemp("carried"))
+    return transplant(language_model("llama, tied"), language_tokenizer(), tmp_path_factory.mktemp("carried"))
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_carried_weights_give_the_log_probabilities_of_their_source(tmp_path: Path, name: str):
     source = language_model(name)
-    policy = load_policy(carry(source, language_tokenizer(), tmp_path), dtype=torch.float32, device="cpu")
+    policy = load_policy(transplant(source, language_tokenizer(), tmp_path), dtype=torch.float32, device="cpu")
     token_ids = torch.randint(0, 256, (2, 200), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = source(token_ids).logits.log_softmax(-1)
@@ -104,7 +104,7 @@ def test_carried_weights_give_the_log_probabilities_of_their_source(tmp_path: Pa
 def test_new_words_are_banned_so_that_the_old_ones_share_the_whole_probability(tmp_path: Path):
     source = language_model("llama, tied")
     source.resize_token_embeddings(258)  # no room for the four vision tokens
-    policy = load_policy(carry(source, language_tokenizer(), tmp_path), dtype=torch.float32, device="cpu")
+    policy = load_policy(transplant(source, language_tokenizer(), tmp_path), dtype=torch.float32, device="cpu")
     assert len(policy.lm_head.weight) == 262
     token_ids = torch.randint(0, 256, (1, 50), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -134,7 +134,9 @@ def test_tied_embeddings_are_one_matrix_scaled_by_a_power_of_two(folder: Path):
 
 def test_a_smaller_scale_shows_the_norms_of_queries_and_keys(tmp_path: Path):
     source = language_model("llama, tied")
-    policy = load_policy(carry(source, language_tokenizer(), tmp_path, scale=64.0), dtype=torch.float32, device="cpu")
+    policy = load_policy(
+        transplant(source, language_tokenizer(), tmp_path, scale=64.0), dtype=torch.float32, device="cpu"
+    )
     token_ids = torch.randint(0, 256, (1, 100), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         gap = (source(token_ids).logits - policy(input_ids=token_ids).logits).abs().max()
@@ -161,7 +163,7 @@ def test_vision_tokens_are_added_once_and_pictures_are_rendered(folder: Path, tm
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>sum?<|im_end|>\n<|im_start|>assistant\n"
     )
     knows_them = small_tokenizer()
-    again = load_processor(carry(language_model("qwen3"), knows_them, tmp_path))
+    again = load_processor(transplant(language_model("qwen3"), knows_them, tmp_path))
     assert vision_token_ids(again) == [259, 260, 261, 262]
     assert len(again.tokenizer) == 263
 
@@ -218,9 +220,23 @@ def test_a_step_moves_everything_but_what_the_scale_has_touched(folder: Path):
 def test_of_other_policies_nothing_is_frozen(tmp_path: Path):
     small = load_policy(save_small_policy(tmp_path / "small", kind="dense", seed=0), dtype=torch.float32, device="cpu")
     copied = load_policy(
-        carry(language_model("qwen3"), language_tokenizer(), tmp_path / "qwen3"), dtype=torch.float32, device="cpu"
+        transplant(language_model("qwen3"), language_tokenizer(), tmp_path / "qwen3"), dtype=torch.float32, device="cpu"
     )
-    assert freeze_scaled(small) == freeze_scaled(copied) == []
+    assert frozen_parameters(small) == frozen_parameters(copied) == []
+
+
+def test_a_checkpoint_names_its_frozen_parameters_and_an_older_one_freezes_the_same(folder: Path, tmp_path: Path):
+    policy = load_policy(folder, dtype=torch.float32, device="cpu")
+    names = json.loads((folder / "config.json").read_text())["frozen_parameters"]
+    # Embedding and last norm; 4 matrices and norms in each of 3 layers; weight and bias of 3 mergers.
+    assert len(names) == len(set(names)) == 2 + 4 * 3 + 2 * 3
+    assert set(names) <= {name for name, _ in policy.named_parameters()}
+    again = save_policy(policy, load_processor(folder), tmp_path / "again")
+    assert frozen_parameters(load_policy(again, dtype=torch.float32, device="cpu")) == names
+    written = json.loads((again / "config.json").read_text())
+    del written["frozen_parameters"]
+    (again / "config.json").write_text(json.dumps(written))
+    assert frozen_parameters(load_policy(again, dtype=torch.float32, device="cpu")) == names
 
 
 @pytest.mark.parametrize(
@@ -228,20 +244,20 @@ def test_of_other_policies_nothing_is_frozen(tmp_path: Path):
     [
         (
             MistralConfig(**SIZES),
-            "model_type = 'mistral' cannot be carried into Qwen3-VL: pass a model of llama, qwen2, qwen3",
+            "model_type = 'mistral' cannot be transplanted into Qwen3-VL: pass a model of llama, qwen2, qwen3",
         ),
         (LlamaConfig(**SIZES, attention_bias=True), "attention_bias = True, a bias on the attention's output"),
-        (LlamaConfig(**SIZES, mlp_bias=True), "mlp_bias = True, which Qwen3 has not"),
-        (LlamaConfig(**SIZES, hidden_act="gelu"), "hidden_act = 'gelu', and Qwen3-VL's is silu"),
+        (LlamaConfig(**SIZES, mlp_bias=True), "mlp_bias = True, which Qwen3 lacks"),
+        (LlamaConfig(**SIZES, hidden_act="gelu"), "hidden_act = 'gelu', but Qwen3-VL's is silu"),
         (
             LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
-            "rope_type = 'linear', which interleaved MRoPE does not have",
+            "rope_type = 'linear', which interleaved MRoPE does not support",
         ),
         (
             Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=32, max_window_layers=1),
             "layer_types with sliding_attention",
         ),
-        (LlamaConfig(**SIZES | {"head_dim": 6}), "head_dim = 6, whose pairs cannot be shared"),
+        (LlamaConfig(**SIZES | {"head_dim": 6}), "head_dim = 6, whose pairs cannot be divided"),
     ],
     ids=["family", "attention bias", "mlp bias", "activation", "rope scaling", "sliding window", "head_dim"],
 )
@@ -254,14 +270,16 @@ def test_a_source_without_a_chat_template_is_refused(tmp_path: Path):
     tokenizer = language_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template: set tokenizer.chat_template"):
-        carry(language_model("qwen3"), tokenizer, tmp_path)
+        transplant(language_model("qwen3"), tokenizer, tmp_path)
 
 
 @pytest.mark.engine
 def test_vllm_gives_a_carried_policy_the_learners_log_probabilities(tmp_path: Path):
     sizes = SIZES | {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on CPUs takes no smaller heads
     torch.manual_seed(0)
-    folder = carry(LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)), language_tokenizer(), tmp_path)
+    folder = transplant(
+        LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)), language_tokenizer(), tmp_path
+    )
     rollout = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, kv_cache_gib=1)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     content = [{"type": "image"}, {"type": "text", "text": "sum?"}]

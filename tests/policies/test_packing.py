@@ -16,7 +16,8 @@ from policies.loading import load_policy
 from policies.packing import packed_attention, real_tokens, row_layout, use_packed_attention
 from rl.config import LearnerConfig
 from rl.learner import Learner
-from rl.types import Microbatch, Sample
+from rl.learner.microbatches import Microbatch
+from rl.samples import Sample
 from tests.learning import config, difference, learner_in_float64, parameters, rollout, watch_gradients
 
 CONTENTS = {

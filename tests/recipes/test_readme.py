@@ -37,7 +37,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What was given to train(), which only takes note; the cold start is not made either."""
     given: dict[str, Any] = {}
     monkeypatch.setattr("rl.train", lambda config, **rest: given.update(rest, config=config), raising=False)
-    monkeypatch.setattr("rl.sft.cold_start", lambda choices, prompts: ROOT / "taught")
+    monkeypatch.setattr("rl.sft.small_policy.cold_start", lambda config, prompts, *demonstrate: ROOT / "taught")
     return given
 
 

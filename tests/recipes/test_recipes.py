@@ -27,8 +27,8 @@ from recipes.easy_vqa import EasyVqa
 from rewards.loading import load_reward
 from rl.config import LearnerConfig, TrainConfig, check_config
 from rl.learner import Learner
-from rl.learner.microbatches import make_samples
 from rl.run_dir.tracker import read_metrics
+from rl.samples import make_samples
 from rl.sapo import sapo_loss
 from rollout import Completion, Group, Prompt
 from rollout.data.prompts import blind, prompts_from
@@ -75,7 +75,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         raise AssertionError("this must have been refused before")
 
     monkeypatch.setattr("ray.init", forbidden)
-    monkeypatch.setattr("rl.sft.train.save_small_policy", forbidden)
+    monkeypatch.setattr("rl.sft.small_policy.save_small_policy", forbidden)
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.delenv("RL_TRACEBACK", raising=False)
 
@@ -134,7 +134,7 @@ def test_unknown_option_is_named(recipe: Callable[..., Ended], name: str) -> Non
         ),
         (
             "--num-minibatches 17",
-            "num_minibatches = 17 exceeds prompts_per_step = 16: each minibatch takes whole groups",
+            "num_minibatches = 17 exceeds prompts_per_step = 16: each minibatch uses whole groups",
         ),
         (
             "--resume {folder}",
@@ -142,7 +142,7 @@ def test_unknown_option_is_named(recipe: Callable[..., Ended], name: str) -> Non
         ),
         (
             "--run-dir {folder}/run",
-            "{folder}/run already holds a run (step_5): pass --resume auto to go on, or another --run-dir",
+            "{folder}/run already holds a run (step_5): pass --resume auto to continue it, or another --run-dir",
         ),
         (
             "--reward {folder}/none.py:score",
@@ -193,7 +193,7 @@ def test_a_recipe_hands_train_its_prompts_its_reward_and_held_out_prompts(
 ) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr("rl.train", lambda config, **rest: given.update(rest, config=config), raising=False)
-    monkeypatch.setattr("rl.sft.cold_start", lambda choices, prompts, *demonstrate: Path("taught"))
+    monkeypatch.setattr("rl.sft.small_policy.cold_start", lambda choices, prompts, *demonstrate: Path("taught"))
     monkeypatch.setattr("policies.small.language_models.smollm2_policy", lambda folder: Path("taught"))
     monkeypatch.setattr("rl.run_dir.summary.print_result", lambda result: None)
     assert recipe(name, "--run-dir", tmp_path / "run", "--seed", 7, "--steps", 9).status == 0
@@ -279,7 +279,7 @@ def test_cold_start_prints_loss_and_folder_and_finds_it_again(
 
     options = ["--run-dir", tmp_path, "--batch-size", 2, "--learner.threads", 1, "--kind", "moe", "--data", "easy_vqa"]
     options += ["--held-out", 2]
-    monkeypatch.setattr("rl.sft.train.save_small_policy", save_small_policy)
+    monkeypatch.setattr("rl.sft.small_policy.save_small_policy", save_small_policy)
     first = recipe("cold_start", *options, "--steps", 2)
     assert first.status == 0
     numbers = r"\d\.\d{3} → \d\.\d{3} nats per token"
@@ -291,7 +291,7 @@ def test_cold_start_prints_loss_and_folder_and_finds_it_again(
     def forbidden(*args: Any, **options: Any) -> None:
         raise AssertionError("made twice")
 
-    monkeypatch.setattr("rl.sft.train.save_small_policy", forbidden)
+    monkeypatch.setattr("rl.sft.small_policy.save_small_policy", forbidden)
     assert recipe("cold_start", *options, "--updates", 2).out.splitlines()[-3:] == first.out.splitlines()[-3:]
 
 
@@ -310,7 +310,7 @@ def test_cold_start_teaches_any_policy_any_rows_with_their_reasoning(
     # Of each of two rows: <think> newline, "one more than N", newline </think> two newlines, the answer and its end.
     assert learnt == 2 * (8 + 15 + 11 + 1 + 1)
     assert sentence(recipe("cold_start", *options, "--steps", 5)).endswith(
-        "already holds a run (step_3): pass --resume auto to go on, or another --run-dir"
+        "already holds a run (step_3): pass --resume auto to continue it, or another --run-dir"
     )
     assert recipe("cold_start", *options, "--steps", 5, "--resume", "auto").out.splitlines()[-1].endswith("step_5")
 
@@ -321,7 +321,7 @@ def test_cold_start_teaches_any_policy_any_rows_with_their_reasoning(
         ("--data {folder}/none.jsonl", "there is no file or folder {folder}/none.jsonl: give a .parquet"),
         (
             "--data {folder}/rows.jsonl --held-out 1 --question problem --answer problem",
-            "held_out = 1 leaves none of the 1 rows to learn from: lower it",
+            "held_out = 1 leaves none of the 1 rows to train on: lower it",
         ),
         (
             "--data {folder}/rows.jsonl --held-out 0",

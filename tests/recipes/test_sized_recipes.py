@@ -20,7 +20,7 @@ from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
 from recipes import cold_start, distill
-from recipes.cold_start import ColdStart, choices
+from recipes.cold_start import ColdStart
 from recipes.distill import Distill
 from recipes.general_rl import GeneralRl
 from recipes.reasoning_rl import ReasoningRl
@@ -29,7 +29,7 @@ from rewards import Score
 from rl.cli import main, parse
 from rl.config import check_config
 from rl.hardware.presets import PRESETS, PresetConfig, preset_plan, print_plan
-from rl.sft.config import check_sft, plan_sft
+from rl.sft.config import check_sft
 from rollout import Completion, Done, Observation, Turn
 from rollout.data.mixture import open_stream
 
@@ -159,9 +159,9 @@ def test_the_largest_size_has_no_teacher_and_is_told_so():
 def test_every_preset_of_the_cold_start_works_and_fits(size: str):
     begin = time.process_time()
     config = parse(ColdStart, ["--preset", size, "--data", "solved.jsonl"])
-    chosen = choices(config)
+    chosen = sft_config(config)
     check_sft(chosen)
-    plan = plan_sft(chosen, PUBLISHED[size], PRESETS[size].device_gib)
+    plan = plan_learner(chosen.learning_options(), PUBLISHED[size], group_size=1, device_gib=PRESETS[size].device_gib)
     assert time.process_time() - begin < 2
     assert plan.fits, plan.problems
     assert (chosen.model, chosen.learner.gpus) == (PRESETS[size].model, sum(PRESETS[size].gpus))
@@ -170,8 +170,8 @@ def test_every_preset_of_the_cold_start_works_and_fits(size: str):
 
 
 def test_a_cold_start_of_30b_does_not_fit_eight_gpus_without_offload():
-    chosen = choices(parse(ColdStart, ["--preset", "30B-A3B", "--learner.no-offload"]))
-    plan = plan_sft(chosen, PUBLISHED["30B-A3B"], 80)
+    chosen = sft_config(parse(ColdStart, ["--preset", "30B-A3B", "--learner.no-offload"]))
+    plan = plan_learner(chosen.learning_options(), PUBLISHED["30B-A3B"], group_size=1, device_gib=80)
     assert not plan.fits and "learner.offload" in plan.problems[0]
     # 16 bytes for each of 31.07G parameters, over 8 ranks
     assert plan.learner_kept / 1e9 == pytest.approx(16 * 31.07 / 8, rel=1e-3)

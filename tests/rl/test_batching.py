@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from policies.inputs import EncodedMedia, VisionTokens
 from rewards.types import Score
-from rl.learner.microbatches import encode_media, make_microbatch, make_samples, plan_microbatches, split_minibatches
-from rl.types import Sample
+from rl.learner.microbatches import encode_media, make_microbatch, plan_microbatches, split_minibatches
+from rl.samples import Sample, make_samples
 from rollout.engine.outputs import split_experts
 from rollout.types import Completion, Group, Prompt
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TeacherConfig, TrainConfig, plain_config
+from recipes.digit_sums import DigitSums
+from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TeacherConfig, TrainConfig
+from rl.options import config_dict
 from rl.run_dir.checkpoint import (
     LoopState,
     find_checkpoint,
@@ -23,7 +26,7 @@ CONFIG = TrainConfig(model="small")
 
 def state(step: int) -> LoopState:
     cursor = {"epoch": 0, "position": 16 * step, "postponed": [3]}
-    return LoopState(step=step, policy_version=step, cursor=cursor, seconds=1.5 * step, config=plain_config(CONFIG))
+    return LoopState(step=step, policy_version=step, cursor=cursor, seconds=1.5 * step, config=config_dict(CONFIG))
 
 
 def save(run_dir: Path, *steps: int, keep: int = 0, in_use: Path | None = None) -> Path:
@@ -44,7 +47,7 @@ def test_what_was_saved_comes_back(tmp_path: Path):
     folder = save(tmp_path, 7)
     assert folder == tmp_path / "checkpoints" / "step_7"
     assert (folder / "trainer" / "weights").read_text() == "w"
-    assert load_loop_state(folder, plain_config(CONFIG)) == state(7)
+    assert load_loop_state(folder, CONFIG) == state(7)
 
 
 def test_checkpoints_are_listed_by_number_and_not_by_name(tmp_path: Path):
@@ -70,7 +73,7 @@ def test_a_checkpoint_that_was_cut_short_is_none(tmp_path: Path):
         save_checkpoint(tmp_path, state(10), write, keep=0)
     assert names(tmp_path) == ["step_5"]
     assert find_checkpoint(tmp_path, "auto") == tmp_path / "checkpoints" / "step_5"
-    assert load_loop_state(save(tmp_path, 10), plain_config(CONFIG)).step == 10
+    assert load_loop_state(save(tmp_path, 10), CONFIG).step == 10
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_10", "step_5"]
     assert not (tmp_path / "checkpoints" / "step_10" / "weights").exists()  # nothing of the half is left
 
@@ -170,22 +173,38 @@ def test_a_folder_that_holds_no_checkpoint_is_named_with_the_remedy(tmp_path: Pa
 def test_another_config_is_refused_with_the_field_and_both_values(tmp_path: Path, changed: dict, expected: str):
     folder = save(tmp_path, 5)
     with pytest.raises(
-        ValueError, match=f"is of another config: {expected}; pass the old values, or start afresh"
+        ValueError, match=f"is of another config: {expected}; pass the old values, or start a new run"
     ) as e:
-        load_loop_state(folder, plain_config(replace(CONFIG, **changed)))
+        load_loop_state(folder, replace(CONFIG, **changed))
     assert str(folder) in str(e.value)
 
 
 def test_every_difference_is_named(tmp_path: Path):
     changed = replace(CONFIG, tau_pos=0.9, num_minibatches=4, steps=7)
     with pytest.raises(ValueError, match=r"num_minibatches = 4 \(was 2\), tau_pos = 0.9 \(was 1.0\); pass"):
-        load_loop_state(save(tmp_path, 5), plain_config(changed))
+        load_loop_state(save(tmp_path, 5), changed)
 
 
-def test_choices_of_a_recipe_that_came_or_went_are_differences_too(tmp_path: Path):
+@pytest.mark.parametrize(("now", "difference"), [(DigitSums(model="small"), "num_digits = 3 (was None)")])
+def test_options_of_a_recipe_that_came_or_went_are_differences_too(tmp_path: Path, now: TrainConfig, difference: str):
     folder = save(tmp_path, 5)
-    with pytest.raises(ValueError, match=r"num_digits = 3 \(was None\)"):
-        load_loop_state(folder, plain_config(CONFIG) | {"num_digits": 3})
+    with pytest.raises(ValueError, match=re.escape(difference)):
+        load_loop_state(folder, now)
+    loop = json.loads((folder / "loop.json").read_text())
+    (folder / "loop.json").write_text(json.dumps(loop | {"config": loop["config"] | {"num_digits": 2}}))
+    with pytest.raises(ValueError, match=r"num_digits = None \(was 2\)"):
+        load_loop_state(folder, CONFIG)
+
+
+def test_an_option_newer_than_the_checkpoint_had_its_first_default_and_not_the_recipes(tmp_path: Path):
+    folder = save(tmp_path, 5)
+    loop = json.loads((folder / "loop.json").read_text())
+    del loop["config"]["optimizer"]["decay_updates"]
+    (folder / "loop.json").write_text(json.dumps(loop))
+    assert load_loop_state(folder, CONFIG).step == 5
+    falls = replace(CONFIG, optimizer=OptimizerConfig(decay_updates=400))  # as digit_sums has it
+    with pytest.raises(ValueError, match=r"optimizer.decay_updates = 400 \(was 0\)"):
+        load_loop_state(folder, falls)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +223,7 @@ def test_choices_of_a_recipe_that_came_or_went_are_differences_too(tmp_path: Pat
     ids=lambda changed: next(iter(changed)),
 )
 def test_choices_that_do_not_change_what_is_learnt_may_change(tmp_path: Path, changed: dict):
-    assert load_loop_state(save(tmp_path, 5), plain_config(replace(CONFIG, **changed))).step == 5
+    assert load_loop_state(save(tmp_path, 5), replace(CONFIG, **changed)).step == 5
 
 
 def test_a_checkpoint_from_before_an_option_was_there_has_its_default(tmp_path: Path):
@@ -212,14 +231,14 @@ def test_a_checkpoint_from_before_an_option_was_there_has_its_default(tmp_path: 
     old = json.loads((folder / "loop.json").read_text())
     del old["config"]["teacher"], old["config"]["learner"]["offload"], old["config"]["kl_coefficient"]
     (folder / "loop.json").write_text(json.dumps(old))
-    assert load_loop_state(folder, plain_config(CONFIG)).step == 5
+    assert load_loop_state(folder, CONFIG).step == 5
     with pytest.raises(ValueError, match=r"kl_coefficient = 0.1 \(was 0.0\), teacher.coefficient = 2.0 \(was 1.0\)"):
         changed = replace(CONFIG, kl_coefficient=0.1, teacher=TeacherConfig(model="large", coefficient=2.0))
-        load_loop_state(folder, plain_config(changed))
+        load_loop_state(folder, changed)
 
 
 def test_another_folder_for_the_teacher_goes_on_and_another_weight_of_its_word_does_not(tmp_path: Path):
     folder = save(tmp_path, 5)
-    assert load_loop_state(folder, plain_config(replace(CONFIG, teacher=TeacherConfig(model="moved")))).step == 5
+    assert load_loop_state(folder, replace(CONFIG, teacher=TeacherConfig(model="moved"))).step == 5
     with pytest.raises(ValueError, match=r"teacher.reward_weight = 1.0 \(was 0.0\)"):
-        load_loop_state(folder, plain_config(replace(CONFIG, teacher=TeacherConfig(model="moved", reward_weight=1.0))))
+        load_loop_state(folder, replace(CONFIG, teacher=TeacherConfig(model="moved", reward_weight=1.0)))

@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-from rl.config import (
-    LearnerConfig,
-    LoraConfig,
-    OptimizerConfig,
-    TeacherConfig,
-    TrainConfig,
-    check_config,
-    plain_config,
-)
+from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig, check_config
+from rl.options import config_dict
 from rollout.config import RolloutConfig
 
 CONFIG = TrainConfig(model="small")
@@ -107,7 +100,7 @@ def test_a_group_of_one_has_nothing_to_compare(size: int):
 
 def test_more_minibatches_than_prompts_are_refused_with_both_numbers():
     assert refusal(num_minibatches=5, prompts_per_step=4) == (
-        "num_minibatches = 5 exceeds prompts_per_step = 4: each minibatch takes whole groups"
+        "num_minibatches = 5 exceeds prompts_per_step = 4: each minibatch uses whole groups"
     )
 
 
@@ -163,7 +156,7 @@ def test_a_microbatch_must_hold_the_longest_sequence():
 
 def test_choices_survive_json():
     config = replace(CONFIG, run_dir=Path("runs/a"), optimizer=OptimizerConfig(betas=(0.9, 0.95)))
-    plain = plain_config(config)
+    plain = config_dict(config)
     assert json.loads(json.dumps(plain)) == plain
     assert (plain["run_dir"], plain["optimizer"]["betas"], plain["rollout"]["dtype"]) == (
         "runs/a",
@@ -182,7 +175,7 @@ def test_bound_on_the_gap_between_engine_and_learner_follows_the_precision(dtype
     ("changes", "message"),
     [
         ({"learner": {"routing_replay": "R3"}}, r"routing_replay = R3 with rollout\.gpus_per_engine = 0.*use R2"),
-        ({"learner": {"offload": True}}, r"learner\.offload = True moves nothing with learner\.gpus = 0"),
+        ({"learner": {"offload": True}}, r"learner\.offload = True has no effect with learner\.gpus = 0"),
         ({"learner": {"cpu_ranks": 0}}, r"learner\.cpu_ranks must be > 0, got 0"),
         ({"balance_coefficient": -1.0}, r"balance_coefficient must be >= 0, got -1\.0"),
         ({"lora": {"sync": "adapter"}}, r"lora\.sync = adapter .* got lora\.rank = 0"),
@@ -214,7 +207,7 @@ def test_a_teacher_alone_compares_no_siblings_and_takes_groups_of_one():
 
 
 def test_a_teacher_alone_has_no_use_for_refills():
-    assert refusal(teacher=TEACHER, refill_prompts=4).startswith("refill_prompts = 4 sets groups aside whose rewards")
+    assert refusal(teacher=TEACHER, refill_prompts=4).startswith("refill_prompts = 4 replaces groups whose rewards")
     check_config(replace(CONFIG, teacher=replace(TEACHER, reward_weight=0.5), refill_prompts=4))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rl.config import CorrectionConfig
-from rl.corrections import mismatch_metrics, mismatch_weights, scale_gradient
+from rl.corrections import mismatch_metrics, mismatch_sums, mismatch_weights, scale_gradient
 from rl.sapo import sapo_loss
 
 # π_old/μ of two responses; the last token of the second lies outside the mask.
@@ -72,12 +72,14 @@ def test_on_policy_sapo_under_a_truncated_weight_has_gradient_minus_weight_times
 def test_metrics_are_those_worked_by_hand():
     its = mismatch_weights(OLD, ROLLOUT, MASK, CorrectionConfig(token_cap=3.0, token_band=(0.6, 5.0)))
     # ρ = 0.5, 2, 1, 4, 1: Σ = 8.5, Σ² = 22.25; one of five is capped (4 → 3), one dropped (0.5).
-    assert mismatch_metrics(OLD, ROLLOUT, its, MASK) == pytest.approx(
+    assert mismatch_metrics([mismatch_sums(OLD, ROLLOUT, its, MASK)]) == pytest.approx(
         {
             "rollout/mismatch_ess": 8.5**2 / (5 * 22.25),
             "rollout/mismatch_capped": 0.2,
             "rollout/mismatch_masked": 0.2,
         }
     )
-    nothing = mismatch_metrics(OLD, ROLLOUT, its, torch.zeros_like(MASK))
+    by_row = [mismatch_sums(OLD[i : i + 1], ROLLOUT[i : i + 1], its[i : i + 1], MASK[i : i + 1]) for i in range(2)]
+    assert mismatch_metrics(by_row) == mismatch_metrics([mismatch_sums(OLD, ROLLOUT, its, MASK)])
+    nothing = mismatch_metrics([mismatch_sums(OLD, ROLLOUT, its, torch.zeros_like(MASK))])
     assert list(nothing.values()) == [1.0, 0.0, 0.0]

@@ -14,11 +14,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rl.curation.config import LikenessConfig, RateConfig, SelectConfig, check_selection
+from rl.curation.config import RateConfig, SelectConfig, SimilarityConfig, check_selection
 from rl.curation.report import counts, require_rows, write_rows, write_selection
 from rl.curation.select import Dropped, Selection, read_rates, select
-from rl.data import prompts_of, rows_of
-from rl.data_config import DataColumns
+from rl.data import DataColumns, prompts_of, rows_of
 from rollout.data.datasets import read_rows
 
 COLUMNS = DataColumns(id="name", task="kind")
@@ -167,7 +166,7 @@ def test_text_alone_is_compared_by_its_words(tmp_path: Path) -> None:
     dropped = selection_of(config).dropped
     # All three share the last eleven words with the evaluation prompt's 22: that is half, which counts as found.
     assert {row: each.reason for row, each in dropped.items()} == dict.fromkeys(range(3), "contaminated")
-    strict = replace(config, like=LikenessConfig(overlap=0.9))
+    strict = replace(config, like=SimilarityConfig(overlap=0.9))
     assert {row: each.reason for row, each in selection_of(strict).dropped.items()} == {
         1: "contaminated",
         2: "duplicate",
@@ -272,8 +271,8 @@ def test_what_does_not_fit_is_told(config: SelectConfig, folder: Path, change: d
     [
         ({"rate": RateConfig(above=0.95)}, "rate.at_most must be above rate.above = 0.95 and at most 1, got 0.9"),
         ({"rate": RateConfig(blind_at_most=50)}, "rate.blind_at_most must be from 0 to 1, got 50"),
-        ({"like": LikenessConfig(picture_bits=40)}, "like.picture_bits must be from 0 to 31: 32 is what chance gives, got 40"),
-        ({"like": LikenessConfig(text=80)}, "like.text must be > 0 and at most 1, got 80"),
+        ({"like": SimilarityConfig(picture_bits=40)}, "like.picture_bits must be from 0 to 31: 32 is what chance gives, got 40"),
+        ({"like": SimilarityConfig(text=80)}, "like.text must be > 0 and at most 1, got 80"),
         ({"output": Path("out.csv")}, "output must end in .parquet, got out.csv"),
         ({"duplicates": False}, "nothing is to be dropped"),
     ],

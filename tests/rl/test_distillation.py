@@ -16,12 +16,12 @@ from torch import Tensor
 from policies.small.qwen3_vl import save_small_policy
 from rewards import Score
 from rl.config import TeacherConfig, TrainConfig
-from rl.distillation import teacher_metrics, token_advantages
+from rl.distillation import token_advantages
 from rl.learner import Learner
-from rl.learner.microbatches import make_samples
+from rl.metrics import teacher_metrics
 from rl.objectives import OBJECTIVES, policy_gradient_loss
+from rl.samples import Sample, make_samples
 from rl.sapo import sapo_loss
-from rl.types import Sample
 from rollout.types import Completion, Group, Prompt, Turn
 from tests.learning import config, difference, parameters, rollout, watch_gradients
 

@@ -12,9 +12,8 @@ import torch
 from policies.small.qwen3_vl import TOKEN_IDS, save_small_policy
 from rewards import Score
 from rl.learner import Learner
-from rl.learner.microbatches import make_samples
+from rl.samples import Sample, make_samples
 from rl.sapo import sapo_loss
-from rl.types import Sample
 from rollout.rendering import expand_media, observation_tokens, render
 from rollout.types import Completion, Group, Observation, Prompt, Turn
 from tests.learning import PROCESSOR, config, make_group

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from rl.evaluation.estimators import average_at_k, bootstrap_interval, majority_at_k, pass_at_k
+from rl.evaluation.estimators import average_at_k, bootstrap_interval, majority_at_k, pass_at_k, student_quantile
 
 
 def published(n: int, c: int, k: int) -> float:
@@ -64,7 +64,7 @@ def test_average_at_k_is_the_share_of_correct_samples() -> None:
 @pytest.mark.parametrize(
     ("n", "c", "k", "told"),
     [
-        ([8, 3], [1, 1], 4, "pass@4 needs 4 samples of each prompt, one has 3: lower k or sample more"),
+        ([8, 3], [1, 1], 4, "pass@4 needs 4 samples of each prompt, but one has 3: lower k or sample more"),
         (4, 5, 1, "num_correct must be from 0 to num_samples"),
         (4, 1, 0, "k of pass@k must be >= 1, got 0"),
     ],
@@ -121,9 +121,15 @@ def test_the_interval_of_the_average_covers_the_truth_at_its_stated_rate(
 def test_few_prompts_are_covered_too_where_plain_percentiles_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 29 <= misses(10, 8, 1000, 2.0, 2.0) <= 73
     monkeypatch.setattr(
-        "rl.evaluation.estimators._student", lambda probability, freedom: 1.96 * math.sqrt((freedom) / (freedom + 1))
+        "rl.evaluation.estimators.student_quantile",
+        lambda probability, freedom: 1.96 * math.sqrt((freedom) / (freedom + 1)),
     )
     assert misses(10, 8, 1000, 2.0, 2.0) > 73  # the expansion is what does it
+
+
+@pytest.mark.parametrize(("num_prompts", "tabled"), [(2, 12.706), (3, 4.303), (6, 2.571), (31, 2.042)])
+def test_quantiles_of_student_are_those_of_the_tables(num_prompts: int, tabled: float) -> None:
+    assert student_quantile(0.975, num_prompts - 1) == pytest.approx(tabled, abs=5e-4)
 
 
 def test_an_interval_is_about_two_standard_errors_to_each_side() -> None:
@@ -141,7 +147,7 @@ def test_the_same_seed_gives_the_same_interval_and_many_prompts_are_drawn_in_par
         bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
     )
     whole = bootstrap_interval(values, seed=1)
-    monkeypatch.setattr("rl.evaluation.estimators.AT_ONCE", 60)
+    monkeypatch.setattr("rl.evaluation.estimators.MAX_DRAWS", 60)
     assert bootstrap_interval(values, seed=1) == whole
 
 

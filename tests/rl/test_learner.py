@@ -20,7 +20,7 @@ from policies.small.qwen3_vl import TOKEN_IDS
 from rl.config import OptimizerConfig, TrainConfig
 from rl.learner import Learner
 from rl.learner.optimizer import make_optimizer, make_scheduler
-from rl.types import Sample
+from rl.samples import Sample
 from rollout.config import RolloutConfig
 from tests.learning import PROCESSOR, config, difference, learner_in_float64, parameters, rollout, watch_gradients
 

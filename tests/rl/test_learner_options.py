@@ -17,7 +17,7 @@ from rl.config import CorrectionConfig, LoraConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner
 from rl.learner.optimizer import make_optimizer
 from rl.objectives import OBJECTIVES, kl_penalty
-from rl.types import Sample
+from rl.samples import Sample
 from tests.learning import config, difference, learner_in_float64, parameters, rollout, watch_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
@@ -302,6 +302,6 @@ def test_the_engines_experts_are_replayed_in_every_pass(moe_policy: Path, packin
 def test_replay_of_an_engine_that_tells_no_experts_is_refused(moe_policy: Path):
     options = replace(config(), learner=replace(config().learner, routing_replay="R3"))
     with pytest.raises(
-        ValueError, match="prompt prompt-0: the engine did not tell its experts: use learner.routing_replay R2"
+        ValueError, match="prompt prompt-0: the engine returned no experts: use learner.routing_replay R2"
     ):
         Learner(options, moe_policy).step(rollout())

@@ -7,22 +7,25 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rewards import Score
-from rl.config import EvalConfig, TrainConfig, plain_config
+from rl.config import EvalConfig, TrainConfig
 from rl.evaluation.evaluator import Evaluator
-from rl.generation.batches import Batch
-from rl.loop import _report_errors, _require_agreement, _unbroken, train
+from rl.generation.batches import ScoredBatch
+from rl.loop import check_logprob_gap, check_scores, train
+from rl.metrics import rollout_metrics
+from rl.options import config_dict
+from rl.run import Run
 from rl.run_dir.checkpoint import LoopState, save_checkpoint
-from rl.step_metrics import rollout_metrics
 from rl.types import RunStopped
 from rollout import Completion, Group, Prompt, Video
 from rollout.config import RolloutConfig
 from rollout.pool.engine_pool import request_seed
-from rollout.types import CannotReplace
+from rollout.types import CannotReplace, Sampling
 from rollout.weights.senders import choose_backend
 
 CONFIG = TrainConfig(model="small", rollout=RolloutConfig(dtype="float32"))
@@ -50,11 +53,16 @@ class FakeEvaluation:
         return [[Score(reward=1.0) for _ in group.completions] for group in groups]
 
 
+def evaluator(config: TrainConfig, prompts: list[Prompt], fake: FakeEvaluation) -> Evaluator:
+    sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
+    return Evaluator(config.eval, prompts, fake, fake, sampling=sampling, seed=config.seed)
+
+
 def test_a_video_too_is_asked_about_blindly():
     video = Video(frames=np.zeros((2, 4, 4, 3), np.uint8), fps=1.0, frame_indices=(0, 1))
     prompts = [Prompt(id="text", messages=[]), Prompt(id="video", messages=[], videos=[video])]
     both = FakeEvaluation()
-    assert "eval/blind" in Evaluator(CONFIG, prompts, both, both).run(0, with_blind=True)
+    assert "eval/blind" in evaluator(CONFIG, prompts, both).run(0, with_blind=True)
     [unseeing] = both.asked[-1]
     assert unseeing.id == "video" and (unseeing.videos[0].frames == 128).all()
 
@@ -76,7 +84,7 @@ def test_each_task_is_told_by_itself_and_several_samples_tell_more():
     prompts = [Prompt(id=task, messages=[], task=task) for task in ("sums", "vqa")]
     several = replace(CONFIG, eval=EvalConfig(num_samples=4))
     fake = FakeTasks()
-    assert Evaluator(several, prompts, fake, fake).run(0, with_blind=False) == {
+    assert evaluator(several, prompts, fake).run(0, with_blind=False) == {
         "eval/greedy": 1.0,
         "eval/sampled": 5 / 8,
         "eval/sums/avg": 1.0,
@@ -86,79 +94,89 @@ def test_each_task_is_told_by_itself_and_several_samples_tell_more():
         "eval/vqa/pass@4": 1.0,
         "eval/vqa/majority": 0.25,  # all four say "x"
     }
-    once = Evaluator(CONFIG, prompts, fake, fake).run(0, with_blind=False)
+    once = evaluator(CONFIG, prompts, fake).run(0, with_blind=False)
     assert once == {"eval/greedy": 1.0, "eval/sampled": 1.0, "eval/sums/avg": 1.0, "eval/vqa/avg": 1.0}
 
 
 def test_a_gap_within_the_bound_goes_on():
-    _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": 9e-4})
+    check_logprob_gap(3, {"rollout/logprob_gap_mean": 9e-4}, CONFIG.rollout)
     with pytest.raises(RunStopped):  # and the bound of 1e-3 lies right behind it
-        _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": 1.1e-3})
+        check_logprob_gap(3, {"rollout/logprob_gap_mean": 1.1e-3}, CONFIG.rollout)
 
 
 @pytest.mark.parametrize("gap", [2e-3, math.nan, math.inf])
 def test_a_gap_beyond_the_bound_stops_the_run_with_step_gap_and_bound(gap: float):
     with pytest.raises(RunStopped, match=rf"step 3: .* disagree by {gap:.3g} .* rollout.max_logprob_gap = 0.001"):
-        _require_agreement(CONFIG, 3, {"rollout/logprob_gap_mean": gap})
+        check_logprob_gap(3, {"rollout/logprob_gap_mean": gap}, CONFIG.rollout)
 
 
 def test_the_bound_is_the_users_where_given():
     config = replace(CONFIG, rollout=RolloutConfig(dtype="float32", max_logprob_gap=0.5))
-    _require_agreement(config, 3, {"rollout/logprob_gap_mean": 0.4})
+    check_logprob_gap(3, {"rollout/logprob_gap_mean": 0.4}, config.rollout)
     with pytest.raises(RunStopped, match=r"rollout.max_logprob_gap = 0.5"):
-        _require_agreement(config, 3, {"rollout/logprob_gap_mean": 0.6})
+        check_logprob_gap(3, {"rollout/logprob_gap_mean": 0.6}, config.rollout)
 
 
-class Restarts:
-    """Everything of a run that has to do with starting engines anew: notes what is called. `do` fails so many times."""
+class Engines:
+    """The parts of a run that restart engines: records every call. `operation` loses the engines so many times."""
 
     def __init__(self, failures: int) -> None:
         self.failures, self.calls = failures, list[str]()
-        self.rollouts = self.pool = self.learner = self
 
     def __getattr__(self, name: str):
-        return lambda *args, **options: self.calls.append(
-            " ".join([name, *(str(arg) for arg in args if arg is not self)])
-        )
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **options: self.calls.append(" ".join([name, *(str(arg) for arg in args)]))
 
-    def do(self) -> str:
-        self.calls.append("do")
-        if self.calls.count("do") <= self.failures:
+    def operation(self) -> str:
+        self.calls.append("operation")
+        if self.calls.count("operation") <= self.failures:
             raise CannotReplace("an engine that gets its weights by NCCL")
         return "done"
 
 
-def test_where_an_engine_cannot_be_replaced_alone_all_start_anew_with_the_learners_weights(caplog):
-    run = Restarts(failures=1)
-    run.connect, run.sync = "connect", "sync"  # the learner's, which are handed on
-    run.pool = Restarts(failures=0)
-    run.pool.calls = run.calls
-    assert _unbroken(CONFIG, run, 7, run.do) == "done"
-    assert run.calls == ["do", "put_back", "restart", "connect connect", "sync 7 sync", "start 7", "do"]
-    assert "all engines start anew: an engine that gets its weights by NCCL" in caplog.text
+def run_of(engines: Engines, config: TrainConfig) -> Run:
+    learner = SimpleNamespace(connect="learner.connect", sync="learner.sync")
+    unused = dict.fromkeys(["resumed", "stream", "teacher", "evaluator", "tracker", "progress"])
+    return Run(config=config, version=7, learner=learner, pool=engines, batches=engines, **unused)
 
 
-@pytest.mark.parametrize(("failures", "goes_on"), [(0, True), (2, True), (3, False)])
-def test_engines_that_are_lost_again_and_again_end_the_run(failures: int, goes_on: bool):
-    run = Restarts(failures)
-    config = replace(CONFIG, rollout=RolloutConfig(max_failures=2))
-    if goes_on:
-        assert _unbroken(config, run, 7, run.do) == "done"
+def test_where_an_engine_cannot_be_replaced_alone_all_restart_with_the_learners_weights(caplog):
+    engines = Engines(failures=1)
+    assert run_of(engines, CONFIG).with_engines(engines.operation) == "done"
+    assert engines.calls == [
+        "operation",
+        "requeue",
+        "restart",
+        "connect learner.connect",
+        "sync 7 learner.sync",
+        "start 7",
+        "operation",
+    ]
+    assert "restarting all engines: an engine that gets its weights by NCCL" in caplog.text
+
+
+@pytest.mark.parametrize(("failures", "recovers"), [(0, True), (2, True), (3, False)])
+def test_engines_that_are_lost_again_and_again_end_the_run(failures: int, recovers: bool):
+    engines = Engines(failures)
+    run = run_of(engines, replace(CONFIG, rollout=RolloutConfig(max_failures=2)))
+    if recovers:
+        assert run.with_engines(engines.operation) == "done"
     else:
         with pytest.raises(CannotReplace):
-            _unbroken(config, run, 7, run.do)
-    assert run.calls.count("restart") == min(failures, 2)
+            run.with_engines(engines.operation)
+    assert engines.calls.count("restart") == min(failures, 2)
 
 
 def test_some_failed_verdicts_are_shown_and_the_run_goes_on(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
-        _report_errors(5, [[FAILED, Score(reward=1.0)], [Score(reward=0.0), FAILED]])
-    assert caplog.messages == [f"step 5: no verdict on 2 of 4 completions; one: {FAILED.error}"]
+        check_scores(5, [[FAILED, Score(reward=1.0)], [Score(reward=0.0), FAILED]])
+    assert caplog.messages == [f"step 5: no score for 2 of 4 completions; one: {FAILED.error}"]
 
 
 def test_a_reward_that_fails_on_every_completion_stops_the_run_in_its_own_words():
     with pytest.raises(RunStopped, match="failed on all 2 completions; the first: reward 'r' raised KeyError"):
-        _report_errors(5, [[FAILED], [FAILED]])
+        check_scores(5, [[FAILED], [FAILED]])
 
 
 def test_rollout_metrics_of_two_groups():
@@ -166,7 +184,7 @@ def test_rollout_metrics_of_two_groups():
     # All are of version 0, the learner has 3.
     groups = [group(2, 4), Group(**{**fields(group(6)), "completions": [*group(6).completions, *cut(8)]})]
     scores = [[Score(reward=1.0), Score(reward=0.0)], [Score(reward=1.0), Score(reward=1.0)]]
-    batch = Batch(groups=groups, scores=scores, num_refills=1, seconds_to_generate=4.0, seconds_to_score=0.5)
+    batch = ScoredBatch(groups=groups, scores=scores, num_refills=1, seconds_to_generate=4.0, seconds_to_score=0.5)
     assert rollout_metrics(batch, policy_version=3) == {
         "rollout/response_tokens": 5.0,
         "rollout/truncated": 0.25,
@@ -197,7 +215,7 @@ def test_a_request_has_the_same_seed_wherever_it_runs_and_another_for_every_othe
 
 def test_a_run_that_is_finished_returns_its_result_without_starting_anything(tmp_path: Path):
     config = replace(CONFIG, run_dir=tmp_path, steps=4, resume="auto")
-    state = LoopState(step=4, policy_version=4, cursor={}, seconds=9.0, config=plain_config(config))
+    state = LoopState(step=4, policy_version=4, cursor={}, seconds=9.0, config=config_dict(config))
     checkpoint = save_checkpoint(tmp_path, state, lambda folder: None, keep=0)
     rows = [{"step": 0, "eval/greedy": 0.25}, {"step": 4, "eval/greedy": 0.75}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

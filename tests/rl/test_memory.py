@@ -10,7 +10,7 @@ from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig
-from rl.hardware.memory import GIB, MemoryPlan, as_table, image_tokens, plan_memory, plan_teacher
+from rl.hardware.memory import GIB, MemoryPlan, image_tokens, memory_table, plan_memory, plan_teacher
 from rollout.config import RolloutConfig
 
 
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_said_with_a_remedy(options: TrainConfig, device_gi
     ],
 )
 def test_pictures_take_what_their_pixels_or_the_context_allow(rollout: dict, tokens: int):
-    assert image_tokens(config(rollout=rollout)) == tokens
+    assert image_tokens(config(rollout=rollout).rollout) == tokens
 
 
 def test_a_plan_of_a_cpu_run_is_refused():
@@ -146,7 +146,7 @@ def test_a_plan_of_a_cpu_run_is_refused():
 
 def test_the_table_has_every_line_and_the_verdict():
     console = Console(width=140, record=True, file=StringIO())
-    console.print(as_table(plan_memory(config(), PUBLISHED["2B"], device_gib=140)))
+    console.print(memory_table(plan_memory(config(), PUBLISHED["2B"], device_gib=140)))
     told = console.export_text()
     for words in ("learner, at its peak", "AdamW's moments", "key-value cache", "fits"):
         assert words in told

@@ -10,23 +10,25 @@ import pytest
 
 from rewards.types import Score
 from rl.evaluation.results import (
-    Correct,
-    Outcome,
+    CorrectnessRule,
+    PromptResult,
     answer_key,
-    outcome_of,
+    evaluation_metrics,
     pass_rate,
     powers_of_two,
+    prompt_result,
     summarise,
-    task_metrics,
 )
-from rl.run_dir.tracker import sample_row
+from rl.run_dir.transcripts import transcript
 from rollout import Completion, Group, Prompt
 
 
-def outcome(correct: str, *, task: str = "sums", answers: str = "", errors: int = 0, truncated: int = 0) -> Outcome:
+def outcome(
+    correct: str, *, task: str = "sums", answers: str = "", errors: int = 0, truncated: int = 0
+) -> PromptResult:
     """`correct` has a letter for each sample with a verdict: r is right, w is wrong."""
     judged = [letter == "r" for letter in correct]
-    return Outcome(
+    return PromptResult(
         prompt_id=f"{task}-{correct}",
         task=task,
         correct=judged,
@@ -68,7 +70,7 @@ def test_samples_without_a_verdict_are_counted_and_are_neither_right_nor_wrong()
 def test_without_any_verdict_there_is_no_figure() -> None:
     found = summarise([outcome("", errors=4)], 4)["overall"]
     assert (found["figures"], found["reward"], found["without_verdict"]) == ({}, None, 4)
-    assert task_metrics([outcome("", errors=4)], 4) == {"sums/errors": 4.0}
+    assert evaluation_metrics([outcome("", errors=4)], 4) == {"sums/errors": 4.0}
 
 
 def test_lengths_and_truncation() -> None:
@@ -78,7 +80,7 @@ def test_lengths_and_truncation() -> None:
 
 
 def test_metrics_of_a_chart_are_named_by_task() -> None:
-    assert task_metrics([outcome("rwww"), outcome("rrrr", task="vqa")], 4) == {
+    assert evaluation_metrics([outcome("rwww"), outcome("rrrr", task="vqa")], 4) == {
         "sums/avg": 0.25,
         "sums/pass@4": 1.0,
         "sums/majority": 0.25,
@@ -86,7 +88,7 @@ def test_metrics_of_a_chart_are_named_by_task() -> None:
         "vqa/pass@4": 1.0,
         "vqa/majority": 1.0,
     }
-    assert task_metrics([outcome("r")], 1) == {"sums/avg": 1.0}
+    assert evaluation_metrics([outcome("r")], 1) == {"sums/avg": 1.0}
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, [1]), (2, [1, 2]), (10, [1, 2, 4, 8]), (16, [1, 2, 4, 8, 16])])
@@ -130,12 +132,12 @@ def recorded(*scores: Score, **completion: Any) -> dict[str, Any]:
     prompt = Prompt(id="a", messages=[], task="sums")
     completions = [Completion(text="17", token_ids=np.zeros(3, np.int32), **completion) for _ in scores]
     group = Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=completions)
-    return sample_row(Path(), "", group, scores, with_pictures=False)
+    return transcript(Path(), "", group, scores, with_pictures=False)
 
 
 def test_an_outcome_is_read_from_a_runs_record() -> None:
     failed = Score(reward=0.0, error="judge is silent", failed="judge")
-    found = outcome_of(recorded(Score(reward=1.0), Score(reward=0.3), failed, finish_reason="length"))
+    found = prompt_result(recorded(Score(reward=1.0), Score(reward=0.3), failed, finish_reason="length"))
     assert (found.prompt_id, found.task, found.num_truncated) == ("a", "sums", 3)
     assert (found.correct, found.answers, found.rewards) == ([True, False], ["17", "17"], [1.0, 0.3])
     assert (found.lengths, found.errors) == ([3, 3, 3], {"judge": 1})
@@ -160,15 +162,15 @@ def test_a_pass_rate_without_a_verdict_is_none_and_not_zero() -> None:
 def test_weights_that_add_up_to_almost_one_are_correct() -> None:
     reward = 0.7 + 0.2 + 0.1
     assert reward < 1.0
-    assert outcome_of(recorded(Score(reward=reward))).correct == [True]
+    assert prompt_result(recorded(Score(reward=reward))).correct == [True]
 
 
 def test_a_part_decides_where_it_is_named() -> None:
     score = Score(reward=0.9, parts={"accuracy": 1.0, "length": -0.1})
-    assert outcome_of(recorded(score)).correct == [False]
-    assert outcome_of(recorded(score), Correct(part="accuracy")).correct == [True]
-    assert outcome_of(recorded(score), Correct(at_least=0.5)).correct == [True]
+    assert prompt_result(recorded(score)).correct == [False]
+    assert prompt_result(recorded(score), CorrectnessRule(part="accuracy")).correct == [True]
+    assert prompt_result(recorded(score), CorrectnessRule(at_least=0.5)).correct == [True]
     outside = Score(reward=0.0, parts={"gate": 0.0})  # a gate kept it from being looked at
-    assert outcome_of(recorded(score, outside), Correct(part="accuracy")).correct == [True, False]
+    assert prompt_result(recorded(score, outside), CorrectnessRule(part="accuracy")).correct == [True, False]
     with pytest.raises(ValueError, match="'format' is no part of the reward, which has: accuracy, length"):
-        Correct(part="format").require_part({"length", "accuracy"})
+        CorrectnessRule(part="format").require_part({"length", "accuracy"})

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import rl.hardware.placement
 from rl.config import LearnerConfig, TeacherConfig, TrainConfig, check_config
-from rl.hardware.placement import as_table, choices, derive_placement, settle
+from rl.hardware.placement import derive_placement, derived_options, placement_table, resolve_placement
 from rollout.config import RolloutConfig
 
 
@@ -85,25 +85,25 @@ def test_what_cannot_be_or_is_said_twice_is_refused_with_both_values(placement, 
 
 def test_engines_that_sleep_while_the_learner_trains_cannot_generate_ahead() -> None:
     made = derive_placement(config("colocated"), [8])
-    with pytest.raises(ValueError, match="max_staleness = 1 has engines generate while the learner trains"):
+    with pytest.raises(ValueError, match="max_staleness = 1 lets engines generate while the learner trains"):
         check_config(replace(made, max_staleness=1))
 
 
 def test_without_a_placement_the_options_stand_as_they_are() -> None:
     asked = config(None)
-    assert settle(asked) is asked
+    assert resolve_placement(asked) is asked
 
 
 def test_what_is_derived_is_printed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl.hardware.placement, "gpus_of_nodes", lambda: [8])
     console = Console(record=True, width=120, file=io.StringIO())
-    made = settle(config("separate"), console)
+    made = resolve_placement(config("separate"), console)
     lines = console.export_text().splitlines()
-    for choice in choices(config("separate"), [8]):
+    for choice in derived_options(config("separate"), [8]):
         assert any(choice.option in line and str(choice.value) in line and choice.why in line for line in lines)
     assert (made.learner.gpus, made.rollout.num_engines) == (2, 6)
-    assert as_table(choices(config("separate"), [8])).row_count == 4
-    assert settle(made) == made, "what has been derived is derived again, as a resume does"
+    assert placement_table(derived_options(config("separate"), [8])).row_count == 4
+    assert resolve_placement(made) == made, "what has been derived is derived again, as a resume does"
 
 
 @pytest.mark.parametrize(

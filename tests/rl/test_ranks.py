@@ -15,7 +15,7 @@ from policies.loading import load_policy
 from rl.config import LoraConfig, TrainConfig
 from rl.learner import Learner
 from rl.learner.microbatches import lengthen_plan, split_ranks
-from rl.types import Sample
+from rl.samples import Sample
 from tests.learning import config, difference, parameters, rollout, watch_gradients
 from tests.ranks import RankPool
 
@@ -39,7 +39,7 @@ def learn(folder: Path, options: TrainConfig, groups: list[list[Sample]], save_t
 
 def one_step(learner: Learner, groups: list[list[Sample]], save_to: Path | None) -> Run:
     microbatches = [
-        (len(batch.prompt_ids), batch.vision is not None and batch.vision.is_seen, batch.idle)
+        (len(batch.prompt_ids), batch.vision is not None and batch.vision.is_seen, batch.is_padding)
         for batch in learner.make_microbatches([sample for group in groups for sample in group])
     ]
     gradients = watch_gradients(learner)

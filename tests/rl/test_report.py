@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rl.report import LETTERS, write_report
+from rl.run_dir.html_report import MAX_CHARACTERS, write_report
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +80,7 @@ def run(tmp_path: Path) -> Path:
         "answer": "yes",
         "completions": [
             completion("<yes>", 1.0, parts={"format": 0.5}),
-            completion("n" * (LETTERS + 7), 0.0, finish_reason="length"),
+            completion("n" * (MAX_CHARACTERS + 7), 0.0, finish_reason="length"),
             completion("lost", 0.0, error="reward 'r' raised KeyError"),
             completion("blue", 0.5, turns=turns),
         ],
@@ -118,7 +118,14 @@ def test_samples_are_shown_with_pictures_rewards_and_reasons(run: Path) -> None:
         len(page.images) == 4
     )  # of both samples the prompt's picture that is there, and the one that was shown in between
     assert 'best">1</span>' in source and 'worst">0</span>' in source and 'reward ">0.5</span>' in source
-    for words in ("<yes>", "format 0.5", "no verdict: reward 'r' raised KeyError", " · cut", "7 more", "lookhere"):
+    for words in (
+        "<yes>",
+        "format 0.5",
+        "no verdict: reward 'r' raised KeyError",
+        " · truncated",
+        "7 more",
+        "lookhere",
+    ):
         assert words in page.text
 
 
@@ -148,5 +155,5 @@ def test_the_command_writes_it_and_says_what_is_no_run(run: Path, tmp_path: Path
 
     assert report(run).stdout.strip() == str(run / "report.html")
     lost = report(tmp_path / "none")
-    assert lost.returncode == 1 and "none holds no metrics.jsonl: it is no run's folder" in lost.stderr
+    assert lost.returncode == 1 and "none has no metrics.jsonl: it is not a run's folder" in lost.stderr
     assert report().stderr.strip() == "usage: python -m rl.report RUN_DIR"

@@ -16,8 +16,10 @@ import pytest
 from policies.small.qwen3_vl import small_processor
 from rewards import Score
 from rl.config import TrainConfig
-from rl.generation.batches import Rollouts, has_variance, keep_groups, refills_of_sources
-from rl.learner.microbatches import make_samples, split_minibatches
+from rl.generation.batches import BatchProducer, Stages, _Draft
+from rl.generation.dynamic_sampling import has_variance, refill_budget, select_groups
+from rl.learner.microbatches import split_minibatches
+from rl.samples import make_samples
 from rollout.data.mixture import mixture, open_stream
 from rollout.data.stream import PromptStream
 from rollout.rendering import expanded_prompt
@@ -87,7 +89,7 @@ class FakeTeacher:
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., tuple[Rollouts, FakePool, PromptStream]]]:
+def make() -> Iterator[Callable[..., tuple[BatchProducer, FakePool, PromptStream]]]:
     """Builds rollouts of four prompts a step, two completions each, over twelve prompts."""
     pools = []
 
@@ -97,13 +99,21 @@ def make() -> Iterator[Callable[..., tuple[Rollouts, FakePool, PromptStream]]]:
         flat: Sequence[str] = (),
         prompts=PROMPTS,
         teacher: FakeTeacher | None = None,
+        last_step: int = 9,
         **choices: int,
-    ) -> tuple[Rollouts, FakePool, PromptStream]:
+    ) -> tuple[BatchProducer, FakePool, PromptStream]:
         pool = FakePool(delay)
         pools.append(pool)
         config = TrainConfig(model="m", prompts_per_step=4, group_size=2, **choices)
         stream = open_stream(prompts, batch_size=4, num_minibatches=config.num_minibatches, seed=0)
-        rollouts = Rollouts(config, stream, pool, FakeRunner(flat), PROCESSOR, first_step=1, teacher=teacher)
+        rollouts = BatchProducer(
+            config,
+            Sampling(max_tokens=4),
+            Stages(stream=stream, pool=pool, runner=FakeRunner(flat), processor=PROCESSOR, teacher=teacher),
+            seed=config.seed,
+            first_step=1,
+            last_step=last_step,
+        )
         return rollouts, pool, stream
 
     yield build
@@ -133,7 +143,7 @@ def steps_asked(pool: FakePool) -> list[int]:
 def test_without_staleness_a_step_is_asked_of_the_weights_before_it_and_no_step_is_asked_early(make):
     rollouts, pool, _ = make(max_staleness=0)
     for version in (0, 1):
-        rollouts.start(version, last_step=9)
+        rollouts.start(version)
         assert steps_asked(pool) == list(range(1, version + 2))
         rollouts.take(version + 1)
     assert {asked[2] for asked in pool.asked if asked[0] == 2} == {1}
@@ -141,28 +151,28 @@ def test_without_staleness_a_step_is_asked_of_the_weights_before_it_and_no_step_
 
 def test_with_staleness_two_the_engines_are_two_steps_ahead_and_never_three(make):
     rollouts, pool, _ = make(max_staleness=2)
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     assert steps_asked(pool) == [1, 2, 3]
     rollouts.take(1)
-    rollouts.start(1, last_step=9)  # the learner has version 1: step 4 learns from version 3, two ahead of it
+    rollouts.start(1)  # the learner has version 1: step 4 learns from version 3, two ahead of it
     assert steps_asked(pool) == [1, 2, 3, 4]
 
 
 def test_nothing_is_asked_beyond_the_last_step(make):
-    rollouts, pool, _ = make(max_staleness=5)
-    rollouts.start(0, last_step=2)
+    rollouts, pool, _ = make(max_staleness=5, last_step=2)
+    rollouts.start(0)
     assert steps_asked(pool) == [1, 2]
 
 
 def test_batches_have_the_streams_prompts_in_order_whatever_was_done_first(make):
     rollouts, _, _ = make(max_staleness=1, delay=lambda prompt: 0.02 * (12 - int(prompt.answer)) / 12)
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     assert [ids(rollouts.take(step).groups) for step in (1, 2)] == [in_order()[:4], in_order()[4:8]]
 
 
 def test_the_cursor_is_before_the_oldest_batch_that_nobody_has_taken(make):
     rollouts, _, _ = make(max_staleness=1)
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     rollouts.take(1)
     stream = PromptStream(PROMPTS, batch_size=4, seed=0)
     stream.restore(rollouts.cursor())
@@ -179,7 +189,7 @@ def test_a_group_without_variance_is_refilled_and_the_order_of_arrival_changes_n
     place = {name: i for i, name in enumerate(order)}
     delay = lambda prompt: 0.01 * (12 - place[prompt.id] if reverse else place[prompt.id])  # noqa: E731
     rollouts, pool, _ = make(refill_prompts=8, flat=flat, delay=delay)
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     batch = rollouts.take(1)
     assert ids(batch.groups) == [order[0], order[3], order[5], order[6]]
     assert batch.num_refills == 3 and len(pool.asked) == 7
@@ -195,7 +205,7 @@ def test_of_a_mixture_a_refill_is_of_the_same_task_and_every_minibatch_keeps_its
     rollouts, _, _ = make(prompts=mixed, refill_prompts=12, flat=flat, delay=delay)
     learnt = []
     for step in (1, 2, 3):
-        rollouts.start(step - 1, last_step=9)
+        rollouts.start(step - 1)
         batch = rollouts.take(step)
         assert all(has_variance(scores) for scores in batch.scores)
         learnt += ids(batch.groups)
@@ -215,17 +225,17 @@ def test_a_mixture_resumed_in_the_middle_has_the_same_prompts_as_without_in_ever
     mixed = mixture({"a": (PROMPTS, 2), "b": (PROMPTS[:5], 1)})
     choices = {"prompts": mixed, "refill_prompts": 6, "flat": ["a/p1", "a/p7", "b/p0"]}
 
-    def learnt(rollouts: Rollouts, steps: range) -> list[list[str]]:
+    def learnt(rollouts: BatchProducer, steps: range) -> list[list[str]]:
         batches = []
         for step in steps:
-            rollouts.start(step - 1, last_step=9)
+            rollouts.start(step - 1)
             batches.append(ids(rollouts.take(step).groups))
         return batches
 
-    whole, first, second = (make(**choices)[0] for _ in range(3))
+    (whole, *_), (first, *_), (second, _, stream) = (make(**choices) for _ in range(3))
     expected = learnt(whole, range(1, 7))
     assert learnt(first, range(1, 4)) == expected[:3]
-    second.stream.restore(json.loads(json.dumps(first.cursor())))
+    stream.restore(json.loads(json.dumps(first.cursor())))
     second._next_step = 4
     assert learnt(second, range(4, 7)) == expected[3:]
 
@@ -234,7 +244,7 @@ def test_each_task_has_its_share_of_the_refills_so_that_none_takes_them_all(make
     mixed = mixture({"a": (PROMPTS, 3), "b": (PROMPTS, 1)})
     flat = [f"{task}/p{i}" for task in "ab" for i in range(12)]
     rollouts, pool, _ = make(prompts=mixed, refill_prompts=8, flat=flat, num_minibatches=1)
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     batch = rollouts.take(1)
     assert batch.num_refills == 8
     assert sorted(prompt_id[0] for _, prompt_id, _ in pool.asked) == ["a"] * 9 + ["b"] * 3
@@ -243,14 +253,14 @@ def test_each_task_has_its_share_of_the_refills_so_that_none_takes_them_all(make
 
 def test_refills_that_do_not_divide_go_to_the_largest_remainders():
     # 3 · 5/8 is 1.875, 3 · 2/8 is .75 and 3 · 1/8 is .375.
-    assert refills_of_sources(3, [*"aaaaabbc"]) == {"a": 2, "b": 1, "c": 0}
-    assert refills_of_sources(7, [""] * 4) == {"": 7}
+    assert refill_budget(3, [*"aaaaabbc"]) == {"a": 2, "b": 1, "c": 0}
+    assert refill_budget(7, [""] * 4) == {"": 7}
 
 
 def test_each_group_that_is_kept_has_its_own_word_of_the_teacher(make):
     order, teacher = in_order(), FakeTeacher()
     rollouts, _, _ = make(refill_prompts=8, flat=order[1:2], teacher=teacher)
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     batch = rollouts.take(1)
     assert ids(batch.groups) == [order[0], order[2], order[3], order[4]]
     assert sorted(teacher.asked) == sorted((1, name) for name in order[:5])
@@ -261,14 +271,14 @@ def test_each_group_that_is_kept_has_its_own_word_of_the_teacher(make):
 
 def test_without_a_teacher_a_batch_has_no_word_of_one(make):
     rollouts, _, _ = make()
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     assert rollouts.take(1).teacher_logprobs is None
 
 
 def test_when_the_bound_is_reached_the_step_learns_from_what_there_is(make):
     order = in_order()
     rollouts, pool, _ = make(refill_prompts=2, flat=[name for name in order if name != order[3]])
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     batch = rollouts.take(1)
     # The one that can teach something, and the first three of the five others.
     assert ids(batch.groups) == [order[0], order[1], order[2], order[3]]
@@ -278,34 +288,34 @@ def test_when_the_bound_is_reached_the_step_learns_from_what_there_is(make):
 def test_prompts_that_were_refilled_are_not_drawn_again_by_the_next_step(make):
     order = in_order()
     rollouts, _, _ = make(refill_prompts=8, flat=[order[0]])
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     assert ids(rollouts.take(1).groups) == order[1:5]
-    rollouts.start(1, last_step=9)
+    rollouts.start(1)
     assert ids(rollouts.take(2).groups) == order[5:9]
 
 
 def test_a_prompt_that_is_drawn_twice_in_a_step_gets_other_seeds_the_second_time(make):
     rollouts, pool, _ = make(prompts=PROMPTS[:2])
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     assert sorted(ids(rollouts.take(1).groups)) == ["p0", "p0", "p1", "p1"]
     assert len(set(pool.seeds)) == 8
 
 
 def test_a_failure_of_the_engines_reaches_the_step_that_waits_for_them(make):
     rollouts, _, _ = make(prompts=[Prompt(id="broken", messages=[]), *PROMPTS[:3]])
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     with pytest.raises(RuntimeError, match="all engines are gone"):
         rollouts.take(1)
 
 
 def test_batches_that_are_put_back_are_asked_again_with_the_same_prompts_and_seeds(make):
     rollouts, pool, _ = make(max_staleness=1)
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     rollouts.take(1)
     steps_asked(pool)
     asked, seeds = list(pool.asked), list(pool.seeds)
-    rollouts.put_back()  # the batch of step 2, which nobody has taken
-    rollouts.start(1, last_step=9)
+    rollouts.requeue()  # the batch of step 2, which nobody has taken
+    rollouts.start(1)
     assert steps_asked(pool) == [1, 2, 3]
     again = pool.asked[len(asked) :]
     assert again[:4] == [(2, prompt_id, 1) for _, prompt_id, _ in asked[4:]], "as before, but of the newer weights"
@@ -323,41 +333,41 @@ def test_a_step_whose_engines_have_failed_can_be_put_back_and_taken_again(make):
         return 0.0
 
     rollouts, _, _ = make(delay=delay)
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     with pytest.raises(CannotReplace):
         rollouts.take(1)
     broken = False
-    rollouts.put_back()
-    rollouts.start(0, last_step=9)
+    rollouts.requeue()
+    rollouts.start(0)
     assert ids(rollouts.take(1).groups) == in_order()[:4]
-    rollouts.start(1, last_step=9)
+    rollouts.start(1)
     assert ids(rollouts.take(2).groups) == in_order()[4:8]
 
 
 def test_a_batch_that_has_been_put_back_draws_no_refill_any_more(make):
     order = in_order()
     rollouts, _, stream = make(refill_prompts=8, flat=order[:4])
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     rollouts.take(1)
     with pytest.raises(asyncio.CancelledError):
-        rollouts._refill([], [], "", rollouts._round - 1)
+        rollouts._refill(_Draft(prompts=[], sources=[], refills_left={}, attempt=rollouts._attempt - 1), "")
     before = stream.state()
-    rollouts.put_back()
+    rollouts.requeue()
     assert stream.state() == before, "the step has been taken: there is nothing to put back"
 
 
 def test_a_batch_whose_prompt_the_engine_read_differently_is_refused_with_the_prompt_and_the_place(make):
-    rollouts, pool, _ = make(prompts=[Prompt(id="p-3", messages=[{"role": "user", "content": "Hi"}])] * 4)
-    right = expanded_prompt(PROCESSOR, rollouts.stream.next_batch()[0])
+    rollouts, pool, stream = make(prompts=[Prompt(id="p-3", messages=[{"role": "user", "content": "Hi"}])] * 4)
+    right = expanded_prompt(PROCESSOR, stream.next_batch()[0])
     pool.reads = lambda prompt: np.concatenate([right[:2], np.array([*b"Ho"], np.int32), right[4:]])
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     with pytest.raises(RuntimeError, match="prompt 'p-3': from token 3 on the engine read 'o.* and the learner 'i"):
         rollouts.take(1)
 
 
 def test_what_nobody_has_taken_is_let_go_at_the_end(make):
     rollouts, pool, _ = make(max_staleness=1, delay=lambda prompt: 60.0)
-    rollouts.start(0, last_step=9)
+    rollouts.start(0)
     steps_asked(pool)
     rollouts.close()
     steps_asked(pool)
@@ -368,7 +378,7 @@ def test_groups_that_teach_are_kept_first_and_all_stay_in_order():
     scored = [
         (PROMPTS[i].id, [Score(reward=0.0), Score(reward=reward)]) for i, reward in enumerate((0.0, 1.0, 0.0, 1.0))
     ]
-    kept = [name for name, _ in keep_groups(scored, [""] * 4, 3)]
+    kept = [name for name, _ in select_groups(scored, [""] * 4, 3)]
     assert kept == ["p0", "p1", "p3"]
 
 

@@ -11,9 +11,8 @@ from typing import Any, get_args
 import pytest
 from PIL import Image
 
-from rl.data import prompts_of
-from rl.data_config import DataColumns
-from rl.evaluation.config import PRESETS, SamplingName, SamplingRunConfig, check_sampling_run, sampling_of
+from rl.data import DataColumns, prompts_of
+from rl.evaluation.config import SAMPLING_PRESETS, SamplingName, SamplingRunConfig, check_sampling_run, sampling_of
 from rollout.config import RolloutConfig
 from rollout.types import Sampling
 
@@ -39,7 +38,7 @@ def test_presets_are_those_of_the_report_and_the_model_cards(name: SamplingName,
 
 
 def test_every_preset_is_an_option() -> None:
-    assert set(PRESETS) == set(get_args(SamplingName))
+    assert set(SAMPLING_PRESETS) == set(get_args(SamplingName))
 
 
 def test_plain_samples_as_training_does_and_an_option_replaces_a_preset() -> None:

@@ -19,7 +19,7 @@ from rewards.trial.recorded import read_groups
 from rewards.types import Score
 from rl.evaluation.config import CorrectConfig, SamplingRunConfig
 from rl.evaluation.report import check_output, report_evaluation, report_pass_rates
-from rl.evaluation.sampling import answers, ask
+from rl.evaluation.sampling import answers, sample_and_score
 from rollout import Completion, Group, Prompt
 from rollout.config import RolloutConfig
 
@@ -121,48 +121,48 @@ def quiet() -> Console:
 def test_a_run_that_is_interrupted_goes_on_asks_nothing_twice_and_leaves_the_same_file(
     config: SamplingRunConfig,
 ) -> None:
-    undisturbed = report_pass_rates(ask(config, "test"), None, quiet()).read_text()
+    undisturbed = report_pass_rates(sample_and_score(config, "test"), None, quiet()).read_text()
     assert len(FakePool.asked) == 12
 
     again = replace(config, run_dir=config.run_dir.with_name("again"))
     FakePool.reset(fails_after=8)
     with pytest.raises(KeyboardInterrupt):
-        ask(again, "test")
+        sample_and_score(again, "test")
     lines = (again.run_dir / "samples" / "step_000000.jsonl").read_text().splitlines()
     done = {json.loads(line)["prompt_id"] for line in lines}
     assert 0 < len(done) <= 8
     FakePool.reset()
-    found = ask(again, "test")
+    found = sample_and_score(again, "test")
     assert not done & set(FakePool.asked) and len(FakePool.asked) == found.num_asked == 12 - len(done)
     assert report_pass_rates(found, None, quiet()).read_text() == undisturbed
     assert [json.loads(line)["prompt_id"] for line in undisturbed.splitlines()] == [f"p-{i}" for i in range(12)]
 
 
 def test_a_prompt_whose_line_a_kill_cut_short_is_asked_again(config: SamplingRunConfig) -> None:
-    ask(config, "test")
+    sample_and_score(config, "test")
     file = config.run_dir / "samples" / "step_000000.jsonl"
     whole = file.read_text()
     *kept, last = whole.splitlines(keepends=True)
     file.write_text("".join(kept) + last[: len(last) // 2])
     FakePool.reset()
-    ask(config, "test")
+    sample_and_score(config, "test")
     assert FakePool.asked == [json.loads(last)["prompt_id"]]
     assert file.read_text() == whole
 
 
 def test_what_is_answered_needs_no_engine(config: SamplingRunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = ask(config, "test")
+    first = sample_and_score(config, "test")
     monkeypatch.setattr("rl.evaluation.sampling.EnginePool", None)
-    second = ask(config, "test")
+    second = sample_and_score(config, "test")
     assert (second.num_asked, second.outcomes) == (0, first.outcomes)
 
 
 def test_more_prompts_later_keep_the_answers_to_the_first(config: SamplingRunConfig) -> None:
-    assert len(ask(replace(config, limit=5), "test").outcomes) == 5
+    assert len(sample_and_score(replace(config, limit=5), "test").outcomes) == 5
     FakePool.reset()
-    assert len(ask(config, "test").outcomes) == 12
+    assert len(sample_and_score(config, "test").outcomes) == 12
     assert FakePool.asked == [f"p-{i}" for i in range(5, 12)]
-    assert len(ask(replace(config, limit=3), "test").outcomes) == 3
+    assert len(sample_and_score(replace(config, limit=3), "test").outcomes) == 3
 
 
 @pytest.mark.parametrize(
@@ -177,23 +177,25 @@ def test_more_prompts_later_keep_the_answers_to_the_first(config: SamplingRunCon
 def test_answers_to_something_else_are_not_mixed_in(
     config: SamplingRunConfig, change: Callable[..., Any], told: str
 ) -> None:
-    ask(config, "test")
+    sample_and_score(config, "test")
     with pytest.raises(ValueError, match=f"run has answers to something else: {told}.*; pass another --run-dir"):
-        ask(change(config), "test")
+        sample_and_score(change(config), "test")
 
 
 def test_another_reward_or_other_data_under_the_same_name_are_something_else(config: SamplingRunConfig) -> None:
-    ask(config, "test")
-    ask(replace(config, rollout=replace(config.rollout, num_engines=1, threads_per_engine=2)), "test")  # not this
+    sample_and_score(config, "test")
+    sample_and_score(
+        replace(config, rollout=replace(config.rollout, num_engines=1, threads_per_engine=2)), "test"
+    )  # not this
     reward = Path(config.reward.partition(":")[0])
     reward.write_text(REWARD + "\n# another\n")
     with pytest.raises(ValueError, match="reward_files was"):
-        ask(config, "test")
+        sample_and_score(config, "test")
     reward.write_text(REWARD)
     data = Path(config.data.partition(":")[0])
     data.write_text(DATA.replace("sum?", "product?"))
     with pytest.raises(ValueError, match="data_files was"):
-        ask(config, "test")
+        sample_and_score(config, "test")
 
 
 def test_without_a_run_dir_each_choice_has_a_folder_of_its_own(
@@ -201,14 +203,16 @@ def test_without_a_run_dir_each_choice_has_a_folder_of_its_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     free = replace(config, run_dir=None)
-    folders = {ask(each, "test").run_dir for each in (free, free, replace(free, top_k=5), replace(free, limit=3))}
+    folders = {
+        sample_and_score(each, "test").run_dir for each in (free, free, replace(free, top_k=5), replace(free, limit=3))
+    }
     assert len(folders) == 2
     assert all(folder.parent == Path("runs/test") and folder.name.startswith("dense-") for folder in folders)
 
 
 def test_verifier_errors_are_shown_and_in_no_figure(config: SamplingRunConfig) -> None:
     console = quiet()
-    results = report_evaluation(ask(config, "test"), console)
+    results = report_evaluation(sample_and_score(config, "test"), console)
     rows = [json.loads(line) for line in (config.run_dir / "samples" / "step_000000.jsonl").read_text().splitlines()]
     texts = [(each["text"], row["answer"]) for row in rows for each in row["completions"]]
     lost = sum(text == "9" for text, _ in texts)
@@ -222,7 +226,7 @@ def test_verifier_errors_are_shown_and_in_no_figure(config: SamplingRunConfig) -
 
 def test_the_tables_fit_a_terminal_of_80_columns(config: SamplingRunConfig) -> None:
     console = Console(file=io.StringIO(), width=80)
-    found = ask(config, "test")
+    found = sample_and_score(config, "test")
     report_evaluation(found, console)
     file = report_pass_rates(found, None, console)
     told = console.file.getvalue()
@@ -240,18 +244,18 @@ def test_the_tables_fit_a_terminal_of_80_columns(config: SamplingRunConfig) -> N
 
 
 def test_the_answers_are_read_by_the_check_of_rewards_with_their_pictures(config: SamplingRunConfig) -> None:
-    ask(config, "test")
+    sample_and_score(config, "test")
     groups = {group.prompt.id: group for group in read_groups(config.run_dir)}
     assert len(groups) == 12 and len(groups["p-5"].completions) == 4
     assert groups["p-5"].prompt.images[0].getpixel((0, 0)) == (5, 0, 0)
     plain = replace(config, run_dir=config.run_dir.with_name("plain"), pictures=False)
-    ask(plain, "test")
+    sample_and_score(plain, "test")
     assert not list(plain.run_dir.glob("samples/*.png")) and len(read_groups(plain.run_dir)) == 12
 
 
 def test_blind_shows_grey_pictures_and_leaves_out_prompts_without_any(config: SamplingRunConfig) -> None:
     console = quiet()
-    found = ask(replace(config, blind=True), "test")
+    found = sample_and_score(replace(config, blind=True), "test")
     assert found.skipped == {0: "no picture to take away"} and len(found.outcomes) == 11
     assert read_groups(config.run_dir)[0].prompt.images[0].getpixel((0, 0)) == (128, 128, 128)
     rows = [json.loads(line) for line in report_pass_rates(found, None, console).read_text().splitlines()]
@@ -260,20 +264,20 @@ def test_blind_shows_grey_pictures_and_leaves_out_prompts_without_any(config: Sa
 
 
 def test_what_does_not_fit_is_left_out_and_told(config: SamplingRunConfig, caplog: pytest.LogCaptureFixture) -> None:
-    found = ask(replace(config, data=config.data.replace("prompts", "too_long")), "test")
+    found = sample_and_score(replace(config, data=config.data.replace("prompts", "too_long")), "test")
     assert list(found.skipped) == [2] and "max_model_len = 128" in found.skipped[2]
     assert "prompt 'long'" in caplog.text
     only = replace(config, data=config.data.replace("prompts", "too_long"), run_dir=config.run_dir.with_name("only"))
     with pytest.raises(
         ValueError, match="no prompt of .* could be asked; the first: prompt 'p-0': .*max_model_len = 60"
     ):
-        ask(replace(only, rollout=replace(config.rollout, max_model_len=60, max_tokens=59)), "test")
+        sample_and_score(replace(only, rollout=replace(config.rollout, max_model_len=60, max_tokens=59)), "test")
 
 
 def test_pass_rates_are_written_as_parquet_too(config: SamplingRunConfig, tmp_path: Path) -> None:
     from datasets import Dataset
 
-    found = ask(config, "test")
+    found = sample_and_score(config, "test")
     as_lines = report_pass_rates(found, None, quiet())
     as_parquet = report_pass_rates(found, tmp_path / "rates.parquet", quiet())
     assert Dataset.from_parquet(str(as_parquet)).to_list() == list(map(json.loads, as_lines.read_text().splitlines()))
@@ -284,25 +288,25 @@ def test_pass_rates_are_written_as_parquet_too(config: SamplingRunConfig, tmp_pa
 def test_an_environment_is_tried_before_the_engines_start_and_handed_to_them(
     config: SamplingRunConfig, tmp_path: Path
 ) -> None:
-    ask(config, "test")
+    sample_and_score(config, "test")
     assert FakePool.options["episodes"] is None
     (tmp_path / "environment.py").write_text(ENVIRONMENT)
     FakePool.reset()
     played = replace(config, run_dir=tmp_path / "played", environment=f"{tmp_path}/environment.py:Once")
-    ask(played, "test")
+    sample_and_score(played, "test")
     assert FakePool.options["episodes"] is not None
     FakePool.reset()
     broken = replace(config, run_dir=tmp_path / "broken", environment=f"{tmp_path}/environment.py:Broken")
     with pytest.raises(ValueError, match="KeyError: 'turn'"):
-        ask(broken, "test")
+        sample_and_score(broken, "test")
     assert FakePool.asked == []
 
 
 def test_a_part_that_no_score_has_is_refused_and_the_answers_stay(config: SamplingRunConfig) -> None:
     with pytest.raises(ValueError, match="correct.part = 'accuracy' is no part of the reward, which has: none"):
-        ask(replace(config, correct=CorrectConfig(part="accuracy")), "test")
+        sample_and_score(replace(config, correct=CorrectConfig(part="accuracy")), "test")
     FakePool.reset()
-    assert len(ask(config, "test").outcomes) == 12 and FakePool.asked == []
+    assert len(sample_and_score(config, "test").outcomes) == 12 and FakePool.asked == []
 
 
 class SlowOnFirst(FakePool):

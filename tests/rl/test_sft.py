@@ -17,12 +17,12 @@ from policies.inputs import vision_tokens
 from policies.loading import load_policy, load_processor
 from policies.small.qwen3_vl import save_small_policy, small_config, small_processor
 from rl.config import ColdStartConfig, LearnerConfig, OptimizerConfig
-from rl.learner.microbatches import encode_media, make_microbatch
+from rl.learner.microbatches import Microbatch, encode_media, make_microbatch
 from rl.run_dir.tracker import read_metrics
 from rl.sft.config import SftConfig
-from rl.sft.demonstrations import Lessons, demonstration, reasoned_answer, reference_answer
-from rl.sft.train import cold_start, negative_log_likelihood, supervise
-from rl.types import Microbatch
+from rl.sft.demonstrations import DemonstrationEncoder, encode_demonstration, reasoned_answer, reference_answer
+from rl.sft.small_policy import cold_start
+from rl.sft.train import negative_log_likelihood, supervise
 from rollout.types import Observation, Prompt, Video
 
 
@@ -43,7 +43,7 @@ PROMPTS = prompts("1=1", "2=2")
 
 
 def batch_of(*asked: Prompt) -> Microbatch:
-    samples = [demonstration(small_processor(), prompt, reference_answer(prompt)) for prompt in asked]
+    samples = [encode_demonstration(small_processor(), prompt, reference_answer(prompt)) for prompt in asked]
     return make_microbatch(samples, encode_media(small_processor(), samples), vision_tokens(small_config("dense")))
 
 
@@ -129,7 +129,7 @@ def learns_nothing(config: SftConfig, *_) -> Path:
     "changed", [{"seed": 1}, {"updates": 13}, {"learning_rate": 1e-4}, {"kind": "moe"}], ids=lambda c: next(iter(c))
 )
 def test_other_choices_have_another_folder(monkeypatch, config: ColdStartConfig, folder: Path, changed: dict):
-    monkeypatch.setattr("rl.sft.train.supervise", learns_nothing)
+    monkeypatch.setattr("rl.sft.small_policy.supervise", learns_nothing)
     assert cold_start(replace(config, **changed), PROMPTS) != folder
 
 
@@ -139,7 +139,7 @@ def test_other_choices_have_another_folder(monkeypatch, config: ColdStartConfig,
     ids=["answer", "number", "image"],
 )
 def test_other_prompts_have_another_folder(monkeypatch, config: ColdStartConfig, folder: Path, others: list[Prompt]):
-    monkeypatch.setattr("rl.sft.train.supervise", learns_nothing)
+    monkeypatch.setattr("rl.sft.small_policy.supervise", learns_nothing)
     assert cold_start(config, others) != folder
 
 
@@ -149,7 +149,7 @@ def test_other_prompts_have_another_folder(monkeypatch, config: ColdStartConfig,
     ids=["two turns", "an observation", "a tool's observation"],
 )
 def test_the_same_words_in_other_roles_have_another_folder(monkeypatch, config: ColdStartConfig, shown: list):
-    monkeypatch.setattr("rl.sft.train.supervise", learns_nothing)
+    monkeypatch.setattr("rl.sft.small_policy.supervise", learns_nothing)
     folders = {cold_start(config, PROMPTS, lambda prompt, parts=parts: parts) for parts in (["ab"], shown)}
     assert len(folders) == 2
 
@@ -157,7 +157,7 @@ def test_the_same_words_in_other_roles_have_another_folder(monkeypatch, config: 
 def test_a_prompt_without_an_answer_is_named(tmp_path: Path):
     config = ColdStartConfig(updates=1, batch_size=2, threads=1, cache_dir=tmp_path)
     with pytest.raises(
-        ValueError, match="prompt 'sum-1' has no answer to learn from: a cold start needs prompts with answers"
+        ValueError, match="prompt 'sum-1' has no answer to train on: a cold start needs prompts with answers"
     ):
         cold_start(config, prompts("1=1", None))
     assert list(tmp_path.glob("*/cold_start.json")) == []
@@ -278,14 +278,14 @@ def test_two_ranks_learn_what_one_learns(fresh: Path, tmp_path: Path):
 def test_what_is_too_long_is_skipped_and_counted(fresh: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     asked = prompts("1=1", "2=2", "3" * 100)
     supervise(choices(fresh, tmp_path, steps=3), asked)
-    assert "113 tokens with what is shown exceed max_tokens = 64: raise it, or shorten" in caplog.text
+    assert "113 tokens with the demonstration exceed max_tokens = 64: raise it, or shorten" in caplog.text
     assert read_metrics(tmp_path)[-1]["rollout/prompts_skipped"] >= 1
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"steps": 0}, "steps must be > 0, got 0"),
         (
             {"max_tokens": 20_000},
             "learner.microbatch_tokens = 16384 cannot hold the longest sequence, max_tokens = 20000",
@@ -300,7 +300,7 @@ def test_choices_that_cannot_work_are_refused(fresh: Path, tmp_path: Path, chang
 
 def test_a_run_of_other_choices_is_not_gone_on_with(fresh: Path, tmp_path: Path):
     supervise(choices(fresh, tmp_path, steps=1), PROMPTS)
-    with pytest.raises(ValueError, match="already holds a run .step_1.: pass --resume auto to go on"):
+    with pytest.raises(ValueError, match="already holds a run .step_1.: pass --resume auto to continue it"):
         supervise(choices(fresh, tmp_path), PROMPTS)
     with pytest.raises(ValueError, match=r"is of another config: batch_size = 1 \(was 2\)"):
         supervise(choices(fresh, tmp_path, batch_size=1, resume="auto"), PROMPTS)
@@ -326,12 +326,14 @@ def test_a_thought_that_the_chat_template_has_opened_is_not_opened_twice():
 
 
 def learnt_text(processor, prompt: Prompt, shown: list[str]) -> str:
-    sample = demonstration(processor, prompt, shown)
+    sample = encode_demonstration(processor, prompt, shown)
     return processor.tokenizer.decode(sample.token_ids[sample.loss_mask])
 
 
 def test_a_lesson_is_made_once():
     calls = []
-    lessons = Lessons(small_processor(), lambda prompt: calls.append(prompt.id) or [prompt.answer], max_tokens=64)
+    lessons = DemonstrationEncoder(
+        small_processor(), lambda prompt: calls.append(prompt.id) or [prompt.answer], max_tokens=64
+    )
     assert [lessons.accept(prompt) for prompt in PROMPTS] == [None, None]
     assert [sample.prompt_id for sample in lessons.take(PROMPTS)] == calls == ["sum-0", "sum-1"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.loop import RunResult
 from rl.run_dir.summary import print_result
+from rl.types import RunResult
 
 
 def result(run_dir: Path, tasks: dict[str, tuple[float, float]]) -> RunResult:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rewards import Score
-from rl.learner.microbatches import make_samples
-from rl.task_metrics import task_metrics
+from rl.metrics import task_metrics
+from rl.samples import make_samples
 from rollout import Completion, Group, Prompt
 
 

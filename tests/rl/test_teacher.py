@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from policies.small.qwen3_vl import save_small_policy, small_processor
-from rl.config import TeacherConfig, TrainConfig
-from rl.hardware.placement import teacher_rollout
-from rl.teacher import require_same_vocabulary, start_teacher
+from rl.config import TeacherConfig
+from rl.preflight import require_same_vocabulary
 from rollout.config import RolloutConfig
 
 
 def test_a_teacher_of_the_same_vocabulary_is_taken_whatever_its_weights(moe_policy: Path):
-    require_same_vocabulary(small_processor(), str(moe_policy))
+    assert require_same_vocabulary(small_processor(), str(moe_policy)) is None
 
 
 def test_a_teacher_of_another_vocabulary_is_refused_with_a_token_and_both_its_ids(tmp_path: Path):
@@ -40,7 +39,7 @@ def test_a_teachers_engines_read_what_the_student_has_said_as_it_has_read_it():
         num_engines=5, temperature=0.8, max_model_len=700, max_image_pixels=4096, max_images=3, weight_transfer="ipc"
     )
     chosen = TeacherConfig(model="large", num_engines=2, gpus_per_engine=4, dtype="bfloat16", max_batched_tokens=128)
-    engines = teacher_rollout(TrainConfig(model="small", rollout=student, teacher=chosen))
+    engines = chosen.engine_config(student)
     assert engines == replace(
         student,
         num_engines=2,
@@ -51,7 +50,3 @@ def test_a_teachers_engines_read_what_the_student_has_said_as_it_has_read_it():
         weight_transfer="shared_memory",
     )
     assert not engines.shares_gpus
-
-
-def test_without_a_name_there_is_no_teacher():
-    assert start_teacher(TrainConfig(model="small"), "small", small_processor()) is None

@@ -11,14 +11,17 @@ import pytest
 from PIL import Image
 
 from rewards.types import Score
-from rl.config import TrainConfig, plain_config
-from rl.run_dir.tracker import Tracker, film_strip, keep_steps, read_metrics, write_json
+from rl.config import TrainConfig
+from rl.options import config_dict
+from rl.run_dir.files import write_json
+from rl.run_dir.tracker import Tracker, keep_steps, read_metrics
+from rl.run_dir.transcripts import film_strip
 from rollout.types import Completion, Group, Observation, Prompt, Turn, Video
 
 
 def tracker(run_dir: Path, start_step: int = 0, **changed: object) -> Tracker:
     config = TrainConfig(model="small", run_dir=run_dir, wandb="disabled", **changed)
-    return Tracker(config, plain_config(config), start_step)
+    return Tracker(config, config_dict(config), start_step)
 
 
 def steps(run_dir: Path) -> list[float]:
@@ -189,7 +192,7 @@ def test_without_a_terminal_the_first_and_every_tenth_step_print_a_line(
 
 def test_wandb_keeps_an_offline_run_in_the_runs_folder_and_closes(tmp_path: Path):
     config = TrainConfig(model="small", run_dir=tmp_path / "run", wandb="offline")
-    tracker = Tracker(config, plain_config(config), 0)
+    tracker = Tracker(config, config_dict(config), 0)
     tracker.log(1, {"reward/mean": 0.5})
     tracker.close()
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")

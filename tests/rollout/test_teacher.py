@@ -21,7 +21,7 @@ from policies.small.qwen3_vl import TOKEN_IDS, save_small_policy, small_processo
 from rewards import Score
 from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
-from rl.learner.microbatches import make_samples
+from rl.samples import make_samples
 from rollout.engine.teacher_worker import as_sampled
 from rollout.pool.teacher import Teacher, require_same_reading
 from rollout.rendering import collapse_images, expand_media, expanded_prompt, limit_pixels, observation_tokens

@@ -1,0 +1,25 @@
+"""Files of a run's folder that are whole or absent, whenever the run is killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Writes a temporary file beside `path`, then renames it to `path`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    return temporary.rename(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file; objects that JSON lacks become text."""
+    write_atomically(path, json.dumps(content, indent=1, default=str))
+
+
+def jsonl_line(row: Mapping[str, Any]) -> str:
+    """One row of a JSONL file; objects that JSON lacks become text."""
+    return json.dumps(row, default=str) + "\n"
