@@ -20,7 +20,7 @@ from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
 from recipes import cold_start, distill
-from recipes.cold_start import ColdStart
+from recipes.cold_start import ColdStart, sft_config
 from recipes.distill import Distill
 from recipes.general_rl import GeneralRl
 from recipes.reasoning_rl import ReasoningRl
@@ -28,6 +28,7 @@ from recipes.thinking_with_images import ThinkingWithImages, rewards_of
 from rewards import Score
 from rl.cli import main, parse
 from rl.config import check_config
+from rl.hardware.memory import plan_learner
 from rl.hardware.presets import PRESETS, PresetConfig, preset_plan, print_plan
 from rl.sft.config import check_sft
 from rollout import Completion, Done, Observation, Turn
@@ -150,7 +151,7 @@ def test_a_preset_of_distillation_has_a_larger_teacher_whose_memory_is_planned_t
 
 def test_the_largest_size_has_no_teacher_and_is_told_so():
     with pytest.raises(
-        ValueError, match=r"teacher.model = None: there is nobody to learn from; name one \(preset 235B-A22B"
+        ValueError, match=r"teacher.model = None: there is no teacher to distill; name one \(preset 235B-A22B"
     ):
         distill.run(parse(Distill, ["--preset", "235B-A22B"]))
 
