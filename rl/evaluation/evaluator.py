@@ -1,4 +1,4 @@
-"""How good the policy is on held-out prompts: greedy, sampled, and blind."""
+"""Evaluation of the policy on held-out prompts during training: greedy, sampled, and blind."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rewards.metrics import reward_metrics
 from rewards.types import Score
 from rewards.workers.runner import RewardRunner
 from rl.config import EvalConfig
-from rl.evaluation.results import CorrectnessRule, evaluation_metrics, prompt_result
+from rl.evaluation.results import CorrectnessRule, prompt_result, evaluation_metrics
 from rl.run_dir.transcripts import transcript
 from rollout.data.prompts import blind
 from rollout.pool.engine_pool import RolloutPool, request_seed
 from rollout.types import Group, Prompt, Sampling
 
 EVAL_STEP = -1
-"""The seeds of held-out prompts are the same at every evaluation: what changes the score is the policy."""
+"""Step in the seeds of held-out prompts. It is the same at every evaluation, so that only the policy changes the score."""
 
 
 class Evaluator:
@@ -50,33 +50,33 @@ class Evaluator:
 
         Args:
             policy_version: The version that the engines hold.
-            with_blind: Also ask every question with grey pictures: what is scored then, the text alone gives away.
+            with_blind: Also evaluates with grey pictures; that score measures how much the text alone gives away.
 
         Returns:
-            `eval/greedy`, `eval/sampled` and, where there are images or videos, `eval/blind` (greedy): mean rewards. Of the
-            sampled ones, for each task, `eval/<task>/avg`, the share that is correct, and where prompts are asked several times
-            `eval/<task>/pass@<k>` and `eval/<task>/majority`; as `recipes.evaluate` has them. Empty without prompts.
+            The mean rewards `eval/greedy`, `eval/sampled` and, for prompts with images or videos, `eval/blind` (greedy). The
+            sampled completions also give `eval/<task>/avg`, the share that is correct. With several samples per prompt they give
+            `eval/<task>/pass@<k>` and `eval/<task>/majority`, as in `recipes.evaluate`. Empty without prompts.
         """
         if not self.prompts:
             return {}
         num_samples, temperature = self.options.num_samples, self.sampling.temperature
         greedy = self._mean_reward(self.prompts, 1, 0.0, policy_version)
-        groups, scores = self._ask(self.prompts, num_samples, temperature, policy_version)
+        groups, scores = self._generate_and_score(self.prompts, num_samples, temperature, policy_version)
         metrics = {
             "eval/greedy": greedy,
             "eval/sampled": reward_metrics(scores).get("reward/mean", 0.0),
-            **{f"eval/{name}": value for name, value in self._of_tasks(groups, scores).items()},
+            **{f"eval/{name}": value for name, value in self._by_task(groups, scores).items()},
         }
-        seen = [prompt for prompt in self.prompts if prompt.images or prompt.videos]
-        if with_blind and seen:
-            metrics["eval/blind"] = self._mean_reward([blind(prompt) for prompt in seen], 1, 0.0, policy_version)
+        with_media = [prompt for prompt in self.prompts if prompt.images or prompt.videos]
+        if with_blind and with_media:
+            metrics["eval/blind"] = self._mean_reward([blind(prompt) for prompt in with_media], 1, 0.0, policy_version)
         return metrics
 
     def _mean_reward(self, prompts: Sequence[Prompt], samples: int, temperature: float, policy_version: int) -> float:
-        _, scores = self._ask(prompts, samples, temperature, policy_version)
+        _, scores = self._generate_and_score(prompts, samples, temperature, policy_version)
         return reward_metrics(scores).get("reward/mean", 0.0)
 
-    def _ask(
+    def _generate_and_score(
         self, prompts: Sequence[Prompt], samples: int, temperature: float, policy_version: int
     ) -> tuple[list[Group], list[list[Score]]]:
         sampling = replace(self.sampling, temperature=temperature)
@@ -84,7 +84,7 @@ class Evaluator:
         groups = self.pool.generate(prompts, sampling, seeds, policy_version)
         return groups, self.runner.score(groups)
 
-    def _of_tasks(self, groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
+    def _by_task(self, groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
         correct = CorrectnessRule(at_least=self.options.correct_at)
         recorded = (
             transcript(Path(), "", group, group_scores, with_pictures=False)
