@@ -10,7 +10,7 @@ from rewards.metrics import reward_metrics
 from rewards.types import Score
 from rewards.workers.runner import RewardRunner
 from rl.config import EvalConfig
-from rl.evaluation.results import CorrectnessRule, prompt_result, evaluation_metrics
+from rl.evaluation.results import CorrectnessRule, evaluation_metrics, prompt_result
 from rl.run_dir.transcripts import transcript
 from rollout.data.prompts import blind
 from rollout.pool.engine_pool import RolloutPool, request_seed
