@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rewards.metrics import reward_metrics
@@ -20,30 +20,20 @@ EVAL_STEP = -1
 """Step in the seeds of held-out prompts. It is the same at every evaluation, so that only the policy changes the score."""
 
 
+@dataclass(frozen=True)
 class Evaluator:
-    """Scores the policy on a fixed set of held-out prompts.
+    """Scores the policy on a fixed set of held-out prompts."""
 
-    Args:
-        options: Number of samples and the bound of a correct completion.
-        prompts: The held-out prompts.
-        pool: The engines.
-        runner: The reward.
-        sampling: The sampling parameters of training.
-        seed: Seeds every sampled token.
-    """
-
-    def __init__(
-        self,
-        options: EvalConfig,
-        prompts: Sequence[Prompt],
-        pool: RolloutPool,
-        runner: RewardRunner,
-        *,
-        sampling: Sampling,
-        seed: int,
-    ) -> None:
-        self.options, self.prompts, self.pool, self.runner = options, prompts, pool, runner
-        self.sampling, self.seed = sampling, seed
+    options: EvalConfig
+    """Number of samples, and the threshold of a correct completion."""
+    prompts: Sequence[Prompt]
+    """The held-out prompts."""
+    pool: RolloutPool
+    runner: RewardRunner
+    sampling: Sampling = field(kw_only=True)
+    """Sampling parameters of training."""
+    seed: int = field(kw_only=True)
+    """Seeds every sampled token."""
 
     def run(self, policy_version: int, *, with_blind: bool) -> dict[str, float]:
         """Evaluates the weights of `policy_version`.

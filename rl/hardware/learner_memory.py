@@ -30,7 +30,7 @@ class MemoryItem:
     bytes: float
     """On one GPU; in host memory, on one node."""
     why: str = ""
-    """How the bytes are computed."""
+    """The computation in words."""
 
 
 def image_tokens(rollout: RolloutConfig) -> int:
