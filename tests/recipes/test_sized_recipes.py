@@ -184,7 +184,7 @@ def test_the_cold_starts_plan_is_printed_and_nothing_starts(
     for options, code, told in (
         (["--preset", "8B", "--plan"], 0, "8B: Qwen/Qwen3-VL-8B-Instruct on 1 × 8 GPUs of 80 GiB"),
         (["--preset", "8B", "--plan", "--max-tokens", "99999"], 2, "learner.microbatch_tokens = 20480 cannot hold"),
-        (["--plan"], 2, "--plan is of GPUs, and preset small runs on the CPU"),
+        (["--plan"], 2, "--plan is for GPUs, but preset small runs on the CPU"),
         (["--preset", "8B", "--model", "small", "--data", "x.jsonl"], 2, "preset = 8B is for --model FOLDER"),
         (["--preset", "8B"], 2, "--data is needed with a preset: data = digit_sums is for the small policy"),
     ):
