@@ -30,15 +30,16 @@ from rich.table import Table
 
 from policies.loading import load_processor, vision_token_ids
 from policies.small.qwen3_vl import save_small_policy
-from rl.run import local_ray
+from rollout.cluster import local_ray
 from rollout.config import RolloutConfig
 from rollout.data.prompts import prompts_from
-from rollout.pool.channel import Answer, Channel, Order, Outbox
+from rollout.engine.spec import EngineSpec
+from rollout.pool.channel import CallClient, CallServer, NumberedCall, Reply
 from rollout.pool.dispatcher import Dispatcher, Engine
-from rollout.pool.engine_actor import RemoteEngine
-from rollout.pool.engine_pool import RolloutPool, request_seed
+from rollout.pool.engine_actor import EngineHandle
+from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.tasks.digit_sums import digit_sums, to_prompt
-from rollout.types import Completion, Group, Prompt, Request, Response, Sampling
+from rollout.types import Completion, GenerateCall, Group, Prompt, Request, Response, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def measure_real(options: Options) -> tuple[list[dict[str, float]], list[float]]
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_small_policy(Path(scratch), kind="dense", seed=0)
         banned = vision_token_ids(load_processor(folder))
-        pool = RolloutPool(folder, config, backend="shared_memory", banned_ids=banned, policy_version=0)
+        pool = EnginePool(EngineSpec(model=folder, config=config, backend="shared_memory", banned_ids=tuple(banned)))
         try:
             for core, engine in enumerate(pool.engines):
                 pin(engine, core % (os.cpu_count() or 1))
@@ -120,10 +121,10 @@ def measure_real(options: Options) -> tuple[list[dict[str, float]], list[float]]
     return rows, latencies
 
 
-def pin(engine: RemoteEngine, core: int) -> None:
+def pin(engine: EngineHandle, core: int) -> None:
     """Has all threads of an engine's processes run on one core."""
-    assert engine.belongings is not None
-    for pid, _ in engine.belongings.processes:
+    assert engine.processes is not None
+    for pid, _ in engine.processes.processes:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {core})
 
@@ -173,15 +174,16 @@ def measure_ray(options: Options, count: int) -> dict[str, float]:
 async def answer(engines: Sequence[Engine], prompts: Sequence[Prompt], options: Options, seed: int) -> list[Group]:
     """A group for each prompt, by some engines behind a dispatcher of their own."""
     queue = Dispatcher(_no_other, engines, capacity=options.max_running, timeout=600.0, max_failures=0)
-    sampling = Sampling(max_tokens=options.max_tokens)
     try:
         return await asyncio.gather(
             *(
                 queue.generate(
-                    Request(prompt=prompt),
-                    sampling,
-                    [request_seed(seed, 0, prompt.id, i) for i in range(options.group_size)],
-                    0,
+                    GenerateCall(
+                        request=Request(prompt=prompt),
+                        sampling=Sampling(max_tokens=options.max_tokens),
+                        seeds={i: request_seed(seed, 0, prompt.id, i) for i in range(options.group_size)},
+                        policy_version=0,
+                    )
                 )
                 for prompt in prompts
             )
@@ -206,12 +208,10 @@ class Recorded:
     engine: Engine
     latencies: list[float] = field(default_factory=list)
 
-    async def generate(
-        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
-    ) -> AsyncIterator[Response]:
+    async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
         """The engine's own, timed."""
         start = time.perf_counter()
-        async for response in self.engine.generate(request, sampling, seeds, policy_version):
+        async for response in self.engine.generate(call):
             self.latencies.append(time.perf_counter() - start)
             yield response
 
@@ -228,12 +228,12 @@ class MadeUp:
     def __init__(self, latencies: Sequence[float], seed: int) -> None:
         self._latencies, self._rng = latencies, random.Random(seed)
 
-    async def generate(
-        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
-    ) -> AsyncIterator[Response]:
+    async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
         """Empty completions, the quickest first."""
         now = time.perf_counter()
-        for index, seconds in zip(seeds, sorted(self._rng.choices(self._latencies, k=len(seeds))), strict=True):
+        for index, seconds in zip(
+            call.seeds, sorted(self._rng.choices(self._latencies, k=len(call.seeds))), strict=True
+        ):
             await asyncio.sleep(now + seconds - time.perf_counter())
             yield Response(index=index, completion=Completion(text=""), prompt_token_ids=np.zeros(0, np.int32))
 
@@ -251,22 +251,20 @@ class _AtOnceActor:
             token_ids=np.zeros(num_tokens, np.int32),
             logprobs=np.zeros(num_tokens, np.float32),
         )
-        self._outbox = Outbox(self)
+        self._server = CallServer(self)
 
-    async def take(self, orders: Sequence[Order]) -> None:
-        self._outbox.take(orders)
+    async def submit(self, calls: Sequence[NumberedCall]) -> None:
+        self._server.submit(calls)
 
-    async def fetch(self) -> list[tuple[int, Answer]]:
-        return await self._outbox.fetch()
+    async def poll(self) -> list[tuple[int, Reply]]:
+        return await self._server.poll()
 
-    async def generate(
-        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
-    ) -> AsyncIterator[Response]:
-        for index in seeds:
+    async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
+        for index in call.seeds:
             yield Response(index=index, completion=self._completion, prompt_token_ids=np.zeros(100, np.int32))
 
 
-class AtOnce(Channel):
+class AtOnce(CallClient):
     """An actor in an engine's place that computes nothing."""
 
     def __init__(self, num_tokens: int) -> None:

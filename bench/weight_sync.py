@@ -24,10 +24,13 @@ from rich.table import Table
 from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.small.qwen3_vl import Kind, save_small_policy
-from rl.run import local_ray
+from rollout.cluster import local_ray
 from rollout.config import RolloutConfig
-from rollout.pool.engine_pool import RayEngineClient, RolloutPool
-from rollout.weights.senders import SharedMemorySender, WeightSource
+from rollout.engine.spec import EngineSpec
+from rollout.pool.engine_pool import EnginePool
+from rollout.weights.senders import SharedMemorySender
+from rollout.weights.source import WeightSource
+from rollout.weights.update import RayEngineClient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,8 @@ def main(options: Options) -> None:
         config = RolloutConfig(num_engines=options.engines, dtype="float32", max_tokens=8, max_model_len=128)
         with local_ray():
             banned = vision_token_ids(load_processor(folder))
-            pool = RolloutPool(folder, config, backend="shared_memory", banned_ids=banned, policy_version=0)
+            spec = EngineSpec(model=folder, config=config, backend="shared_memory", banned_ids=tuple(banned))
+            pool = EnginePool(spec)
             try:
                 rows = measure(options, model, pool)
             finally:
@@ -74,19 +78,12 @@ def text_fields(megabytes: int) -> dict[str, int]:
     }
 
 
-def measure(options: Options, model: torch.nn.Module, pool: RolloutPool) -> list[dict[str, float]]:
+def measure(options: Options, model: torch.nn.Module, pool: EnginePool) -> list[dict[str, float]]:
     """One row of seconds per sync."""
     source = WeightSource(
         metadata=partial(exported_metadata, model), tensors=partial(exported_parameters, model), dtype=torch.float32
     )
-    senders = []
-
-    def connect(client: RayEngineClient) -> RayEngineClient:
-        senders.append(SharedMemorySender(source, client))
-        return client
-
-    pool.connect(connect)
-    [sender] = senders
+    sender = SharedMemorySender(source, RayEngineClient(config=pool.config, engines=pool.addresses))
     plain_from = torch.ones(sender.slab.nbytes, dtype=torch.uint8)
     plain_to = torch.zeros_like(plain_from)
     rows = []

@@ -23,7 +23,8 @@ from rl.cli import main
 from rl.config import ColdStartConfig
 from rl.sft import cold_start
 from rollout import Completion, Prompt
-from rollout.data.prompts import PromptStream, prompts_from
+from rollout.data.prompts import prompts_from
+from rollout.data.stream import PromptStream
 from rollout.tasks.digit_sums import digit_sums, to_prompt
 
 

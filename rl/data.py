@@ -9,25 +9,9 @@ from typing import Any
 from rewards.loading import load_function
 from rollout.data import layouts
 from rollout.data.datasets import read_rows
+from rollout.data.layouts import LAYOUTS
 from rollout.data.prompts import Prompts, Rows, ToPrompt, column_mapping, prompts_from
 from rollout.types import Prompt
-
-LAYOUTS: dict[str, ToPrompt] = {
-    mapping.__name__: mapping
-    for mapping in (
-        layouts.geometry3k,
-        layouts.mathvista,
-        layouts.mathvision,
-        layouts.mmmu,
-        layouts.chartqa,
-        layouts.countbench,
-        layouts.refcoco,
-        layouts.ocrbench,
-        layouts.gsm8k,
-        layouts.aime,
-        layouts.reasoning_gym,
-    )
-}
 
 
 @dataclass(frozen=True, kw_only=True)

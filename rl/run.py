@@ -47,7 +47,7 @@ class Run:
     """Policy version of learner and engines; each step adds 1."""
     stream: Stream
     learner: LearnerGroup
-    pool: RolloutPool
+    pool: EnginePool
     teacher: Teacher | None
     batches: BatchProducer
     evaluator: Evaluator

@@ -1,11 +1,12 @@
-"""What Ray's nodes have, and whether engines and learner fit there."""
+"""The resources of Ray's nodes, and checks that engines and learner fit there."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rollout.config import RolloutConfig
@@ -13,34 +14,43 @@ from rollout.config import RolloutConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine of the cluster.
-
-    Attributes:
-        name: Its address.
-        cpus: CPUs that Ray counts there.
-        gpus: GPUs that Ray counts there.
-    """
+    """A machine of the cluster."""
 
     name: str
+    """The machine's address."""
     cpus: int
+    """CPUs that Ray counts there."""
     gpus: int
+    """GPUs that Ray counts there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU of the cluster.
-
-    Attributes:
-        node: The Ray node's id.
-        device: Its number or UUID there, as CUDA_VISIBLE_DEVICES takes it.
-    """
+    """One GPU of the cluster."""
 
     node: str
+    """The Ray node's id."""
     device: str
+    """Number or UUID on the node, as CUDA_VISIBLE_DEVICES takes it."""
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS names or that is already joined. Without one, runs Ray on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def cluster_nodes() -> list[Node]:
-    """Those of the cluster that is joined."""
+    """Returns the nodes of the joined cluster."""
     import ray
 
     return [
@@ -55,7 +65,7 @@ def cluster_nodes() -> list[Node]:
 
 
 def gpus_of_nodes() -> list[int]:
-    """GPUs of each node of the cluster that is joined or that RAY_ADDRESS names; without one, of this machine."""
+    """Returns the number of GPUs of each node of the cluster, joined or named by RAY_ADDRESS; without one, of this machine."""
     import ray
 
     if ray.is_initialized():
@@ -72,11 +82,11 @@ def gpus_of_nodes() -> list[int]:
 
 
 def most_engines(room: Sequence[int], spare: Sequence[int], width: int, learner_gpus: int) -> int:
-    """How many engines there can be beside a learner that may have any GPUs.
+    """Returns the number of engines that fit beside a learner.
 
     Args:
         room: Engines that each node has room for, without a learner.
-        spare: GPUs of each node that these engines leave over; the learner takes those first.
+        spare: GPUs of each node that these engines leave free. The learner takes those first.
         width: GPUs of one engine.
         learner_gpus: GPUs of the learner.
     """
@@ -85,22 +95,24 @@ def most_engines(room: Sequence[int], spare: Sequence[int], width: int, learner_
 
 
 def require_room(nodes: Sequence[Node], config: RolloutConfig, *, learner_gpus: int = 0) -> None:
-    """Refuses more engines than the nodes have room for, each whole on one node.
+    """Checks that the nodes have room for all engines. An engine must fit on one node.
 
     Args:
-        nodes: What there is.
-        config: What is asked.
-        learner_gpus: GPUs that the learner has for itself; 0 where engines share them.
+        nodes: The cluster's nodes.
+        config: The engine options.
+        learner_gpus: GPUs of the learner alone; 0 if engines share them.
 
     Raises:
-        ValueError: Says what Ray has on each node, and what is asked.
+        ValueError: If they do not fit. Names what Ray has on each node, and what is requested.
     """
     width, threads = config.gpus_per_engine, config.threads_per_engine
     room = [min(node.cpus // threads, node.gpus // width if width else node.cpus) for node in nodes]
     spare = [node.gpus - count * width for node, count in zip(nodes, room, strict=True)]
     gpus = sum(node.gpus for node in nodes)
     if learner_gpus > gpus:
-        raise ValueError(f"learner.gpus = {learner_gpus}, but Ray has {gpus} ({describe(nodes)}): lower learner.gpus")
+        raise ValueError(
+            f"learner.gpus = {learner_gpus}, but Ray has {gpus} ({describe_nodes(nodes)}): lower learner.gpus"
+        )
     possible = most_engines(room, spare, width, learner_gpus)
     if config.num_engines <= possible:
         return
@@ -109,34 +121,34 @@ def require_room(nodes: Sequence[Node], config: RolloutConfig, *, learner_gpus: 
     remedy = f"lower rollout.num_engines to {possible}" if possible else "lower what one engine takes"
     raise ValueError(
         f"rollout.num_engines = {config.num_engines} engines of {each}, each on one node{beside}: Ray has room for {possible} "
-        f"({describe(nodes)}): {remedy}, or start Ray on more machines"
+        f"({describe_nodes(nodes)}): {remedy}, or start Ray on more machines"
     )
 
 
 def require_room_for_both(
     nodes: Sequence[Node], student: RolloutConfig, teacher: RolloutConfig, *, learner_gpus: int = 0
 ) -> None:
-    """Refuses a student's and a teacher's engines that the nodes have no room for together; each alone, `require_room` checks.
+    """Checks that student's and teacher's engines fit together. `require_room` checks each alone.
 
     Args:
-        nodes: What there is.
-        student: The engines that sample.
-        teacher: Those that read.
-        learner_gpus: GPUs that the learner has for itself; 0 where the student's engines share them.
+        nodes: The cluster's nodes.
+        student: Options of the engines that sample.
+        teacher: Options of the engines that score.
+        learner_gpus: GPUs of the learner alone; 0 if the student's engines share them.
 
     Raises:
-        ValueError: Says what Ray has, and what is asked.
+        ValueError: If they do not fit. Names what Ray has, and what is requested.
     """
     both = (student, teacher)
     cpus = sum(engines.num_engines * engines.threads_per_engine for engines in both)
     gpus = learner_gpus + sum(engines.num_engines * engines.gpus_per_engine for engines in both)
     if cpus > sum(node.cpus for node in nodes) or gpus > sum(node.gpus for node in nodes):
         raise ValueError(
-            f"the engines of student and teacher, and the learner, take {cpus} CPUs and {gpus} GPUs; Ray has {describe(nodes)}: "
-            "lower rollout.num_engines or teacher.num_engines, or what one of them takes"
+            f"the engines of student and teacher, and the learner, take {cpus} CPUs and {gpus} GPUs; Ray has "
+            f"{describe_nodes(nodes)}: lower rollout.num_engines or teacher.num_engines, or what one of them takes"
         )
 
 
-def describe(nodes: Sequence[Node]) -> str:
-    """The nodes in words."""
+def describe_nodes(nodes: Sequence[Node]) -> str:
+    """Returns the nodes and their resources as text."""
     return "; ".join(f"node {node.name}: {node.cpus} CPUs, {node.gpus} GPUs" for node in nodes) or "no node"

@@ -1,4 +1,4 @@
-"""The choices of the rollout engines."""
+"""The options of the rollout engines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ RESUMABLE: Final = "may differ between a run and its resume"
 
 Dtype = Literal["float32", "bfloat16"]
 Backend = Literal["shared_memory", "nccl", "ipc"]
-"""How weights reach the engines: see `rollout.weights.senders`."""
+"""Transport of weights to the engines; see `rollout.weights.senders`."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks for which vLLM makes room; an adapter of another takes the next larger one's."""
+"""Adapter ranks that vLLM supports. An adapter of another rank uses the next larger one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,36 +40,36 @@ class RolloutConfig:
     max_batched_tokens: int = 8192
     """Tokens that an engine processes at once; at least max_model_len."""
     max_images: CountOrZero = 1
-    """Most images of one prompt, those that an environment shows included."""
+    """Most images of one prompt, an environment's included."""
     max_videos: CountOrZero = 0
     """Most videos of one prompt."""
     min_image_pixels: Pixels = None
-    """Smaller images are scaled up to so many pixels. Default: as the model's processor has it."""
+    """Smaller images are scaled up to so many pixels. Default: the model's processor decides."""
     max_image_pixels: Pixels = None
-    """Larger images are scaled down to so many pixels; 32 × 32 are a token. Default: as the model's processor has it."""
+    """Larger images are scaled down to so many pixels; 32 × 32 are a token. Default: the model's processor decides."""
     max_video_pixels: Pixels = None
     """Larger videos are scaled down to so many pixels over all frames, but no frame below the processor's smallest video;
-    2 × 32 × 32 are a token. Default: as the model's processor has it."""
+    2 × 32 × 32 are a token. Default: the model's processor decides."""
     temperature: Annotated[float, Gt(0)] = 1.0
     """Sampling temperature; the learner divides its logits by the same number."""
     kv_cache_gib: Annotated[Count, RESUMABLE] = 1
     """Key-value cache of each engine, in GiB (CPU engines)."""
     gpu_memory_utilization: Annotated[float, Gt(0), RESUMABLE] = 0.85
-    """Share of GPU memory that an engine may take (GPU engines). Where the learner is on the same GPU, the rest is for the weights
-    and the optimizer's state that it keeps there: 0.6 with placement colocated."""
+    """Share of GPU memory that an engine may take (GPU engines). If the learner is on the same GPU, the rest holds its weights and
+    its optimizer's state: 0.6 with placement colocated."""
     weight_transfer: Annotated[Literal["auto", "shared_memory", "nccl", "ipc"], RESUMABLE] = "auto"
-    """How new weights reach the engines: nccl between GPUs, ipc where engines and learner share their GPUs, shared_memory
-    through host memory: slower on GPUs, but an engine that fails is replaced during the run. auto is nccl if both sides have
-    GPUs, else shared_memory."""
+    """Transport of new weights to the engines: nccl between GPUs, ipc if engines and learner share their GPUs, shared_memory
+    through host memory. The last is slower on GPUs, but an engine that fails is replaced during the run. auto is nccl if both
+    sides have GPUs, else shared_memory."""
     max_running: Annotated[Count, RESUMABLE] = 256
-    """Completions that an engine works at; the rest waits for the first engine that has room."""
+    """Completions that an engine runs at once. The rest waits for the first engine with room."""
     in_flight: Literal["keep", "requeue"] = "keep"
-    """What becomes of completions that a weight sync meets (max_staleness > 0): they go on with the new weights, each token knowing
-    its version, or begin anew."""
+    """Running completions at a weight sync (max_staleness > 0): keep continues them with the new weights (in-flight weight updates,
+    PipelineRL), and each token carries its version; requeue starts them over."""
     max_turns: Count = 8
     """Environments: most turns of the policy in an episode."""
     max_turn_tokens: CountOrZero = 0
-    """Environments: longest turn, in tokens; 0: as long as max_tokens, which bounds the episode, observations included."""
+    """Environments: longest turn, in tokens; 0: max_tokens, which limits the whole episode, observations included."""
     episode_timeout: Seconds = 3600.0
     """Environments: seconds after which an episode gets no further turn."""
     environment_timeout: Seconds = 60.0
@@ -77,19 +77,18 @@ class RolloutConfig:
     request_timeout: Annotated[Seconds, RESUMABLE] = 3600.0
     """Seconds after which a completion is cut, as if it had reached max_tokens."""
     engine_timeout: Annotated[Seconds, RESUMABLE] = 300.0
-    """Seconds without a sign of life, or for one step of a weight update, after which an engine counts as hanging and is
-    replaced."""
+    """Seconds without a response, or for one step of a weight update, after which an engine counts as hanging and is replaced."""
     start_timeout: Annotated[Seconds, RESUMABLE] = 1800.0
-    """Seconds that an engine may take to start, Ray's search for room included."""
+    """Seconds that an engine may take to start, including the time until Ray finds room for it."""
     max_failures: Annotated[CountOrZero, RESUMABLE] = 3
-    """How often in a row an engine and its replacements may fail, without a single completion in between, before the run stops."""
+    """Failures of an engine and its replacements in a row, without a completion in between, before the run stops."""
     max_logprob_gap: Annotated[float | None, RESUMABLE] = None
     """Largest allowed mean |log p(engine) - log p(learner)| on on-policy tokens; the run stops beyond it.
     Default: 1e-3 in float32, 0.1 in bfloat16."""
 
     @property
     def shares_gpus(self) -> bool:
-        """Whether engines and learner take turns on the same GPUs: engines sleep while the learner trains."""
+        """True if engines and learner take turns on the same GPUs: engines sleep while the learner trains."""
         return self.weight_transfer == "ipc"
 
     @property

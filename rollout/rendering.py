@@ -1,4 +1,4 @@
-"""A prompt → the token ids that an engine is given, and those that it makes of them."""
+"""Token ids of prompts: with one placeholder per image for the engine, and expanded as the engine reads them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rollout.types import Group, Observation, Prompt, Video
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-_MARK = "⟨the policy's words⟩"
-"""Stands for what the policy said, to find what a chat template puts behind it."""
+_MARK = "⟨the policy's turn⟩"
+"""Stands for the policy's turn, to find the text that a chat template puts after it."""
 
 
 def render(processor: ProcessorMixin, prompt: Prompt) -> list[int]:
-    """Applies the chat template; each image and video is one placeholder, which the engine expands to what it takes."""
+    """Returns the prompt's token ids with the chat template, and one placeholder per image and video, which the engine expands."""
     return processor.tokenizer.encode(rendered_text(processor, prompt), add_special_tokens=False)
 
 
 def rendered_text(processor: ProcessorMixin, prompt: Prompt) -> str:
-    """What the chat template makes of the messages, videos without the markers that it puts around them.
+    """Applies the chat template, and removes its markers around videos.
 
-    Qwen3-VL was trained on videos whose frames alone have such markers: its processor replaced the template's. Since
-    transformers 5.10 it keeps them, and every video would begin and end with one too many.
+    Qwen3-VL was trained with markers around the frames alone, because its processor replaced the template's. Since transformers
+    5.10 it keeps them, and every video would begin and end with one too many.
     """
     text = processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
     video = processor.video_token
@@ -34,19 +34,19 @@ def rendered_text(processor: ProcessorMixin, prompt: Prompt) -> str:
 
 
 def observation_tokens(processor: ProcessorMixin, observation: Observation) -> list[int]:
-    """What stands between two turns of the policy: the rest of its message, the observation, and the head of its next message.
+    """Returns the tokens between two turns of the policy: end of its message, observation, head of its next message.
 
-    Each image is one placeholder. Neither the policy's tokens before nor those behind are touched. What looks like a special
-    token in the text is broken up: a tool that repeats the policy's words must not end a message, or show a picture.
+    Each image is one placeholder. The policy's tokens before and after are not changed. Special tokens in the observation's text
+    are broken up: a tool that repeats the policy's text must not end a message, or show a picture.
 
     Raises:
         ValueError: If the chat template does not end the policy's messages with the tokenizer's end token.
     """
-    said = observation.text
+    observed = observation.text
     for token in processor.tokenizer.added_tokens_decoder.values():
         if token.special:
-            said = said.replace(token.content, f"{token.content[0]} {token.content[1:]}")
-    content = [*({"type": "image"} for _ in observation.images), {"type": "text", "text": said}]
+            observed = observed.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+    content = [*({"type": "image"} for _ in observation.images), {"type": "text", "text": observed}]
     messages = [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": _MARK},
@@ -58,13 +58,13 @@ def observation_tokens(processor: ProcessorMixin, observation: Observation) -> l
     if not found:
         raise ValueError(
             f"the chat template does not end an assistant's message with the end token {end!r}, so an episode cannot go on "
-            "behind it: set the tokenizer's eos_token to what ends a message"
+            "after it: set the tokenizer's eos_token to the token that ends a message"
         )
     return processor.tokenizer.encode(between, add_special_tokens=False)
 
 
 def expanded_prompt(processor: ProcessorMixin, prompt: Prompt) -> np.ndarray:
-    """[P] int32, the prompt as the policy reads it, without touching a pixel.
+    """Returns [P] int32, the prompt as the policy reads it, without reading a pixel.
 
     Raises:
         ValueError: If placeholders and media do not match in number, or an image is too narrow for the processor.
@@ -75,7 +75,7 @@ def expanded_prompt(processor: ProcessorMixin, prompt: Prompt) -> np.ndarray:
 def expand_media(
     processor: ProcessorMixin, token_ids: Sequence[int], images: Sequence[Any], videos: Sequence[Video]
 ) -> np.ndarray:
-    """Puts in place of each placeholder what its image or video takes, as Qwen3-VL's processor does.
+    """Replaces each placeholder by the tokens of its image or video, as Qwen3-VL's processor does.
 
     Args:
         processor: The policy's processor.
@@ -113,14 +113,14 @@ def expand_media(
 
 
 def collapse_images(processor: ProcessorMixin, token_ids: np.ndarray) -> np.ndarray:
-    """Undoes `expand_media` where there are images alone, each of which stands between markers: one placeholder for each."""
+    """Undoes `expand_media` for images, which stand between markers: returns one placeholder for each."""
     is_image = token_ids == processor.image_token_id
     is_first = is_image & ~np.concatenate([[False], is_image[:-1]])
     return token_ids[~is_image | is_first]
 
 
 def _video_tokens(processor: ProcessorMixin, video: Video, count: int) -> list[int]:
-    """For each two frames the time in words, and their tokens between start and end of vision; `count` is over all of them."""
+    """Returns for each two frames their time as text, and their tokens between start and end of vision. `count` is their total."""
     times = patch_times(video, processor.video_processor.temporal_patch_size)
     frame = [
         processor.vision_start_token_id,
@@ -134,7 +134,7 @@ def _video_tokens(processor: ProcessorMixin, video: Video, count: int) -> list[i
 
 
 def patch_times(video: Video, size: int) -> list[float]:
-    """The time of each `size` frames that share their tokens, in seconds: the middle between first and last."""
+    """Returns the time of each `size` frames that share their tokens, in seconds: the middle between first and last."""
     indices = [*video.frame_indices, *[video.frame_indices[-1]] * (-len(video.frame_indices) % size)]
     return [
         (first / video.fps + last / video.fps) / 2
@@ -143,13 +143,13 @@ def patch_times(video: Video, size: int) -> list[float]:
 
 
 def engine_media(images: Sequence[Any], videos: Sequence[Video]) -> dict[str, list[Any]]:
-    """Images and videos as vLLM takes them."""
+    """Returns images and videos in vLLM's format."""
     media = {"image": list(images), "video": [_engine_video(video) for video in videos]}
     return {kind: items for kind, items in media.items() if items}
 
 
 def _engine_video(video: Video) -> tuple[np.ndarray, dict[str, Any]]:
-    """Frames [F, 3, H, W], channels first since a frame 3 pixels high would be mistaken for it, and when they are seen."""
+    """Returns frames [F, 3, H, W] and their times. Channels come first, since vLLM would misread a frame 3 pixels high."""
     frames = np.ascontiguousarray(video.frames.transpose(0, 3, 1, 2))
     indices = list(video.frame_indices)
     return frames, {
@@ -161,7 +161,7 @@ def _engine_video(video: Video) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def limit_pixels(processor: ProcessorMixin, config: RolloutConfig) -> ProcessorMixin:
-    """Sets a run's pixel limits on a processor, in place. Driver, learner and engines all take theirs from here.
+    """Sets a run's pixel limits on a processor, in place. Driver, learner and engines all use this function.
 
     Raises:
         ValueError: If the largest picture would be smaller than the smallest.
@@ -170,7 +170,7 @@ def limit_pixels(processor: ProcessorMixin, config: RolloutConfig) -> ProcessorM
     images.size = _limited("image", images.size, config.min_image_pixels, config.max_image_pixels)
     videos.size = _limited("video", videos.size, None, config.max_video_pixels)
     if videos.cap_pixels_per_frame is None:
-        videos.cap_pixels_per_frame = True  # as Qwen's own code does; transformers' default only from 5.22 on
+        videos.cap_pixels_per_frame = True  # as Qwen's code does, and transformers only from 5.22 on
     return processor
 
 
@@ -186,7 +186,7 @@ def _limited(kind: str, size: Any, smallest: int | None, largest: int | None) ->
 
 
 def pixel_options(processor: ProcessorMixin) -> dict[str, Any]:
-    """The limits of a processor, as vLLM takes them for its own."""
+    """Returns a processor's pixel limits in vLLM's format."""
     parts = {"images_kwargs": processor.image_processor.size, "videos_kwargs": processor.video_processor.size}
     options: dict[str, dict[str, Any]] = {
         part: {"size": {edge: size[edge] for edge in ("shortest_edge", "longest_edge")}} for part, size in parts.items()
@@ -196,29 +196,29 @@ def pixel_options(processor: ProcessorMixin) -> dict[str, Any]:
 
 
 def prompt_length(processor: ProcessorMixin, prompt: Prompt) -> int:
-    """Tokens of the prompt with its images and videos expanded, without touching a pixel."""
+    """Returns the number of the prompt's tokens with images and videos expanded, without reading a pixel."""
     return len(expanded_prompt(processor, prompt))
 
 
 def require_same_tokens(processor: ProcessorMixin, group: Group) -> None:
-    """Makes sure that the engine read the prompt as the learner does.
+    """Checks that the engine read the prompt as the learner does.
 
     Args:
         processor: The learner's processor.
-        group: With the engine's `prompt_token_ids`.
+        group: A group with the engine's `prompt_token_ids`.
 
     Raises:
         RuntimeError: Names the prompt and the first token that differs.
     """
     ours, theirs = expanded_prompt(processor, group.prompt), np.asarray(group.prompt_token_ids)
-    if np.array_equal(ours, theirs) or not len(theirs):  # without tokens no engine was asked: no episode could begin
+    if np.array_equal(ours, theirs) or not len(theirs):  # without tokens no episode could begin
         return
     shorter = min(len(ours), len(theirs))
     differs = ours[:shorter] != theirs[:shorter]
     place = int(differs.argmax()) if differs.any() else shorter
-    told = [processor.tokenizer.decode(tokens[place : place + 8].tolist()) or "the end" for tokens in (theirs, ours)]
+    texts = [processor.tokenizer.decode(tokens[place : place + 8].tolist()) or "the end" for tokens in (theirs, ours)]
     raise RuntimeError(
-        f"prompt {group.prompt.id!r}: from token {place} on the engine read {told[0]!r} and the learner {told[1]!r} "
+        f"prompt {group.prompt.id!r}: from token {place} on the engine read {texts[0]!r} and the learner {texts[1]!r} "
         f"({len(theirs)} and {len(ours)} tokens in all): the engines' model folder must have the learner's processor files"
     )
 
@@ -231,14 +231,14 @@ def fits_context(
     max_images: int | None = None,
     max_videos: int | None = None,
 ) -> Callable[[Prompt], str | None]:
-    """An `accept` for `PromptStream`: refuses prompts that leave no room for a whole response, or have too many images.
+    """Returns an `accept` for `PromptStream` that refuses prompts without room for a whole response, or with too many images.
 
     Args:
         processor: The policy's processor.
         max_model_len: Longest prompt plus response, in tokens.
         max_tokens: Longest response, in tokens.
-        max_images: Most images of a prompt that the engines take; None is no limit.
-        max_videos: Most videos, likewise.
+        max_images: Most images of a prompt; None is no limit.
+        max_videos: Most videos of a prompt; None is no limit.
     """
 
     def accept(prompt: Prompt) -> str | None:

@@ -1,4 +1,4 @@
-"""What goes into a rollout and what comes out of it.
+"""Prompts, completions and the requests between them.
 
 Shape suffixes, here and everywhere: P prompt tokens, T response tokens, L = P + T, G completions per prompt, B sequences.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _no_tokens() -> np.ndarray:
-    import numpy as np  # late: who only writes a reward does not wait for it
+    import numpy as np  # imported late: a module with only a reward must not wait for numpy
 
     return np.zeros(0, np.int32)
 
@@ -33,119 +33,100 @@ def _new_name() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Video:
-    """Frames of a video, those that a policy is to see.
-
-    Attributes:
-        frames: [F, H, W, 3] uint8, RGB.
-        fps: Frames per second of the video that they were taken from.
-        frame_indices: [F] the number of each frame in there, from 0 on: it is seen at frame_indices / fps seconds.
-    """
+    """The sampled frames of a video."""
 
     frames: np.ndarray
+    """[F, H, W, 3] uint8, RGB."""
     fps: float
+    """Frames per second of the original video."""
     frame_indices: Sequence[int]
+    """[F] the number of each frame in the original video, from 0. Its time is frame_indices / fps seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prompt:
-    """One question, as a dataset row gives it.
-
-    Attributes:
-        id: Names the prompt in logs, errors and seeds; unique inside a dataset.
-        messages: Chat messages, `{"role": ..., "content": str | list of parts}`. A part is `{"type": "text", "text": ...}`,
-            `{"type": "image"}` or `{"type": "video"}`; the n-th image part shows `images[n]`, the n-th video part `videos[n]`.
-        images: PIL images, in the order of their parts.
-        videos: Videos, in the order of their parts.
-        answer: The reference answer that verifiers compare with; `None` where a verifier needs none.
-        task: The task that the prompt belongs to, for metrics and `by_task` rewards.
-        columns: Every other column of the dataset row, untouched.
-    """
+    """One question, made of a dataset row."""
 
     id: str
+    """Names the prompt in logs, errors and seeds; unique inside a dataset."""
     messages: Sequence[Mapping[str, Any]]
+    """Chat messages, `{"role": ..., "content": str | list of parts}`. A part is `{"type": "text", "text": ...}`,
+    `{"type": "image"}` or `{"type": "video"}`. The n-th image part shows `images[n]`, the n-th video part `videos[n]`."""
     images: Sequence[Any] = ()
+    """PIL images, in the order of their parts."""
     videos: Sequence[Any] = ()
+    """Videos, in the order of their parts."""
     answer: Any = None
+    """The reference answer that verifiers compare with; `None` where a verifier needs none."""
     task: str = "default"
+    """The prompt's task, for metrics and `by_task` rewards."""
     columns: Mapping[str, Any] = field(default_factory=dict)
+    """Every other column of the dataset row, untouched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Observation:
-    """What an environment shows the policy after a turn.
-
-    Attributes:
-        text: What is said.
-        images: PIL images, shown before the text.
-        role: Who says it, as the chat template has it: `"user"`, or `"tool"`.
-    """
+    """An environment's answer to a turn, which the policy reads next."""
 
     text: str = ""
+    """Text of the message."""
     images: Sequence[Any] = ()
+    """PIL images, shown before the text."""
     role: Literal["user", "tool"] = "user"
+    """Role of the message in the chat template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Done:
-    """What an environment returns where an episode ends.
-
-    Attributes:
-        outcome: What the environment knows of it (`{"won": True}`), for verifiers to read.
-    """
+    """The end of an episode, returned by an environment."""
 
     outcome: Mapping[str, Any] = field(default_factory=dict)
+    """Results for verifiers to read, such as `{"won": True}`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Turn:
-    """What the policy said once in an episode, and what came of it.
-
-    Attributes:
-        text: What it said, decoded without special tokens.
-        start: Its first token's place in the completion's `token_ids`.
-        stop: The place behind its last token, the end token included. From there to the next turn's start lies the observation.
-        observation: What the environment answered; `None` behind the last turn.
-    """
+    """One turn of the policy in an episode, and the environment's answer."""
 
     text: str
+    """The turn, decoded without special tokens."""
     start: int
+    """Place of its first token in the completion's `token_ids`."""
     stop: int
+    """Place after its last token, the end token included. The observation fills the tokens from here to the next turn's start."""
     observation: Observation | None = None
+    """The environment's answer; `None` after the last turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Completion:
-    """One sampled response, or all turns of one episode.
-
-    Attributes:
-        text: The response, decoded without special tokens; of an episode its last turn, which is where the answer stands.
-        token_ids: [T] int32, the sampled tokens, end tokens included; of an episode with the observations between its turns.
-        logprobs: [T] float32, natural log-probability of each token under the engine's weights and sampling temperature; 0 for
-            tokens that were not sampled.
-        finish_reason: `"stop"` (end token, or the environment is done) or `"length"` (cut at a limit, or at its deadline).
-        policy_version: The version of the weights that sampled the first token.
-        token_versions: [T] int32, the version that sampled each token, where a weight sync came in between; `None` where
-            `policy_version` sampled them all.
-        routed_experts: [T, layers, top_k] int, the experts that the engine chose; `None` where it does not say.
-        turns: The turns of an episode; `None` where no environment took part.
-        outcome: What the environment knew at the end of an episode.
-        error: Why the episode could not be played to its end; such a completion is not scored and not learnt from.
-    """
+    """One sampled response, or all turns of one episode."""
 
     text: str
+    """The response, decoded without special tokens. Of an episode, the last turn, which holds the answer."""
     token_ids: np.ndarray = field(default_factory=_no_tokens)
+    """[T] int32, the sampled tokens, end tokens included. Of an episode, also the observations between its turns."""
     logprobs: np.ndarray = field(default_factory=_no_logprobs)
+    """[T] float32, natural log-probability of each token under the engine's weights and sampling temperature; 0 for tokens that
+    were not sampled."""
     finish_reason: str = "stop"
+    """`"stop"` (end token, or the environment is done) or `"length"` (cut at a limit, or at its deadline)."""
     policy_version: int = 0
+    """The version of the weights that sampled the first token."""
     token_versions: np.ndarray | None = None
+    """[T] int32, the version that sampled each token, if a weight sync came in between; `None` if `policy_version` sampled all."""
     routed_experts: np.ndarray | None = None
+    """[T, layers, top_k] int, the experts that the engine chose; `None` if it does not return them."""
     turns: Sequence[Turn] | None = None
+    """The turns of an episode; `None` without an environment."""
     outcome: Mapping[str, Any] = field(default_factory=dict)
+    """The environment's outcome at the end of an episode."""
     error: str | None = None
+    """Why the episode could not be played to its end. Such a completion is neither scored nor trained on."""
 
 
 def sampled_mask(completion: Completion) -> np.ndarray:
-    """[T] bool, True at the tokens that the policy chose, False at those that an environment has put in between."""
+    """Returns [T] bool: True at tokens that the policy sampled, False at tokens of observations."""
     import numpy as np
 
     if completion.turns is None:
@@ -157,13 +138,13 @@ def sampled_mask(completion: Completion) -> np.ndarray:
 
 
 def observed_images(completion: Completion) -> list[Any]:
-    """The images that an environment has shown, in the order of their placeholders in `token_ids`."""
+    """Returns the images of all observations, in the order of their placeholders in `token_ids`."""
     observations = [turn.observation for turn in completion.turns or () if turn.observation is not None]
     return [image for observation in observations for image in observation.images]
 
 
 def token_versions(completion: Completion) -> np.ndarray:
-    """[T] int, the version of the weights that sampled each token."""
+    """Returns [T] int, the version of the weights that sampled each token."""
     import numpy as np
 
     if completion.token_versions is not None:
@@ -173,103 +154,102 @@ def token_versions(completion: Completion) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Group:
-    """All completions of one prompt; the images are here once, not G times.
-
-    Attributes:
-        prompt: The prompt.
-        prompt_token_ids: [P] int32, the prompt as the engine read it: chat template applied, vision placeholders expanded.
-        completions: [G] the completions, in the order of their seeds.
-        prompt_routed_experts: [P, layers, top_k] int, the experts that the engine chose for the prompt; `None` where it does not
-            say.
-    """
+    """All completions of one prompt. The images are held once, not G times."""
 
     prompt: Prompt
+    """The prompt."""
     prompt_token_ids: np.ndarray
+    """[P] int32, the prompt as the engine read it: chat template applied, vision placeholders expanded."""
     completions: Sequence[Completion]
+    """[G] the completions, in the order of their seeds."""
     prompt_routed_experts: np.ndarray | None = None
+    """[P, layers, top_k] int, the experts that the engine chose for the prompt; `None` if it does not return them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Said:
-    """What an episode has come to since its prompt. The policy's own tokens are here as it sampled them, never encoded anew.
-
-    Attributes:
-        token_ids: [S] int32, sampled and observed tokens, with one placeholder per image.
-        images: The observed images, in the order of their placeholders.
-        name: Names these images in an engine's caches.
-    """
+class History:
+    """The tokens of an episode after its prompt. The policy's tokens stay as it sampled them and are never encoded again."""
 
     token_ids: np.ndarray = field(default_factory=_no_tokens)
+    """[S] int32, sampled and observed tokens, with one placeholder per image."""
     images: Sequence[Any] = ()
+    """The observed images, in the order of their placeholders."""
     name: str = field(default_factory=_new_name)
+    """Names these images in an engine's caches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
-    """What an engine is asked to go on from.
-
-    Attributes:
-        prompt: The question.
-        name: Names the prompt's media in an engine's caches: siblings, and the turns of an episode, share it, so that media are
-            processed and encoded once and nobody hashes pixels.
-        said: What has come since.
-    """
+    """The input of a generation: a prompt and, in an episode, the turns so far."""
 
     prompt: Prompt
+    """The question."""
     name: str = field(default_factory=_new_name)
-    said: Said = field(default_factory=Said)
+    """Names the prompt's media in an engine's caches. Siblings, and the turns of an episode, share it: media are then processed
+    and encoded once, and no pixels are hashed."""
+    history: History = field(default_factory=History)
+    """The episode after the prompt; empty in its first turn."""
 
     @property
-    def has_begun(self) -> bool:
-        """Whether anything has been said since the prompt."""
-        return len(self.said.token_ids) > 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Response:
-    """One completion on its way to its group.
-
-    Attributes:
-        index: Which of the group's seeds it answers.
-        completion: The completion.
-        prompt_token_ids: As in `Group`; with what has been said since.
-        prompt_routed_experts: As in `Group`; likewise.
-    """
-
-    index: int
-    completion: Completion
-    prompt_token_ids: np.ndarray
-    prompt_routed_experts: np.ndarray | None = None
-
-
-class EngineFailed(RuntimeError):
-    """An engine is beyond help: its process died, or it hangs. The message says what is known."""
-
-
-class CannotReplace(RuntimeError):
-    """No other engine can take the place of the one that failed while the rest goes on; the message says why and what failed."""
+    def is_continuation(self) -> bool:
+        """True if the episode has tokens after the prompt."""
+        return len(self.history.token_ids) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How responses are drawn.
+    """The sampling of responses.
 
-    Training draws from the plain softmax and leaves `top_p`, `top_k` and `presence_penalty` alone: they renormalise the
-    distribution, and the learner's log-probabilities are those of the plain one, so that every ratio would be wrong. They are for
-    evaluation, where published figures were measured with them; a completion's `logprobs` are then of what was drawn from.
-
-    Attributes:
-        max_tokens: The longest response, in tokens, the end token included. 0 draws none: a teacher's engine reads, and answers
-            with all that it has read as the completion's `token_ids` [L], and its log-probability of each as `logprobs` [L], 0 for
-            the first.
-        temperature: Divides the logits; 0 is greedy decoding.
-        top_p: Only the likeliest tokens that together have this probability are drawn from; 1: all.
-        top_k: Only so many of the likeliest tokens are drawn from; 0: all.
-        presence_penalty: Taken off the logit of each token that the response already has.
+    Training samples from the plain softmax and leaves `top_p`, `top_k` and `presence_penalty` alone. They renormalise the
+    distribution, but the learner's log-probabilities are those of the plain one, so every ratio would be wrong. They are for
+    evaluation, because published figures were measured with them. A completion's `logprobs` then belong to the renormalised
+    distribution.
     """
 
     max_tokens: int
+    """Longest response, in tokens, the end token included. 0 samples nothing: a teacher's engine returns all tokens that it has
+    read as the completion's `token_ids` [L], and the log-probability of each as `logprobs` [L], 0 for the first."""
     temperature: float = 1.0
+    """Divides the logits; 0 is greedy decoding."""
     top_p: float = 1.0
+    """Samples only from the likeliest tokens that together have this probability; 1: from all."""
     top_k: int = 0
+    """Samples only from so many of the likeliest tokens; 0: from all."""
     presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that the response already contains."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GenerateCall:
+    """One call of an engine's `generate`."""
+
+    request: Request
+    """The input."""
+    sampling: Sampling
+    """Temperature, length and the other parameters of sampling."""
+    seeds: Mapping[int, int]
+    """The seed of each completion, by its index in the group."""
+    policy_version: int
+    """The oldest version of the weights that may answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Response:
+    """One completion on its way to its group."""
+
+    index: int
+    """Index of the completion's seed in the group."""
+    completion: Completion
+    """The completion."""
+    prompt_token_ids: np.ndarray
+    """As in `Group`, followed by the request's history."""
+    prompt_routed_experts: np.ndarray | None = None
+    """As in `Group`, followed by those of the request's history."""
+
+
+class EngineFailed(RuntimeError):
+    """An engine's process has died, or it hangs. The message has the details."""
+
+
+class CannotReplace(RuntimeError):
+    """A failed engine that cannot be replaced while the others go on. The message says why, and what failed."""

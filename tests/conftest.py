@@ -48,7 +48,7 @@ def nothing_leaks() -> Iterator[None]:
 
 def _orphans(before: set[Path]) -> set[Path]:
     """Segments that are new and that nobody maps: what other programs on this machine work with is not the suite's."""
-    from rollout.engine.shared_segments import NAMES, segments_of
+    from rollout.engine.vllm_processes import NAMES, segments_of
 
     new = {path for path in set(SHARED_MEMORY.iterdir()) - before if path.name.startswith(NAMES)}
     # joblib's carry the number of their process and are not mapped all the time.

@@ -19,16 +19,19 @@ import torch
 from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_processor, vision_token_ids
 from rollout.config import RolloutConfig
-from rollout.engine.vllm_engine import RolloutEngine
+from rollout.engine.spec import EngineSpec
+from rollout.engine.vllm_engine import VllmEngine
 from rollout.pool.engine_actor import engine_environment
-from rollout.pool.engine_pool import RolloutPool
-from rollout.types import Group, Prompt, Request, Sampling, sampled_mask
-from rollout.weights.senders import SharedMemorySender, WeightSource
-from rollout.weights.update import RayEngineClient
+from rollout.pool.engine_pool import EnginePool
+from rollout.ray_calls import EngineAddress
+from rollout.types import GenerateCall, Group, Prompt, Request, Sampling, sampled_mask
+from rollout.weights.senders import SharedMemorySender
+from rollout.weights.source import WeightSource
+from rollout.weights.update import RayEngineClient, SyncReport
 
 
 class EngineThread:
-    """One `RolloutEngine` without Ray. As an `EngineClient` it takes weight updates from a sender in the test's process."""
+    """One `VllmEngine` without Ray. As an `EngineClient` it takes weight updates from a sender in the test's process."""
 
     def __init__(
         self,
@@ -37,24 +40,24 @@ class EngineThread:
         *,
         policy_version: int = 0,
         lora_rank: int = 0,
-        teaches: Path | None = None,
+        student: Path | None = None,
     ) -> None:
         os.environ.update(engine_environment(config, model))
         self.next_version = policy_version
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        banned = vision_token_ids(load_processor(model))
+        spec = EngineSpec(
+            model=model,
+            config=config,
+            backend="shared_memory",
+            banned_ids=tuple(vision_token_ids(load_processor(model))),
+            policy_version=policy_version,
+            lora_rank=lora_rank,
+            student=student,
+        )
 
-        async def start() -> RolloutEngine:
-            return RolloutEngine(
-                model,
-                config,
-                backend="shared_memory",
-                banned_ids=banned,
-                policy_version=policy_version,
-                lora_rank=lora_rank,
-                teaches=teaches,
-            )
+        async def start() -> VllmEngine:
+            return VllmEngine(spec)
 
         self.engine = self._run(start())
 
@@ -109,10 +112,16 @@ class EngineThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
 
+def call_of(prompt: Prompt, sampling: Sampling, seeds: Sequence[int], version: int) -> GenerateCall:
+    """A call for one completion per seed."""
+    request = Request(prompt=prompt)
+    return GenerateCall(request=request, sampling=sampling, seeds=dict(enumerate(seeds)), policy_version=version)
+
+
 async def group_of(engine: Any, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], version: int) -> Group:
     """One group from one engine; a completion that a sync has aborted is missing."""
-    request = Request(prompt=prompt)
-    responses = [response async for response in engine.generate(request, sampling, dict(enumerate(seeds)), version)]
+    call = call_of(prompt, sampling, seeds, version)
+    responses = [response async for response in engine.generate(call)]
     responses.sort(key=lambda response: response.index)
     return Group(
         prompt=prompt,
@@ -125,7 +134,7 @@ async def group_of(engine: Any, prompt: Prompt, sampling: Sampling, seeds: Seque
 class LocalLearner:
     """A learner in the test's own process, connected with a pool of engines."""
 
-    def __init__(self, learner: Any, pool: RolloutPool) -> None:
+    def __init__(self, learner: Any, pool: EnginePool) -> None:
         self.learner, self.pool = learner, pool
         self.connect()
 
@@ -133,22 +142,21 @@ class LocalLearner:
         """Opens the way for weights, again where engines have been started anew."""
         self.pool.connect(self._connect)
 
-    def _connect(self, client: RayEngineClient) -> RayEngineClient:
+    def _connect(self, engines: Sequence[EngineAddress]) -> None:
         source = WeightSource(
             metadata=partial(exported_metadata, self.learner.model),
             tensors=partial(exported_parameters, self.learner.model),
             dtype=torch.float32,
         )
-        self._sender = SharedMemorySender(source, client)
-        return client
+        self._client = RayEngineClient(config=self.pool.config, engines=engines)
+        self._sender = SharedMemorySender(source, self._client)
 
     def sync(self, version: int) -> dict[str, float]:
         """Brings the learner's weights to all engines as `version`."""
         return self.pool.sync(version, self._send)
 
-    def _send(self, version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
-        self._sender.client = client
-        return self._sender.send_weights(version), client
+    def _send(self, version: int, engines: Sequence[EngineAddress]) -> SyncReport:
+        return self._client.run_sync(version, engines, self._sender.send_weights)
 
 
 def change_weights(learner: Any, seed: int) -> None:

@@ -21,7 +21,8 @@ from rl.curation.config import SelectConfig, SimilarityConfig
 from rl.curation.similarity import Duplicates, EvaluationPrompts, Fingerprint, common_grams, fingerprint_of
 from rl.data import evaluation_set
 from rollout.data.media import UnreadablePrompt
-from rollout.data.prompts import READERS, Prompts
+from rollout.data.prompts import Prompts
+from rollout.data.stream import READERS
 
 logger = logging.getLogger(__name__)
 

@@ -159,14 +159,15 @@ def _open_and_sample(
     dry_run(runner, first[1])
     try_episode(inputs, first[1])
     stack.enter_context(local_ray())
-    pool = RolloutPool(
-        config.model,
-        rollout,
+    spec = EngineSpec(
+        model=config.model,
+        config=rollout,
         backend=choose_backend(rollout, learner_gpus=0),
         banned_ids=vision_token_ids(inputs.processor),
         policy_version=0,
         episodes=inputs.episodes(),
     )
+    pool = EnginePool(spec, episodes=episodes)
     stack.callback(pool.close)
     max_prompts = LOOKAHEAD * -(-rollout.max_running * rollout.num_engines // config.samples)
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""The Ray shell around the learner's ranks: processes of their own, with their own threads, GPUs and ways to the engines."""
+"""The Ray shell around the learner's ranks. Each rank is a process with its own threads and GPU."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ from rl.samples import Sample
 from rl.types import StepReport
 from rollout.cluster import Gpu, cluster_nodes, describe, require_room
 from rollout.config import Backend
-from rollout.pool.engine_actor import get
+from rollout.ray_calls import EngineAddress, ray_get
 from rollout.types import CannotReplace
-from rollout.weights.senders import AdapterSender, Sender, WeightSource, make_sender
-from rollout.weights.update import RayEngineClient
+from rollout.weights.senders import AdapterSender, make_sender
+from rollout.weights.source import Sender, WeightSource
+from rollout.weights.update import RayEngineClient, SyncReport
 
-LAST_WORDS = 10.0
-"""Seconds that the other ranks get to say what went wrong, after the first did."""
+ERROR_GRACE_SECONDS = 10.0
+"""Seconds in which other ranks may still report an error after the first one."""
 CLAIM_TIMEOUT = 60.0
-"""Seconds for Ray to find the learner's GPUs; they are free, or never will be."""
+"""Seconds for Ray to find the learner's GPUs, which are either free or never will be."""
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
-"""How long ranks wait for one another: reading a large policy takes its time, and a rank that died shows by itself."""
+"""Longest wait of ranks for one another. Loading a large policy takes long, and a rank that dies is noticed without this limit."""
 
 
 class _LearnerActor:
-    """One rank of the learner in a process of its own; rank 0 has the sending end of the weight transfer."""
+    """One rank of the learner in its own process. Rank 0 sends the weights to the engines, and with CUDA IPC every rank."""
 
-    def meet(self) -> tuple[str, int]:
-        """Opens the place where the ranks find each other, and says where it is."""
+    def open_store(self) -> tuple[str, int]:
+        """Opens the store through which the ranks find each other. Returns its host and port."""
         host = ray.util.get_node_ip_address()
         self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT)
         return host, self._store.port
 
     def gpu(self) -> Gpu:
-        """The GPU that Ray has given to this rank."""
+        """Returns the GPU that Ray has assigned to this rank."""
         context = ray.get_runtime_context()
         (device,) = context.get_accelerator_ids()["GPU"]
         return Gpu(node=context.get_node_id(), device=device)
@@ -61,13 +62,13 @@ class _LearnerActor:
         resume_from: str | None,
         objective: Objective,
     ) -> None:
-        """Joins the other ranks, if any, and loads this one's share."""
+        """Joins the other ranks, if any, and loads the policy."""
         self._rank = rank
-        if meeting_point is not None:
+        if store_address is not None:
             if rank > 0:
-                self._store = dist.TCPStore(*meeting_point, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+                self._store = dist.TCPStore(*store_address, is_master=False, timeout=COLLECTIVE_TIMEOUT)
             dist.init_process_group(
-                # What is kept in host memory and what is gathered of Python's objects goes by gloo.
+                # Tensors in host memory and gathered Python objects go by gloo.
                 "cpu:gloo,cuda:nccl" if config.learner.gpus else "gloo",
                 store=self._store,
                 rank=rank,
@@ -77,7 +78,7 @@ class _LearnerActor:
         self._learner = Learner(config, model_path, objective)
         if resume_from is not None:
             self._learner.load(Path(resume_from))
-        self._yield_memory()
+        self._empty_cuda_cache()
 
     def _yield_memory(self) -> None:
         """Gives back what torch keeps for later, where an engine on the same GPU waits for it."""
@@ -93,29 +94,28 @@ class _LearnerActor:
         self._gather: Callable[[], Iterable[Any]] = files if lora.sync == "adapter" else weights
         self._sends = self._rank == 0 or (rollout.shares_gpus and lora.sync == "merged")
         if not self._sends:
-            return client
+            return
+        self._client = RayEngineClient(config=rollout, engines=engines)
         if lora.sync == "adapter":
-            self._sender: Sender = AdapterSender(files, client)
+            self._sender: Sender = AdapterSender(files, self._client)
         else:
             source = WeightSource(metadata=partial(exported_metadata, model), tensors=weights, dtype=dtype)
             workers = rollout.num_engines * max(1, rollout.gpus_per_engine)
-            self._sender = make_sender(backend, source, client, num_workers=workers, rank=self._rank)
-        return client
+            self._sender = make_sender(backend, source, self._client, num_workers=workers, rank=self._rank)
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
         report = self._learner.step(groups)
-        self._yield_memory()
+        self._empty_cuda_cache()
         return report
 
     def total_logprob(self, samples: Sequence[Sample]) -> tuple[float, int]:
         return self._learner.total_logprob(samples)
 
     @torch.no_grad()
-    def sync(self, policy_version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
-        """Sends, or takes part in gathering what others send; returns metrics and the client, both of use on rank 0."""
-        metrics: dict[str, float] = {}
+    def sync(self, policy_version: int, engines: Sequence[EngineAddress]) -> SyncReport | None:
+        """Sends the weights, or takes part in gathering them. Rank 0 returns a report."""
+        report = None
         if self._sends:
-            self._sender.client = client
             try:
                 metrics = self._sender.send_weights(policy_version)
             except CannotReplace:  # before a parameter was gathered: other ranks wait for this one to take part
@@ -123,24 +123,24 @@ class _LearnerActor:
                     pass
                 raise
         else:
-            for _ in self._gather():  # needed on rank 0
+            for _ in self._gather():  # rank 0 needs this rank's part
                 pass
-        self._yield_memory()
-        return metrics, client
+        self._empty_cuda_cache()
+        return report
 
     def save(self, folder: str) -> None:
         self._learner.save(Path(folder))
-        self._yield_memory()
+        self._empty_cuda_cache()
 
 
 class LearnerGroup:
-    """The learner as the loop sees it. It starts while the caller goes on; `connect` waits for it.
+    """All ranks of the learner. They start while the caller goes on; `connect` waits for them.
 
     Args:
-        config: The run's choices.
-        model_path: Where to load the policy from.
-        resume_from: A checkpoint whose optimizer state to restore; None starts afresh.
-        backend: How weights will leave for the engines.
+        config: The options.
+        model_path: The folder or hub name of the policy.
+        resume_from: A checkpoint with the optimizer state to restore; None starts without.
+        backend: How weights are sent to the engines.
         objective: The loss.
     """
 
@@ -162,7 +162,7 @@ class LearnerGroup:
         }
         rollout, self._backend = config.rollout, backend
         require_room(cluster_nodes(), rollout, learner_gpus=0 if rollout.shares_gpus else learner.gpus)
-        # Engines that share these GPUs take them as they are claimed: an engine's must be on one node.
+        # Engines that share these GPUs take them bundle by bundle: those of one engine must be on one node.
         width = rollout.gpus_per_engine if rollout.shares_gpus else 1
         self._placement = claim_gpus(learner.gpus, width) if learner.gpus else None
         self._shares_gpus = rollout.shares_gpus
@@ -170,17 +170,17 @@ class LearnerGroup:
             ray.remote(_LearnerActor).options(**rank_options(rank, width, self._placement, environment)).remote()
             for rank in range(learner.num_ranks)
         ]
-        meeting_point = self._actors[0].meet.remote() if shares_policy(learner) else None
+        store_address = self._actors[0].open_store.remote() if shares_policy(learner) else None
         resume = None if resume_from is None else str(resume_from)
         self._started = [
-            actor.start.remote(rank, meeting_point, config, str(model_path), resume, objective)
+            actor.start.remote(rank, store_address, config, str(model_path), resume, objective)
             for rank, actor in enumerate(self._actors)
         ]
 
     def shared_gpus(self) -> list[Gpu]:
-        """The GPU of each rank, for engines that share them; empty where they have their own.
+        """Returns the GPU of each rank, if engines share them; else an empty list.
 
-        Waits until every rank has its memory: vLLM measures what is free when it starts.
+        Waits until every rank has taken its memory: vLLM measures the free memory when it starts.
         """
         if not self._shares_gpus:
             return []
@@ -188,44 +188,37 @@ class LearnerGroup:
         return _get_all([actor.gpu.remote() for actor in self._actors])
 
     def wait(self) -> None:
-        """Until every rank has started.
+        """Waits until every rank has started.
 
         Raises:
-            RuntimeError: If one has not; the message is its own.
+            RuntimeError: If one has not. The message is the rank's.
         """
         _get_all(self._started)
 
-    def connect(self, client: RayEngineClient) -> RayEngineClient:
-        """Opens the way for weights from the learner to the engines.
-
-        Returns:
-            The client, as the learner has used it.
+    def connect(self, engines: Sequence[EngineAddress]) -> None:
+        """Opens the weight transfer from the learner to the engines.
 
         Raises:
-            RuntimeError: If the learner has not started; the message is its own.
+            RuntimeError: If the learner has not started. The message is the rank's.
         """
         _get_all(self._started)
-        return self._on_all_ranks("connect", self._backend, client)
+        self._on_all_ranks("connect", self._backend, engines)
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
-        """Learns from one step's samples; see `Learner.step`."""
-        # One pickle for all ranks: siblings' shared images travel once.
+        """Trains on one step's samples; see `Learner.step`."""
+        # One pickle for all ranks: the shared images of siblings are sent once.
         return self._on_all_ranks("step", ray.put(groups))
 
     def total_logprob(self, samples: Sequence[Sample]) -> tuple[float, int]:
-        """Of the response tokens; see `Learner.total_logprob`."""
+        """Returns the total log-probability of the response tokens; see `Learner.total_logprob`."""
         return self._on_all_ranks("total_logprob", ray.put(samples))
 
-    def sync(self, policy_version: int, client: RayEngineClient) -> tuple[dict[str, float], RayEngineClient]:
-        """Sends the weights to the client's engines and commits them there as `policy_version`.
-
-        Returns:
-            `sync/` metrics, and the client, which knows of engines that have failed.
-        """
-        return self._on_all_ranks("sync", policy_version, client)
+    def sync(self, policy_version: int, engines: Sequence[EngineAddress]) -> SyncReport:
+        """Sends the weights to the engines and commits them there as `policy_version`."""
+        return self._on_all_ranks("sync", policy_version, engines)
 
     def save(self, folder: Path) -> None:
-        """Writes weights and trainer state into `folder`, which every rank's node must see."""
+        """Writes weights and trainer state into `folder`, which every rank's node must be able to write."""
         self._on_all_ranks("save", str(folder))
 
     def close(self) -> None:
@@ -236,7 +229,7 @@ class LearnerGroup:
             remove_placement_group(self._placement)
 
     def _on_all_ranks(self, method: str, *args: Any) -> Any:
-        """Calls a method on every rank at once; returns what rank 0 returns."""
+        """Calls a method on all ranks in parallel and returns rank 0's result."""
         return _get_all([getattr(actor, method).remote(*args) for actor in self._actors])[0]
 
 
@@ -246,19 +239,19 @@ def claim_gpus(num_gpus: int, width: int) -> PlacementGroup:
     Raises:
         ValueError: If Ray has no such GPUs free.
     """
-    # Ranks talk to each other all the time: on one node as long as it has the GPUs.
+    # Ranks communicate all the time, so they are on one node if it has the GPUs.
     claim = placement_group([{"GPU": width}] * (num_gpus // width), strategy="PACK")
     if not claim.wait(CLAIM_TIMEOUT):
         remove_placement_group(claim)
         raise ValueError(
             f"learner.gpus = {num_gpus}, {width} together on one node: Ray has found none free for {CLAIM_TIMEOUT:g} s "
-            f"({describe(cluster_nodes())}): lower learner.gpus, or end what else uses them"
+            f"({describe_nodes(cluster_nodes())}): lower learner.gpus, or end what else uses them"
         )
     return claim
 
 
 def rank_options(rank: int, width: int, claim: PlacementGroup | None, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What Ray is told of a rank: it claims no CPU, for it works while the engines wait."""
+    """Returns Ray's options for a rank. It claims no CPU, since it works while the engines wait."""
     options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": dict(environment)}}
     if claim is None:
         return options
@@ -267,36 +260,38 @@ def rank_options(rank: int, width: int, claim: PlacementGroup | None, environmen
 
 
 def shares_policy(config: LearnerConfig) -> bool:
-    """Whether the policy is sharded: over several ranks, or between a GPU and its host."""
+    """Returns True if the policy is sharded, over several ranks or between a GPU and its host."""
     return config.num_ranks > 1 or config.offload
 
 
 def _get_all(calls: Sequence[ray.ObjectRef]) -> list[Any]:
-    """Every rank's result, or the error of the rank that is to blame, soon: the others may wait for it forever."""
+    """Returns every rank's result. Raises the error of the rank that failed first: the others may wait for that rank forever."""
     waiting, results = list(calls), {}
     while waiting:
         [done], waiting = ray.wait(waiting)
         try:
             results[done] = ray.get(done)
         except ray.exceptions.RayError:
-            late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=LAST_WORDS) if waiting else ([], [])
-            culprit = min([done, *late], key=_consequence)
+            others, _ = (
+                ray.wait(waiting, num_returns=len(waiting), timeout=ERROR_GRACE_SECONDS) if waiting else ([], [])
+            )
+            failed = min([done, *others], key=_error_priority)
             try:
-                get(culprit)
+                ray_get(failed)
             except (ValueError, RuntimeError) as error:
                 if len(calls) == 1:
                     raise
-                raise type(error)(f"rank {calls.index(culprit)} of the learner: {error}") from error
+                raise type(error)(f"rank {calls.index(failed)} of the learner: {error}") from error
     return [results[call] for call in calls]
 
 
-def _consequence(call: ray.ObjectRef) -> int:
-    """Orders a rank's death before its own error, before what follows from either: a collective that broke, or no error."""
+def _error_priority(call: ray.ObjectRef) -> int:
+    """Returns a sort key: a rank's death, then its error, then a broken collective, which follows from either, then no error."""
     try:
         ray.get(call)
     except ray.exceptions.RayActorError:
         return 0
     except ray.exceptions.RayTaskError as error:
-        words = f"{type(error.cause).__name__} {error.cause}".lower()
-        return 2 if any(word in words for word in ("disterror", "distbackend", "diststore", "gloo", "nccl")) else 1
+        text = f"{type(error.cause).__name__} {error.cause}".lower()
+        return 2 if any(word in text for word in ("disterror", "distbackend", "diststore", "gloo", "nccl")) else 1
     return 3

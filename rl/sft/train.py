@@ -137,7 +137,7 @@ def _open_learner(config: SftConfig, checkpoint: Path | None, stack: ExitStack) 
             learner.load(checkpoint)
         return learner
     from rl.learner.group import LearnerGroup
-    from rl.run import local_ray
+    from rollout.cluster import local_ray
 
     stack.enter_context(local_ray())
     group = LearnerGroup(options, model, checkpoint, "shared_memory", negative_log_likelihood)

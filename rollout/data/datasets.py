@@ -1,4 +1,4 @@
-"""Rows of the hub, of folders and of files, memory-mapped; `prompts_from(read_rows(...), mapping)` makes prompts of them.
+"""Memory-mapped rows of the hub, of folders and of files. `prompts_from(read_rows(...), mapping)` makes prompts of them.
 
 Example:
     prompts = prompts_from(read_rows("hiyouga/geometry3k", "train"), geometry3k)
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-"""What can be read, and the reader's name; in a folder, the first of these that is there is what is read."""
+"""File suffix -> name of its reader. In a folder, only files of the first suffix that occurs are read."""
 MEDIA = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .mp4 .webm .mkv .mov .avi".split())
-"""A text that ends so may be the path of an image or a video."""
+"""Suffixes of texts that may be the path of an image or a video."""
 SAMPLE = 20
-"""Rows in which paths are looked for."""
+"""Rows that are searched for paths."""
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?")
 _NO_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
 
 def read_rows(source: str | Path, split: str | None = None, *, subset: str | None = None) -> Dataset:
-    """Reads a dataset, whose rows stay on disk until they are asked for.
+    """Reads a dataset. Its rows stay on disk until they are read.
 
-    Images may be embedded, as the hub's datasets have them, or paths: absolute, or from the folder that was named, or that of the
-    file. Such paths, in texts, lists and `{"bytes": None, "path": ...}`, become absolute as rows are read.
+    Images may be embedded, as in datasets of the hub, or paths: absolute, or relative to `source` or to the folder of the file.
+    Relative paths in texts, lists and `{"bytes": None, "path": ...}` become absolute as rows are read.
 
     Args:
         source: A .parquet, .jsonl, .json or .csv file; a folder of such files, or one that `save_to_disk` has written; or else the
-            name of a dataset on the hub. In a folder, a file's split is its name without the number of its shard
-            (`train-00000-of-00002.parquet`), or the name of its folder where the file has but a number.
-        split: Which split; may be left out where there is one.
-        subset: Which subset (configuration) of a dataset on the hub, such as `main` of `openai/gsm8k`.
+            name of a dataset on the hub. A file in a folder is named after its split, with or without a shard's number
+            (`train-00000-of-00002.parquet`). If its name is only a number, its folder is named after the split.
+        split: The split; may be left out if there is only one.
+        subset: The subset (configuration) of a dataset on the hub, such as `main` of `openai/gsm8k`.
 
     Raises:
-        ValueError: There is no such file, dataset or split; there are several splits and none is named; or it cannot be read.
+        ValueError: If there is no such file, dataset or split, if one of several splits must be named, or if reading fails.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -84,12 +84,12 @@ def _read_hub(name: str, split: str | None, subset: str | None) -> Dataset:
             splits = get_dataset_split_names(name, subset)
             split = _choose({each: each for each in splits}, None, name)
         return load_dataset(name, subset, split=split)
-    except OSError as error:  # what is not there, and what cannot be reached
+    except OSError as error:  # it does not exist, or the hub cannot be reached
         raise ValueError(f"{name} is no file or folder, and cannot be read from the hub: {error}") from error
 
 
 def _choose(splits: Mapping[str, T], split: str | None, source: Any) -> T:
-    """The split that is asked for; a lone one may go by the name of `train`, as it does in `datasets`."""
+    """Returns the named split. A single split may be called `train`, as in `datasets`."""
     if split is not None and split in splits:
         return splits[split]
     if len(splits) == 1 and split in (None, "train"):
@@ -110,8 +110,8 @@ def _read(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
     """Reads files of one split.
 
     Args:
-        files: Of the same suffix.
-        folders: From where their paths may lead, in this order.
+        files: Files of the same suffix.
+        folders: Folders to which their paths may be relative, in this order.
     """
     from datasets import load_dataset
 
@@ -123,8 +123,8 @@ def _read(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
         rows = load_dataset(kind, data_files=[str(path.absolute()) for path in files], split="train")
     except Exception as error:  # pyarrow's, pandas', datasets' and, of an empty file, a StopIteration
         reason = error.__cause__ or error
-        told = f"{type(reason).__name__}: {reason}" if str(reason) else "it has no rows"
-        raise ValueError(f"{named} cannot be read as {kind}: {told}") from error
+        message = f"{type(reason).__name__}: {reason}" if str(reason) else "it has no rows"
+        raise ValueError(f"{named} cannot be read as {kind}: {message}") from error
     return _with_absolute_paths(rows, [folder.absolute() for folder in folders])
 
 
@@ -141,7 +141,7 @@ def _with_absolute_paths(rows: Dataset, folders: Sequence[Path]) -> Dataset:
 
 
 def _paths(value: Any) -> Iterator[str]:
-    """The relative paths of images and videos in a value."""
+    """Yields the relative paths of images and videos in a value."""
     if isinstance(value, str):
         if Path(value).suffix.lower() in MEDIA and not Path(value).is_absolute():
             yield value
@@ -154,7 +154,7 @@ def _paths(value: Any) -> Iterator[str]:
 
 
 def _undecoded(feature: Any) -> Any:
-    """A feature whose images and videos come as `{"bytes": ..., "path": ...}`: `datasets` would look for them in the cwd."""
+    """Returns a feature with images and videos as `{"bytes": ..., "path": ...}`. `datasets` would search them in the cwd."""
     from datasets import Image, List, Video
 
     if isinstance(feature, Image | Video):
@@ -163,7 +163,7 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _absolute(folders: Mapping[str, Path], batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """A batch of rows with the paths of some columns made absolute."""
+    """Returns a batch of rows with absolute paths in some columns."""
     return {
         name: [_from(folders[name], value) for value in values] if name in folders else values
         for name, values in batch.items()

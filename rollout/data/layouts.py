@@ -1,9 +1,9 @@
-r"""Mappings for public datasets: a row as it is published becomes a Prompt, with a sentence that asks for the answer's form.
+r"""Mappings for public datasets: a published row becomes a Prompt, with a sentence about the answer's form.
 
 Example:
     prompts = prompts_from(read_rows("hiyouga/geometry3k", "train"), geometry3k)
 
-Each docstring names the columns, and the verifier of `rewards` that goes with the answer. Other columns stay in `Prompt.columns`.
+Each docstring names the columns and the verifier of `rewards` for the answer. Other columns stay in `Prompt.columns`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from rollout.data.media import UnreadablePrompt, open_images
+from rollout.data.prompts import ToPrompt
 from rollout.types import Prompt
 
 Row = Mapping[str, Any]
@@ -29,13 +30,13 @@ BOXES = 'Answer with its box in JSON: [{"bbox_2d": [left, top, right, bottom], "
 TEXT = "Answer with the text alone."
 
 IDS = ("id", "pid", "question_id", "ID")
-"""Columns that name a row, the first that it has."""
+"""Columns with the name of a row. The first that exists is used."""
 NUM_MMMU_IMAGES = 7
 _PLACEHOLDER = re.compile(r"<image ?(\d*)>")
 
 
 def geometry3k(row: Row) -> Prompt:
-    """Geometry3K (`hiyouga/geometry3k`): `images`, `problem`, in which `<image>` stands where one is seen, and `answer` in LaTeX.
+    """Geometry3K (`hiyouga/geometry3k`): `images`, `problem` with `<image>` in place of each image, and `answer` in LaTeX.
 
     Verifier: `math_answer`.
     """
@@ -48,13 +49,13 @@ def mathvista(row: Row) -> Prompt:
     """MathVista (`AI4Math/MathVista`, split `testmini`): `decoded_image`, `question`, `choices`, `answer`, `unit`, `precision`,
     `answer_type`.
 
-    Of a free answer it is said whether it is an integer or has how many decimals, and in which unit it is. The answer of a question
-    with choices is the text of one; they become the column `options`.
+    The prompt of a free answer states its type, decimals and unit. The answer of a question with choices is the text of one; the
+    choices become the column `options`.
 
     Verifier: `first_readable(multiple_choice, math_answer, text_similarity(threshold=1.0))`.
 
     Raises:
-        UnreadablePrompt: The answer is not published, as in the split `test`.
+        UnreadablePrompt: If the answer is not published, as in the split `test`.
     """
     choices = list(row["choices"] or [])
     question = _asked(row["question"], *([LETTER] if choices else [_mathvista_form(row), BOXED]), options=choices)
@@ -64,8 +65,8 @@ def mathvista(row: Row) -> Prompt:
 
 
 def mathvision(row: Row) -> Prompt:
-    """MathVision (`MathLLMs/MathVision`): `decoded_image`, `question`, in which `<image1>` stands where it is seen, `options`, and
-    `answer`, a letter where there are options.
+    """MathVision (`MathLLMs/MathVision`): `decoded_image`, `question` with `<image1>` in place of the image, `options`, and
+    `answer`, a letter if there are options.
 
     Verifier: `first_readable(multiple_choice, math_answer)`.
     """
@@ -84,7 +85,7 @@ def mmmu(row: Row) -> Prompt:
     Verifier: `first_readable(multiple_choice, math_answer, text_similarity(threshold=1.0))`.
 
     Raises:
-        UnreadablePrompt: The answer is not published, as in the split `test`; or the options cannot be read.
+        UnreadablePrompt: If the answer is not published, as in the split `test`, or the options cannot be read.
     """
     options = _as_list(row["options"])
     if options is None:
@@ -119,15 +120,15 @@ def countbench(row: Row) -> Prompt:
 
 
 def refcoco(row: Row) -> Prompt:
-    """RefCOCO (`lmms-lab/RefCOCO`, RefCOCO+ and RefCOCOg too): `image`, `bbox`, `[left, top, width, height]` in pixels, and
-    `answer`, a list of expressions for what is in the box, of which the first is asked about.
+    """RefCOCO, RefCOCO+ and RefCOCOg (`lmms-lab/RefCOCO`): `image`, `bbox` `[left, top, width, height]` in pixels, and `answer`.
 
-    The answer is the box as `[left, top, right, bottom]` in thousandths of the picture. The row's `question` stays a column.
+    The row's `answer` is a list of expressions for the content of the box. The prompt names the first. The reference answer is the
+    box as `[left, top, right, bottom]` in thousandths of the picture. The row's `question` stays a column.
 
     Verifier: `box_iou`, or `box_iou(threshold=0.5)` for the usual accuracy.
 
     Raises:
-        UnreadablePrompt: The picture cannot be opened, there is no expression, or the box has no area.
+        UnreadablePrompt: If the picture cannot be opened, there is no expression, or the box has no area.
     """
     image, expressions = row["image"], row["answer"]
     expressions = [expressions] if isinstance(expressions, str) else list(expressions or [])
@@ -147,7 +148,7 @@ def refcoco(row: Row) -> Prompt:
 
 
 def ocrbench(row: Row) -> Prompt:
-    """OCRBench (`echo840/OCRBench`): `image`, `question`, and `answer`, a list of texts of which each is right.
+    """OCRBench (`echo840/OCRBench`): `image`, `question`, and `answer`, a list of right texts.
 
     Verifier: `text_similarity`.
     """
@@ -157,12 +158,12 @@ def ocrbench(row: Row) -> Prompt:
 
 
 def gsm8k(row: Row) -> Prompt:
-    """GSM8K (`openai/gsm8k`, subset `main`): `question`, and `answer`, which ends in `#### 72`; all of it is the column `solution`.
+    """GSM8K (`openai/gsm8k`, subset `main`): `question`, and `answer`, which ends in `#### 72`. The whole is the column `solution`.
 
     Verifier: `math_answer`.
 
     Raises:
-        UnreadablePrompt: The answer has no `####`.
+        UnreadablePrompt: If the answer has no `####`.
     """
     solution, question = row["answer"], _asked(row["question"], BOXED)
     _, mark, answer = solution.rpartition("####")
@@ -185,11 +186,11 @@ def aime(row: Row) -> Prompt:
 def reasoning_gym(row: Row) -> Prompt:
     """reasoning-gym: an item of `reasoning_gym.create_dataset(...)` is `question`, `answer`, a text, and `metadata`.
 
-    Verifier: `math_answer` where answers are numbers, else `text_similarity(threshold=1.0)`, which is sameness. Tasks with several
-    right answers have a scorer of their own: `lambda prompt, completion: dataset.score_answer(answer, entry)`.
+    Verifier: `math_answer` for numbers, else `text_similarity(threshold=1.0)`, which is equality. Tasks with several right answers
+    have their own scorer: `lambda prompt, completion: dataset.score_answer(answer, entry)`.
 
     Raises:
-        UnreadablePrompt: The item has no answer.
+        UnreadablePrompt: If the item has no answer.
     """
     question, metadata = _asked(row["question"], BOXED), row["metadata"] or {}
     prompt = _prompt(row, "reasoning_gym", question, row["answer"], used=("question", "answer"))
@@ -197,8 +198,27 @@ def reasoning_gym(row: Row) -> Prompt:
     return prompt if source is None or index is None else replace(prompt, id=f"{source}-{index}")
 
 
+LAYOUTS: dict[str, ToPrompt] = {
+    mapping.__name__: mapping
+    for mapping in (
+        geometry3k,
+        mathvista,
+        mathvision,
+        mmmu,
+        chartqa,
+        countbench,
+        refcoco,
+        ocrbench,
+        gsm8k,
+        aime,
+        reasoning_gym,
+    )
+}
+"""Layouts by the name that `--layout` takes."""
+
+
 def _asked(question: str, *asks: str, options: Sequence[str] = ()) -> str:
-    """The question, its options under letters, and what is asked of the answer, in lines."""
+    """Returns the question, its lettered options, and the requests about the answer's form, in lines."""
     lettered = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False)]
     return "\n".join([question, *lettered, *filter(None, asks)])
 
@@ -206,16 +226,16 @@ def _asked(question: str, *asks: str, options: Sequence[str] = ()) -> str:
 def _prompt(
     row: Row, task: str, question: str, answer: Any, *, used: Sequence[str], images: Any = (), **columns: Any
 ) -> Prompt:
-    """One user turn.
+    """Returns a prompt of one user turn.
 
     Args:
         row: The row.
         task: The layout's name.
-        question: What is said, with `<image>` where an image is seen.
-        answer: The reference.
-        used: Columns that the prompt has another place for.
+        question: The text, with `<image>` in place of each image.
+        answer: The reference answer.
+        used: Columns of the row that are no columns of the prompt.
         images: One image, or a list, in which None holds a place.
-        columns: More columns.
+        columns: More columns of the prompt.
     """
     if answer is None or answer in ("", "?"):
         raise UnreadablePrompt("it has no answer: some splits are published without")
@@ -231,10 +251,10 @@ def _prompt(
 
 
 def _with_images(text: str, images: Any) -> tuple[list[dict[str, str]], list[Any]]:
-    """The parts of a turn, and the images in their order.
+    """Returns the parts of a turn, and the images in their order.
 
-    `<image>` is the next image, `<image 2>` and `<image2>` the second, as often as it is named; what names none that is there stays
-    text. Images that are not named come first.
+    `<image>` is the next image, `<image 2>` and `<image2>` the second, at each occurrence. A placeholder without an image stays
+    text. Images without a placeholder come first.
 
     Args:
         text: The question.
@@ -265,7 +285,7 @@ def _text(words: str) -> list[dict[str, str]]:
 
 
 def _mathvista_form(row: Row) -> str:
-    """What MathVista says of an answer's form."""
+    """Returns MathVista's sentence about an answer's form."""
     unit = f" The unit is {row['unit']}." if row.get("unit") else ""
     kind, precision = row["answer_type"], row.get("precision")
     if kind == "integer":
@@ -277,10 +297,10 @@ def _mathvista_form(row: Row) -> str:
 
 
 def _either(row: Row, *names: str) -> Any:
-    """The first of these columns that the row has.
+    """Returns the value of the first of these columns that the row has.
 
     Raises:
-        KeyError: It has none of them; the error is the first's.
+        KeyError: If it has none of them. Names the first.
     """
     for name in names:
         if row.get(name) is not None:
@@ -289,7 +309,7 @@ def _either(row: Row, *names: str) -> Any:
 
 
 def _as_list(value: Any) -> list[Any] | None:
-    """A list, or the list that a text writes down as Python or JSON; None where it does not."""
+    """Returns a list, or the list that a text contains as Python or JSON; None if it contains none."""
     if isinstance(value, list | tuple):
         return list(value)
     for read in (ast.literal_eval, json.loads):

@@ -1,4 +1,4 @@
-"""The images and videos of a prompt: opened from whatever form a dataset has them in."""
+"""Opens the images and videos of a prompt from any form that a dataset stores them in."""
 
 from __future__ import annotations
 
@@ -17,36 +17,33 @@ from PIL import Image, ImageOps
 
 from rollout.types import Video
 
-# What is wrong with a file, our own errors say. FFmpeg reads this once, when OpenCV first uses it.
+# Silences FFmpeg: our errors name the damaged file. FFmpeg reads this once, when OpenCV first uses it.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 T = TypeVar("T")
 
 _DECODING = Lock()
-"""Rows may share a PIL image that is decoded when it is first looked at; two threads must not do so at once."""
+"""Rows may share a PIL image, which is decoded at its first use. Two threads must not decode it at once."""
 MIN_FRAMES = 4
-"""Frames that Qwen3-VL takes of a video however short, if it has as many."""
+"""Fewest frames that Qwen3-VL takes of a video, if it has as many."""
 TOLERATED_SHORTAGE = 0.05
-"""Some containers only estimate how many frames they hold; a video that ends much earlier than that is damaged."""
+"""Share of missing frames that is tolerated: some containers only estimate their number. A video with more missing is damaged."""
 
 
 class UnreadablePrompt(ValueError):
-    """A row that cannot become a prompt; the message names the row and the reason."""
+    """A row that cannot become a prompt. The message names the row and the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameSampling:
-    """Which frames of a video are seen: evenly spread from the first to the last, as Qwen3-VL was trained.
-
-    Attributes:
-        fps: Frames per second of the video's time.
-        max_frames: Most frames of a video; a longer one is seen at fewer frames per second.
-        max_pixels: Most pixels of a frame; larger ones are scaled down as they are decoded. Default: 768 tokens of 32 × 32.
-    """
+    """The sampling of a video's frames, evenly spread from the first to the last, as Qwen3-VL was trained."""
 
     fps: float = 2.0
+    """Frames per second of the video's time."""
     max_frames: int = 64
+    """Most frames of a video. A longer one is sampled at fewer frames per second."""
     max_pixels: int = 768 * 32 * 32
+    """Most pixels of a frame. Larger frames are scaled down as they are decoded. Default: 768 tokens of 32 × 32."""
 
     def __post_init__(self) -> None:
         for name, least in (("fps", 0.0), ("max_frames", 1), ("max_pixels", 0)):
@@ -54,11 +51,11 @@ class FrameSampling:
                 raise ValueError(f"{name} of FrameSampling must be > {least:g}, got {getattr(self, name)}")
 
     def indices(self, num_frames: int, fps: float) -> list[int]:
-        """The frames to see, in order.
+        """Returns the numbers of the sampled frames, in order.
 
         Args:
             num_frames: Frames of the video, at least 1.
-            fps: Its own frames per second.
+            fps: The video's frames per second.
         """
         wanted = max(int(num_frames / fps * self.fps), MIN_FRAMES)
         count = min(wanted, self.max_frames, num_frames)
@@ -66,33 +63,33 @@ class FrameSampling:
 
 
 def open_images(sources: Sequence[Any]) -> list[Image.Image]:
-    """Decodes images: upright, RGB, on white where they are transparent.
+    """Decodes images to upright RGB, with transparent pixels on white.
 
     Args:
         sources: PIL images, paths, the bytes of a file, or `{"bytes": ..., "path": ...}`.
 
     Raises:
-        UnreadablePrompt: Names the image and the reason.
+        UnreadablePrompt: If one cannot be read. Names the image and the reason.
     """
     return _open_each("image", sources, _open_image)
 
 
 def open_videos(sources: Sequence[Any], sampling: FrameSampling) -> list[Video]:
-    """Decodes videos, as far as their frames are to be seen.
+    """Decodes the sampled frames of videos.
 
     Args:
         sources: Paths, the bytes of a file, `{"bytes": ..., "path": ...}`, `{"frames": PIL images or an array, "fps": ...}`;
-            or Videos, which stay as they are.
-        sampling: Which frames.
+            or Videos, which are returned unchanged.
+        sampling: The sampling of frames.
 
     Raises:
-        UnreadablePrompt: Names the video and the reason.
+        UnreadablePrompt: If one cannot be read. Names the video and the reason.
     """
     return _open_each("video", sources, lambda source: _open_video(source, sampling))
 
 
 def undecoded_videos(rows: Any) -> Any:
-    """Has a `datasets.Dataset` hand out its videos as files: its own decoder would read whole ones, and needs torchcodec."""
+    """Makes a `datasets.Dataset` return its videos as files. Its decoder would read whole videos, and needs torchcodec."""
     for name, feature in (getattr(rows, "features", None) or {}).items():
         if type(feature).__name__ == "Video" and feature.decode:
             rows = rows.cast_column(name, type(feature)(decode=False))
@@ -125,7 +122,7 @@ def _open_image(source: Any) -> Image.Image:
 
 
 def _file_of(source: Any) -> Any:
-    """What `datasets` makes of a file that it does not decode, as the bytes or the path that it holds."""
+    """Returns the bytes or the path of a file that `datasets` has not decoded."""
     if isinstance(source, Mapping):
         return source["path"] if source.get("bytes") is None else source["bytes"]
     return source
@@ -134,13 +131,11 @@ def _file_of(source: Any) -> Any:
 def _as_rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"it has {image.width} × {image.height} pixels")
-    if image.mode in ("I", "F"):  # PIL would cut all above 255 off: a white surface
-        raise ValueError(
-            f"its mode is {image.mode}, of which nobody knows what is black and white: convert it to L or RGB"
-        )
+    if image.mode in ("I", "F"):  # PIL would cut all values above 255, and return white
+        raise ValueError(f"its mode is {image.mode}, without defined black and white: convert it to L or RGB")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    image = ImageOps.exif_transpose(image)  # a camera's photo may be stored lying on its side
+    image = ImageOps.exif_transpose(image)  # a camera may store a photo rotated
     if image.has_transparency_data:  # a chart with a transparent background would otherwise turn black on black
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -166,7 +161,7 @@ def _open_video(source: Any, sampling: FrameSampling) -> Video:
 
 
 def _choose_frames(frames: Any, fps: float | None, sampling: FrameSampling) -> Video:
-    """A video that came as single pictures."""
+    """Samples a video that is given as single pictures."""
     if not len(frames):
         raise ValueError("it has 0 frames")
     fps = _checked_fps(fps)
@@ -176,21 +171,21 @@ def _choose_frames(frames: Any, fps: float | None, sampling: FrameSampling) -> V
 
 def _decode(stream: Callable[[], Any], sampling: FrameSampling) -> Video:
     with _capture(stream()) as capture:
-        fps, told = _frame_rate(capture), _frame_count(capture)
-    count = told or _count_frames(stream())
+        fps, stated = _frame_rate(capture), _frame_count(capture)
+    count = stated or _count_frames(stream())
     while True:
         indices = sampling.indices(count, fps)
         frames, num_read = _read_frames(stream(), indices, sampling)
         if len(frames) == len(indices):
             return _as_video(frames, fps, indices)
-        if num_read < (1 - TOLERATED_SHORTAGE) * told:
-            raise ValueError(f"it ends after {num_read} of {told} frames")
+        if num_read < (1 - TOLERATED_SHORTAGE) * stated:
+            raise ValueError(f"it ends after {num_read} of {stated} frames")
         count = num_read
 
 
 @contextmanager
 def _capture(stream: Any) -> Iterator[Any]:
-    """OpenCV's reader of a file's path or content, which tells nobody but us what is wrong with it."""
+    """Opens OpenCV's reader of a path or of a file's content, without its messages on the terminal."""
     import cv2
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -210,7 +205,7 @@ def _frame_rate(capture: Any) -> float:
 
 
 def _frame_count(capture: Any) -> int:
-    """As the file tells; 0 where it does not."""
+    """Returns the number of frames that the file states; 0 if it states none."""
     import cv2
 
     return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -227,9 +222,9 @@ def _count_frames(stream: Any) -> int:
 
 
 def _read_frames(stream: Any, indices: Sequence[int], sampling: FrameSampling) -> tuple[list[np.ndarray], int]:
-    """Frames [H, W, 3] as far as the video goes, and how many of its own it has gone.
+    """Returns frames [H, W, 3] up to the end of the video, and the number of frames that were read.
 
-    One after the other: OpenCV's jumps to a frame number miss it in many files.
+    All frames are read one after the other: OpenCV's jumps to a frame number miss it in many files.
     """
     frames: list[np.ndarray] = []
     with _capture(stream) as capture:
@@ -249,7 +244,7 @@ def _pixels(frame: Any) -> np.ndarray:
 
 
 def _scaled(frame: np.ndarray, sampling: FrameSampling) -> np.ndarray:
-    """A frame [H, W, 3] of at most `max_pixels`."""
+    """Returns a frame [H, W, 3] of at most `max_pixels`."""
     if frame.ndim != 3 or frame.shape[0] * frame.shape[1] <= sampling.max_pixels:
         return frame
     height, width = frame.shape[:2]
@@ -266,7 +261,7 @@ def _as_video(frames: Sequence[np.ndarray], fps: float, indices: Sequence[int]) 
 
 
 def _checked(video: Video) -> Video:
-    """The same video, sound; of a single frame twice, since two make a token."""
+    """Checks a video and returns it. A single frame is repeated, since two frames make a token."""
     shape = video.frames.shape
     if len(shape) != 4 or shape[3] != 3 or video.frames.dtype != np.uint8:
         raise ValueError(f"expected frames [F, H, W, 3] of uint8, got {list(shape)} of {video.frames.dtype}")

@@ -20,7 +20,8 @@ from zlib import crc32
 
 import numpy as np
 
-from rollout.data.prompts import Accept, Prompts, PromptStream, Rows, prompts_from, readable
+from rollout.data.prompts import Accept, Prompts, Rows, prompts_from, readable
+from rollout.data.stream import PromptStream
 from rollout.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -28,22 +29,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Tasks to be mixed; made by `mixture`.
+    """Tasks to be mixed; returned by `mixture`.
 
-    It is also a sequence of all their prompts, each once, in the ratio as long as every task has some left: held-out prompts may
-    be a mixture, too, and however few are asked, every task is among them.
-
-    Attributes:
-        sources: The prompts of each task, which have its name as their `task`, and before their ids.
-        weights: The weight of each task, as it was given.
+    It is also a sequence of all prompts, each once, in the ratio as long as every task has some left. So held-out prompts may be a
+    mixture as well, and a few of them contain every task.
     """
 
     sources: Mapping[str, Prompts]
+    """The prompts of each task. Its name is their `task`, and precedes their ids."""
     weights: Mapping[str, float]
+    """The weight of each task, as given."""
 
     @cached_property
     def shares(self) -> dict[str, Fraction]:
-        """The share of each task, exactly: of the weights 0.1 and 0.3, 1/4 and 3/4."""
+        """The exact share of each task: 1/4 and 3/4 for the weights 0.1 and 0.3."""
         weights = {name: Fraction(str(weight)) for name, weight in self.weights.items()}
         return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
@@ -60,21 +59,21 @@ class Mixture:
 
     @cached_property
     def _order(self) -> np.ndarray:
-        """[len(self)] places in the sources, one behind the other, as they are read."""
+        """[len(self)] places in the concatenated sources, in reading order."""
         # The j-th prompt of a task is due when the mixture is (j + 1/2) / share prompts long.
         due = [(np.arange(len(self.sources[name])) + 0.5) / float(share) for name, share in self.shares.items()]
         return np.argsort(np.concatenate(due), kind="stable")
 
 
 def mixture(tasks: Mapping[str, tuple[Rows, float]]) -> Mixture:
-    """Makes a mixture of tasks: `mixture({"geometry": (geometry, 3), "charts": (charts, 1)})` has three of four from geometry.
+    """Mixes tasks: `mixture({"geometry": (geometry, 3), "charts": (charts, 1)})` draws three of four prompts from geometry.
 
     Args:
-        tasks: The prompts and the weight of each task, by the name that `by_task` and the metrics know it under: it replaces the
-            `task` of its prompts. Columns, images and their absence need not be alike. Weights are normalised to a sum of 1.
+        tasks: The prompts and the weight of each task, by its name in `by_task` and in the metrics. The name replaces the `task` of
+            its prompts. Tasks may have different columns, with or without images. Weights are normalised to a sum of 1.
 
     Raises:
-        ValueError: There are no tasks; one is no pair, has no prompts, or a weight that is not above 0 and finite.
+        ValueError: If there are no tasks; or if one is no pair, has no prompts, or a weight that is not above 0 and finite.
     """
     if not isinstance(tasks, Mapping) or not tasks:
         raise ValueError(
@@ -100,7 +99,7 @@ def mixture(tasks: Mapping[str, tuple[Rows, float]]) -> Mixture:
 
 
 def sources_of(prompts: Rows) -> dict[str, Prompts]:
-    """The tasks of a mixture; what is none is one source, under the name `""`."""
+    """Returns the tasks of a mixture. Other prompts are one source, with the name `""`."""
     return dict(prompts.sources) if isinstance(prompts, Mixture) else {"": prompts_from(prompts)}
 
 
@@ -112,49 +111,49 @@ def rounds(prompts: Rows, limit: int) -> Iterator[list[Prompt]]:
 
 
 def minibatch_sizes(num_prompts: int, num_minibatches: int) -> list[int]:
-    """How many of a step's prompts, in order, each of its minibatches takes: equally many, or nearly. Some may take 0."""
+    """Returns the number of a step's prompts in each of its minibatches: as equal as possible, and possibly 0."""
     bounds = np.linspace(0, num_prompts, num_minibatches + 1).round().astype(int)
     sizes: list[int] = np.diff(bounds).tolist()
     return sizes
 
 
 class Stream(Protocol):
-    """Endless batches of prompts, exact to resume: a `PromptStream`, or a `MixedStream`."""
+    """Endless batches of prompts that resume exactly: a `PromptStream`, or a `MixedStream`."""
 
     @property
     def skipped(self) -> int:
-        """How often a prompt was passed over because it could not be read or was refused."""
+        """Prompts skipped because they could not be read or were refused."""
 
     def next_batch(self) -> list[Prompt]:
         """Draws the prompts of the next step."""
 
     def source(self, prompt: Prompt) -> str:
-        """Which source a prompt was drawn from."""
+        """Returns the source of a prompt."""
 
     def next_of(self, source: str) -> Prompt:
-        """Draws one more prompt of a source, to take another one's place."""
+        """Draws one more prompt of a source, to replace another one."""
 
     def state(self) -> dict[str, Any]:
-        """The cursor, for JSON."""
+        """Returns the cursor, for JSON."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes where `state()` was taken; raises a ValueError where that was on other prompts."""
+        """Continues from a state that `state()` returned. Raises a ValueError if it belongs to other prompts."""
 
 
 def open_stream(
     prompts: Rows, *, batch_size: int, num_minibatches: int = 1, seed: int, accept: Accept | None = None
 ) -> Stream:
-    """The stream that prompts ask for: mixed where they are a `Mixture`.
+    """Opens the stream of prompts: a `MixedStream` for a `Mixture`, else a `PromptStream`.
 
     Args:
-        prompts: What to draw from.
+        prompts: The prompts.
         batch_size: Prompts of a step.
-        num_minibatches: Into how many minibatches a step is divided; of a mixture, each has the ratio.
+        num_minibatches: Minibatches of a step. Each has the ratio of a mixture.
         seed: Seeds the order.
-        accept: Refuses prompts by giving a reason.
+        accept: Returns the reason to refuse a prompt.
 
     Raises:
-        ValueError: There are no prompts, or a number is out of range.
+        ValueError: If there are no prompts, or a number is out of range.
     """
     if isinstance(prompts, Mixture):
         return MixedStream(prompts, batch_size=batch_size, num_minibatches=num_minibatches, seed=seed, accept=accept)
@@ -162,11 +161,11 @@ def open_stream(
 
 
 class MixedStream:
-    """Endless batches of a mixture, every minibatch of each in its ratio.
+    """Endless batches of a mixture, with its ratio in every minibatch.
 
-    Each task has a `PromptStream` of its own, shuffled and endless: a small one begins its next epoch while a large one is at its
-    first, never starves and never ends the run. Where share × minibatch is no whole number, a minibatch has the next lower or the
-    next higher, whichever task is most behind its share first, so that the totals follow the ratio however long the run is.
+    Each task has its own `PromptStream`, shuffled and endless. A small task starts its next epoch while a large one is in its
+    first. If share × minibatch is no whole number, it is rounded down or up, up first for the task that is furthest below its
+    share. So the totals follow the ratio in a run of any length.
     """
 
     def __init__(
@@ -197,43 +196,43 @@ class MixedStream:
 
     @property
     def skipped(self) -> int:
-        """As in `PromptStream`, over all tasks."""
+        """As in `PromptStream`, summed over all tasks."""
         return sum(stream.skipped for stream in self._streams.values())
 
     def plan(self) -> str:
-        """One sentence with the share of each task, and how many prompts of each minibatch are its."""
-        told = []
+        """Returns one sentence with the share of each task, and its number of prompts in a minibatch."""
+        parts = []
         for name, share in self._mixture.shares.items():
             least, most = (math.floor(share * min(self._sizes)), math.ceil(share * max(self._sizes)))
             counts = f"{least}" if least == most else f"{least} to {most}"
-            told.append(f"{name} {float(share):.4g} ({counts} of a minibatch)")
+            parts.append(f"{name} {float(share):.4g} ({counts} of a minibatch)")
         total, sizes = sum(self._mixture.weights.values()), sorted(set(self._sizes))
         normalised = "" if total == 1 else f"; the weights, of sum {total:.4g}, are normalised"
-        return f"mixture in minibatches of {' or '.join(map(str, sizes))}: {', '.join(told)}{normalised}"
+        return f"mixture in minibatches of {' or '.join(map(str, sizes))}: {', '.join(parts)}{normalised}"
 
     def next_batch(self) -> list[Prompt]:
-        """Draws the prompts of the next step, minibatch by minibatch; in each, tasks are spread evenly.
+        """Draws the prompts of the next step, minibatch by minibatch, with the tasks evenly spread in each.
 
         Raises:
-            ValueError: No prompt of a task can be used.
+            ValueError: If no prompt of a task can be used.
         """
         counts = [self._next_counts(size) for size in self._sizes]
-        # A step's prompts of a task are drawn at once, so that none of them comes twice while there are enough.
+        # A step's prompts of a task are drawn at once, so that none comes twice while there are enough.
         drawn = {
             name: iter(stream.next_batch(sum(each[name] for each in counts))) for name, stream in self._streams.items()
         }
         return [next(drawn[name]) for each in counts for name in _spread(each)]
 
     def source(self, prompt: Prompt) -> str:
-        """A prompt's task."""
+        """Returns a prompt's task."""
         return prompt.task
 
     def next_of(self, source: str) -> Prompt:
-        """Draws one more prompt of a task, to take the place of another one's; the ratio does not count it."""
+        """Draws one more prompt of a task, to replace another one. The ratio does not count it."""
         return self._streams[source].next_of("")
 
     def state(self) -> dict[str, Any]:
-        """The cursor, for JSON: a stream that restores it gives the batches that this one would give next."""
+        """Returns the cursor, for JSON. A stream that restores it continues with the same batches."""
         tasks = {
             name: {"share": str(share), "given": self._given[name], "stream": self._streams[name].state()}
             for name, share in self._mixture.shares.items()
@@ -241,23 +240,23 @@ class MixedStream:
         return {"seed": self._seed, "tasks": tasks}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes where `state()` was taken.
+        """Continues from a state that `state()` returned.
 
         Raises:
-            ValueError: The state is of no mixture, of other tasks, in another order, of other shares or sizes, or of another seed.
+            ValueError: If the state belongs to no mixture, or to one with other tasks, order, shares, sizes or seed.
         """
         if "tasks" not in state:
             raise ValueError("the saved prompt order is of no mixture: resume with the prompts of the saved run")
         theirs = {name: task["share"] for name, task in state["tasks"].items()}
         ours = {name: str(share) for name, share in self._mixture.shares.items()}
-        for what, was, now in (
+        for name, saved, current in (
             ("seed", state["seed"], self._seed),
             ("shares", list(theirs.items()), list(ours.items())),
         ):
-            if was != now:
+            if saved != current:
                 raise ValueError(
-                    f"the saved mixture has {what} {_told(was)}, this run has {_told(now)}: resume with the mixture and seed of "
-                    "the saved run"
+                    f"the saved mixture has {name} {_as_text(saved)}, this run has {_as_text(current)}: resume with the mixture "
+                    "and seed of the saved run"
                 )
         for name, task in state["tasks"].items():
             try:
@@ -267,12 +266,12 @@ class MixedStream:
             self._given[name] = task["given"]
 
     def _next_counts(self, size: int) -> dict[str, int]:
-        """How many prompts of each task the next minibatch has: share × size, rounded down or up."""
+        """Returns the number of prompts of each task in the next minibatch: share × size, rounded down or up."""
         shares, total = self._mixture.shares, sum(self._given.values()) + size
         counts = {name: math.floor(share * size) for name, share in shares.items()}
-        behind = {name: shares[name] * total - self._given[name] - counts[name] for name in shares}
+        deficits = {name: shares[name] * total - self._given[name] - counts[name] for name in shares}
         rounded = [name for name in shares if shares[name] * size > counts[name]]
-        for name in sorted(rounded, key=behind.__getitem__, reverse=True)[: size - sum(counts.values())]:
+        for name in sorted(rounded, key=deficits.__getitem__, reverse=True)[: size - sum(counts.values())]:
             counts[name] += 1
         for name, count in counts.items():
             self._given[name] += count
@@ -280,17 +279,17 @@ class MixedStream:
 
 
 def _seed_of(seed: int, name: str) -> int:
-    """Each task has an order of its own, or two tasks over the same rows would meet in every batch; others do not change it."""
+    """Returns the seed of a task's order. With one seed, two tasks over the same rows would draw the same rows in a batch."""
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
     return crc32(f"{seed}/{name}".encode())
 
 
 def _spread(counts: Mapping[str, int]) -> list[str]:
-    """The names, each as often as it counts, evenly: 4 of a and 2 of b are a b a a b a."""
+    """Returns the names, each as often as its count, evenly spread: 4 of a and 2 of b are a b a a b a."""
     places = [((j + 0.5) / count, name) for name, count in counts.items() for j in range(count)]
     return [name for _, name in sorted(places, key=lambda place: place[0])]
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return ", ".join(f"{name} {share}" for name, share in value) if isinstance(value, list) else str(value)

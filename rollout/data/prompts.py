@@ -1,16 +1,14 @@
-"""Datasets in, prompts out: a row becomes a `Prompt` when it is drawn, in a shuffled, endless, resumable order.
+"""Lazy sequences of prompts: a dataset row becomes a `Prompt` when it is drawn.
 
 Example:
     dataset = datasets.load_dataset("json", data_files="charts.jsonl", split="train")
-    stream = PromptStream(prompts_from(dataset, column_mapping(answer="label")), batch_size=16, seed=0)
-    batch = stream.next_batch()
+    prompts = prompts_from(dataset, column_mapping(answer="label"))
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, overload
@@ -25,18 +23,16 @@ logger = logging.getLogger(__name__)
 
 GREY = 128
 ROLES = ("system", "user", "assistant", "tool")
-READERS = 4
-"""Threads that open images and videos ahead; decoders do not hold Python's lock."""
 
 ToPrompt: TypeAlias = Callable[[Any], Prompt]
-"""Makes a Prompt of a dataset row, the same at each call. May raise `UnreadablePrompt` to have the row skipped."""
+"""Makes a Prompt of a dataset row, the same at each call. Raises `UnreadablePrompt` to skip the row."""
 
 Accept: TypeAlias = Callable[[Prompt], str | None]
-"""Says why a prompt is not to be used (`"5012 tokens, the context holds 4096"`), or None where it is."""
+"""Returns the reason to refuse a prompt (`"5012 tokens, the context holds 4096"`), or None to accept it."""
 
 
 class Rows(Protocol):
-    """What prompts are made of: a `datasets.Dataset`, a list of dicts, a list of Prompts."""
+    """The source of prompts: a `datasets.Dataset`, a list of dicts, or a list of Prompts."""
 
     def __len__(self) -> int: ...
 
@@ -44,7 +40,7 @@ class Rows(Protocol):
 
 
 class Prompts(Sequence[Prompt]):
-    """Rows as prompts, each made when it is asked for; made by `prompts_from`. A slice is as lazy as the whole."""
+    """A lazy sequence of prompts, returned by `prompts_from`. Each is made when it is read; a slice is lazy as well."""
 
     def __init__(
         self, rows: Rows, to_prompt: ToPrompt, indices: Sequence[int], frames: FrameSampling, task: str | None = None
@@ -56,12 +52,12 @@ class Prompts(Sequence[Prompt]):
         self._task = task
 
     def at(self, places: Sequence[int]) -> Prompts:
-        """The prompts at some places alone, in that order."""
+        """Returns the prompts at some places, in that order."""
         indices = [self._indices[place] for place in places]
         return Prompts(self._rows, self._to_prompt, indices, self._frames, self._task)
 
     def of_task(self, task: str) -> Prompts:
-        """The same prompts as one task of several: `task` is theirs, and stands before their ids and in their errors."""
+        """Returns the same prompts as one task of several. `task` replaces theirs, and precedes their ids."""
         return Prompts(self._rows, self._to_prompt, self._indices, self._frames, task)
 
     def __len__(self) -> int:
@@ -81,8 +77,8 @@ class Prompts(Sequence[Prompt]):
         except UnreadablePrompt:  # the rows are Prompts themselves
             raise
         except Exception as error:  # datasets decodes images here, and damaged files make PIL raise almost anything
-            told = f"row {row_index}{of_task} cannot be read: {type(error).__name__}: {error}"
-            raise UnreadablePrompt(told) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise UnreadablePrompt(f"row {row_index}{of_task} cannot be read: {reason}") from error
         try:
             prompt = _checked_prompt(row, self._to_prompt)
             return replace(
@@ -99,20 +95,20 @@ class Prompts(Sequence[Prompt]):
 def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None, frames: FrameSampling | None = None) -> Prompts:
     """Makes a lazy sequence of prompts.
 
-    Images and videos are opened and decoded when their prompt is drawn; `rollout.data.media` says from which forms.
+    Images and videos are opened and decoded when their prompt is drawn; `rollout.data.media` lists the accepted forms.
 
     Args:
         rows: A `datasets.Dataset`, a list of rows, or a list of Prompts.
-        to_prompt: Makes a Prompt of a row, as `column_mapping()` does. Not needed where the rows are Prompts. A
-            Prompt with an empty id is named after its row.
-        frames: Which frames of a video are seen; default: two for each second, 64 at most.
+        to_prompt: Makes a Prompt of a row, as `column_mapping()` does. Not needed if the rows are Prompts. A Prompt with an empty
+            id is named after its row.
+        frames: The sampling of a video's frames; default: two for each second, 64 at most.
 
     Returns:
         A sequence as long as `rows`. Drawing from it raises `UnreadablePrompt`, which names the row and the reason.
 
     Raises:
-        ValueError: `rows` is a mapping of splits or a stream, or `to_prompt` asks for a column that is not there or
-            makes no Prompt.
+        ValueError: If `rows` is a mapping of splits or a stream, or if `to_prompt` reads a column that is missing or returns no
+            Prompt.
     """
     if isinstance(rows, Prompts) and to_prompt is None:
         return rows
@@ -126,7 +122,7 @@ def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None, frames: FrameSam
         )
     rows = undecoded_videos(rows)
     prompts = Prompts(rows, to_prompt or (lambda row: row), range(len(rows)), frames or FrameSampling())
-    # One drawn prompt tells of a missing column before any engine starts. A damaged row tells nothing: try the next.
+    # Drawing one prompt shows a missing column before any engine starts. A damaged row shows nothing, so the next is tried.
     for index in range(len(prompts)):
         with suppress(UnreadablePrompt):
             prompts[index]
@@ -144,16 +140,16 @@ def column_mapping(
     task: str = "default",
     task_column: str | None = None,
 ) -> ToPrompt:
-    """Makes a `to_prompt` from the names of columns. The prompt is one user turn: images, videos, question.
+    """Returns a `to_prompt` from the names of columns. The prompt is one user turn: images, videos, question.
 
     Args:
         question: The column with the text of the question.
-        image: The column with an image, a list of images, or None in a row without; None where no row has an image.
-        video: The column with a video, a list of videos, or None in a row without; None where no row has a video.
-        answer: The column with the reference answer; None where the reward needs none.
-        id: The column that names the row; None names it after its number.
+        image: The column with an image, a list of images, or None for a row without; None if no row has an image.
+        video: The column with a video, a list of videos, or None for a row without; None if no row has a video.
+        answer: The column with the reference answer; None if the reward needs none.
+        id: The column with the row's name; None names it after its number.
         task: The task of every prompt.
-        task_column: The column that names the task of each row, instead of `task`.
+        task_column: The column with the task of each row, instead of `task`.
     """
     used = {question, image, video, answer, id, task_column}
 
@@ -176,17 +172,17 @@ def column_mapping(
 
 
 def readable(prompts: Rows, accept: Accept | None = None) -> Iterator[Prompt]:
-    """Yields the prompts in order, but for those that cannot be read or that `accept` refuses: these are logged."""
+    """Yields the prompts in order. Logs and skips prompts that cannot be read or that `accept` refuses."""
     prompts = prompts_from(prompts)
     for index in range(len(prompts)):
         try:
-            yield _accepted(prompts[index], accept)
+            yield accepted(prompts[index], accept)
         except UnreadablePrompt as error:
             logger.warning("skipped %s", error)
 
 
 def blind(prompt: Prompt) -> Prompt:
-    """Replaces every image and every frame by mid-grey of the same size: what is scored on such prompts, the text gives away.
+    """Replaces every image and every frame by mid-grey of the same size. Accuracy on such prompts comes from the text alone.
 
     `prompts_from(prompts, blind)` is the blind control of a whole set.
     """
@@ -195,152 +191,6 @@ def blind(prompt: Prompt) -> Prompt:
         replace(video, frames=np.full_like(video.frames, GREY)) for video in open_videos(prompt.videos, FrameSampling())
     ]
     return replace(prompt, images=images, videos=videos)
-
-
-class PromptStream:
-    """Endless batches of prompts, shuffled anew in every epoch.
-
-    The order of an epoch depends on (seed, epoch) alone, so a cursor of a few numbers resumes the stream exactly.
-    Batches run across epochs: nothing is dropped. No prompt comes twice in a batch while enough others can be read:
-    one that the next epoch brings too early waits for the next batch.
-
-    Threads open the next batch's images and videos while the present one is at work; what is drawn does not depend on them.
-
-    Attributes:
-        skipped: How often a prompt was passed over because it could not be read or was refused. A bad row counts once
-            in each epoch, and is logged the first time.
-    """
-
-    def __init__(self, prompts: Rows, *, batch_size: int, seed: int, accept: Accept | None = None) -> None:
-        """Starts at the first batch of epoch 0.
-
-        Args:
-            prompts: Prompts, or a dataset that `prompts_from` made lazy.
-            batch_size: Prompts in each batch, at least 1. May exceed the number of prompts, which then repeat.
-            seed: Seeds the order, at least 0.
-            accept: Refuses prompts (too long, for one) by giving a reason; a refused prompt is replaced by the next.
-
-        Raises:
-            ValueError: There are no prompts, or `batch_size` or `seed` is out of range.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        if seed < 0:
-            raise ValueError(f"seed must be >= 0, got {seed}")
-        self._prompts = prompts_from(prompts)
-        if not self._prompts:
-            raise ValueError("the dataset has 0 prompts: check its split and its filters")
-        self.skipped = 0
-        self._batch_size = batch_size
-        self._seed = seed
-        self._accept = accept
-        self._unusable: set[int] = set()
-        self._postponed: list[int] = []
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="prompts")
-        self._opened: dict[int, Future[Prompt]] = {}
-        self._go_to(epoch=0, position=0)
-
-    def next_batch(self, size: int | None = None) -> list[Prompt]:
-        """Draws the next prompts.
-
-        Args:
-            size: How many; default: `batch_size`.
-
-        Raises:
-            ValueError: No prompt of the dataset can be used; the message has the last reason.
-        """
-        size = self._batch_size if size is None else size
-        batch: list[Prompt] = []
-        taken: set[int] = set()
-        waiting, self._postponed = self._postponed, []
-        # Two epochs on, a whole epoch has gone by, and with it every prompt: only repeats can fill what is missing.
-        last_epoch = self._epoch + 2
-        while len(batch) < size:
-            index = waiting.pop(0) if waiting else self._next_index()
-            if index in taken and self._epoch < last_epoch:
-                self._postponed.append(index)
-            elif (prompt := self._draw(index)) is not None:
-                taken.add(index)
-                batch.append(prompt)
-        self._postponed = waiting + self._postponed
-        self._open_next()
-        return batch
-
-    def source(self, prompt: Prompt) -> str:
-        """What `next_of` draws from in place of a prompt: here there is one source."""
-        return ""
-
-    def next_of(self, source: str) -> Prompt:
-        """Draws one more prompt; see `next_batch`."""
-        return self.next_batch(1)[0]
-
-    def _open_next(self) -> None:
-        """Has threads open what the next batch will draw first, up to the epoch's end."""
-        coming = [*self._postponed, *self._order[self._position :][: self._batch_size].tolist()][: self._batch_size]
-        self._opened = {
-            index: self._opened.get(index) or self._readers.submit(self._prompts.__getitem__, index) for index in coming
-        }
-
-    def state(self) -> dict[str, Any]:
-        """The cursor, for JSON: a stream that restores it gives the batches that this one would give next."""
-        return {
-            "num_prompts": len(self._prompts),
-            "seed": self._seed,
-            "epoch": self._epoch,
-            "position": self._position,
-            "postponed": list(self._postponed),
-            "skipped": self.skipped,
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes where `state()` was taken.
-
-        Raises:
-            ValueError: The state is of a stream over another number of prompts, of another seed, or of a mixture.
-        """
-        if "tasks" in state:
-            raise ValueError(
-                f"the saved prompt order is of a mixture of {', '.join(map(repr, state['tasks']))}, this run has one set of "
-                "prompts: resume with the mixture of the saved run"
-            )
-        for name, ours in (("num_prompts", len(self._prompts)), ("seed", self._seed)):
-            if state[name] != ours:
-                raise ValueError(
-                    f"the saved prompt order has {name} {state[name]}, this run has {ours}: "
-                    "resume with the dataset and seed of the saved run"
-                )
-        self.skipped = state["skipped"]
-        self._postponed = list(state["postponed"])
-        self._go_to(epoch=state["epoch"], position=state["position"])
-
-    def _go_to(self, *, epoch: int, position: int) -> None:
-        self._epoch, self._position = epoch, position
-        self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts))
-
-    def _next_index(self) -> int:
-        index = int(self._order[self._position])
-        self._position += 1
-        if self._position == len(self._order):
-            self._go_to(epoch=self._epoch + 1, position=0)
-        return index
-
-    def _draw(self, index: int) -> Prompt | None:
-        try:
-            opened = self._opened.pop(index, None)
-            prompt = _accepted(opened.result() if opened else self._prompts[index], self._accept)
-        except UnreadablePrompt as error:
-            self._skip(index, error)
-            return None
-        self._unusable.discard(index)
-        return prompt
-
-    def _skip(self, index: int, error: UnreadablePrompt) -> None:
-        self.skipped += 1
-        if index not in self._unusable:
-            logger.warning("skipped %s", error)
-        self._unusable.add(index)
-        if len(self._unusable) == len(self._prompts):
-            raise ValueError(f"none of the {len(self._prompts)} prompts can be used; the last one: {error}") from error
 
 
 def _checked_prompt(row: Any, to_prompt: ToPrompt) -> Prompt:
@@ -361,10 +211,10 @@ def _checked_prompt(row: Any, to_prompt: ToPrompt) -> Prompt:
 
 
 def _checked_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message that no chat template drops or misreads in silence.
+    """Returns a message that no chat template silently drops or misreads.
 
     Raises:
-        UnreadablePrompt: Its role is unknown, or its content is neither a text nor a list of parts.
+        UnreadablePrompt: If its role is unknown, or its content is neither a text nor a list of parts.
     """
     if message.get("role") not in ROLES:
         raise UnreadablePrompt(f"a message has the role {message.get('role')!r}: use one of {', '.join(ROLES)}")
@@ -373,7 +223,7 @@ def _checked_message(message: Mapping[str, Any]) -> dict[str, Any]:
         return dict(message)
     if not isinstance(content, list | tuple):
         raise UnreadablePrompt(f"a message's content is a {type(content).__name__}: make it a text or a list of parts")
-    # Columns of a dataset fill the keys that a part does not have with None, which templates take for an image.
+    # A dataset column fills missing keys of a part with None, which templates take for an image.
     parts = [{key: value for key, value in part.items() if value is not None} for part in content]
     for part in parts:
         if part.get("type") == "text" and not isinstance(part.get("text"), str):
@@ -381,7 +231,8 @@ def _checked_message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": parts}
 
 
-def _accepted(prompt: Prompt, accept: Accept | None) -> Prompt:
+def accepted(prompt: Prompt, accept: Accept | None) -> Prompt:
+    """Returns the prompt. Raises `UnreadablePrompt` if `accept` refuses it."""
     if accept is not None and (reason := accept(prompt)):
         raise UnreadablePrompt(f"prompt {prompt.id!r}: {reason}")
     return prompt

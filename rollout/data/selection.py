@@ -1,4 +1,4 @@
-"""The prompts of a set that are worth training on, as `python -m recipes.select` wrote them down.
+"""The prompts that `python -m recipes.select` has selected from a set.
 
 Example:
     prompts = selected(prompts_from(read_rows("train.parquet"), geometry3k), "runs/select/train/selected.jsonl")
@@ -15,15 +15,15 @@ from rollout.data.prompts import Prompts, Rows, prompts_from
 
 
 def selected(prompts: Rows, file: str | Path) -> Prompts:
-    """Keeps of a set of prompts those that a selection names; the others are never drawn.
+    """Returns the prompts of a set that a selection names.
 
     Args:
-        prompts: The set that was selected from, whole and in the same order.
-        file: `selected.jsonl`: a line for each prompt that is kept, with its `row` and `prompt_id`.
+        prompts: The set that was selected from, complete and in the same order.
+        file: `selected.jsonl`: a line for each selected prompt, with its `row` and `prompt_id`.
 
     Raises:
-        ValueError: The file is not there, is no selection, names no prompts, or was made of another set: then its first or last
-            prompt has another id here. Or `prompts` is a mixture, whose tasks are to be selected one by one.
+        ValueError: If the file is missing, is no selection, names no prompts, or belongs to another set: then its first or last
+            prompt has another id here. Or if `prompts` is a mixture, whose tasks must be selected one by one.
     """
     if isinstance(prompts, Mixture):
         raise ValueError(
@@ -39,7 +39,7 @@ def selected(prompts: Rows, file: str | Path) -> Prompts:
         try:
             found = prompts[row].id
         except UnreadablePrompt:
-            continue  # says nothing of whose it is
+            continue  # it has no id to compare
         if found != names[row]:
             raise ValueError(
                 f"{file} has prompt {names[row]!r} in row {row}, here it is {found!r}: it is of another set, or of another order"
@@ -51,7 +51,7 @@ def read_selection(file: str | Path) -> dict[int, str]:
     """Reads the id of each row that a selection keeps.
 
     Raises:
-        ValueError: The file is not there, is no selection, or names no prompts.
+        ValueError: If the file is missing, is no selection, or names no prompts.
     """
     try:
         lines = [json.loads(line) for line in Path(file).read_text().splitlines()]
@@ -59,8 +59,8 @@ def read_selection(file: str | Path) -> dict[int, str]:
     except FileNotFoundError:
         raise ValueError(f"there is no selection {file}: make one by python -m recipes.select") from None
     except (ValueError, KeyError, TypeError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is no selection, which has a row and a prompt_id in each line ({told})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} is no selection, which has a row and a prompt_id in each line ({reason})") from error
     if not names:
         raise ValueError(f"the selection {file} keeps no prompt: see report.json beside it for why")
     return names

@@ -1,4 +1,4 @@
-"""What a teacher's vLLM does before it tells log-probabilities. Runs inside vLLM's worker, which imports this file by name."""
+"""A worker extension that makes a teacher's vLLM score tokens as a student samples them. vLLM's worker imports it by name."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 
-class ReadsAsSampled:
+class TeacherWorker:
     """Methods that vLLM adds to its worker (`worker_extension_cls`), for `collective_rpc`.
 
-    vLLM's log-probabilities of a prompt are raw whatever `logprobs_mode` says (0.32: "prompt tokens skip sampling processors"):
-    of the logits before temperature, normalised over all tokens, those included that no student may sample. So the model's own
-    last step is made to give what is sampled from.
+    vLLM 0.32 computes log-probabilities of a prompt from the raw logits, whatever `logprobs_mode` is ("prompt tokens skip sampling
+    processors"): before temperature, and normalised over all tokens, banned ones included. So the model itself is changed to return
+    processed logits.
     """
 
     get_model: Callable[[], nn.Module]
 
-    def read_as_sampled(self, banned_ids: Sequence[int], temperature: float) -> None:
-        """Has the model's logits divided by the temperature, and without the banned tokens, from now on."""
+    def score_as_sampled(self, banned_ids: Sequence[int], temperature: float) -> None:
+        """Makes the model divide its logits by the temperature and leave out banned tokens, from now on."""
         model = self.get_model()
         model.compute_logits = as_sampled(model.compute_logits, banned_ids, temperature)
 
@@ -27,12 +27,12 @@ class ReadsAsSampled:
 def as_sampled(
     compute_logits: Callable[..., Tensor | None], banned_ids: Sequence[int], temperature: float
 ) -> Callable[..., Tensor | None]:
-    """A model's `compute_logits` [N, V] with temperature and bans, in float32 as the learner has them."""
+    """Returns a `compute_logits` [N, V] with temperature and bans, in float32 like the learner's."""
     banned = list(banned_ids)
 
     def compute(*args: object, **options: object) -> Tensor | None:
         logits_NV = compute_logits(*args, **options)
-        if logits_NV is None:  # of tensor parallel workers, one alone has them
+        if logits_NV is None:  # only one of the tensor parallel workers has them
             return None
         logits_NV = logits_NV.float() / temperature
         logits_NV[:, banned] = -torch.inf

@@ -1,50 +1,87 @@
-"""What our engines ask of vLLM's processes: they end with the one that spawned them, and so does their shared memory, for killed
-itself it clears nothing away; and on CPUs they leave the cores to others while they wait for one another."""
+"""Hooks inside vLLM's processes: they exit with their parent, delete leaked shared memory, and sleep instead of spinning on CPUs.
+
+vLLM 0.32 leaves its processes' shared memory in /dev/shm when they are terminated.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from threading import Thread
 
 import psutil
 
-from rollout.engine.shared_segments import segments_of, semaphores_of
+ENGINE_PROCESS_VAR = "SAPO_ENGINE"
+"""The environment variable that marks an engine's processes. The hooks leave a user's other vLLM processes alone."""
+POLL_SECONDS = 1e-4
+"""Pause between two looks for a message. A step of a small policy takes at least thirty times as long."""
+SHARED_MEMORY = "/dev/shm/"
+NAMES = ("psm_", "sem.")
+"""Prefixes of the segments and semaphores of Python's multiprocessing. Ray's files have other names."""
 
-SWITCH = "SAPO_ENGINE"
-"""The environment variable by which an engine's processes are known; another vLLM of the user's is left alone."""
 
-DOZE = 1e-4
-"""Seconds; a step of a small policy takes thirty times as long and more."""
-
-
-def end_with_parent() -> None:
-    """Has this process end as soon as the one that spawned it is gone, however it went, and leave no shared memory."""
+def exit_with_parent() -> None:
+    """Makes this process exit as soon as the process that spawned it has ended, and removes its shared memory."""
     parent = multiprocessing.parent_process()
-    if parent is None or not os.environ.get(SWITCH):
+    if parent is None or not os.environ.get(ENGINE_PROCESS_VAR):
         return
 
     def wait() -> None:
         parent.join()  # its end of a pipe closes, whatever kills it
-        # A name is gone at once; the memory is, when the last who maps it has come here.
+        # Unlinking removes the name at once. The memory is freed when the last process that maps it has exited here.
         for segment in segments_of([psutil.Process()]) | semaphores_of(os.getpid()):
             segment.unlink(missing_ok=True)
         os._exit(1)
 
-    Thread(target=wait, daemon=True, name="lifeline").start()
+    Thread(target=wait, daemon=True, name="exit-with-parent").start()
 
 
-def sleep_while_waiting() -> None:
-    """Has an engine's processes on CPUs doze while they wait for one another.
+def poll_with_sleep() -> None:
+    """Makes an engine's processes on CPUs sleep between two looks for a message.
 
-    For a second after each message vLLM's look for the next one without a pause: of two cores, one computes then and the other
-    waits, which is a third and more of a generation's processor time. They may not sleep until they are woken, as they do after
-    that second: of two calls within a millisecond the second may get lost.
+    For a second after each message vLLM's processes poll for the next one without a pause. On two cores, one then computes and the
+    other polls, which takes a third or more of a generation's processor time. They must not sleep until a signal wakes them, as
+    they do after that second: if two calls come within a millisecond, the second may get lost.
     """
     from vllm.distributed.device_communicators import shm_broadcast
     from vllm.platforms import current_platform
 
-    if os.environ.get(SWITCH) and current_platform.is_cpu():
-        shm_broadcast.sched_yield = partial(time.sleep, DOZE)
+    if os.environ.get(ENGINE_PROCESS_VAR) and current_platform.is_cpu():
+        shm_broadcast.sched_yield = partial(time.sleep, POLL_SECONDS)
+
+
+def wait_until_ended(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Waits until none of the processes runs. A zombie, which its parent has not collected yet, counts as ended."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.02)
+
+
+def segments_of(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Returns the files in /dev/shm that any of the processes maps."""
+    found: set[Path] = set()
+    for process in processes:
+        with suppress(OSError):  # it has ended in the meantime
+            for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
+                _, mark, name = line.partition(SHARED_MEMORY)
+                if mark and name.startswith(NAMES) and not name.endswith("(deleted)"):
+                    found.add(Path(SHARED_MEMORY + name))
+    return found
+
+
+def semaphores_of(pid: int) -> set[Path]:
+    """Returns joblib's semaphores of a process. Their names carry its id, and no process maps them."""
+    return set(Path(SHARED_MEMORY).glob(f"sem.loky-{pid}-*"))
+
+
+def remove_unmapped(segments: Iterable[Path]) -> None:
+    """Removes the segments that no process maps any more."""
+    for segment in set(segments) - segments_of(psutil.process_iter()):
+        segment.unlink(missing_ok=True)

@@ -1,60 +1,52 @@
-"""Episodes: the policy speaks, an environment answers, until one of them has said the last word. Tokens are never encoded anew."""
+"""Episodes: turns of the policy and an environment's observations in alternation. Sampled tokens are never encoded again."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from threading import Thread
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from rollout.config import RolloutConfig
 from rollout.data.media import open_images
-from rollout.pool.dispatcher import Dispatcher, Home
+from rollout.environments.environment import EnvironmentFailed, MakeEnvironment, as_outcome, call_environment
+from rollout.pool.dispatcher import Dispatcher, PrefixAffinity
 from rollout.rendering import expand_media, observation_tokens
-from rollout.types import Completion, Done, Group, Observation, Prompt, Request, Said, Sampling, Turn, token_versions
+from rollout.types import (
+    Completion,
+    Done,
+    GenerateCall,
+    Group,
+    History,
+    Observation,
+    Prompt,
+    Request,
+    Sampling,
+    Turn,
+    token_versions,
+)
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 logger = logging.getLogger(__name__)
 
-
-class Environment(Protocol):
-    """What answers the policy in one episode. Both methods may be coroutines; each call has a time limit.
-
-    Calls run in threads of the loop's own process, so what a policy writes must not be run here as a program.
-    """
-
-    def reset(self, prompt: Prompt) -> Any:
-        """Begins the episode that `prompt` asks for. Returns nothing of interest."""
-
-    def step(self, completion: Completion) -> Observation | Done:
-        """Answers what the policy has just said, or ends the episode."""
-
-
-MakeEnvironment: TypeAlias = Callable[[], Environment]
-"""Makes the environment of one episode; a class will do."""
-
-
-class EnvironmentFailed(Exception):
-    """An environment raised, took too long, or answered what cannot be shown; the message says which."""
+SampleTurn: TypeAlias = Callable[[History, int, int], Awaitable[Group]]
+"""Samples one turn, given the episode so far, the turn's token limit and its seed. Returns a group of one completion."""
 
 
 class Episodes:
-    """Plays episodes: one for each completion that is asked for.
+    """Plays episodes, one for each completion of a group.
 
     Args:
-        make_environment: Makes the environment of each.
+        make_environment: Makes the environment of an episode.
         processor: The policy's processor.
-        config: The limits on turns, tokens, images and seconds.
+        config: Limits of turns, tokens, images and seconds.
         dispatcher: The queue in front of the engines.
     """
 
@@ -81,71 +73,72 @@ class Episodes:
             batch: Groups of a smaller number go first.
 
         Returns:
-            The episodes as completions, in the order of their seeds. One that could not be played to its end says so in `error`.
+            The episodes as completions, in the order of their seeds. An episode that could not be played to its end has an `error`.
 
         Raises:
-            RuntimeError: If engines fail again and again.
+            RuntimeError: If engines fail repeatedly.
         """
-        request, home = Request(prompt=prompt), Home()
+        request, affinity = Request(prompt=prompt), PrefixAffinity()
 
-        async def ask(said: Said, limit: int, seed: int) -> Group:
-            return await self._dispatcher.generate(
-                replace(request, said=said),
-                replace(sampling, max_tokens=limit),
-                [seed],
-                policy_version,
-                batch=batch,
-                home=home,
+        async def sample_turn(history: History, limit: int, seed: int) -> Group:
+            call = GenerateCall(
+                request=replace(request, history=history),
+                sampling=replace(sampling, max_tokens=limit),
+                seeds={0: seed},
+                policy_version=policy_version,
             )
+            return await self._dispatcher.generate(call, batch=batch, affinity=affinity)
 
-        tasks = [asyncio.ensure_future(self._play(prompt, ask, sampling.max_tokens, seed)) for seed in seeds]
+        tasks = [asyncio.ensure_future(self._play(prompt, sample_turn, sampling.max_tokens, seed)) for seed in seeds]
         try:
-            records = await asyncio.gather(*tasks)
+            states = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        begun = next((record for record in records if record.turns), records[0])
+        first = next((state for state in states if state.turns), states[0])
         return Group(
             prompt=prompt,
-            prompt_token_ids=begun.tokens[: begun.num_prompt],
-            completions=[record.completion() for record in records],
-            prompt_routed_experts=None if begun.experts is None else begun.experts[: begun.num_prompt],
+            prompt_token_ids=first.tokens[: first.num_prompt],
+            completions=[state.completion() for state in states],
+            prompt_routed_experts=None if first.experts is None else first.experts[: first.num_prompt],
         )
 
-    async def _play(self, prompt: Prompt, ask: Ask, max_tokens: int, seed: int) -> _Record:
-        """One episode, from `reset` until the environment is done or a limit is reached."""
-        record, begin = _Record(max_tokens=max_tokens), time.monotonic()
+    async def _play(self, prompt: Prompt, sample_turn: SampleTurn, max_tokens: int, seed: int) -> _EpisodeState:
+        """Plays one episode, from `reset` until the environment is done or a limit is reached."""
+        state, start = _EpisodeState(max_tokens=max_tokens), time.monotonic()
         try:
             environment = await self._call(self._make_environment)
             await self._call(environment.reset, prompt)
             for number in range(self._config.max_turns):
-                limit = min(record.room, self._config.max_turn_tokens or record.room)
-                spoken = record.take(await ask(record.said, limit, turn_seed(seed, number)))
-                if spoken.finish_reason == "length":  # cut in the middle of a sentence
-                    return record
-                answer = await self._call(environment.step, spoken)
+                limit = min(state.tokens_left, self._config.max_turn_tokens or state.tokens_left)
+                turn = state.add_turn(await sample_turn(state.history, limit, turn_seed(seed, number)))
+                if turn.finish_reason == "length":  # cut in the middle of a sentence
+                    return state
+                answer = await self._call(environment.step, turn)
                 if isinstance(answer, Done):
-                    record.outcome, record.finish_reason = as_outcome(answer), "stop"
-                    return record
-                late = time.monotonic() - begin > self._config.episode_timeout
-                if late or number + 1 == self._config.max_turns or not self._observe(record, prompt, answer, number):
-                    return record
+                    state.outcome, state.finish_reason = as_outcome(answer), "stop"
+                    return state
+                is_late = time.monotonic() - start > self._config.episode_timeout
+                is_last = number + 1 == self._config.max_turns
+                if is_late or is_last or not self._observe(state, prompt, answer, number):
+                    return state
         except EnvironmentFailed as error:
-            record.error = f"{error} at turn {max(0, len(record.turns) - 1)} of prompt {prompt.id!r}"
-        return record
+            state.error = f"{error} at turn {max(0, len(state.turns) - 1)} of prompt {prompt.id!r}"
+        return state
 
-    def _observe(self, record: _Record, prompt: Prompt, answer: Any, number: int) -> bool:
-        """Puts what the environment has shown into an episode; False where there is no room for it and an answer."""
-        shown = read_observation(self._processor, answer)
-        num_images = len(prompt.images) + len(record.said.images) + len(shown.observation.images)
+    def _observe(self, state: _EpisodeState, prompt: Prompt, answer: Any, number: int) -> bool:
+        """Adds an observation to an episode. Returns False if it leaves no room for another turn."""
+        rendered = render_observation(self._processor, answer)
+        num_images = len(prompt.images) + len(state.history.images) + len(rendered.observation.images)
         if num_images > self._config.max_images:
-            told = f"{num_images} images in all, rollout.max_images = {self._config.max_images}"
-        elif shown.length >= record.room:
-            told = f"{shown.length} tokens, of rollout.max_tokens = {record.max_tokens} are {record.room} left"
+            reason = f"{num_images} images in all, rollout.max_images = {self._config.max_images}"
+        elif rendered.length >= state.tokens_left:
+            limit, left = state.max_tokens, state.tokens_left
+            reason = f"{rendered.length} tokens, of rollout.max_tokens = {limit} are {left} left"
         else:
-            record.observe(shown)
+            state.add_observation(rendered)
             return True
-        logger.warning("the episode of prompt %r ends before what it was shown at turn %d: %s", prompt.id, number, told)
+        logger.warning("the episode of prompt %r ends before the observation of turn %d: %s", prompt.id, number, reason)
         return False
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -153,25 +146,22 @@ class Episodes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Shown:
-    """An observation as the policy will read it.
-
-    Attributes:
-        observation: With its images opened.
-        tokens: It and what stands around it, one placeholder per image.
-        length: The same in tokens, images expanded.
-    """
+class RenderedObservation:
+    """An observation as the policy reads it."""
 
     observation: Observation
+    """With its images opened."""
     tokens: Sequence[int]
+    """The observation with the chat template around it, and one placeholder per image."""
     length: int
+    """Number of these tokens with images expanded."""
 
 
-def read_observation(processor: ProcessorMixin, answer: Any) -> Shown:
-    """What an environment's answer that is not Done comes to.
+def render_observation(processor: ProcessorMixin, answer: Any) -> RenderedObservation:
+    """Renders an environment's answer that is not Done.
 
     Raises:
-        EnvironmentFailed: It is no Observation, or one that cannot be shown; whatever was wrong with it.
+        EnvironmentFailed: If it is no Observation, or one that cannot be rendered.
     """
     if not isinstance(answer, Observation):
         raise EnvironmentFailed(f"the environment returned a {type(answer).__name__}, not an Observation or Done,")
@@ -180,79 +170,45 @@ def read_observation(processor: ProcessorMixin, answer: Any) -> Shown:
         tokens = observation_tokens(processor, observation)
         length = len(expand_media(processor, tokens, observation.images, ()))
     except Exception as error:
-        raise EnvironmentFailed(f"what was shown cannot be: {type(error).__name__}: {error}") from error
-    return Shown(observation=observation, tokens=tokens, length=length)
-
-
-def as_outcome(done: Done) -> Mapping[str, Any]:
-    """What is known at an episode's end.
-
-    Raises:
-        EnvironmentFailed: It is not a mapping.
-    """
-    if not isinstance(done.outcome, Mapping):
-        raise EnvironmentFailed(f"the outcome is a {type(done.outcome).__name__}, not a mapping,")
-    return done.outcome
-
-
-async def call_environment(function: Callable[..., Any], limit: float, *args: Any) -> Any:
-    """Calls the user's code, for a limited time and with all that it may raise.
-
-    Args:
-        function: Plain, or a coroutine function.
-        limit: Seconds.
-        args: Its arguments.
-
-    Raises:
-        EnvironmentFailed: It raised, tried to end the program, or took too long.
-    """
-    where = f"environment {getattr(function, '__qualname__', type(function).__name__)}"
-    try:
-        async with asyncio.timeout(limit) as timer:
-            if inspect.iscoroutinefunction(function):
-                return await function(*args)
-            found = await asyncio.wrap_future(_in_thread(function, *args))
-            return await found if inspect.isawaitable(found) else found
-    except (Exception, SystemExit) as error:
-        if isinstance(error, TimeoutError) and timer.expired():
-            told = f"took longer than rollout.environment_timeout = {limit:g} s"
-        else:
-            told = f"raised {type(error).__name__}: {error}"
-        raise EnvironmentFailed(f"{where} {told}") from error
-
-
-Ask: TypeAlias = "Callable[[Said, int, int], Any]"
-"""What has been said, the most tokens of the next turn, and its seed → a group of that one turn."""
+        raise EnvironmentFailed(f"the observation cannot be rendered: {type(error).__name__}: {error}") from error
+    return RenderedObservation(observation=observation, tokens=tokens, length=length)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Record:
-    """An episode so far.
-
-    `tokens` are [P + T], as the engine has read or sampled them; places of turns are counted from P. `said` has the same behind
-    the prompt, with one placeholder per image, and then the last observation, of `num_shown` tokens, which no engine has read yet.
-    """
+class _EpisodeState:
+    """An episode so far."""
 
     max_tokens: int
+    """Most tokens after the prompt."""
     num_prompt: int = 0
+    """P, prompt tokens."""
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    said: Said = field(default_factory=Said)
-    num_shown: int = 0
+    """[P + T], as the engine has read or sampled them. Turns count their places from P."""
+    history: History = field(default_factory=History)
+    """The tokens after the prompt with one placeholder per image, and then the last observation, which no engine has read yet."""
+    num_observed: int = 0
+    """Tokens of that last observation."""
     turns: list[Turn] = field(default_factory=list)
-    spoken: list[Completion] = field(default_factory=list)
+    """The turns, with their observations."""
+    completions: list[Completion] = field(default_factory=list)
+    """One for each turn."""
     experts: np.ndarray | None = None
+    """[P + T, layers, top_k], the experts that the engine chose."""
     finish_reason: str = "length"
+    """As in `Completion`."""
     outcome: Any = field(default_factory=dict)
+    """The environment's."""
     error: str | None = None
+    """Why the episode could not be played to its end."""
 
     @property
-    def room(self) -> int:
-        """Tokens that are left of `max_tokens`."""
-        return self.max_tokens - (len(self.tokens) - self.num_prompt) - self.num_shown
+    def tokens_left(self) -> int:
+        """Tokens that remain of `max_tokens`."""
+        return self.max_tokens - (len(self.tokens) - self.num_prompt) - self.num_observed
 
-    def take(self, group: Group) -> Completion:
-        """Notes what the policy has said."""
-        (spoken,) = group.completions
+    def add_turn(self, group: Group) -> Completion:
+        """Adds a turn of the policy, and returns it."""
+        (completion,) = group.completions
         read = group.prompt_token_ids
         if not self.turns:
             self.num_prompt = len(read)
@@ -260,35 +216,35 @@ class _Record:
             raise RuntimeError(
                 f"at turn {len(self.turns)} of prompt {group.prompt.id!r} the engine read other tokens than those before"
             )
-        start, self.num_shown = len(read) - self.num_prompt, 0
-        self.tokens = np.concatenate([read, spoken.token_ids]).astype(np.int32)
-        self.said = replace(self.said, token_ids=np.concatenate([self.said.token_ids, spoken.token_ids]))
-        self.turns.append(Turn(text=spoken.text, start=start, stop=start + len(spoken.token_ids)))
-        self.spoken.append(spoken)
-        if spoken.routed_experts is not None and group.prompt_routed_experts is not None:
-            self.experts = np.concatenate([group.prompt_routed_experts, spoken.routed_experts])
-        return spoken
+        start, self.num_observed = len(read) - self.num_prompt, 0
+        self.tokens = np.concatenate([read, completion.token_ids]).astype(np.int32)
+        self.history = replace(self.history, token_ids=np.concatenate([self.history.token_ids, completion.token_ids]))
+        self.turns.append(Turn(text=completion.text, start=start, stop=start + len(completion.token_ids)))
+        self.completions.append(completion)
+        if completion.routed_experts is not None and group.prompt_routed_experts is not None:
+            self.experts = np.concatenate([group.prompt_routed_experts, completion.routed_experts])
+        return completion
 
-    def observe(self, shown: Shown) -> None:
-        """Notes what the environment has answered."""
-        images = shown.observation.images
-        self.turns[-1] = replace(self.turns[-1], observation=shown.observation)
-        self.num_shown = shown.length
-        self.said = replace(
-            self.said,
-            token_ids=np.concatenate([self.said.token_ids, np.array(shown.tokens, np.int32)]),
-            images=[*self.said.images, *images],
+    def add_observation(self, rendered: RenderedObservation) -> None:
+        """Adds the environment's answer to the last turn."""
+        images = rendered.observation.images
+        self.turns[-1] = replace(self.turns[-1], observation=rendered.observation)
+        self.num_observed = rendered.length
+        self.history = replace(
+            self.history,
+            token_ids=np.concatenate([self.history.token_ids, np.array(rendered.tokens, np.int32)]),
+            images=[*self.history.images, *images],
         )
 
     def completion(self) -> Completion:
-        """The episode as one completion."""
+        """Returns the episode as one completion."""
         num_tokens = len(self.tokens) - self.num_prompt
         logprobs = np.zeros(num_tokens, np.float32)
-        first = self.spoken[0].policy_version if self.spoken else 0
+        first = self.completions[0].policy_version if self.completions else 0
         versions = np.full(num_tokens, first, np.int32)
-        for turn, spoken in zip(self.turns, self.spoken, strict=True):
-            logprobs[turn.start : turn.stop] = spoken.logprobs
-            versions[turn.start : turn.stop] = token_versions(spoken)
+        for turn, completion in zip(self.turns, self.completions, strict=True):
+            logprobs[turn.start : turn.stop] = completion.logprobs
+            versions[turn.start : turn.stop] = token_versions(completion)
         return Completion(
             text=self.turns[-1].text if self.turns else "",
             token_ids=self.tokens[self.num_prompt :],
@@ -306,28 +262,28 @@ class _Record:
 def try_environment(
     make_environment: MakeEnvironment, prompt: Prompt, processor: ProcessorMixin, *, limit: float
 ) -> None:
-    """Plays a first turn on two made-up responses, the reference answer and an empty text, before anything costly starts.
+    """Plays a first turn with two made-up responses, the reference answer and an empty text, before anything costly starts.
 
     Args:
         make_environment: Makes the environment.
-        prompt: What to play on.
-        processor: The policy's.
+        prompt: The prompt of the episode.
+        processor: The policy's processor.
         limit: Seconds that a call may take.
 
     Raises:
-        ValueError: The environment fails, or answers what cannot be shown; or the chat template knows no further turns.
+        ValueError: If the environment fails or its answer cannot be rendered, or if the chat template supports no further turns.
     """
     observation_tokens(processor, Observation(text="?"))
     for text in ("" if prompt.answer is None else str(prompt.answer), ""):
 
-        async def play(said: str = text) -> None:
+        async def play(response: str = text) -> None:
             environment = await call_environment(make_environment, limit)
             await call_environment(environment.reset, limit, prompt)
-            answer = await call_environment(environment.step, limit, Completion(text=said))
+            answer = await call_environment(environment.step, limit, Completion(text=response))
             if isinstance(answer, Done):
                 as_outcome(answer)
             else:
-                read_observation(processor, answer)
+                render_observation(processor, answer)
 
         try:
             asyncio.run(play())
@@ -338,24 +294,7 @@ def try_environment(
 
 
 def turn_seed(seed: int, turn: int) -> int:
-    """The seed of one turn: the episode's own at first, so that one turn alone is what a single request would be."""
+    """Returns the seed of one turn. The first has the episode's seed, so an episode of one turn equals a single request."""
     if turn == 0:
         return seed
     return int.from_bytes(hashlib.blake2b(f"{seed}/{turn}".encode(), digest_size=8).digest()) >> 1
-
-
-def _in_thread(function: Callable[..., Any], *args: Any) -> Future[Any]:
-    """Runs a call in a thread of its own: one that never returns must take neither a pool's place nor hold up the program's end."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(function(*args))
-        except (SystemExit, StopIteration) as error:  # the one would end the event loop, the other cannot pass a future
-            future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True, name="environment").start()
-    return future

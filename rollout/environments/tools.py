@@ -1,7 +1,8 @@
-"""Environments that come with the house: tools that answer with a picture or a number, and a game.
+"""Ready-made environments: tools that return a picture or a number, and a game.
 
-One of your own is an object with two methods, `reset(prompt)` and `step(completion) -> Observation | Done`; `train(...,
-environment=MyEnvironment)` makes one for each episode. What a policy writes is hostile: these parse it and never run it.
+A custom environment is an object with two methods, `reset(prompt)` and `step(completion) -> Observation | Done`. `train(...,
+environment=MyEnvironment)` makes one for each episode. A policy's text may be hostile, so these environments parse it and never run
+it.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ReadCall: TypeAlias = Callable[[str], Mapping[str, Any] | None]
-"""A turn's text → the arguments of the tool call in it, None without one. Raises ValueError, whose message the policy is shown."""
+"""Returns the arguments of the tool call in a turn's text, or None without one. The policy reads the message of a ValueError."""
 
 MOST_SLENDER = 100
-"""Qwen3-VL's processor takes no picture whose one side is longer than 200 times the other."""
+"""Largest ratio of a cut-out's sides. Qwen3-VL's processor refuses ratios above 200."""
 COORDINATES = 1000
-"""Qwen3-VL gives places in a picture as if it were this wide and high (arXiv 2511.21631)."""
+"""Width and height of every picture in Qwen3-VL's coordinates (arXiv 2511.21631)."""
 MOST_ARGUMENT_TEXT = 2000
-"""Characters of a tool call that are looked at."""
+"""Longest tool call, in characters."""
 
 
 def qwen_tool_call(name: str) -> ReadCall:
-    """Reads calls as Qwen3-VL writes them: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
+    """Returns a reader of Qwen3-VL's calls: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
     Args:
-        name: Of the tool; a call of another is refused.
+        name: The tool's name. A call of another tool is refused.
     """
 
     def read(text: str) -> Mapping[str, Any] | None:
-        # What a Thinking model only thinks of calling is no call.
+        # A call inside a Thinking model's reasoning does not count.
         _, found, rest = text.rpartition("</think>")[2].rpartition("<tool_call>")
         if not found:
             return None
@@ -63,16 +64,15 @@ READ_CALCULATION = qwen_tool_call("calculator")
 
 
 class ZoomTool:
-    """Thinking with images: the policy asks for a part of a picture and is shown it, larger; without a call the episode is done.
+    """A tool to zoom into pictures (thinking with images): shows a part of a picture, enlarged. A turn without a call is the last.
 
-    A call has `bbox_2d` [x1, y1, x2, y2] from 0 to 1000 over width and height, and `img_idx`, which of the images so far: the
-    prompt's, then those that were shown; 0 if left out. What is cut out comes from the picture as the dataset has it, however
-    small the policy was shown it.
+    A call has `bbox_2d` [x1, y1, x2, y2] from 0 to 1000 over width and height, and `img_idx`, the number of the image. The prompt's
+    images come first, then those of the tool; default 0. The part is cut from the dataset's picture in full resolution.
 
     Args:
-        read_call: How a call is written; default: Qwen3-VL's `image_zoom_in_tool`.
-        min_pixels: What is cut out is enlarged to at least so many; default: 256 tokens, as Qwen's own tool has it.
-        max_pixels: And made smaller to at most so many.
+        read_call: Reads a call; default: Qwen3-VL's `image_zoom_in_tool`.
+        min_pixels: The part is enlarged to at least so many pixels; default: 256 tokens, as in Qwen's tool.
+        max_pixels: The part is reduced to at most so many pixels.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class ZoomTool:
         self._read_call, self._min_pixels, self._max_pixels = read_call, min_pixels, max_pixels
 
     def reset(self, prompt: Prompt) -> None:
-        """Takes the prompt's pictures."""
+        """Stores the prompt's pictures."""
         self._images = list(prompt.images)
 
     def step(self, completion: Completion) -> Observation | Done:
-        """Shows what was asked for, or says what is wrong with the call."""
+        """Returns the part of the picture, or an error message about the call."""
         try:
             call = self._read_call(completion.text)
             if call is None:
@@ -126,22 +126,22 @@ def _is_box(value: Any) -> TypeGuard[Sequence[float]]:
 
 
 class Calculator:
-    """Works out what the policy asks for; without a call the episode is done.
+    """A calculator. A turn without a call is the last.
 
-    Numbers, + - * / // % ** and parentheses, as Python reads them; large powers are refused. A call has `expression`.
+    It accepts numbers, + - * / // % ** and parentheses in Python's syntax, and refuses large powers. A call has `expression`.
 
     Args:
-        read_call: How a call is written; default: Qwen's, of a tool named `calculator`.
+        read_call: Reads a call; default: Qwen's format, of a tool named `calculator`.
     """
 
     def __init__(self, read_call: ReadCall = READ_CALCULATION) -> None:
         self._read_call = read_call
 
     def reset(self, prompt: Prompt) -> None:
-        """There is nothing to prepare."""
+        """Does nothing."""
 
     def step(self, completion: Completion) -> Observation | Done:
-        """Shows the value, or says what is wrong."""
+        """Returns the value, or an error message."""
         try:
             call = self._read_call(completion.text)
             if call is None:
@@ -152,12 +152,12 @@ class Calculator:
 
 
 class GuessNumber:
-    """A game: the policy guesses the prompt's answer, a whole number, and is told whether it is higher or lower.
+    """A game: the policy guesses the prompt's answer, a whole number. Each answer is "higher" or "lower".
 
-    The outcome has `won`, and `guesses`, how many it took.
+    The outcome has `won` and the number of `guesses`.
 
     Args:
-        max_guesses: After so many the game is lost.
+        max_guesses: Guesses after which the game is lost.
     """
 
     def __init__(self, max_guesses: int = 3) -> None:
@@ -166,11 +166,11 @@ class GuessNumber:
         self._max_guesses = max_guesses
 
     def reset(self, prompt: Prompt) -> None:
-        """Takes the number."""
+        """Stores the number."""
         self._number, self._guesses = int(prompt.answer), 0
 
     def step(self, completion: Completion) -> Observation | Done:
-        """Compares the last whole number of the turn; a turn without one, or with a monster, is a wasted guess."""
+        """Compares the last whole number of the turn. A turn without one, or with too many digits, is a wasted guess."""
         self._guesses += 1
         numbers = re.findall(r"(?<!\d)-?\d+", completion.text)
         guess = int(numbers[-1]) if numbers and len(numbers[-1]) < MOST_DIGITS else None
@@ -182,7 +182,7 @@ class GuessNumber:
 
 
 MOST_DIGITS = 20
-"""Of a guess."""
+"""Longest guess."""
 OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -194,16 +194,16 @@ OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
     ast.UAdd: operator.pos,
 }
 MOST_BITS = 1024
-"""Whole numbers of an expression, its results between included, are at most 2 to this."""
+"""Largest size of whole numbers in an expression, intermediate results included, in bits."""
 MOST_EXPRESSION = 200
-"""Characters of an expression."""
+"""Longest expression, in characters."""
 
 
 def calculate(expression: str) -> int | float:
-    """The value of an arithmetic expression, in bounded time and memory.
+    """Returns the value of an arithmetic expression, in bounded time and memory.
 
     Raises:
-        ValueError: It is something else than numbers and operators, too large, or has no value.
+        ValueError: If it has more than numbers and operators, is too large, or has no value.
     """
     if len(expression) > MOST_EXPRESSION:
         raise ValueError(f"an expression of {len(expression)} characters is too long")

@@ -1,1 +1,1 @@
-"""All engines behind one queue, in the driver's process."""
+"""All engines and the one queue in front of them, in the driver's process."""

@@ -1,192 +1,151 @@
-"""What goes between the driver and an engine's actor: orders one way, answers the other, in each call as many as there are.
+"""Batched Ray calls between driver and engine: one call sends all pending requests, one returns all finished responses.
 
-A call through Ray costs the driver half a millisecond and more, however little it carries. So all orders of one round of the
-driver's event loop go in one call, and one call at a time waits for what has been answered since the last: under load it brings
-the more.
+A call through Ray costs the driver at least half a millisecond, however little it carries. So all requests of one round of the
+driver's event loop go in one call, and one call at a time waits for the responses since the last. Under load it returns more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeAlias
 
-import ray
+from rollout.ray_calls import picklable_error, readable_error
+from rollout.types import GenerateCall, Response
 
-from rollout.types import CannotReplace, EngineFailed, Request, Response, Sampling
-
-Answer: TypeAlias = Response | Exception | None
-"""What comes of an order: its responses one by one, then None; or an error."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Order:
-    """One call of an engine's `generate`; `number` is how its answers are told from others'."""
-
-    number: int
-    request: Request
-    sampling: Sampling
-    seeds: Mapping[int, int]
-    policy_version: int
+NumberedCall: TypeAlias = tuple[int, GenerateCall]
+"""A call and the number that its replies carry."""
+Reply: TypeAlias = Response | Exception | None
+"""A reply to a call: its responses one by one, then None; or an error."""
 
 
 class Generates(Protocol):
-    """What an outbox needs of an engine."""
+    """The one method of an engine that a `CallServer` uses."""
 
-    def generate(
-        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
-    ) -> AsyncIterator[Response]:
-        """See `RolloutEngine.generate`."""
+    def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
+        """See `VllmEngine.generate`."""
 
 
-class Outbox:
-    """The engine's end: has orders worked at, and keeps what comes of them until it is fetched.
+class CallServer:
+    """The engine's end: runs calls, and keeps their replies until they are polled.
 
     Args:
-        engine: What works at them.
+        engine: The engine that runs the calls.
     """
 
     def __init__(self, engine: Generates) -> None:
         self._engine = engine
-        self._answers: list[tuple[int, Answer]] = []
-        self._has_answers = asyncio.Event()
+        self._replies: list[tuple[int, Reply]] = []
+        self._has_replies = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def take(self, orders: Sequence[Order]) -> None:
-        """Begins with orders."""
-        for order in orders:
-            task = self._tasks[order.number] = asyncio.ensure_future(self._work(order))
-            # Not at the end of `_work`: a task that is cancelled before it has begun never gets there.
-            task.add_done_callback(partial(self._forget, order.number))
+    def submit(self, calls: Sequence[NumberedCall]) -> None:
+        """Starts calls."""
+        for number, call in calls:
+            task = self._tasks[number] = asyncio.ensure_future(self._run(number, call))
+            # Not at the end of `_run`: a task that is cancelled before it starts never gets there.
+            task.add_done_callback(partial(self._forget, number))
 
-    async def fetch(self) -> list[tuple[int, Answer]]:
-        """Waits for answers and returns all that there are, each with the number of its order."""
-        await self._has_answers.wait()
-        answers, self._answers = self._answers, []
-        self._has_answers.clear()
-        return answers
+    async def poll(self) -> list[tuple[int, Reply]]:
+        """Waits for replies and returns all that there are, each with the number of its call."""
+        await self._has_replies.wait()
+        replies, self._replies = self._replies, []
+        self._has_replies.clear()
+        return replies
 
-    def drop(self, number: int) -> None:
-        """Ends the work at an order that nobody waits for any more."""
+    def cancel(self, number: int) -> None:
+        """Ends a call whose caller no longer waits for it."""
         if task := self._tasks.get(number):
             task.cancel()
 
     def _forget(self, number: int, task: asyncio.Task[None]) -> None:
         del self._tasks[number]
 
-    async def _work(self, order: Order) -> None:
+    async def _run(self, number: int, call: GenerateCall) -> None:
         try:
-            async for response in self._engine.generate(
-                order.request, order.sampling, order.seeds, order.policy_version
-            ):
-                self._tell(order.number, response)
-            self._tell(order.number, None)
+            async for response in self._engine.generate(call):
+                self._reply(number, response)
+            self._reply(number, None)
         except Exception as error:
-            self._tell(order.number, in_plain_words(error))
+            self._reply(number, picklable_error(error))
 
-    def _tell(self, number: int, answer: Answer) -> None:
-        self._answers.append((number, answer))
-        self._has_answers.set()
+    def _reply(self, number: int, reply: Reply) -> None:
+        self._replies.append((number, reply))
+        self._has_replies.set()
 
 
-class Channel:
-    """The driver's end. All of it happens in one event loop.
+class CallClient:
+    """The driver's end, for one event loop.
 
     Args:
-        actor: Has `take`, `fetch` and `drop` of an `Outbox`.
+        actor: A Ray actor with the methods `submit`, `poll` and `cancel` of a `CallServer`.
     """
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
         self._numbers = count()
-        self._waiting: dict[int, asyncio.Queue[Answer]] = {}
-        self._unsent: list[Order] = []
-        self._receiving: asyncio.Task[None] | None = None
+        self._waiting: dict[int, asyncio.Queue[Reply]] = {}
+        self._unsent: dict[int, GenerateCall] = {}
+        self._polling: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
 
-    async def generate(
-        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
-    ) -> AsyncIterator[Response]:
-        """See `RolloutEngine.generate`."""
-        order = Order(
-            number=next(self._numbers), request=request, sampling=sampling, seeds=seeds, policy_version=policy_version
-        )
-        answers = self._waiting[order.number] = asyncio.Queue()
-        self._send(order)
+    async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
+        """See `VllmEngine.generate`."""
+        number = next(self._numbers)
+        replies = self._waiting[number] = asyncio.Queue()
+        self._send(number, call)
         is_over = False
         try:
             while not is_over:
-                answer = await answers.get()
-                is_over = not isinstance(answer, Response)
-                if isinstance(answer, Exception):
-                    raise answer
-                if answer is not None:
-                    yield answer
+                reply = await replies.get()
+                is_over = not isinstance(reply, Response)
+                if isinstance(reply, Exception):
+                    raise reply
+                if reply is not None:
+                    yield reply
         finally:
-            del self._waiting[order.number]
-            if order in self._unsent:
-                self._unsent.remove(order)
-            elif not is_over:
-                self._actor.drop.remote(order.number)
+            del self._waiting[number]
+            is_unsent = self._unsent.pop(number, None) is not None
+            if not is_unsent and not is_over:
+                self._actor.cancel.remote(number)
 
     async def close(self) -> None:
-        """Waits for no more answers."""
-        tasks = [*self._sending, *([self._receiving] if self._receiving else [])]
+        """Stops waiting for replies."""
+        tasks = [*self._sending, *([self._polling] if self._polling else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _send(self, order: Order) -> None:
+    def _send(self, number: int, call: GenerateCall) -> None:
         if not self._unsent:
             task = asyncio.ensure_future(self._send_all())
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
-        self._unsent.append(order)
-        if self._receiving is None or self._receiving.done():
-            self._receiving = asyncio.ensure_future(self._receive())
+        self._unsent[number] = call
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.ensure_future(self._poll())
 
     async def _send_all(self) -> None:
-        """Sends what has come up since the event loop's last round."""
-        orders, self._unsent = self._unsent, []
+        """Sends all calls that were added since the event loop's last round."""
+        calls, self._unsent = list(self._unsent.items()), {}
         try:
-            await self._actor.take.remote(orders)
+            await self._actor.submit.remote(calls)
         except Exception as error:
-            self._fail([order.number for order in orders], error)
+            self._fail([number for number, _ in calls], error)
 
-    async def _receive(self) -> None:
-        """Hands answers out as long as the actor lives."""
+    async def _poll(self) -> None:
+        """Passes replies to their callers as long as the actor lives."""
         try:
             while True:
-                for number, answer in await self._actor.fetch.remote():
+                for number, reply in await self._actor.poll.remote():
                     if number in self._waiting:
-                        self._waiting[number].put_nowait(answer)
+                        self._waiting[number].put_nowait(reply)
         except Exception as error:
             self._fail(list(self._waiting), error)
 
     def _fail(self, numbers: Sequence[int], error: Exception) -> None:
         for number in numbers:
             if number in self._waiting:
-                self._waiting[number].put_nowait(told(error))
-
-
-def told(error: Exception) -> Exception:
-    """What went wrong in the other process, without Ray's account of it; EngineFailed if the process is beyond help."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return in_plain_words(error.cause)
-    if isinstance(error, ray.exceptions.RayError):
-        return EngineFailed(
-            f"a worker process died: {error}\nIts last words are in Ray's session logs; the usual reason is memory "
-            "(lower rollout.kv_cache_gib, rollout.max_model_len or learner.microbatch_tokens)"
-        )
-    return error
-
-
-def in_plain_words(error: Exception) -> Exception:
-    """An error as it can travel: vLLM's own classes do not survive the way to the driver, their words do."""
-    for kind in (EngineFailed, CannotReplace, ValueError):  # the last is a user's mistake that shows only over there
-        if isinstance(error, kind):
-            return kind(str(error))
-    return RuntimeError(f"{type(error).__name__}: {error}")
+                self._waiting[number].put_nowait(readable_error(error))

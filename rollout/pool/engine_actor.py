@@ -1,10 +1,10 @@
-"""An engine in a Ray actor: how it starts, how it is spoken to, and how nothing of it stays when it dies."""
+"""An engine in a Ray actor: its start, its calls, and the cleaning up after its death."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +15,23 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.cluster import Gpu
-from rollout.config import Backend, RolloutConfig
-from rollout.engine.shared_segments import remove_unmapped, segments_of, semaphores_of, wait_until_ended
-from rollout.engine.vllm_engine import RolloutEngine
-from rollout.engine.vllm_processes import SWITCH
-from rollout.pool.channel import Answer, Channel, Order, Outbox, told
-from rollout.types import Request, Response, Sampling
+from rollout.config import RolloutConfig
+from rollout.engine.spec import EngineSpec
+from rollout.engine.vllm_engine import VllmEngine
+from rollout.engine.vllm_processes import (
+    ENGINE_PROCESS_VAR,
+    remove_unmapped,
+    segments_of,
+    semaphores_of,
+    wait_until_ended,
+)
+from rollout.pool.channel import CallClient, CallServer, NumberedCall, Reply
+from rollout.ray_calls import EngineAddress, ray_answer
+from rollout.types import GenerateCall, Response
 
 
 def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, str]:
-    """Environment variables of an engine's process, which vLLM's own processes inherit."""
+    """Returns the environment variables of an engine's process, which vLLM's processes inherit."""
     environment = {
         "OMP_NUM_THREADS": str(config.threads_per_engine),
         # Threads that spin while they wait would take the learner's cores.
@@ -33,10 +40,10 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
-        # What is left of these libraries' chatter on the terminal is not for the user of a recipe.
+        # The remaining warnings of these libraries are not for the user of a recipe.
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        SWITCH: "1",
+        ENGINE_PROCESS_VAR: "1",
         "VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "sapo_weight_transfer"),
     }
     if not config.gpus_per_engine:
@@ -50,220 +57,151 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
 
 
 def engine_options(config: RolloutConfig, model: str | Path, gpus: Sequence[Gpu] = ()) -> dict[str, Any]:
-    """What Ray is told of an engine.
+    """Returns Ray's options for an engine's actor.
 
     Args:
-        config: The engine's choices.
+        config: The engine options.
         model: A folder or hub name.
-        gpus: Those that it shares with the learner's ranks, all on one node; empty where it has its own.
+        gpus: GPUs that the engine shares with the learner's ranks, all on one node; empty if it shares none.
     """
     environment = engine_environment(config, model)
     options: dict[str, Any] = {"num_cpus": config.threads_per_engine, "max_concurrency": 10_000}
     if not gpus:
         options |= {"num_gpus": config.gpus_per_engine, "scheduling_strategy": "SPREAD"}
     else:
-        # The ranks have claimed them for both: of several GPUs Ray can lend a part to nobody.
+        # The ranks have claimed these GPUs for both. Ray cannot lend an actor a part of each of several GPUs.
         options |= {"num_gpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(gpus[0].node, soft=False)}
-        # vLLM hands the addresses of GPU memory on to its own process by pickle, and wants to be told that it may.
+        # vLLM pickles the addresses of GPU memory for its own process, which it does only if this is set.
         environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     return options | {"runtime_env": {"env_vars": environment}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Belongings:
-    """What an engine has on its node, to be cleared away if it dies.
-
-    Attributes:
-        node: The Ray node's id.
-        processes: Process id and start time of each process; the actor's own comes first.
-        segments: Shared memory that vLLM's processes talk through.
-    """
+class EngineProcesses:
+    """The processes and shared memory of an engine, to be cleaned up if it dies."""
 
     node: str
+    """The Ray node's id."""
     processes: tuple[tuple[int, float], ...]
+    """Process id and start time of each process. The actor's own is the first."""
     segments: tuple[Path, ...]
+    """Shared memory of vLLM's processes."""
 
 
 class _EngineActor:
-    """A `RolloutEngine` in a process of its own."""
+    """A `VllmEngine` in a process of its own."""
 
-    async def start(
-        self, model: str, config: RolloutConfig, choices: dict[str, Any], devices: Sequence[str]
-    ) -> Belongings:
-        """Starts vLLM, on GPUs that Ray has not given to this process if `devices` names any; its errors arrive as words."""
+    async def start(self, spec: EngineSpec, devices: Sequence[str]) -> EngineProcesses:
+        """Starts vLLM, on `devices` if they are not empty: GPUs that Ray has not assigned to this process."""
         if devices:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         try:
-            self._engine = RolloutEngine(model, config, **choices)
+            self._engine = VllmEngine(spec)
         except Exception as error:
-            # vLLM's own error classes do not survive the way to the driver; their words do.
+            # vLLM's error classes cannot be unpickled in the driver, so only the text is sent.
             raise RuntimeError(f"vLLM did not start: {type(error).__name__}: {error}") from None
-        self._outbox = Outbox(self._engine)
-        own = psutil.Process()
-        processes = [own, *own.children(recursive=True)]
-        return Belongings(
+        self._server = CallServer(self._engine)
+        actor = psutil.Process()
+        processes = [actor, *actor.children(recursive=True)]
+        return EngineProcesses(
             node=ray.get_runtime_context().get_node_id(),
             processes=tuple((process.pid, process.create_time()) for process in processes),
             segments=tuple(segments_of(processes)),
         )
 
-    async def take(self, orders: Sequence[Order]) -> None:
-        self._outbox.take(orders)
+    async def submit(self, calls: Sequence[NumberedCall]) -> None:
+        self._server.submit(calls)
 
-    async def fetch(self) -> list[tuple[int, Answer]]:
-        return await self._outbox.fetch()
+    async def poll(self) -> list[tuple[int, Reply]]:
+        return await self._server.poll()
 
-    async def drop(self, number: int) -> None:
-        self._outbox.drop(number)
+    async def cancel(self, number: int) -> None:
+        self._server.cancel(number)
 
-    async def ping(self) -> None:
-        await self._engine.ping()
-
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        await self._engine.init_weight_transfer_engine(init_info)
-
-    async def start_weight_update(self) -> None:
-        await self._engine.start_weight_update()
-
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        await self._engine.update_weights(update_info)
-
-    async def finish_weight_update(self, version: int) -> None:
-        await self._engine.finish_weight_update(version)
-
-    async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
-        await self._engine.load_adapter(files, version)
-
-    async def sleep(self) -> None:
-        await self._engine.sleep()
-
-    async def wake(self, part: Literal["weights", "kv_cache"]) -> None:
-        await self._engine.wake(part)
+    async def call(self, method: str, *args: Any) -> Any:
+        """Calls a method of the engine by its name."""
+        return await getattr(self._engine, method)(*args)
 
     def close(self) -> None:
         self._engine.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineAddress:
-    """An engine as other processes than the driver's know it.
-
-    Attributes:
-        name: Tells it from others.
-        node: The Ray node's id.
-        actor: To call.
-    """
-
-    name: str
-    node: str
-    actor: ActorHandle
-
-
-class RemoteEngine:
-    """The driver's handle on one engine; a `rollout.pool.dispatcher.Engine`.
+class EngineHandle:
+    """The driver's handle of one engine; a `rollout.pool.dispatcher.Engine`.
 
     Args:
-        model: A folder or hub name that every engine's node can read.
-        config: The engines' choices.
-        backend: How new weights arrive.
-        choices: The other arguments of `RolloutEngine`.
-        gpus: Those that it shares with the learner; empty where it has its own, or none.
+        spec: The engine's specification.
+        gpus: GPUs that the engine shares with the learner; empty if it shares none.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        config: RolloutConfig,
-        *,
-        backend: Backend,
-        choices: Mapping[str, Any],
-        gpus: Sequence[Gpu] = (),
-    ) -> None:
+    def __init__(self, spec: EngineSpec, gpus: Sequence[Gpu] = ()) -> None:
         self.name = uuid.uuid4().hex
-        self.actor: ActorHandle = ray.remote(_EngineActor).options(**engine_options(config, model, gpus)).remote()
-        self.starting: ray.ObjectRef = self.actor.start.remote(
-            str(model), config, dict(choices, backend=backend), [gpu.device for gpu in gpus]
-        )
-        self.belongings: Belongings | None = None
-        self._channel = Channel(self.actor)
+        options = engine_options(spec.config, spec.model, gpus)
+        self.actor: ActorHandle = ray.remote(_EngineActor).options(**options).remote()
+        self.starting: ray.ObjectRef = self.actor.start.remote(spec, [gpu.device for gpu in gpus])
+        self.processes: EngineProcesses | None = None
+        self._client = CallClient(self.actor)
 
     @property
     def node(self) -> str:
-        """The Ray node's id, once it has started."""
-        assert self.belongings is not None, "the engine has not started"
-        return self.belongings.node
+        """The Ray node's id, after the start."""
+        assert self.processes is not None, "the engine has not started"
+        return self.processes.node
 
     @property
     def address(self) -> EngineAddress:
-        """What others need to call it, once it has started."""
+        """The address by which other processes call the engine, after the start."""
         return EngineAddress(name=self.name, node=self.node, actor=self.actor)
 
-    def has_started(self, belongings: Belongings) -> None:
-        """Notes what `starting` has brought."""
-        self.belongings = belongings
+    def has_started(self, processes: EngineProcesses) -> None:
+        """Stores the result of `starting`."""
+        self.processes = processes
 
-    async def generate(
-        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
-    ) -> AsyncIterator[Response]:
-        """See `RolloutEngine.generate`."""
-        async for response in self._channel.generate(request, sampling, seeds, policy_version):
+    async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
+        """See `VllmEngine.generate`."""
+        async for response in self._client.generate(call):
             yield response
 
     async def ping(self) -> None:
-        """See `RolloutEngine.ping`."""
-        await _answer(self.actor.ping.remote())
+        """See `VllmEngine.ping`."""
+        await ray_answer(self.address.call("ping"))
 
     async def sleep(self) -> None:
-        """See `RolloutEngine.sleep`."""
-        await _answer(self.actor.sleep.remote())
+        """See `VllmEngine.sleep`."""
+        await ray_answer(self.address.call("sleep"))
 
     async def wake(self, part: Literal["weights", "kv_cache"]) -> None:
-        """See `RolloutEngine.wake`."""
-        await _answer(self.actor.wake.remote(part))
+        """See `VllmEngine.wake`."""
+        await ray_answer(self.address.call("wake", part))
 
     async def destroy(self) -> None:
-        """Ends the actor, vLLM's processes and their shared memory, whatever state they are in."""
+        """Kills the actor and vLLM's processes in any state, and removes their shared memory."""
         ray.kill(self.actor)
-        await self._channel.close()
-        if self.belongings is None:
+        await self._client.close()
+        if self.processes is None:
             return
-        on_its_node = NodeAffinitySchedulingStrategy(self.node, soft=False)
-        clear = ray.remote(_clear_away).options(num_cpus=0, scheduling_strategy=on_its_node, max_retries=0)
+        there = NodeAffinitySchedulingStrategy(self.node, soft=False)
+        clean = ray.remote(_kill_and_clean).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
         try:
-            await clear.remote(self.belongings)
-        except ray.exceptions.RayError:  # the node is gone, and all that was on it
+            await clean.remote(self.processes)
+        except ray.exceptions.RayError:  # the whole node is gone
             return
 
     def close(self) -> ray.ObjectRef:
-        """Asks the engine to end vLLM in good order."""
+        """Shuts vLLM down in good order. Returns the call."""
         return self.actor.close.remote()
 
 
-async def _answer(call: ray.ObjectRef) -> None:
-    try:
-        await call
-    except ray.exceptions.RayError as error:
-        raise told(error) from error
-
-
-def _clear_away(belongings: Belongings) -> None:
+def _kill_and_clean(engine: EngineProcesses) -> None:
     processes = []
-    for pid, start in belongings.processes:
+    for pid, start in engine.processes:
         try:
             process = psutil.Process(pid)
-            if process.create_time() == start:  # else the number is another's by now
+            if process.create_time() == start:  # else another process has got the same id
                 process.kill()
                 processes.append(process)
         except psutil.NoSuchProcess:
             continue
     wait_until_ended(processes, seconds=10)
-    semaphores = [path for pid, _ in belongings.processes for path in semaphores_of(pid)]
-    remove_unmapped([*belongings.segments, *semaphores])
-
-
-def get(calls: Any) -> Any:
-    """`ray.get` whose errors start with what went wrong in the other process."""
-    try:
-        return ray.get(calls)
-    except ray.exceptions.RayError as error:
-        raise told(error) from error
+    semaphores = [path for pid, _ in engine.processes for path in semaphores_of(pid)]
+    remove_unmapped([*engine.segments, *semaphores])

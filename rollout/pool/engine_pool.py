@@ -1,97 +1,85 @@
-"""All engines as one, for callers in any thread: generation, weight updates, replacement of what fails."""
+"""All engines as one, for callers in any thread: generation, weight syncs, replacement of engines that fail."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from pathlib import Path
+from contextlib import contextmanager
 from threading import Thread
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import ray
 
-from rollout.cluster import Gpu, cluster_nodes, describe, require_room
-from rollout.config import Backend, RolloutConfig
-from rollout.environments.episodes import Episodes
+from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
+from rollout.engine.spec import EngineSpec
 from rollout.pool.dispatcher import Dispatcher, Engine
-from rollout.pool.engine_actor import RemoteEngine, get, told
-from rollout.types import CannotReplace, EngineFailed, Group, Prompt, Request, Sampling
-from rollout.weights.update import RayEngineClient
+from rollout.pool.engine_actor import EngineHandle
+from rollout.ray_calls import EngineAddress, ray_get, readable_error
+from rollout.types import CannotReplace, EngineFailed, GenerateCall, Group, Prompt, Request, Sampling
+from rollout.weights.update import PublishedWeights, SyncReport, load_published
 
 T = TypeVar("T")
 RESUME = "go on from the newest checkpoint with --resume auto"
 
 
+class PlaysGroups(Protocol):
+    """Plays episodes of several turns: `rollout.environments.episodes.Episodes`."""
+
+    async def group(
+        self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int, *, batch: int = 0
+    ) -> Group:
+        """Plays one episode per seed."""
+
+
 def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
-    """The seed of one request: the same for the same question asked at the same place of the run, on any engine."""
+    """Returns the seed of one completion. It depends on the run, the step and the prompt, not on the engine."""
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}/{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
 
-class RolloutPool:
-    """The engines, and the event loop in which they are spoken to.
+class EnginePool:
+    """The engines, and the event loop that calls them.
 
     Args:
-        model: A folder or hub name that every engine's node can read.
-        config: The engines' choices.
-        backend: How new weights arrive.
-        banned_ids: Tokens that are never sampled.
-        policy_version: The version of the weights in `model`.
-        lora_rank: Of the adapters that will come in place of weights; 0 where weights will come.
-        tell_experts: Whether completions are to carry the experts that a MoE chose; on GPUs alone.
-        episodes: Makes what plays episodes with the engines; None where prompts are answered in one turn.
-        gpus: Of the learner's ranks, where engines share them; empty where they have their own, or none.
-        teaches: As `RolloutEngine` has it.
+        spec: How each engine is started.
+        episodes: Makes the player of episodes, given the queue in front of the engines; None for prompts with one turn.
+        gpus: GPUs of the learner's ranks, if the engines share them; else empty.
 
     Raises:
         ValueError: If the Ray cluster has too few CPUs or GPUs for the engines.
-        RuntimeError: If an engine does not start; the message is its own.
+        RuntimeError: If an engine does not start. The message is the engine's.
     """
 
     def __init__(
         self,
-        model: str | Path,
-        config: RolloutConfig,
+        spec: EngineSpec,
         *,
-        backend: Backend,
-        banned_ids: Sequence[int],
-        policy_version: int,
-        lora_rank: int = 0,
-        tell_experts: bool = False,
-        episodes: Callable[[Dispatcher], Episodes] | None = None,
+        episodes: Callable[[Dispatcher], PlaysGroups] | None = None,
         gpus: Sequence[Gpu] = (),
-        teaches: str | Path | None = None,
     ) -> None:
-        self.config = config
-        require_room(cluster_nodes(), config)
-        self._backend, self._model = backend, model
-        self._choices = {
-            "banned_ids": list(banned_ids),
-            "policy_version": policy_version,
-            "lora_rank": lora_rank,
-            "tell_experts": tell_experts,
-            "teaches": teaches,
-        }
-        self._gpus, self._make_episodes = gpus, episodes
+        self.config = spec.config
+        require_room(cluster_nodes(), self.config)
+        self._spec, self._gpus, self._make_episodes = spec, gpus, episodes
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
         self._dispatcher: Dispatcher | None = None
+        self._published: PublishedWeights | None = None
         self._failures_before = 0
         try:
-            self._begin()
+            self._start_engines()
         except BaseException:
             self._stop_loop()
             raise
 
-    def _begin(self) -> None:
+    def _start_engines(self) -> None:
         """Starts all engines."""
-        width, self._client = self.config.gpus_per_engine, RayEngineClient(config=self.config)
+        width = self.config.gpus_per_engine
         engines = [
-            self._new_engine(self._gpus[i * width : (i + 1) * width] if self._gpus else ())
+            EngineHandle(self._spec, self._gpus[i * width : (i + 1) * width] if self._gpus else ())
             for i in range(self.config.num_engines)
         ]
         try:
@@ -104,52 +92,52 @@ class RolloutPool:
         self._episodes = self._make_episodes(self.dispatcher) if self._make_episodes else None
 
     def restart(self) -> None:
-        """Ends all engines and starts as many anew, with the weights that the first ones started with; to be connected again.
+        """Ends all engines and starts new ones from the same specification. They must be connected again.
 
         Raises:
-            RuntimeError: If an engine does not start; the message is its own.
+            RuntimeError: If an engine does not start. The message is the engine's.
         """
         self._failures_before += self.dispatcher.num_failures
         self.run(self.dispatcher.close())
         self._end(self.engines)
-        self._begin()
+        self._start_engines()
 
-    def _wait_until_started(self, engines: Sequence[RemoteEngine]) -> None:
-        """Returns when all have started, or raises what the first one to fail says."""
+    def _wait_until_started(self, engines: Sequence[EngineHandle]) -> None:
+        """Returns when all engines have started. Raises the error of the first that fails."""
         waiting = {engine.starting: engine for engine in engines}
         deadline = time.monotonic() + self.config.start_timeout
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise RuntimeError(f"{len(waiting)} of {len(engines)} engines {self._late()}")
+                raise RuntimeError(f"{len(waiting)} of {len(engines)} engines {self._timeout_message()}")
             for call in ready:
-                waiting.pop(call).has_started(get(call))
+                waiting.pop(call).has_started(ray_get(call))
 
-    async def _in_time(self, waiting: Awaitable[T], seconds: float, late: str) -> T:
-        """What comes of a wait for a replacement.
+    async def _with_deadline(self, waiting: Awaitable[T], seconds: float, message: str) -> T:
+        """Waits for a step of a replacement's start.
 
         Raises:
-            EngineFailed: If it takes longer; says so in the words of `late`.
+            EngineFailed: If it takes longer; with `message`.
         """
         try:
             async with asyncio.timeout(seconds) as timer:
                 return await waiting
         except TimeoutError:
             if timer.expired():
-                raise EngineFailed(f"its replacement {late}") from None
+                raise EngineFailed(f"its replacement {message}") from None
             raise
 
-    def _late(self) -> str:
-        """What to say of engines that do not start."""
+    def _timeout_message(self) -> str:
+        """Returns the error message of engines that do not start."""
         return (
             f"did not start within rollout.start_timeout = {self.config.start_timeout:g} s: Ray has "
-            f"{describe(cluster_nodes())}; end what else works there, or give them more time"
+            f"{describe_nodes(cluster_nodes())}; end what else runs there, or raise the timeout"
         )
 
     async def _open(self, engines: Sequence[Engine]) -> None:
         self._no_sync = asyncio.Lock()
         self._dispatcher = Dispatcher(
-            self._start_engine,
+            self._start_replacement,
             engines,
             capacity=self.config.max_running,
             timeout=self.config.engine_timeout,
@@ -158,21 +146,26 @@ class RolloutPool:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """The queue in front of the engines; to be used within `start` and `run`."""
+        """The queue in front of the engines, for use within `start` and `run`."""
         assert self._dispatcher is not None
         return self._dispatcher
 
     @property
-    def engines(self) -> list[RemoteEngine]:
-        """Those at work."""
-        return cast(list[RemoteEngine], self.dispatcher.engines)  # as `_start_engine` makes them
+    def engines(self) -> list[EngineHandle]:
+        """The engines that are running."""
+        return cast(list[EngineHandle], self.dispatcher.engines)  # `_start_replacement` returns handles
+
+    @property
+    def addresses(self) -> list[EngineAddress]:
+        """The addresses of the engines that are running."""
+        return [engine.address for engine in self.engines]
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Has a coroutine run in the engines' event loop."""
+        """Starts a coroutine in the engines' event loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The same, and waits for its result."""
+        """Runs a coroutine in the engines' event loop and returns its result."""
         future = self.start(coroutine)
         try:
             return future.result()
@@ -183,7 +176,7 @@ class RolloutPool:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], policy_version: int
     ) -> list[Group]:
-        """One group per prompt, in order; waits for all.
+        """Returns one group per prompt, in order, when all are finished.
 
         Args:
             prompts: The questions.
@@ -192,7 +185,7 @@ class RolloutPool:
             policy_version: The oldest version that may answer.
 
         Raises:
-            RuntimeError: If engines fail again and again, or hold an older version; the message is the last one's own.
+            RuntimeError: If engines fail repeatedly, or hold an older version. The message is the last engine's.
         """
 
         async def groups() -> list[Group]:
@@ -208,7 +201,7 @@ class RolloutPool:
     async def answer(
         self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int, *, batch: int = 0
     ) -> Group:
-        """One group, by one turn or by episodes; to be used within `start` and `run`.
+        """Returns one group, of single turns or of episodes. For use within `start` and `run`.
 
         Args:
             prompt: The question.
@@ -222,49 +215,59 @@ class RolloutPool:
         """
         if self._episodes is not None:
             return await self._episodes.group(prompt, sampling, seeds, policy_version, batch=batch)
-        return await self.dispatcher.generate(Request(prompt=prompt), sampling, seeds, policy_version, batch=batch)
+        call = GenerateCall(
+            request=Request(prompt=prompt),
+            sampling=sampling,
+            seeds=dict(enumerate(seeds)),
+            policy_version=policy_version,
+        )
+        return await self.dispatcher.generate(call, batch=batch)
 
-    def connect(self, connect: Callable[[RayEngineClient], RayEngineClient]) -> None:
-        """Opens the way for weights.
+    def connect(self, connect: Callable[[Sequence[EngineAddress]], None]) -> None:
+        """Connects the engines to a learner.
 
         Args:
-            connect: Introduces the engines to the learner; returns the client that it used, wherever that was.
+            connect: Opens the weight transfer from the learner to the engines at these addresses.
         """
-        self._client.engines = [engine.address for engine in self.engines]
-        self._client = connect(self._client)
+        connect(self.addresses)
 
-    def sync(
-        self, version: int, send: Callable[[int, RayEngineClient], tuple[dict[str, float], RayEngineClient]]
-    ) -> dict[str, float]:
-        """Has new weights sent to all engines, which wake up for it; those that fail on the way are replaced.
+    def sync(self, version: int, send: Callable[[int, Sequence[EngineAddress]], SyncReport]) -> dict[str, float]:
+        """Sends new weights to all engines, which wake up for it. Engines that fail in the sync are replaced.
 
         Args:
-            version: Of the new weights.
-            send: Sends them through the client that it is given; returns its metrics and the client.
+            version: Version of the new weights.
+            send: Sends them to the engines at these addresses and commits them as this version.
 
         Returns:
-            `sync/` metrics, and `time/wake` in seconds where engines sleep.
+            `sync/` metrics, and `time/wake` in seconds if the engines were asleep.
 
         Raises:
-            RuntimeError: If engines are lost that cannot be replaced.
+            RuntimeError: If an engine fails that cannot be replaced.
         """
         self._require_engines()
-        self.run(self._no_sync.acquire())
-        try:
+        with self._hold_replacements():
             seconds = self._wake("weights")
-            self._client.engines, self._client.lost = [engine.address for engine in self.engines], {}
-            metrics, self._client = self._unless_the_end_comes(lambda: send(version, self._client))
-            lost = dict(self._client.lost)
-        finally:
-            self._loop.call_soon_threadsafe(self._no_sync.release)
-        self.run(self._fail(lost))
+            addresses = self.addresses
+            report = self._abort_if_engines_die(lambda: send(version, addresses))
+            self._published = report.published
+        self.run(self._fail(report.failures))
+        metrics = dict(report.metrics)
         if self._asleep:
-            metrics = {**metrics, "time/wake": seconds + self._wake("kv_cache")}
+            metrics["time/wake"] = seconds + self._wake("kv_cache")
             self._asleep = False
         return metrics
 
+    @contextmanager
+    def _hold_replacements(self) -> Iterator[None]:
+        """Lets no replacement load weights inside: it would miss the sync."""
+        self.run(self._no_sync.acquire())
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._no_sync.release)
+
     def sleep(self) -> None:
-        """Has engines that share the learner's GPUs give their memory away until the next sync; others know no sleep.
+        """Makes engines that share the learner's GPUs free their memory until the next sync. Other engines do nothing.
 
         Raises:
             RuntimeError: If one of them fails.
@@ -274,16 +277,16 @@ class RolloutPool:
             self._asleep = True
 
     def _wake(self, part: Literal["weights", "kv_cache"]) -> float:
-        """Has engines that sleep take memory for a part of what they had; returns the seconds that it took."""
+        """Makes sleeping engines take memory for a part of their state. Returns the seconds that it took."""
         start = time.perf_counter()
         if self._asleep:
             self.run(self._on_all(lambda engine: engine.wake(part)))
         return time.perf_counter() - start
 
-    async def _on_all(self, do: Callable[[RemoteEngine], Awaitable[None]]) -> None:
-        """Has all engines do something that none may fail in."""
+    async def _on_all(self, do: Callable[[EngineHandle], Awaitable[None]]) -> None:
+        """Runs an operation on all engines. Raises if one fails and cannot be replaced."""
 
-        async def on_one(engine: RemoteEngine) -> None:
+        async def on_one(engine: EngineHandle) -> None:
             try:
                 async with asyncio.timeout(self.config.engine_timeout):
                     await do(engine)
@@ -296,12 +299,12 @@ class RolloutPool:
                 self.dispatcher.fail(engine, str(error))
 
         await asyncio.gather(*(on_one(engine) for engine in self.engines))
-        await self.dispatcher.settled()
+        await self.dispatcher.wait_for_replacements()
         self._require_engines()
 
-    def _unless_the_end_comes(self, send: Callable[[], T]) -> T:
-        """What a call returns, or the end of all engines: by NCCL a learner waits forever for an engine that has died."""
-        if self._backend == "shared_memory":
+    def _abort_if_engines_die(self, send: Callable[[], T]) -> T:
+        """Returns the result of `send`, or raises if all engines end: with NCCL a learner would wait forever for a dead engine."""
+        if self._spec.backend == "shared_memory":
             return send()
         future: Future[T] = Future()
 
@@ -313,22 +316,25 @@ class RolloutPool:
 
         Thread(target=run, name="sync", daemon=True).start()
         while not wait([future], timeout=1).done:
-            if self.dispatcher.end is not None:
-                raise RuntimeError(f"{self.dispatcher.end}\nIt was lost in a weight sync, with the learner: {RESUME}")
+            if (error := self.dispatcher.fatal_error) is not None:
+                raise RuntimeError(f"{error}\nIt was lost in a weight sync, with the learner: {RESUME}")
         return future.result()
 
     def _require_engines(self) -> None:
-        if self.dispatcher.end is not None:
-            raise self.dispatcher.end
+        if self.dispatcher.fatal_error is not None:
+            raise self.dispatcher.fatal_error
 
-    async def _fail(self, reasons: Mapping[str, str]) -> None:
+    async def _fail(self, failures: Mapping[str, str]) -> None:
         for engine in self.engines:
-            if engine.name in reasons:
-                self.dispatcher.fail(engine, reasons[engine.name])
+            if engine.name in failures:
+                self.dispatcher.fail(engine, failures[engine.name])
 
     def metrics(self) -> dict[str, float]:
-        """`time/engine_idle`, the share of the engines' time since the last call without anything to do, and
-        `rollout/engine_failures`, engines that died, hung or did not start, so far."""
+        """Returns `time/engine_idle` and `rollout/engine_failures`.
+
+        The first is the share of the engines' time since the last call in which they were idle. The second counts all engines that
+        died, hung or did not start.
+        """
 
         async def take() -> dict[str, float]:
             return {
@@ -344,45 +350,46 @@ class RolloutPool:
         self._end(self.engines)
         self._stop_loop()
 
-    def _end(self, engines: Sequence[RemoteEngine]) -> None:
-        """Ends engines in good order where they still know any, and clears away what is left of them."""
-        closing = [engine.close() for engine in engines if engine.belongings is not None]
+    def _end(self, engines: Sequence[EngineHandle]) -> None:
+        """Shuts engines down in good order where they respond, and cleans up the rest."""
+        closing = [engine.close() for engine in engines if engine.processes is not None]
         ray.wait(closing, num_returns=len(closing), timeout=20)
         for engine in engines:
             self.run(engine.destroy())
-        self._client.close()
+        if self._published is not None:
+            self._published.close()
+            self._published = None
 
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _new_engine(self, gpus: Sequence[Gpu] = ()) -> RemoteEngine:
-        return RemoteEngine(self._model, self.config, backend=self._backend, choices=self._choices, gpus=gpus)
-
-    async def _start_engine(self) -> Engine:
-        """Starts a replacement, and gives it the weights that the others have.
+    async def _start_replacement(self) -> Engine:
+        """Starts a replacement, and loads the published weights into it.
 
         Raises:
-            CannotReplace: If they can only come from the learner, or its GPU is not free.
+            CannotReplace: If the weights can only come from the learner, or the engine's GPU is not free.
         """
         if self.config.shares_gpus:
             raise CannotReplace("An engine that shares its GPU with the learner cannot be replaced alone")
-        if self._backend == "nccl" and not self._choices["lora_rank"]:
+        if self._spec.backend == "nccl" and not self._spec.lora_rank:
             raise CannotReplace(
                 "An engine that gets its weights by NCCL cannot be replaced alone (with weight_transfer shared_memory it can)"
             )
-        engine = self._new_engine()
+        engine = EngineHandle(self._spec)
         try:
-            engine.has_started(await self._in_time(engine.starting, self.config.start_timeout, self._late()))
+            timeout = self.config.start_timeout
+            engine.has_started(await self._with_deadline(engine.starting, timeout, self._timeout_message()))
             async with self._no_sync:
-                # A process that dies in a weight update leaves vLLM, which waits for it, without an answer.
+                # If a process dies in a weight update, vLLM waits for it and never answers.
                 limit = self.config.engine_timeout
                 late = f"took longer than {limit:g} s to load weights (rollout.engine_timeout)"
-                await self._in_time(asyncio.to_thread(self._client.introduce, engine.address), limit, late)
+                loading = asyncio.to_thread(load_published, engine.address, self._published)
+                await self._with_deadline(loading, limit, late)
         except ray.exceptions.RayError as error:
             await engine.destroy()
-            raise told(error) from error
+            raise readable_error(error) from error
         except BaseException:
             await engine.destroy()
             raise

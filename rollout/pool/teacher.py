@@ -1,4 +1,4 @@
-"""A teacher: engines that draw nothing, and tell how likely a frozen policy finds what another one has said."""
+"""A teacher: engines that sample nothing, and score the student's completions under a frozen policy."""
 
 from __future__ import annotations
 
@@ -12,72 +12,74 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rollout.config import RolloutConfig
-from rollout.pool.dispatcher import Dispatcher, Home
-from rollout.pool.engine_pool import RolloutPool
+from rollout.engine.spec import EngineSpec
+from rollout.pool.dispatcher import Dispatcher, PrefixAffinity
+from rollout.pool.engine_pool import EnginePool
 from rollout.rendering import collapse_images
-from rollout.types import Completion, Group, Request, Said, Sampling, observed_images
+from rollout.types import Completion, GenerateCall, Group, History, Request, Sampling, observed_images
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 
-class Reader:
-    """Has a teacher's engines read groups.
+class TeacherScorer:
+    """Scores groups on a teacher's engines.
 
     Args:
-        processor: The student's.
-        temperature: The student's: it divides the teacher's logits as well.
+        processor: The student's processor.
+        temperature: The student's temperature, which divides the teacher's logits as well.
         dispatcher: The queue in front of the engines.
     """
 
     def __init__(self, processor: ProcessorMixin, temperature: float, dispatcher: Dispatcher) -> None:
         self._processor, self._dispatcher = processor, dispatcher
-        self._reading = Sampling(max_tokens=0, temperature=temperature)
+        self._sampling = Sampling(max_tokens=0, temperature=temperature)
 
-    async def read(self, group: Group, *, batch: int = 0) -> list[np.ndarray]:
-        """[completions] of [T] float32: log-probabilities of each one's tokens, those of observations included.
+    async def score(self, group: Group, *, batch: int = 0) -> list[np.ndarray]:
+        """Returns [completions] of [T] float32: log-probabilities of each completion's tokens, observations included.
 
         Args:
-            group: What the student has said.
+            group: The student's completions.
             batch: Groups of a smaller number go first.
 
         Raises:
-            RuntimeError: If engines fail again and again, or if the teacher reads other tokens than the student.
+            RuntimeError: If engines fail repeatedly, or if the teacher reads other tokens than the student.
         """
-        # Siblings go to one engine and name their pictures alike: these are processed and encoded once.
-        request, home = Request(prompt=group.prompt), Home()
+        # Siblings go to one engine and share the names of their pictures, which are processed and encoded once.
+        request, affinity = Request(prompt=group.prompt), PrefixAffinity()
 
-        async def read_one(completion: Completion) -> np.ndarray:
+        async def score_one(completion: Completion) -> np.ndarray:
             if not len(completion.token_ids):  # an episode that could not begin
                 return np.zeros(0, np.float32)
             token_ids = collapse_images(self._processor, completion.token_ids)
-            whole = replace(request, said=Said(token_ids=token_ids, images=observed_images(completion)))
-            answer = await self._dispatcher.generate(whole, self._reading, [0], 0, batch=batch, home=home)
-            require_same_reading(group, completion, answer.prompt_token_ids)
-            return answer.completions[0].logprobs[len(group.prompt_token_ids) :]
+            whole = replace(request, history=History(token_ids=token_ids, images=observed_images(completion)))
+            call = GenerateCall(request=whole, sampling=self._sampling, seeds={0: 0}, policy_version=0)
+            scored = await self._dispatcher.generate(call, batch=batch, affinity=affinity)
+            require_same_reading(group, completion, scored.prompt_token_ids)
+            return scored.completions[0].logprobs[len(group.prompt_token_ids) :]
 
         try:
-            return list(await asyncio.gather(*map(read_one, group.completions)))
+            return list(await asyncio.gather(*map(score_one, group.completions)))
         except RuntimeError as error:
             raise RuntimeError(f"the teacher: {error}") from error
 
 
 class Teacher:
-    """Log-probabilities of completions under a policy that does not change, served by vLLM.
+    """A frozen policy, served by vLLM, that returns log-probabilities of completions.
 
-    Its engines are those of `RolloutPool`: one that dies or hangs is replaced alone, from the teacher's own folder, and what it had
-    not read is read again.
+    Its engines are those of an `EnginePool`. An engine that dies or hangs is replaced alone, from the teacher's folder, and its
+    unfinished completions are scored again.
 
     Args:
         model: The teacher: a folder or hub name that every engine's node can read.
-        student: The policy that samples; prompts are rendered as it reads them.
-        config: The teacher's engines; pictures, temperature and lengths as the student's.
-        processor: The student's.
-        banned_ids: Tokens that the student never samples: left out of the teacher's normalisation as well.
+        student: The policy that samples. Its processor renders the prompts.
+        config: The teacher's engine options, with the student's pixel limits, temperature and lengths.
+        processor: The student's processor.
+        banned_ids: Tokens that the student never samples. The teacher's normalisation leaves them out as well.
 
     Raises:
         ValueError: If the Ray cluster has too few CPUs or GPUs.
-        RuntimeError: If an engine does not start; the message is its own.
+        RuntimeError: If an engine does not start. The message is the engine's.
     """
 
     def __init__(
@@ -89,22 +91,23 @@ class Teacher:
         processor: ProcessorMixin,
         banned_ids: Sequence[int],
     ) -> None:
-        # Nothing is ever sent to it; and of all ways this alone asks for no learner where an engine is replaced.
-        self._pool = RolloutPool(
-            model, config, backend="shared_memory", banned_ids=banned_ids, policy_version=0, teaches=student
+        # No weights are ever sent. This backend alone can replace an engine without a learner.
+        spec = EngineSpec(
+            model=model, config=config, backend="shared_memory", banned_ids=tuple(banned_ids), student=student
         )
-        self._reader = Reader(processor, config.temperature, self._pool.dispatcher)
+        self._pool = EnginePool(spec)
+        self._scorer = TeacherScorer(processor, config.temperature, self._pool.dispatcher)
 
     def submit(self, group: Group, *, batch: int = 0) -> Future[list[np.ndarray]]:
-        """A future of what `Reader.read` returns or raises."""
-        return self._pool.start(self._reader.read(group, batch=batch))
+        """Starts `TeacherScorer.score` and returns a future of its result."""
+        return self._pool.start(self._scorer.score(group, batch=batch))
 
     def metrics(self) -> dict[str, float]:
-        """`time/teacher_idle` and `rollout/teacher_failures`, as `RolloutPool.metrics` has them of its engines."""
-        its = self._pool.metrics()
+        """Returns `time/teacher_idle` and `rollout/teacher_failures`, like `EnginePool.metrics` for the student's engines."""
+        metrics = self._pool.metrics()
         return {
-            "time/teacher_idle": its["time/engine_idle"],
-            "rollout/teacher_failures": its["rollout/engine_failures"],
+            "time/teacher_idle": metrics["time/engine_idle"],
+            "rollout/teacher_failures": metrics["rollout/engine_failures"],
         }
 
     def close(self) -> None:
@@ -113,7 +116,7 @@ class Teacher:
 
 
 def require_same_reading(group: Group, completion: Completion, read_L: np.ndarray) -> None:
-    """Makes sure that the teacher has read what the student has read and said.
+    """Checks that the teacher has read the student's tokens.
 
     Raises:
         RuntimeError: Names the prompt and the first token that differs.

@@ -1,7 +1,7 @@
 """Generated clock faces, to the quarter of an hour: `3:45`.
 
-Dials, hands and colours differ from face to face. Guessing is right in one of 48; a policy that reads one hand only, in one of 12
-or of 4.
+Dials, hands and colours differ from face to face. Guessing is right in one of 48 cases. A policy that reads one hand only is right
+in one of 12 or of 4.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Split = Literal["train", "test"]
 SIDE = 64
 """Pixels: 2 × 2 of Qwen3-VL's merged tokens."""
 SMOOTH = 4
-"""Faces are drawn so many times larger and scaled down, so that slanting hands are no stairs."""
+"""Faces are drawn so many times larger and scaled down, which smooths slanting hands."""
 
 to_prompt = column_mapping(id="id", task="clock")
 
@@ -29,17 +29,17 @@ def clock_faces(split: Split, *, minutes: int = 15, num_prompts: int = 4_000, se
     """Draws prompts; equal arguments give equal prompts, in any process.
 
     Args:
-        split: `"train"` or `"test"`: no face of the one is in the other.
-        minutes: Times are multiples of so many minutes; divides 60.
+        split: `"train"` or `"test"`: they have no face in common.
+        minutes: Times are multiples of so many minutes. A divisor of 60.
         num_prompts: Rows.
         seed: Seeds the draw.
 
     Returns:
-        Columns `id`, `question`, `answer` (`"3:45"`), `face` (a seed of its own), `minute` (of twelve hours); and `image`, drawn
-        when the row is read.
+        Columns `id`, `question`, `answer` (`"3:45"`), `face` (the face's seed), `minute` (of twelve hours); and `image`, drawn when
+        the row is read.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -48,7 +48,7 @@ def clock_faces(split: Split, *, minutes: int = 15, num_prompts: int = 4_000, se
     if num_prompts < 1:
         raise ValueError(f"num_prompts must be >= 1, got {num_prompts}")
     rng = np.random.default_rng([seed, split == "test"])
-    # Even numbers for training, odd ones held out: two faces are alike where their numbers are.
+    # Even numbers for training, odd ones held out: equal numbers make equal faces.
     faces = (2 * rng.integers(0, 2**30, num_prompts) + (split == "test")).tolist()
     times = (minutes * rng.integers(0, 720 // minutes, num_prompts)).tolist()
     columns = {
@@ -70,22 +70,20 @@ def _draw(face: int, minute: int) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     middle, radius = side / 2, side * rng.uniform(0.42, 0.48)
     rim = [middle - radius, middle - radius, middle + radius, middle + radius]
+
+    def line(turn: float, start: float, end: float, width: int) -> None:
+        """Draws from the middle outwards. `turn` is 0 upwards and goes clockwise to 1."""
+        x, y = math.sin(2 * math.pi * turn), -math.cos(2 * math.pi * turn)
+        ends = [(middle + x * length, middle + y * length) for length in (start, end)]
+        pen.line(ends, fill=_color(ink), width=width)
+
     pen.ellipse(rim, outline=_color(ink), width=int(rng.integers(4, 9)))
     for hour in range(12):
         inner = 0.80 if hour % 3 == 0 else 0.88
-        _line(pen, middle, hour / 12, radius * inner, radius * 0.95, ink, 8 if hour % 3 == 0 else 4)
-    _line(pen, middle, minute / 720, 0, radius * rng.uniform(0.42, 0.52), ink, int(rng.integers(14, 19)))
-    _line(pen, middle, minute % 60 / 60, 0, radius * rng.uniform(0.72, 0.80), ink, int(rng.integers(6, 10)))
+        line(hour / 12, radius * inner, radius * 0.95, 8 if hour % 3 == 0 else 4)
+    line(minute / 720, 0, radius * rng.uniform(0.42, 0.52), int(rng.integers(14, 19)))
+    line(minute % 60 / 60, 0, radius * rng.uniform(0.72, 0.80), int(rng.integers(6, 10)))
     return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-
-
-def _line(
-    pen: ImageDraw.ImageDraw, middle: float, turn: float, start: float, end: float, ink: np.ndarray, width: int
-) -> None:
-    """From the middle outwards; `turn` is 0 upwards and goes round clockwise to 1."""
-    x, y = math.sin(2 * math.pi * turn), -math.cos(2 * math.pi * turn)
-    ends = [(middle + x * length, middle + y * length) for length in (start, end)]
-    pen.line(ends, fill=_color(ink), width=width)
 
 
 def _color(values: np.ndarray) -> tuple[int, int, int]:
@@ -94,6 +92,6 @@ def _color(values: np.ndarray) -> tuple[int, int, int]:
 
 
 def _draw_images(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    if not {"face", "minute"} <= rows.keys():  # someone reads a single other column
+    if not {"face", "minute"} <= rows.keys():  # another single column is read
         return rows
     return {**rows, "image": [_draw(*each) for each in zip(rows["face"], rows["minute"], strict=True)]}

@@ -1,10 +1,10 @@
 """easy-VQA: questions about one coloured shape in a generated 64x64 picture (PyPI `easy-vqa`, MIT).
 
-The split is the package's own: 4,000 pictures to train on, 1,000 others to test on. Its yes/no questions give
-themselves away: "yes if the question has a 'no' or 'not', else no" is right in 82 % without a look. Dropping
-questions until each form has as many "yes" as "no" still leaves 64 %, since "yes" then goes with shapes and "no" with
-colours. `yes_no_balanced` therefore keeps as many "yes" as "no" of *every wording*: no rule over the text does better
-than 50 %. On the other questions, blind chance is 1/3 (shape) and 1/8 (colour).
+The package splits the data: 4,000 pictures to train on, 1,000 others to test on. Its yes/no questions can be answered without the
+picture: "yes if the question has a 'no' or 'not', else no" is right in 82 %. Dropping questions until each form has as many "yes"
+as "no" still leaves 64 %, since "yes" then goes with shapes and "no" with colours. So `yes_no_balanced` keeps as many "yes" as "no"
+of *every wording*: no rule over the text does better than 50 %. On the other questions, blind chance is 1/3 (shape) and 1/8
+(colour).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Row(NamedTuple):
 
 
 def easy_vqa(split: Split, *, questions: Questions = "mixed") -> Dataset:
-    """Gives one of the balanced sets of questions, always the same rows in the same shuffled order.
+    """Returns one of the balanced sets of questions, always the same rows in the same shuffled order.
 
     Args:
         split: `"train"` or `"test"`.
@@ -53,7 +53,7 @@ def easy_vqa(split: Split, *, questions: Questions = "mixed") -> Dataset:
         `kind`: `"color"`, `"shape"` or `"yes_no"`, which `to_prompt` makes the task.
 
     Raises:
-        ValueError: `split` or `questions` is not one of these.
+        ValueError: If `split` or `questions` is not one of these.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -70,7 +70,7 @@ def easy_vqa(split: Split, *, questions: Questions = "mixed") -> Dataset:
 
 
 def is_negated(question: str) -> bool:
-    """Whether a yes/no question asks for the absence of something: "is no circle present?"."""
+    """Returns True if a yes/no question asks for the absence of something: "is no circle present?"."""
     return re.search(r"\b(no|not)\b", question) is not None
 
 
@@ -80,7 +80,7 @@ def _read(split: Split) -> list[_Row]:
 
 
 def _balanced(rows: list[_Row], rng: np.random.Generator) -> list[_Row]:
-    """As many "yes" as "no" of every wording, and as many negated questions as plain ones."""
+    """Keeps as many "yes" as "no" of every wording, and as many negated questions as plain ones."""
     by_wording: dict[str, dict[str, list[_Row]]] = defaultdict(lambda: {"yes": [], "no": []})
     for row in rows:
         by_wording[row.question][row.answer].append(row)

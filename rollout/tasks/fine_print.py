@@ -19,19 +19,19 @@ PER_SIDE = 2
 TILE = 64
 """Pixels of a tile's sides."""
 GREY = 120
-"""Of the tile with the digit, on average; the others are black."""
+"""Average of the tile with the digit. The others are black."""
 
 
 def fine_print(split: Split, num_prompts: int = 20_000, seed: int = 0) -> Sequence[Mapping[str, Any]]:
-    """Rows of a picture, 128 × 128, with one digit in one of its four tiles. At half of its size the tile is plain grey.
+    """Returns rows with a picture, 128 × 128, and one digit in one of its four tiles. At half the size the tile is plain grey.
 
     Args:
-        split: Which digits, as in `digit_sums`.
+        split: The split of the digits, as in `digit_sums`.
         num_prompts: Rows.
         seed: Seeds the draw.
 
     Returns:
-        Columns `id`, `image`, `answer` (the digit) and `tile` (a letter); the picture is drawn when the row is read.
+        Columns `id`, `image`, `answer` (the digit) and `tile` (a letter). The picture is drawn when the row is read.
     """
     rng = np.random.default_rng([seed, 0 if split == "train" else 1])
     ids = rng.choice(digit_ids_of(split), size=num_prompts)
@@ -61,14 +61,14 @@ class _Rows(Sequence[Mapping[str, Any]]):
 
 
 def written_in_texture(picture: np.ndarray) -> np.ndarray:
-    """A digit [8, 8] over a whole tile [64, 64], as strongly checkered as it is bright: on average all is the same grey."""
+    """Draws a digit [8, 8] on a tile [64, 64]. The brighter its pixel, the stronger the checker pattern; the average stays grey."""
     strength = np.kron(picture / 255, np.ones((TILE // 8, TILE // 8)))
     checkered = np.indices((TILE, TILE)).sum(axis=0) % 2 * 2 - 1
     return np.round(GREY * (1 + strength * checkered)).astype(np.uint8)
 
 
 def to_prompt(row: Mapping[str, Any]) -> Prompt:
-    """A question about the picture."""
+    """Returns a question about the picture."""
     content = [{"type": "image"}, {"type": "text", "text": "?"}]
     return Prompt(
         id=row["id"],
@@ -80,10 +80,10 @@ def to_prompt(row: Mapping[str, Any]) -> Prompt:
 
 
 def read_call(text: str) -> Mapping[str, Any] | None:
-    """How the small policy asks for a tile: `zk` is the tile k. Long calls would cost it time, not understanding.
+    """Reads the small policy's call: `zb` is the tile b. Calls are short, since long ones would only cost time.
 
     Raises:
-        ValueError: There is no such tile.
+        ValueError: If there is no such tile.
     """
     if not text.startswith("z"):
         return None
@@ -95,15 +95,15 @@ def read_call(text: str) -> Mapping[str, Any] | None:
 
 
 def magnifier() -> ZoomTool:
-    """The tool with which a tile is shown as large as the whole picture was."""
+    """Returns the tool that shows a tile in the size of the whole picture."""
     return ZoomTool(read_call, min_pixels=TILE * TILE)
 
 
 def half_informed(prompt: Prompt) -> Sequence[str | Observation]:
-    """What someone does who knows the tool and the digits, but hardly what the tool is for.
+    """Returns the turns of a demonstration that uses the tool, but rarely on the right tile.
 
-    Three times in ten a digit is guessed at once. Else a tile is looked at, three times in ten on purpose the right one, else any;
-    the digit is read if it is there, and guessed if not.
+    Three times in ten a digit is guessed at once. Otherwise a tile is shown: in three of ten cases the right one, else a random
+    one. The digit is read if it is there, and guessed if not.
     """
     rng = random.Random(prompt.id)
     guess = str(rng.randrange(10))
@@ -113,5 +113,5 @@ def half_informed(prompt: Prompt) -> Sequence[str | Observation]:
     tool = magnifier()
     tool.reset(prompt)
     seen = tool.step(Completion(text=f"z{tile}"))
-    assert isinstance(seen, Observation), "a call of the tool is answered by a picture"
+    assert isinstance(seen, Observation), "the tool returns a picture"
     return [f"z{tile}", seen, prompt.answer if tile == prompt.columns["tile"] else guess]

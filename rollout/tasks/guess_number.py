@@ -1,4 +1,4 @@
-"""A game without pictures: guess a whole number from a range, told each time whether it is higher or lower."""
+"""A game without pictures: guess a whole number from a range. Each answer is "higher" or "lower"."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rollout.types import Observation, Prompt
 
 
 def guess_number(split: str, *, largest: int, num_prompts: int) -> list[Prompt]:
-    """Games for `GuessNumber`: the numbers from 1 to `largest` in turn, each the answer of its prompt.
+    """Returns games for `GuessNumber`. Their answers are the numbers from 1 to `largest` in turn.
 
     Args:
-        split: Part of the prompts' ids; the games are the same in all.
-        largest: The numbers go from 1 to this.
+        split: Part of the prompts' ids. All splits have the same games.
+        largest: The largest number.
         num_prompts: Games.
 
     Raises:
-        ValueError: A number is not positive.
+        ValueError: If a number is not positive.
     """
     if largest < 1 or num_prompts < 1:
         raise ValueError(f"largest and num_prompts must be >= 1, got {largest} and {num_prompts}")
@@ -31,7 +31,7 @@ def guess_number(split: str, *, largest: int, num_prompts: int) -> list[Prompt]:
 
 
 def guesses_at_random(prompt: Prompt, max_guesses: int) -> Sequence[str | Observation]:
-    """A game by a player who knows the rules, and takes no notice of what is said."""
+    """Returns the turns of a game with random guesses, which ignore the answers."""
     rng, number, shown = random.Random(prompt.id), int(prompt.answer), list[str | Observation]()
     for _ in range(max_guesses):
         guess = rng.randint(1, prompt.columns["largest"])

@@ -1,10 +1,10 @@
 """Generated scenes: coloured shapes on a plain ground, to be counted or to be found.
 
-    how many red?  -> 3                      counting among others, so that the sum of all shapes gives nothing away
-    where is blue? -> [250,125,500,375]      the box of the only shape of its colour, in [0, 1000] as Qwen3-VL has it
+    how many red?  -> 3                      counts shapes among others, so that the number of all shapes does not help
+    where is blue? -> [250,125,500,375]      the box of the only shape of its colour, in Qwen3-VL's coordinates
 
-Shapes lie in cells of a grid, at a place and of a size of their own there; grounds and shades differ from scene to scene. Always
-guessing the commonest count is right in one of six.
+Shapes lie in cells of a grid, with random places and sizes there. Grounds and shades differ from scene to scene. Always guessing
+the commonest count is right in one of six.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ SIDE = 96
 CELL = 24
 """Pixels of a cell; a shape of a counting scene lies in one, with 1 to 4 pixels to spare."""
 UNIT = 12
-"""Pixels that a box's edges are multiples of: 125 of the 1,000."""
+"""Pixels. A box's edges are multiples of it: of 125 in coordinates."""
 MOST = 5
+"""Most shapes of the asked colour, and of the others together."""
 COLORS = {"red": (220, 50, 40), "green": (50, 170, 60), "blue": (50, 80, 220), "yellow": (235, 200, 40)}
 
 count_prompt = column_mapping(id="id", task="count")
@@ -39,16 +40,16 @@ def scenes(split: Split, question: Question, *, num_prompts: int = 4_000, seed: 
     """Draws prompts; equal arguments give equal prompts, in any process.
 
     Args:
-        split: `"train"` or `"test"`: no scene of the one is in the other.
-        question: What is asked.
+        split: `"train"` or `"test"`: they have no scene in common.
+        question: Counting, or a box.
         num_prompts: Rows.
         seed: Seeds the draw.
 
     Returns:
-        Columns `id`, `question`, `answer`, `color`, `scene` (a seed of its own); and `image`, drawn when the row is read.
+        Columns `id`, `question`, `answer`, `color`, `scene` (the scene's seed); and `image`, drawn when the row is read.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -57,23 +58,23 @@ def scenes(split: Split, question: Question, *, num_prompts: int = 4_000, seed: 
     if num_prompts < 1:
         raise ValueError(f"num_prompts must be >= 1, got {num_prompts}")
     rng = np.random.default_rng([seed, split == "test", question == "box"])
-    # Even numbers for training, odd ones held out: two scenes are alike where their numbers are.
+    # Even numbers for training, odd ones held out: equal numbers make equal scenes.
     numbers = (2 * rng.integers(0, 2**30, num_prompts) + (split == "test")).tolist()
     describe: Callable[[int], dict[str, Any]] = _count if question == "count" else _box
-    told = [describe(number) for number in numbers]
+    described = [describe(number) for number in numbers]
     ask = "how many {}?" if question == "count" else "where is {}?"
     columns = {
         "id": [f"{question}-{split}-{number}" for number in range(num_prompts)],
-        "question": [ask.format(each["color"]) for each in told],
-        "answer": [each["answer"] for each in told],
-        "color": [each["color"] for each in told],
+        "question": [ask.format(each["color"]) for each in described],
+        "answer": [each["answer"] for each in described],
+        "color": [each["color"] for each in described],
         "scene": numbers,
     }
     return Dataset.from_dict(columns).with_transform(partial(_draw_images, describe))
 
 
 def _count(number: int) -> dict[str, Any]:
-    """0 to 5 shapes of the colour that is asked for, and 0 to 5 of others."""
+    """Draws 0 to 5 shapes of the asked colour, and 0 to 5 of others."""
     rng = np.random.default_rng(number)
     color, other, third = rng.permutation(list(COLORS))[:3].tolist()
     wanted, others = (int(n) for n in rng.integers(0, MOST + 1, 2))
@@ -88,7 +89,7 @@ def _count(number: int) -> dict[str, Any]:
 
 
 def _box(number: int) -> dict[str, Any]:
-    """One shape each of three colours, apart from one another; one of them is asked for."""
+    """Draws three separate shapes of different colours, and asks for one of them."""
     rng = np.random.default_rng(number)
     names = rng.permutation(list(COLORS))[:3].tolist()
     boxes: list[tuple[int, int, int, int]] = []
@@ -108,7 +109,7 @@ def _overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
 
 
 def _draw(scene: dict[str, Any]) -> Image.Image:
-    """Disks and rectangles, as far as their box; the ground and every shape in a shade of their own."""
+    """Draws disks and rectangles that fill their boxes. The ground and every shape have random shades."""
     rng = scene["rng"]
     picture = Image.new("RGB", (SIDE, SIDE), tuple(int(value) for value in rng.integers(0, 60, 3)))
     pen = ImageDraw.Draw(picture)
@@ -120,6 +121,6 @@ def _draw(scene: dict[str, Any]) -> Image.Image:
 
 
 def _draw_images(describe: Callable[[int], dict[str, Any]], rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    if "scene" not in rows:  # someone reads a single other column
+    if "scene" not in rows:  # another single column is read
         return rows
     return {**rows, "image": [_draw(describe(number)) for number in rows["scene"]]}

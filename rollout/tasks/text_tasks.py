@@ -1,6 +1,6 @@
-"""Procedural text tasks of reasoning-gym: arithmetic, algebra, logic, games; 106 of them, each with as many items as wanted.
+"""Procedural text tasks of reasoning-gym: 106 tasks of arithmetic, algebra, logic and games, each with any number of items.
 
-A tenth of all questions is held out, by their words alone: no seed and no number of items brings one of them into training.
+A tenth of all questions is held out by a hash of their text. No seed and no number of items brings one of them into training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rollout.data.prompts import column_mapping
 Split = Literal["train", "test"]
 
 HELD_OUT = 10
-"""One question in so many is held out."""
+"""One of so many questions is held out."""
 
 to_prompt = column_mapping(id="id", image=None, task_column="task")
 
@@ -26,16 +26,15 @@ def text_task(name: str, split: Split, *, num_prompts: int = 5_000, seed: int = 
     Args:
         name: The task, as reasoning-gym names it: `chain_sum`.
         split: `"train"` or `"test"`.
-        num_prompts: Items that are drawn, of both splits: nine in ten of them, or one, are left, and fewer where they repeat each
-            other.
+        num_prompts: Items that are drawn, of both splits. Nine or one in ten of them are in the split, fewer if some are equal.
         seed: Seeds the draw.
-        options: Of the task: `min_terms=2`.
+        options: The task's options, such as `min_terms=2`.
 
     Returns:
         Columns `id`, `question`, `answer` (text), `task`, and `metadata` as `layouts.reasoning_gym` takes it.
 
     Raises:
-        ValueError: There is no such task or option, or reasoning-gym is not installed.
+        ValueError: If there is no such task or option, or reasoning-gym is not installed.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -60,7 +59,7 @@ def _is_held_out(question: str) -> bool:
 
 
 def _items(name: str, count: int, seed: int, options: dict[str, Any]) -> dict[str, str]:
-    """Answers by question, each question once."""
+    """Returns answers by question, each question once."""
     try:
         import reasoning_gym
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The receiving end of the backend `shared_memory`. Runs inside vLLM's worker, which imports this file by name."""
+"""The receiver of the backend `shared_memory`. It runs inside vLLM's worker, which imports this file by name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rollout.weights.senders import SlabParameter, map_slab, slab_tensor
+from rollout.weights.slab import SlabParameter, map_slab, slab_tensor
 
 
 @dataclass
 class SlabInfo(WeightTransferInitInfo):
-    """Where the node's slab is and what lies in it; sent once."""
+    """Path and layout of the node's slab; sent once."""
 
     path: str
     nbytes: int
@@ -28,11 +28,11 @@ class SlabInfo(WeightTransferInitInfo):
 
 @dataclass
 class SlabUpdate(WeightTransferUpdateInfo):
-    """The slab holds new weights; there is nothing more to say."""
+    """The message that the slab holds new weights. It has no fields."""
 
 
 class SharedMemoryWeightTransferEngine(WeightTransferEngine[SlabInfo, SlabUpdate]):
-    """Loads weights straight from the mapped slab: no copy but vLLM's own into its parameters."""
+    """Loads weights from the mapped slab. The only copy is vLLM's into its parameters."""
 
     init_info_cls = SlabInfo
     update_info_cls = SlabUpdate
@@ -43,7 +43,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SlabInfo, SlabUpdate
         self._layout = [SlabParameter(**parameter) for parameter in init_info.layout]
 
     def start_weight_update(self) -> None:
-        """Lets vLLM take weights in checkpoint layout again."""
+        """Makes vLLM accept weights in checkpoint layout again."""
         if self.device.type == "cpu":
             _forget_moe_kernels(self.model)
         initialize_layerwise_reload(self.model)
@@ -64,7 +64,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SlabInfo, SlabUpdate
 
 
 def _forget_moe_kernels(model: torch.nn.Module) -> None:
-    """On a CPU vLLM 0.32 repacks experts only when a layer has no kernel yet: a reload would leave them unpacked, silently."""
+    """Removes the kernels of experts. On CPUs vLLM 0.32 repacks experts only if a layer has no kernel, without an error."""
     for module in model.modules():
         quant_method: Any = getattr(module, "quant_method", None)
         if hasattr(quant_method, "moe_kernel"):
@@ -72,8 +72,9 @@ def _forget_moe_kernels(model: torch.nn.Module) -> None:
 
 
 def _repack_output_embeddings(model: torch.nn.Module) -> None:
-    """On a CPU vLLM 0.32 multiplies by a packed copy of the output embedding. A tied one shares its weight with the input
-    embedding, loads nothing itself, and so keeps the old copy, silently.
+    """Packs the output embedding again. On CPUs vLLM 0.32 multiplies by a packed copy of it.
+
+    A tied embedding shares its weight with the input embedding and loads nothing itself, so it would silently keep the old copy.
     """
     for module in model.modules():
         if isinstance(module, ParallelLMHead):

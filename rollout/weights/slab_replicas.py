@@ -1,4 +1,4 @@
-"""The learner's slab on other nodes: one copy on each, which all engines of that node map."""
+"""Replicas of the learner's slab on other nodes: one on each, which all engines of that node map."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rollout.pool.engine_actor import get
+from rollout.ray_calls import ray_get
 from rollout.types import EngineFailed
-from rollout.weights.senders import WeightSlab, map_slab
+from rollout.weights.slab import WeightSlab, map_slab
 
-PIECE = 256 << 20
-"""Bytes of a slab that travel to another node at once: what Ray's object store must have room for."""
+CHUNK_BYTES = 256 << 20
+"""Bytes of a slab that are sent to another node at once. Ray's object store must have room for them."""
 
 
 class _SlabHolder:
-    """Holds a node's copy of the slab; on the learner's node, reads the slab itself."""
+    """Holds a node's replica of the slab. On the learner's node, reads the slab itself."""
 
     def __init__(self, nbytes: int, path: str | None = None) -> None:
         self._slab: WeightSlab | None = None
@@ -30,67 +30,68 @@ class _SlabHolder:
             self._bytes = map_slab(path, nbytes).numpy()
 
     def path(self) -> str:
-        assert self._slab is not None, "the learner's own slab has a path of its own"
+        assert self._slab is not None, "the learner's slab has its own path"
         return self._slab.path
 
     def read(self, offset: int) -> np.ndarray:
-        return self._bytes[offset : offset + PIECE]
+        return self._bytes[offset : offset + CHUNK_BYTES]
 
-    def write(self, piece: np.ndarray, offset: int) -> None:
-        self._bytes[offset : offset + len(piece)] = piece
+    def write(self, chunk: np.ndarray, offset: int) -> None:
+        self._bytes[offset : offset + len(chunk)] = chunk
 
 
 @dataclass(slots=True, kw_only=True)
-class Mirrors:
-    """Where each node finds the slab. May travel between processes; whoever holds it last keeps it.
+class SlabReplicas:
+    """The slab's path on each node. May be sent to another process, which can then add replicas of its own."""
 
-    Attributes:
-        home: The learner's Ray node.
-        path: The slab's path there.
-        nbytes: Its size.
-    """
-
-    home: str
+    source_node: str
+    """The learner's Ray node."""
     path: str
+    """The slab's path there."""
     nbytes: int
+    """Size of the slab."""
     _holders: dict[str, ActorHandle] = field(default_factory=dict)
     _paths: dict[str, str] = field(default_factory=dict)
 
     def path_on(self, node: str) -> str:
-        """The path by which processes of a node map what the slab holds now; makes a copy there at the first call."""
-        if node == self.home:
+        """Returns the path by which processes of a node map the slab's content. The first call for a node makes its replica.
+
+        Raises:
+            EngineFailed: If the replica is lost while it is made.
+        """
+        if node == self.source_node:
             return self.path
         if node not in self._holders:
             if not self._holders:
-                self._holders[self.home] = _holder(self.home, self.nbytes, self.path)
+                self._holders[self.source_node] = _holder(self.source_node, self.nbytes, self.path)
             self._holders[node] = _holder(node, self.nbytes, None)
-            self._paths[node] = get(self._holders[node].path.remote())
+            self._paths[node] = ray_get(self._holders[node].path.remote())
             if lost := self._copy({node: self._holders[node]}):
                 raise EngineFailed(lost[node])
         return self._paths[node]
 
     def refresh(self) -> dict[str, str]:
-        """Brings what the slab holds now to all nodes that have a copy.
+        """Copies the slab to all nodes with a replica.
 
         Returns:
-            Why nodes have lost theirs, by the node; what still maps such a copy must not load from it any more.
+            Node -> why its replica is lost. An engine that still maps such a replica must not load from it any more.
         """
-        return self._copy({node: holder for node, holder in self._holders.items() if node != self.home})
+        return self._copy({node: holder for node, holder in self._holders.items() if node != self.source_node})
 
     def close(self) -> None:
-        """Ends the copies."""
+        """Ends the replicas."""
         for holder in self._holders.values():
             ray.kill(holder)
         self._holders.clear()
 
     def _copy(self, targets: Mapping[str, ActorHandle]) -> dict[str, str]:
         lost: dict[str, str] = {}
-        for offset in range(0, self.nbytes, PIECE) if targets else ():
-            piece = self._holders[self.home].read.remote(offset)
-            written = {node: holder.write.remote(piece, offset) for node, holder in targets.items() if node not in lost}
+        for offset in range(0, self.nbytes, CHUNK_BYTES) if targets else ():
+            chunk = self._holders[self.source_node].read.remote(offset)
+            written = {node: holder.write.remote(chunk, offset) for node, holder in targets.items() if node not in lost}
             for node, call in written.items():
                 try:
-                    get(call)
+                    ray_get(call)
                 except EngineFailed as error:
                     lost[node] = f"its node's copy of the weights is lost: {error}"
         for node in lost:

@@ -185,6 +185,6 @@ def test_the_answers_can_be_scored_again_without_an_engine(
     done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert f"exact: {NUM_PROMPTS * 8} completions, 0 without a verdict" in done.stdout
-    monkeypatch.setattr("rl.evaluation.sampling.RolloutPool", None)  # no engine is to start
+    monkeypatch.setattr("rl.evaluation.sampling.EnginePool", None)  # no engine is to start
     again = printed_by("evaluate", words(dense_policy, folder, "--run-dir", str(folder / "evaluation")))
     assert f"{NUM_PROMPTS} prompts were finished before, 0 now" in again

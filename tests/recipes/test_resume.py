@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rollout.engine.shared_segments import segments_of, semaphores_of
+from rollout.engine.vllm_processes import segments_of, semaphores_of
 from tests.recipes.running import ONE_THREAD, run_here, shared_ray
 
 pytestmark = pytest.mark.engine

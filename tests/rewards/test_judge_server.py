@@ -26,7 +26,7 @@ from rewards.judge import JudgeLimits, judge
 from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group
 from rollout.config import RolloutConfig
-from rollout.engine.shared_segments import remove_unmapped, segments_of, semaphores_of, wait_until_ended
+from rollout.engine.vllm_processes import remove_unmapped, segments_of, semaphores_of, wait_until_ended
 from rollout.pool.engine_actor import engine_environment
 from tests.rewards.judging import AXES, asked_for, scores
 

@@ -26,18 +26,6 @@ SOON = 60
 """Seconds within which a failure must show; ranks that wait for one another give up after an hour."""
 
 
-class NoEngines:
-    """The control plane of no engine at all."""
-
-    next_version = 0
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
-    def start_weight_update(self) -> None: ...
-    def update_weights(self, update_info: dict[str, Any]) -> None: ...
-    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
-    def load_adapter(self, files: Mapping[str, bytes], version: int) -> None: ...
-
-
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
@@ -91,11 +79,14 @@ def comparable(metrics: Mapping[str, float]) -> dict[str, float]:
 def test_two_ranks_step_sync_and_save_as_one_does(make, two: LearnerGroup, dense_policy: Path, tmp_path: Path):
     reports = []
     for num_ranks, group in enumerate((make(num_ranks=1), two), 1):
-        group.connect(NoEngines())
+        group.connect([])
         reports.append(group.step(rollout()))
         num_parameters = load_policy(dense_policy, dtype=torch.float32, device="cpu").num_parameters()
-        metrics, _ = group.sync(1, NoEngines())
-        assert metrics["sync/bytes"] == pytest.approx(4 * num_parameters, rel=0.01)  # each starts on a cache line
+        report = group.sync(1, [])
+        assert not report.failures and report.published.version == 1
+        assert report.metrics["sync/bytes"] == pytest.approx(
+            4 * num_parameters, rel=0.01
+        )  # each starts on a cache line
         group.save(tmp_path / str(num_ranks))
     assert comparable(reports[1].metrics) == pytest.approx(comparable(reports[0].metrics), rel=1e-5, abs=1e-6)
     one, two = (load_policy(tmp_path / name, dtype=torch.float32, device="cpu") for name in "12")
@@ -118,7 +109,7 @@ def test_a_rank_that_dies_ends_the_step_soon_and_is_named(make):
         return (logprobs_BT * mask_BT).sum() / num_tokens, {}
 
     group = make(objective=dies)
-    group.connect(NoEngines())
+    group.connect([])
     started = time.monotonic()
     with pytest.raises(RuntimeError, match="rank 1 of the learner: a worker process died"):
         group.step(rollout())
@@ -134,4 +125,4 @@ def test_a_policy_that_lacks_a_weight_is_refused_by_its_name(make, dense_policy:
     del weights["model.visual.merger.linear_fc1.bias"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks the weight model\.visual\.merger\.linear_fc1\.bias"):
-        make(model=tmp_path).connect(NoEngines())
+        make(model=tmp_path).connect([])

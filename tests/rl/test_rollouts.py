@@ -21,7 +21,7 @@ from rl.generation.dynamic_sampling import has_variance, refill_budget, select_g
 from rl.learner.microbatches import split_minibatches
 from rl.samples import make_samples
 from rollout.data.mixture import mixture, open_stream
-from rollout.data.prompts import PromptStream
+from rollout.data.stream import PromptStream
 from rollout.rendering import expanded_prompt
 from rollout.types import CannotReplace, Completion, Group, Prompt, Sampling
 

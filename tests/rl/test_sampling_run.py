@@ -97,7 +97,7 @@ class FakePool:
 @pytest.fixture
 def config(tmp_path: Path, dense_policy: Path, monkeypatch: pytest.MonkeyPatch) -> SamplingRunConfig:
     FakePool.reset()
-    monkeypatch.setattr("rl.evaluation.sampling.RolloutPool", FakePool)
+    monkeypatch.setattr("rl.evaluation.sampling.EnginePool", FakePool)
     monkeypatch.setattr("rl.evaluation.sampling.local_ray", nullcontext)
     monkeypatch.setattr(
         "rl.evaluation.sampling.LOOKAHEAD", 0.02

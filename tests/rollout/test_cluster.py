@@ -24,8 +24,9 @@ from rl.config import LearnerConfig, TrainConfig
 from rl.learner import Learner
 from rollout.config import RolloutConfig
 from rollout.data.prompts import prompts_from
-from rollout.pool.engine_actor import RemoteEngine
-from rollout.pool.engine_pool import RolloutPool, request_seed
+from rollout.engine.spec import EngineSpec
+from rollout.pool.engine_actor import EngineHandle
+from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.tasks.digit_sums import digit_sums, to_prompt
 from rollout.types import CannotReplace, Group, Sampling
 from tests.engines import LocalLearner, change_weights, group_of, largest_gap
@@ -36,6 +37,10 @@ CONFIG = RolloutConfig(num_engines=2, dtype="float32", max_tokens=112, max_model
 PROMPTS = prompts_from(digit_sums("train", num_prompts=6), to_prompt)[:6]
 SEEDS = [[request_seed(0, 1, prompt.id, i) for i in range(4)] for prompt in PROMPTS]
 SAMPLING = Sampling(max_tokens=112)
+
+
+def spec_of(model: str | Path, config: RolloutConfig, banned_ids: Sequence[int] = ()) -> EngineSpec:
+    return EngineSpec(model=model, config=config, backend="shared_memory", banned_ids=tuple(banned_ids))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def two_nodes() -> Iterator[Cluster]:
 def link(two_nodes: Cluster, dense_policy: Path) -> Iterator[LocalLearner]:
     """Two engines whose weights have come by a sync: a replacement that kept those of the folder would answer otherwise."""
     banned = vision_token_ids(load_processor(dense_policy))
-    pool = RolloutPool(dense_policy, CONFIG, backend="shared_memory", banned_ids=banned, policy_version=0)
+    pool = EnginePool(spec_of(dense_policy, CONFIG, banned))
     learner = Learner(
         TrainConfig(model=str(dense_policy), rollout=CONFIG, learner=LearnerConfig(dtype="float32", threads=1)),
         dense_policy,
@@ -66,21 +71,21 @@ def link(two_nodes: Cluster, dense_policy: Path) -> Iterator[LocalLearner]:
 
 
 @pytest.fixture(scope="module")
-def pool(link: LocalLearner) -> RolloutPool:
+def pool(link: LocalLearner) -> EnginePool:
     return link.pool
 
 
 @pytest.fixture(scope="module")
-def undisturbed(pool: RolloutPool) -> list[Group]:
+def undisturbed(pool: EnginePool) -> list[Group]:
     return pool.generate(PROMPTS, SAMPLING, SEEDS, policy_version=1)
 
 
-async def answer(engine: RemoteEngine, place: int, version: int = 1) -> Group:
+async def answer(engine: EngineHandle, place: int, version: int = 1) -> Group:
     """What one engine says to one prompt."""
     return await group_of(engine, PROMPTS[place], SAMPLING, SEEDS[place], version)
 
 
-async def answers(engine: RemoteEngine, version: int = 1) -> list[Group]:
+async def answers(engine: EngineHandle, version: int = 1) -> list[Group]:
     """What one engine says to all prompts, asked at once: one behind the other they would take six times as many steps."""
     return await asyncio.gather(*(answer(engine, place, version) for place in range(len(PROMPTS))))
 
@@ -107,10 +112,10 @@ def test_more_engines_than_the_cluster_has_cpus_for_are_refused_with_what_is_ask
     with pytest.raises(
         ValueError, match=r"num_engines = 64 engines of 1 CPUs.*room for 2 \(node .*: 1 CPUs.*lower .* to 2"
     ):
-        RolloutPool("anything", config, backend="shared_memory", banned_ids=[], policy_version=0)
+        EnginePool(spec_of("anything", config))
     config = RolloutConfig(num_engines=1, threads_per_engine=2)
     with pytest.raises(ValueError, match=r"1 engines of 2 CPUs.*room for 0 .*: lower what one engine takes"):
-        RolloutPool("anything", config, backend="shared_memory", banned_ids=[], policy_version=0)
+        EnginePool(spec_of("anything", config))
 
 
 def test_engines_that_find_no_room_in_time_are_given_up_with_what_ray_has(pool):
@@ -119,19 +124,19 @@ def test_engines_that_find_no_room_in_time_are_given_up_with_what_ray_has(pool):
     with pytest.raises(
         RuntimeError, match=r"2 of 2 engines did not start within rollout.start_timeout = 1 s: Ray has node .*: 1 CPUs"
     ):
-        RolloutPool("anything", config, backend="shared_memory", banned_ids=[], policy_version=0)
+        EnginePool(spec_of("anything", config))
 
 
-def process_of(engine: RemoteEngine, which: str) -> psutil.Process:
+def process_of(engine: EngineHandle, which: str) -> psutil.Process:
     """The actor's own process, or the one that vLLM has started in it."""
-    assert engine.belongings is not None
-    processes = [psutil.Process(pid) for pid, _ in engine.belongings.processes if psutil.pid_exists(pid)]
+    assert engine.processes is not None
+    processes = [psutil.Process(pid) for pid, _ in engine.processes.processes if psutil.pid_exists(pid)]
     if which == "actor":
         return processes[0]
     return next(process for process in processes if "EngineCore" in process.name() + " ".join(process.cmdline()))
 
 
-def generate_under(pool: RolloutPool, fault: signal.Signals, which: str) -> tuple[list[Group], RemoteEngine]:
+def generate_under(pool: EnginePool, fault: signal.Signals, which: str) -> tuple[list[Group], EngineHandle]:
     """All groups, with a signal to one engine's process while that engine works at some."""
     victim = pool.engines[0]
     process = process_of(victim, which)
@@ -173,7 +178,7 @@ def test_an_engine_lost_in_the_middle_of_generation_is_replaced_and_the_result_i
     before = pool.dispatcher.num_failures
     groups, victim = generate_under(pool, fault, which)
     assert_same(groups, undisturbed)
-    pool.run(pool.dispatcher.settled())
+    pool.run(pool.dispatcher.wait_for_replacements())
     assert pool.dispatcher.num_failures == before + 1
     assert victim not in pool.engines
     assert len(pool.engines) == 2
@@ -181,8 +186,8 @@ def test_an_engine_lost_in_the_middle_of_generation_is_replaced_and_the_result_i
         assert_same([pool.run(answer(engine, 0))], undisturbed, places=[0])
     # Through the queue, both take part: engines that fail in a row, test after test, without a completion end the run.
     assert_same(pool.generate(PROMPTS, SAMPLING, SEEDS, policy_version=1), undisturbed)
-    assert not [pid for pid, start in victim.belongings.processes if lives(pid, start)]
-    assert not [path for path in victim.belongings.segments if path.exists()]
+    assert not [pid for pid, start in victim.processes.processes if lives(pid, start)]
+    assert not [path for path in victim.processes.segments if path.exists()]
 
 
 def test_an_engine_that_dies_while_it_has_nothing_to_do_is_left_out_of_the_next_sync_and_replaced(
@@ -192,7 +197,7 @@ def test_an_engine_that_dies_while_it_has_nothing_to_do_is_left_out_of_the_next_
     process_of(victim, "vllm").send_signal(signal.SIGKILL)
     link.sync(1)  # long before anybody would have asked it for a sign of life
     assert_same(pool.generate(PROMPTS, SAMPLING, SEEDS, policy_version=1), undisturbed)
-    pool.run(pool.dispatcher.settled())
+    pool.run(pool.dispatcher.wait_for_replacements())
     assert pool.dispatcher.num_failures == failures + 1 and victim not in pool.engines
     for engine in pool.engines:
         assert_same([pool.run(answer(engine, 0))], undisturbed, places=[0])
@@ -206,7 +211,7 @@ def test_where_an_engine_cannot_be_replaced_alone_all_are_started_anew_and_the_r
 
     before, lost = pool.metrics()["rollout/engine_failures"], pool.engines
     monkeypatch.setattr(pool.dispatcher, "_start_engine", refuse)
-    with pytest.raises(CannotReplace, match="By NCCL .* The engine failed so: "):
+    with pytest.raises(CannotReplace, match="By NCCL .* The engine's error: "):
         generate_under(pool, signal.SIGKILL, "vllm")
     with pytest.raises(CannotReplace):
         pool.sync(2, link.sync)
@@ -216,16 +221,16 @@ def test_where_an_engine_cannot_be_replaced_alone_all_are_started_anew_and_the_r
     assert_same(pool.generate(PROMPTS, SAMPLING, SEEDS, policy_version=1), undisturbed)
     assert not set(pool.engines) & set(lost)
     assert pool.metrics()["rollout/engine_failures"] == before + 1
-    assert not [pid for engine in lost for pid, start in engine.belongings.processes if lives(pid, start)]
-    assert not [path for engine in lost for path in engine.belongings.segments if path.exists()]
+    assert not [pid for engine in lost for pid, start in engine.processes.processes if lives(pid, start)]
+    assert not [path for engine in lost for path in engine.processes.segments if path.exists()]
 
 
 def test_an_engine_whose_node_has_lost_its_copy_of_the_weights_never_loads_an_old_one(link, pool):
-    away = next(engine for engine in pool.engines if engine.node in pool._client._mirrors._paths)
-    ray.kill(pool._client._mirrors._holders[away.node])
+    away = next(engine for engine in pool.engines if engine.node in pool._published.replicas._paths)
+    ray.kill(pool._published.replicas._holders[away.node])
     change_weights(link.learner, seed=2)
     link.sync(2)
-    pool.run(pool.dispatcher.settled())
+    pool.run(pool.dispatcher.wait_for_replacements())
     assert away not in pool.engines and len(pool.engines) == 2
     for engine in pool.engines:
         assert largest_gap(link.learner, pool.run(answers(engine, version=2))) <= 1e-5

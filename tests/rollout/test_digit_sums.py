@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from rollout.data.prompts import PromptStream, prompts_from
+from rollout.data.prompts import prompts_from
+from rollout.data.stream import PromptStream
 from rollout.tasks.digit_sums import digit_ids_of, digit_sums, to_prompt
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.pool.dispatcher import Dispatcher, Home, prompt_size
+from rollout.pool.dispatcher import Dispatcher, PrefixAffinity, prompt_size
 from rollout.types import (
     CannotReplace,
     Completion,
     EngineFailed,
+    GenerateCall,
     Group,
+    History,
     Prompt,
     Request,
     Response,
-    Said,
     Sampling,
     Video,
 )
@@ -38,10 +39,9 @@ class FakeEngine:
         self.running = self.most_running = 0
         self.aborts_next = self.destroyed = False
 
-    async def generate(
-        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
-    ) -> AsyncIterator[Response]:
-        self.asked.append(request.prompt.id)
+    async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
+        seeds = call.seeds
+        self.asked.append(call.request.prompt.id)
         self.running += len(seeds)
         self.most_running = max(self.running, self.most_running)
         left = len(seeds)
@@ -75,6 +75,10 @@ def prompt(name: str, length: int = 1) -> Request:
     return Request(prompt=Prompt(id=name, messages=[{"role": "user", "content": "x" * length}]))
 
 
+def call(request: Request, seeds: Sequence[int]) -> GenerateCall:
+    return GenerateCall(request=request, sampling=SAMPLING, seeds=dict(enumerate(seeds)), policy_version=0)
+
+
 def texts(group: Group) -> list[str]:
     return [completion.text for completion in group.completions]
 
@@ -98,7 +102,7 @@ def test_siblings_go_to_one_engine_and_groups_to_the_engine_with_least_to_do() -
     async def main() -> None:
         engines = [FakeEngine(0.01), FakeEngine(0.01)]
         queue = dispatcher(*engines)
-        groups = await asyncio.gather(*(queue.generate(prompt(name), SAMPLING, [1, 2, 3], 0) for name in "abcd"))
+        groups = await asyncio.gather(*(queue.generate(call(prompt(name), [1, 2, 3])) for name in "abcd"))
         assert [texts(group) for group in groups] == [["1", "2", "3"]] * 4
         assert [engine.asked for engine in engines] == [["a", "c"], ["b", "d"]]
         await queue.close()
@@ -110,7 +114,7 @@ def test_no_engine_has_more_completions_than_its_capacity_and_none_waits_while_t
     async def main() -> None:
         slow, fast = FakeEngine(0.05), FakeEngine(0.001)
         queue = dispatcher(slow, fast, capacity=4)
-        await asyncio.gather(*(queue.generate(prompt(str(n)), SAMPLING, [1, 2], 0) for n in range(20)))
+        await asyncio.gather(*(queue.generate(call(prompt(str(n)), [1, 2])) for n in range(20)))
         assert slow.most_running <= 4 and fast.most_running <= 4
         assert len(fast.asked) > 3 * len(slow.asked)
         await queue.close()
@@ -131,17 +135,16 @@ def test_whatever_is_asked_and_taken_back_the_first_in_the_queue_waits_only_wher
     async def main() -> None:
         queue = dispatcher(*map(FakeEngine, speeds), capacity=capacity)
         asked = [
-            asyncio.ensure_future(queue.generate(prompt(str(n)), SAMPLING, range(size), 0))
-            for n, size in enumerate(sizes)
+            asyncio.ensure_future(queue.generate(call(prompt(str(n)), range(size)))) for n, size in enumerate(sizes)
         ]
         while not all(job.done() for job in asked):
             await asyncio.sleep(0)
             for n in sorted(cancelled & set(range(len(asked)))):
                 asked[n].cancel()
             head = queue._queue[0] if queue._queue else None
-            for seat in queue._seats:
-                assert seat.num_running <= max(capacity, *sizes)
-                assert head is None or head.future.done() or not seat.has_room(len(head.seeds), capacity)
+            for slot in queue._slots:
+                assert slot.num_running <= max(capacity, *sizes)
+                assert head is None or head.future.done() or not slot.has_room(len(head.seeds), capacity)
         for n, job in enumerate(asked):
             assert job.cancelled() or texts(job.result()) == [str(seed) for seed in range(sizes[n])]
         await queue.close()
@@ -155,7 +158,7 @@ def test_earlier_batches_go_first_and_in_a_batch_the_longest_prompts() -> None:
         queue = dispatcher(engine, capacity=1)
         waiting = [("first", 1, 1), ("late", 2, 9), ("short", 1, 2), ("long", 1, 8)]
         await asyncio.gather(
-            *(queue.generate(prompt(name, length), SAMPLING, [1], 0, batch=batch) for name, batch, length in waiting)
+            *(queue.generate(call(prompt(name, length), [1]), batch=batch) for name, batch, length in waiting)
         )
         assert engine.asked == ["first", "long", "short", "late"]
         await queue.close()
@@ -164,19 +167,19 @@ def test_earlier_batches_go_first_and_in_a_batch_the_longest_prompts() -> None:
 
 
 def turn_of(request: Request) -> Request:
-    return replace(request, said=Said(token_ids=np.array([5], np.int32)))
+    return replace(request, history=History(token_ids=np.array([5], np.int32)))
 
 
 def test_the_turns_of_an_episode_go_to_the_engine_that_has_read_it_though_another_has_less_to_do() -> None:
     async def main() -> None:
         engines = [FakeEngine(0.001), FakeEngine(0.001)]
         queue = dispatcher(*engines)
-        home = Home()
-        await queue.generate(prompt("a"), SAMPLING, [1], 0, home=home)
+        home = PrefixAffinity()
+        await queue.generate(call(prompt("a"), [1]), affinity=home)
         assert home.engine is engines[0]
-        long = asyncio.ensure_future(queue.generate(prompt("b"), SAMPLING, [1, 2, 3], 0))
+        long = asyncio.ensure_future(queue.generate(call(prompt("b"), [1, 2, 3])))
         await asyncio.sleep(0)
-        await queue.generate(turn_of(prompt("a")), SAMPLING, [2], 0, home=home)
+        await queue.generate(call(turn_of(prompt("a")), [2]), affinity=home)
         await long
         assert [engine.asked for engine in engines] == [["a", "b", "a"], []]
         await queue.close()
@@ -189,7 +192,7 @@ def test_an_episode_that_has_begun_goes_before_new_prompts_of_its_batch_and_behi
         engine = FakeEngine(0.001)
         queue = dispatcher(engine, capacity=1)
         waiting = [(prompt("first"), 2), (prompt("new", 99), 2), (turn_of(prompt("begun")), 2), (prompt("earlier"), 1)]
-        await asyncio.gather(*(queue.generate(asked, SAMPLING, [1], 0, batch=batch) for asked, batch in waiting))
+        await asyncio.gather(*(queue.generate(call(asked, [1]), batch=batch) for asked, batch in waiting))
         assert engine.asked == ["first", "earlier", "begun", "new"]
         await queue.close()
 
@@ -200,14 +203,14 @@ def test_an_episode_whose_engine_is_full_or_gone_goes_on_at_another() -> None:
     async def main() -> None:
         slow, fast = FakeEngine(0.05), FakeEngine(0.001)
         queue = dispatcher(slow, fast, capacity=1)
-        home = Home(engine=slow)
-        at_work = asyncio.ensure_future(queue.generate(prompt("a"), SAMPLING, [1], 0, home=home))
+        home = PrefixAffinity(engine=slow)
+        at_work = asyncio.ensure_future(queue.generate(call(prompt("a"), [1]), affinity=home))
         await asyncio.sleep(0)
-        await queue.generate(prompt("b"), SAMPLING, [1], 0, home=home)
+        await queue.generate(call(prompt("b"), [1]), affinity=home)
         assert (slow.asked, fast.asked, home.engine) == (["a"], ["b"], fast)
         await at_work
         home.engine = FakeEngine()  # one that has been replaced
-        await queue.generate(prompt("c"), SAMPLING, [1], 0, home=home)
+        await queue.generate(call(prompt("c"), [1]), affinity=home)
         assert home.engine in (slow, fast)
         await queue.close()
 
@@ -218,7 +221,7 @@ def test_what_a_dead_engine_had_not_finished_is_asked_again_with_its_seeds_and_n
     async def main() -> None:
         dying, spare = FakeEngine(0.001, dies_after=2), FakeEngine(0.001)
         queue = dispatcher(dying, spare=[spare])
-        group = await queue.generate(prompt("a"), SAMPLING, [10, 20, 30, 40], 0)
+        group = await queue.generate(call(prompt("a"), [10, 20, 30, 40]))
         assert texts(group) == ["10", "20", "30", "40"]
         assert dying.destroyed and spare.asked == ["a"] and spare.most_running == 2
         assert queue.num_failures == 1 and queue.engines == [spare]
@@ -232,7 +235,7 @@ def test_an_engine_without_a_sign_of_life_is_replaced_after_its_deadline() -> No
         hanging, spare = FakeEngine(hangs=True), FakeEngine()
         queue = dispatcher(hanging, spare=[spare])
         started = asyncio.get_running_loop().time()
-        assert texts(await queue.generate(prompt("a"), SAMPLING, [1, 2], 0)) == ["1", "2"]
+        assert texts(await queue.generate(call(prompt("a"), [1, 2]))) == ["1", "2"]
         assert 0.2 <= asyncio.get_running_loop().time() - started < 5
         assert hanging.destroyed
         await queue.close()
@@ -245,7 +248,7 @@ def test_completions_that_a_sync_has_aborted_begin_anew() -> None:
         engine = FakeEngine(0.001)
         engine.aborts_next = True
         queue = dispatcher(engine)
-        assert texts(await queue.generate(prompt("a"), SAMPLING, [1, 2], 0)) == ["1", "2"]
+        assert texts(await queue.generate(call(prompt("a"), [1, 2]))) == ["1", "2"]
         assert engine.asked == ["a", "a"] and queue.num_failures == 0
         await queue.close()
 
@@ -259,10 +262,10 @@ def test_engines_that_fail_again_and_again_end_the_run_with_the_last_ones_words(
         with pytest.raises(
             RuntimeError, match="4 engines failed in a row in one place without a completion; the last one: killed by"
         ):
-            await queue.generate(prompt("a"), SAMPLING, [1], 0)
+            await queue.generate(call(prompt("a"), [1]))
         assert [engine.destroyed for engine in broken] == [True] * 4 + [False] * 5
         with pytest.raises(RuntimeError, match="4 engines failed in a row"):
-            await queue.generate(prompt("b"), SAMPLING, [1], 0)
+            await queue.generate(call(prompt("b"), [1]))
         await queue.close()
 
     run(main())
@@ -275,22 +278,20 @@ def test_engines_that_die_at_once_lose_no_group_not_even_one_that_was_just_hande
         together = asyncio.Event()
 
         class Dies(FakeEngine):
-            async def generate(self, request, sampling, seeds, policy_version):
-                self.asked.append(request.prompt.id)
+            async def generate(self, call):
+                self.asked.append(call.request.prompt.id)
                 await together.wait()
                 raise EngineFailed("the node is gone")
                 yield
 
         spare = [FakeEngine() for _ in range(num_engines)]
         queue = dispatcher(*(Dies() for _ in range(num_engines)), spare=spare, capacity=2, max_failures=1)
-        asked = [
-            asyncio.ensure_future(queue.generate(prompt(str(n)), SAMPLING, [1], 0)) for n in range(6 * num_engines)
-        ]
+        asked = [asyncio.ensure_future(queue.generate(call(prompt(str(n)), [1]))) for n in range(6 * num_engines)]
         await asyncio.sleep(0.01)
         together.set()
         assert [texts(group) for group in await asyncio.gather(*asked)] == [["1"]] * len(asked)
         assert queue.num_failures == num_engines and not spare
-        assert all(seat.num_running == 0 for seat in queue._seats)
+        assert all(slot.num_running == 0 for slot in queue._slots)
         await queue.close()
 
     run(main())
@@ -302,18 +303,15 @@ def test_a_group_that_comes_with_an_engine_it_has_no_time_for_is_not_lost() -> N
         room = asyncio.Event()
 
         class Dies(FakeEngine):
-            async def generate(self, request, sampling, seeds, policy_version):
+            async def generate(self, call):
                 await room.wait()
-                if request.prompt.id == "answered":
+                if call.request.prompt.id == "answered":
                     yield Response(index=0, completion=Completion(text="1"), prompt_token_ids=np.array([7]))
                 else:
                     raise EngineFailed("vLLM has died")
 
         queue = dispatcher(Dies(), spare=[FakeEngine()], capacity=2)
-        asked = [
-            asyncio.ensure_future(queue.generate(prompt(name), SAMPLING, [1], 0))
-            for name in ("answered", "b", "c", "d")
-        ]
+        asked = [asyncio.ensure_future(queue.generate(call(prompt(name), [1]))) for name in ("answered", "b", "c", "d")]
         await asyncio.sleep(0.01)
         room.set()
         assert [texts(group) for group in await asyncio.gather(*asked)] == [["1"]] * 4
@@ -325,21 +323,21 @@ def test_a_group_that_comes_with_an_engine_it_has_no_time_for_is_not_lost() -> N
 def test_a_group_at_which_one_engine_after_the_other_dies_is_named_and_ends() -> None:
     async def main() -> None:
         class Chokes(FakeEngine):
-            async def generate(self, request, sampling, seeds, policy_version):
+            async def generate(self, call):
                 await asyncio.sleep(0.001)
-                if request.prompt.id == "poison":
+                if call.request.prompt.id == "poison":
                     raise EngineFailed("out of memory")
-                async for response in super().generate(request, sampling, seeds, policy_version):
+                async for response in super().generate(call):
                     yield response
 
         async def start() -> FakeEngine:
             return Chokes()
 
         queue = Dispatcher(start, [Chokes()], capacity=1, timeout=9.0, max_failures=99)
-        poison = asyncio.ensure_future(queue.generate(prompt("poison"), SAMPLING, [1], 0))
+        poison = asyncio.ensure_future(queue.generate(call(prompt("poison"), [1])))
         with pytest.raises(RuntimeError, match="11 engines have failed while they answered prompt 'poison'"):
             await poison
-        assert texts(await queue.generate(prompt("well"), SAMPLING, [1], 0)) == ["1"]
+        assert texts(await queue.generate(call(prompt("well"), [1]))) == ["1"]
         await queue.close()
 
     run(main())
@@ -356,7 +354,7 @@ def test_an_engine_whose_replacement_fails_in_any_way_is_tried_again() -> None:
             return attempt
 
         queue = Dispatcher(start, [FakeEngine(dies_after=0)], capacity=8, timeout=9.0, max_failures=3)
-        assert texts(await queue.generate(prompt("a"), SAMPLING, [1, 2], 0)) == ["1", "2"]
+        assert texts(await queue.generate(call(prompt("a"), [1, 2]))) == ["1", "2"]
         assert queue.num_failures == 3
         await queue.close()
 
@@ -372,7 +370,7 @@ def test_closing_waits_until_an_engine_that_is_being_destroyed_is_gone() -> None
 
         engine = Lingers(dies_after=0)
         queue = dispatcher(engine, spare=[FakeEngine()])
-        asked = asyncio.ensure_future(queue.generate(prompt("a"), SAMPLING, [1], 0))
+        asked = asyncio.ensure_future(queue.generate(call(prompt("a"), [1])))
         await asyncio.sleep(0.01)
         await queue.close()
         assert engine.destroyed
@@ -388,12 +386,12 @@ def test_an_engine_that_cannot_be_replaced_ends_all_with_why_and_how_it_failed()
             raise CannotReplace("By NCCL an engine cannot be replaced alone")
 
         queue = Dispatcher(start, [FakeEngine(dies_after=1), FakeEngine(60.0)], capacity=8, timeout=9.0, max_failures=3)
-        asked = [asyncio.ensure_future(queue.generate(prompt(name), SAMPLING, [1, 2], 0)) for name in "ab"]
+        asked = [asyncio.ensure_future(queue.generate(call(prompt(name), [1, 2]))) for name in "ab"]
         for found in await asyncio.gather(*asked, return_exceptions=True):
             assert isinstance(found, CannotReplace)
-            assert str(found) == "By NCCL an engine cannot be replaced alone. The engine failed so: killed by the test"
+            assert str(found) == "By NCCL an engine cannot be replaced alone. The engine's error: killed by the test"
         with pytest.raises(CannotReplace):
-            await queue.generate(prompt("c"), SAMPLING, [1], 0)
+            await queue.generate(call(prompt("c"), [1]))
         await queue.close()
 
     run(main())
@@ -401,17 +399,17 @@ def test_an_engine_that_cannot_be_replaced_ends_all_with_why_and_how_it_failed()
 
 def test_an_error_that_is_not_the_engines_reaches_who_asked_and_no_one_else() -> None:
     class Refuses(FakeEngine):
-        async def generate(self, request: Request, *rest: Any) -> AsyncIterator[Response]:
-            if request.prompt.id == "too long":
+        async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
+            if call.request.prompt.id == "too long":
                 raise ValueError("prompt too long has 9000 tokens")
-            async for response in super().generate(request, *rest):
+            async for response in super().generate(call):
                 yield response
 
     async def main() -> None:
         queue = dispatcher(Refuses())
-        good = asyncio.ensure_future(queue.generate(prompt("a"), SAMPLING, [1], 0))
+        good = asyncio.ensure_future(queue.generate(call(prompt("a"), [1])))
         with pytest.raises(ValueError, match="9000 tokens"):
-            await queue.generate(prompt("too long"), SAMPLING, [1], 0)
+            await queue.generate(call(prompt("too long"), [1]))
         assert texts(await good) == ["1"] and queue.num_failures == 0
         await queue.close()
 
@@ -422,7 +420,7 @@ def test_the_idle_share_of_two_engines_of_which_one_works_half_of_the_time_is_th
     async def main() -> None:
         queue = dispatcher(FakeEngine(0.2), FakeEngine(0.2))
         queue.take_idle_share()
-        await queue.generate(prompt("a"), SAMPLING, [1], 0)
+        await queue.generate(call(prompt("a"), [1]))
         await asyncio.sleep(0.2)
         assert queue.take_idle_share() == pytest.approx(0.75, abs=0.1)
         await queue.close()

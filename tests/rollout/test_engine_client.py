@@ -8,7 +8,7 @@ import pytest
 
 import rollout.weights.update
 from rollout.config import RolloutConfig
-from rollout.pool.engine_actor import EngineAddress
+from rollout.ray_calls import EngineAddress
 from rollout.types import CannotReplace, EngineFailed
 from rollout.weights.update import RayEngineClient
 
@@ -19,11 +19,12 @@ class FakeActor:
     def __init__(self, calls: list[str], name: str, fails_in: str = "") -> None:
         self.calls, self.name, self.fails_in = calls, name, fails_in
 
-    def __getattr__(self, method: str) -> Any:
+    @property
+    def call(self) -> Any:
         actor = self
 
         class Method:
-            def remote(self, *args: Any) -> Any:
+            def remote(self, method: str, *args: Any) -> Any:
                 actor.calls.append(f"{actor.name}.{method}")
                 return (actor, method)
 
@@ -39,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if actor.fails_in == method:
                 raise EngineFailed(f"{actor.name} has died")
 
-    monkeypatch.setattr(rollout.weights.update, "get", get)
+    monkeypatch.setattr(rollout.weights.update, "ray_get", get)
     monkeypatch.setattr(rollout.weights.update.ray, "wait", lambda waiting, **_: (waiting, []))
     return []
 
@@ -62,9 +63,15 @@ def test_an_engine_that_is_lost_before_a_broadcast_stops_it(calls: list[str]) ->
 
 def test_an_engine_that_fails_in_an_update_is_left_out_of_the_rest_and_named(calls: list[str]) -> None:
     ours = client(calls, "update_weights")
-    ours.next_version = 5
-    ours.start_weight_update()
-    ours.update_weights({})
-    ours.finish_weight_update()
+
+    def send(version: int) -> dict[str, float]:
+        ours.next_version = version
+        ours.start_weight_update()
+        ours.update_weights({})
+        ours.finish_weight_update()
+        return {"sync/seconds": 1.0}
+
+    report = ours.run_sync(5, ours.engines, send)
     assert calls[-1] == "b.finish_weight_update" and "a.finish_weight_update" not in calls
-    assert ours.lost == {"a": "a has died"} and ours.version == 5
+    assert report.failures == {"a": "a has died"} and report.published.version == 5
+    assert report.metrics == {"sync/seconds": 1.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from rollout.types import (
     Completion,
     Done,
     EngineFailed,
+    GenerateCall,
     Group,
     Observation,
     Prompt,
@@ -46,14 +47,13 @@ class Speaker:
         self.seeds: list[int] = []
         self.limits: list[int] = []
 
-    async def generate(
-        self, request: Request, sampling: Sampling, seeds: Mapping[int, int], policy_version: int
-    ) -> AsyncIterator[Response]:
+    async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
+        request, sampling = call.request, call.sampling
         self.requests.append(request)
-        self.seeds += seeds.values()
+        self.seeds += call.seeds.values()
         self.limits.append(sampling.max_tokens)
         turn = (
-            int((request.said.token_ids == END).sum() + 1) // 2
+            int((request.history.token_ids == END).sum() + 1) // 2
         )  # one end token of the policy's, one of the observation's
         spoken = [*self.lines[turn].encode(), END][: sampling.max_tokens]
         completion = Completion(
@@ -63,8 +63,8 @@ class Speaker:
             finish_reason="stop" if spoken[-1] == END else "length",
             policy_version=10 + turn,
         )
-        given = [*render(PROCESSOR, request.prompt), *request.said.token_ids.tolist()]
-        read = expand_media(PROCESSOR, given, [*request.prompt.images, *request.said.images], ())
+        given = [*render(PROCESSOR, request.prompt), *request.history.token_ids.tolist()]
+        read = expand_media(PROCESSOR, given, [*request.prompt.images, *request.history.images], ())
         if self.reads_wrongly and turn:
             read[-20] += 1
         yield Response(index=0, completion=completion, prompt_token_ids=read)
@@ -162,7 +162,7 @@ def test_pictures_that_the_environment_shows_follow_the_prompts_own_under_names_
         assert (completion.token_ids == IMAGE).sum() == 2
         assert [image.size for image in observed_images(completion)] == [(64, 32)]
     assert len({request.name for request in engine.requests}) == 1, "siblings share the prompt's pictures"
-    assert len({request.said.name for request in engine.requests}) == 2, "and not what each was shown"
+    assert len({request.history.name for request in engine.requests}) == 2, "and not what each was shown"
 
 
 def test_each_turn_has_a_seed_of_its_own_and_the_first_turn_the_completions() -> None:
@@ -230,11 +230,14 @@ def test_an_episode_past_its_time_gets_no_further_turn() -> None:
         (Done(outcome=None), r"the outcome is a NoneType, not a mapping, at turn 0 of prompt 'p-1'"),
         (
             Observation(images=[b"no picture"]),
-            r"shown cannot be: .* image 0 cannot be read.* at turn 0 of prompt 'p-1'",
+            r"observation cannot be rendered: .* image 0 cannot be read.* at turn 0 of prompt 'p-1'",
         ),
-        (Observation(images=None), r"shown cannot be: TypeError"),
-        (Observation(text=3), r"shown cannot be: AttributeError"),
-        (Observation(images=[Image.new("RGB", (2048, 2))]), r"shown cannot be: ValueError: absolute aspect ratio"),
+        (Observation(images=None), r"observation cannot be rendered: TypeError"),
+        (Observation(text=3), r"observation cannot be rendered: AttributeError"),
+        (
+            Observation(images=[Image.new("RGB", (2048, 2))]),
+            r"observation cannot be rendered: ValueError: absolute aspect ratio",
+        ),
     ],
 )
 def test_a_fault_of_the_environment_is_the_completions_error_and_its_siblings_go_on(answer, told) -> None:
@@ -325,10 +328,10 @@ def test_an_environment_is_tried_before_anything_starts(answer, told) -> None:
 
 def test_an_engine_that_dies_in_the_second_turn_is_replaced_and_the_episode_goes_on_as_if_nothing_had_been() -> None:
     class Dies(Speaker):
-        async def generate(self, request: Request, *rest: Any) -> AsyncIterator[Response]:
-            if request.has_begun:
+        async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
+            if call.request.is_continuation:
                 raise EngineFailed("killed by the test")
-            async for response in super().generate(request, *rest):
+            async for response in super().generate(call):
                 yield response
 
     environments = [Answers(Observation(text="hm"), Done()) for _ in range(2)]
@@ -345,8 +348,8 @@ def test_an_engine_that_dies_in_the_second_turn_is_replaced_and_the_episode_goes
 
 def test_the_experts_of_an_episode_are_those_that_the_last_turn_tells_of() -> None:
     class TellsExperts(Speaker):
-        async def generate(self, request: Request, *rest: Any) -> AsyncIterator[Response]:
-            async for response in super().generate(request, *rest):
+        async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
+            async for response in super().generate(call):
                 read, said = len(response.prompt_token_ids), len(response.completion.token_ids)
                 completion = replace(response.completion, routed_experts=np.arange(read, read + said)[:, None, None])
                 yield replace(response, completion=completion, prompt_routed_experts=np.arange(read)[:, None, None])

@@ -8,21 +8,21 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.engine.pause_gate import Gate
+from rollout.engine.pause_gate import PauseGate
 
 
 def test_who_shuts_waits_for_those_on_the_way_and_who_comes_then_waits_until_it_opens() -> None:
     async def main() -> None:
-        gate, seen, leave = Gate(), list[str](), asyncio.Event()
+        gate, seen, leave = PauseGate(), list[str](), asyncio.Event()
 
         async def passes(name: str) -> None:
-            async with gate.passing():
+            async with gate.entering():
                 seen.append(f"{name} in")
                 await leave.wait()
             seen.append(f"{name} out")
 
         async def shuts() -> None:
-            async with gate.shut():
+            async with gate.paused():
                 seen.append("shut")
                 await asyncio.sleep(0)
                 seen.append("open")
@@ -44,7 +44,7 @@ def test_who_shuts_waits_for_those_on_the_way_and_who_comes_then_waits_until_it_
 @given(seed=st.integers(0, 10_000), cancelled=st.sets(st.integers(0, 29), max_size=6))
 def test_nobody_is_on_the_way_while_the_gate_is_shut_whoever_gives_up(seed: int, cancelled: set[int]) -> None:
     async def main() -> None:
-        rng, gate, inside = random.Random(seed), Gate(), set[int]()
+        rng, gate, inside = random.Random(seed), PauseGate(), set[int]()
 
         async def rest() -> None:
             for _ in range(rng.randrange(4)):
@@ -52,7 +52,7 @@ def test_nobody_is_on_the_way_while_the_gate_is_shut_whoever_gives_up(seed: int,
 
         async def passes(number: int) -> None:
             await rest()
-            async with gate.passing():
+            async with gate.entering():
                 inside.add(number)
                 try:
                     await rest()
@@ -62,7 +62,7 @@ def test_nobody_is_on_the_way_while_the_gate_is_shut_whoever_gives_up(seed: int,
         async def shuts() -> None:
             for _ in range(5):
                 await rest()
-                async with gate.shut():
+                async with gate.paused():
                     assert not inside
                     await rest()
                     assert not inside

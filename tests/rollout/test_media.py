@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rollout.data.media import FrameSampling, UnreadablePrompt
-from rollout.data.prompts import PromptStream, column_mapping, prompts_from
+from rollout.data.prompts import column_mapping, prompts_from
+from rollout.data.stream import PromptStream
 from rollout.types import Video
 
 ALL = FrameSampling(fps=1000.0, max_frames=1000)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rollout.data.mixture import MixedStream, mixture, open_stream, rounds
-from rollout.data.prompts import PromptStream, UnreadablePrompt, column_mapping, prompts_from, readable
+from rollout.data.prompts import UnreadablePrompt, column_mapping, prompts_from, readable
+from rollout.data.stream import PromptStream
 from rollout.types import Prompt
 
 

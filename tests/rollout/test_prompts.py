@@ -16,7 +16,8 @@ from PIL import Image
 
 from policies.small.qwen3_vl import small_processor
 from rollout.data.media import FrameSampling
-from rollout.data.prompts import Prompts, PromptStream, UnreadablePrompt, blind, column_mapping, prompts_from, readable
+from rollout.data.prompts import Prompts, UnreadablePrompt, blind, column_mapping, prompts_from, readable
+from rollout.data.stream import PromptStream
 from rollout.rendering import render
 from rollout.types import Prompt, Video
 

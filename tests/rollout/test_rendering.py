@@ -10,7 +10,7 @@ from PIL import Image
 
 from policies.small.qwen3_vl import TOKEN_IDS, small_processor
 from rollout.config import RolloutConfig
-from rollout.data.prompts import PromptStream
+from rollout.data.stream import PromptStream
 from rollout.rendering import (
     expand_media,
     expanded_prompt,

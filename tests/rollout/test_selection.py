@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rollout.data.mixture import mixture
-from rollout.data.prompts import Prompts, PromptStream, prompts_from
+from rollout.data.prompts import Prompts, prompts_from
 from rollout.data.selection import selected
+from rollout.data.stream import PromptStream
 from rollout.types import Prompt
 
 

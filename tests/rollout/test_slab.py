@@ -18,16 +18,9 @@ from hypothesis import strategies as st
 
 from policies.export import exported_metadata, exported_parameters
 from policies.loading import load_policy
-from rollout.weights.senders import (
-    ALIGNMENT,
-    SharedMemorySender,
-    SlabParameter,
-    WeightSlab,
-    WeightSource,
-    map_slab,
-    plan_slab,
-    slab_tensor,
-)
+from rollout.weights.senders import SharedMemorySender
+from rollout.weights.slab import ALIGNMENT, SlabParameter, WeightSlab, map_slab, plan_slab, slab_tensor
+from rollout.weights.source import WeightSource
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.uint8])
 
@@ -58,7 +51,7 @@ def test_every_parameter_starts_on_a_cache_line_and_none_overlap(parameters: lis
 
 READER = """
 import sys
-from rollout.weights.senders import SlabParameter, map_slab, slab_tensor
+from rollout.weights.slab import SlabParameter, map_slab, slab_tensor
 buffer = map_slab(sys.argv[1], int(sys.argv[2]))
 view = slab_tensor(buffer, SlabParameter(name="w", dtype="float32", shape=[2, 3], offset=64))
 print(view.tolist(), flush=True)

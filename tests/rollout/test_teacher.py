@@ -165,7 +165,7 @@ def test_a_teacher_whose_engine_dies_reads_on_with_another_and_says_the_same(ser
     groups = [answered(prompt, (1, 12)) for prompt in PROMPTS]
     told = [readings(served, [group])[0] for group in groups]
     [engine] = served._pool.engines
-    for pid, _ in engine.belongings.processes:
+    for pid, _ in engine.processes.processes:
         os.kill(pid, signal.SIGKILL)
     again = readings(served, groups)
     assert served.metrics()["rollout/teacher_failures"] >= 1

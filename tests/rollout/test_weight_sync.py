@@ -21,9 +21,10 @@ from rl.learner import Learner
 from rollout.environments.episodes import Episodes
 from rollout.pool.dispatcher import Dispatcher
 from rollout.rendering import render, require_same_tokens
-from rollout.types import Completion, Done, Group, Observation, Prompt, Request, Sampling, token_versions
-from rollout.weights.senders import SharedMemorySender, WeightSource
-from tests.engines import EngineThread, change_weights, gaps_of, largest_gap
+from rollout.types import Completion, Done, Group, Observation, Prompt, Sampling, token_versions
+from rollout.weights.senders import SharedMemorySender
+from rollout.weights.source import WeightSource
+from tests.engines import EngineThread, call_of, change_weights, gaps_of, largest_gap
 from tests.modalities import CONFIG, PROMPTS, clip, prompt
 
 pytestmark = pytest.mark.engine
@@ -229,7 +230,7 @@ def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_see
         queue = Dispatcher(None, [engine.engine], capacity=64, timeout=60.0, max_failures=0)
         try:
             return await asyncio.gather(
-                *(queue.generate(Request(prompt=prompt), sampling, seeds, version) for prompt in PROMPTS)
+                *(queue.generate(call_of(prompt, sampling, seeds, version)) for prompt in PROMPTS)
             )
         finally:
             await queue.close()
@@ -262,10 +263,7 @@ def test_requests_with_pictures_may_come_at_any_moment_of_a_sync(pair):
         asked = [(prompt, [100 * place + i for i in range(8)]) for place, prompt in enumerate(4 * PROMPTS[1:7])]
         try:
             return await asyncio.gather(
-                *(
-                    queue.generate(Request(prompt=prompt), Sampling(max_tokens=24), seeds, version)
-                    for prompt, seeds in asked
-                )
+                *(queue.generate(call_of(prompt, Sampling(max_tokens=24), seeds, version)) for prompt, seeds in asked)
             )
         finally:
             await queue.close()

@@ -12,18 +12,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rollout.engine.vllm_processes import SWITCH
+from rollout.engine.vllm_processes import ENGINE_PROCESS_VAR
 
 PARENT = """
 import multiprocessing, time
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 def child():
-    from rollout.engine.vllm_processes import end_with_parent
+    from rollout.engine.vllm_processes import exit_with_parent
     pid, segment = multiprocessing.current_process().pid, SharedMemory(create=True, size=1)
     semaphore = Path(f"/dev/shm/sem.loky-{pid}-test")
     semaphore.touch()
-    end_with_parent()
+    exit_with_parent()
     print(pid, Path("/dev/shm") / segment.name, semaphore, flush=True)
     time.sleep(60)
 if __name__ == "__main__":
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 def test_what_an_engine_has_spawned_ends_when_the_engine_is_killed(is_engine: bool, tmp_path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), SWITCH: "1" if is_engine else ""}
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), ENGINE_PROCESS_VAR: "1" if is_engine else ""}
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None
     pid, *names = parent.stdout.readline().split()
