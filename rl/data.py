@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rewards.loading import load_function
-from rollout.data import layouts
 from rollout.data.datasets import read_rows
 from rollout.data.layouts import LAYOUTS
 from rollout.data.prompts import Prompts, Rows, ToPrompt, column_mapping, prompts_from

@@ -85,7 +85,7 @@ def check_vllm() -> Finding:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
         return finding("vllm", reason, problem=True, remedy=SETUP)
-    registered = any(e.value.startswith("rollout.weights.senders:") for e in entry_points(group="vllm.general_plugins"))
+    registered = any(e.value.startswith("rollout.weights.plugin:") for e in entry_points(group="vllm.general_plugins"))
     found = f"{done.stdout.split()[-1]}, weight-transfer plugin {'registered' if registered else 'not registered'}"
     return finding("vllm", found, problem=not registered, remedy="run `pip install -e . --no-deps` in the repository")
 

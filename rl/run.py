@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,10 +22,11 @@ from rl.preflight import Inputs, TrainArguments, open_run_inputs
 from rl.run_dir.checkpoint import LoopState, save_checkpoint
 from rl.run_dir.html_report import write_report
 from rl.run_dir.tracker import ProgressLine, Tracker
-from rollout.cluster import cluster_nodes, require_room_for_both
+from rollout.cluster import cluster_nodes, local_ray, require_room_for_both
 from rollout.config import Backend
 from rollout.data.mixture import Stream
-from rollout.pool.engine_pool import RolloutPool
+from rollout.engine.spec import EngineSpec
+from rollout.pool.engine_pool import EnginePool
 from rollout.pool.teacher import Teacher
 from rollout.types import CannotReplace, Sampling
 from rollout.weights.senders import choose_backend
@@ -188,19 +188,18 @@ def _start_engines(
     inputs: Inputs,
     learner: LearnerGroup,
     policy_version: int,
-) -> RolloutPool:
+) -> EnginePool:
     sends_adapters = config.lora.sync == "adapter"
-    return RolloutPool(
-        config.model if sends_adapters else model,
-        config.rollout,
+    spec = EngineSpec(
+        model=config.model if sends_adapters else model,
+        config=config.rollout,
         backend=backend,
-        banned_ids=vision_token_ids(inputs.processor),
+        banned_ids=tuple(vision_token_ids(inputs.processor)),
         policy_version=policy_version,
         lora_rank=config.lora.rank if sends_adapters else 0,
-        tell_experts=config.learner.routing_replay == "R3",
-        episodes=inputs.episodes(),
-        gpus=learner.shared_gpus(),
+        return_routed_experts=config.learner.routing_replay == "R3",
     )
+    return EnginePool(spec, episodes=inputs.episodes(), gpus=learner.shared_gpus())
 
 
 def _start_teacher(config: TrainConfig, student: str | Path, inputs: Inputs) -> Teacher | None:
@@ -225,18 +224,3 @@ def _write_report(run_dir: Path) -> None:
         write_report(run_dir)
     except Exception as error:
         logger.warning("no report.html of %s: %s: %s", run_dir, type(error).__name__, error)
-
-
-@contextmanager
-def local_ray() -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS names or that is joined already; else runs Ray on this machine inside the block."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()

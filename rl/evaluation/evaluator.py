@@ -13,7 +13,7 @@ from rl.config import EvalConfig
 from rl.evaluation.results import CorrectnessRule, evaluation_metrics, prompt_result
 from rl.run_dir.transcripts import transcript
 from rollout.data.prompts import blind
-from rollout.pool.engine_pool import EnginePool, request_seed
+from rollout.pool.engine_pool import request_seed
 from rollout.types import Group, Prompt, Sampling
 
 EVAL_STEP = -1
@@ -28,7 +28,7 @@ class Evaluator:
     """Number of samples, and the threshold of a correct completion."""
     prompts: Sequence[Prompt]
     """The held-out prompts."""
-    pool: RolloutPool
+    pool: EnginePool
     runner: RewardRunner
     sampling: Sampling = field(kw_only=True)
     """Sampling parameters of training."""

@@ -24,10 +24,11 @@ from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling
 from rl.evaluation.results import CorrectnessRule, PromptResult, prompt_result
 from rl.evaluation.store import AnswerStore, answer_identity, digest
 from rl.preflight import open_inputs, open_runner, try_episode
-from rl.run import local_ray
+from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
 from rollout.data.prompts import Accept, Prompts, blind
-from rollout.pool.engine_pool import RolloutPool, request_seed
+from rollout.engine.spec import EngineSpec
+from rollout.pool.engine_pool import request_seed
 from rollout.types import Group, Prompt, Sampling
 from rollout.weights.senders import choose_backend
 
@@ -163,11 +164,9 @@ def _open_and_sample(
         model=config.model,
         config=rollout,
         backend=choose_backend(rollout, learner_gpus=0),
-        banned_ids=vision_token_ids(inputs.processor),
-        policy_version=0,
-        episodes=inputs.episodes(),
+        banned_ids=tuple(vision_token_ids(inputs.processor)),
     )
-    pool = EnginePool(spec, episodes=episodes)
+    pool = EnginePool(spec, episodes=inputs.episodes())
     stack.callback(pool.close)
     max_prompts = LOOKAHEAD * -(-rollout.max_running * rollout.num_engines // config.samples)
     console = Console(stderr=True)
@@ -181,7 +180,7 @@ def _open_and_sample(
 
 
 class Generator(Protocol):
-    """The methods of `rollout.pool.engine_pool.RolloutPool` that sampling uses."""
+    """The methods of `rollout.pool.engine_pool.EnginePool` that sampling uses."""
 
     def start(self, coroutine: Any, /) -> Future[Group]: ...
 

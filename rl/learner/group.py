@@ -22,7 +22,7 @@ from rl.learner import Learner
 from rl.objectives import Objective
 from rl.samples import Sample
 from rl.types import StepReport
-from rollout.cluster import Gpu, cluster_nodes, describe, require_room
+from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
 from rollout.config import Backend
 from rollout.ray_calls import EngineAddress, ray_get
 from rollout.types import CannotReplace
@@ -56,7 +56,7 @@ class _LearnerActor:
     def start(
         self,
         rank: int,
-        meeting_point: tuple[str, int] | None,
+        store_address: tuple[str, int] | None,
         config: LearningOptions,
         model_path: str,
         resume_from: str | None,
@@ -80,14 +80,15 @@ class _LearnerActor:
             self._learner.load(Path(resume_from))
         self._empty_cuda_cache()
 
-    def _yield_memory(self) -> None:
-        """Gives back what torch keeps for later, where an engine on the same GPU waits for it."""
+    def _empty_cuda_cache(self) -> None:
+        """Frees the memory that torch caches, if an engine on the same GPU needs it."""
         if self._learner.options.rollout.shares_gpus:
             torch.cuda.empty_cache()
 
-    def connect(self, backend: Backend, client: RayEngineClient) -> RayEngineClient:
-        """Opens the way for weights, or for adapters; what all ranks gather rank 0 sends, or, to its own GPU, each rank."""
-        model, lora, rollout = self._learner.model, self._learner.options.lora, self._learner.options.rollout
+    def connect(self, backend: Backend, engines: Sequence[EngineAddress]) -> None:
+        """Opens the transfer of weights or adapters. All ranks gather them. Rank 0 sends them, or with CUDA IPC every rank."""
+        options = self._learner.options
+        model, lora, rollout = self._learner.model, options.lora, options.rollout
         dtype = getattr(torch, rollout.dtype)
         weights = partial(exported_parameters, model, dtype)
         files = partial(adapter_files, model, rank=lora.rank, alpha=lora.alpha, parts=lora.parts, dtype=dtype)
@@ -117,8 +118,8 @@ class _LearnerActor:
         report = None
         if self._sends:
             try:
-                metrics = self._sender.send_weights(policy_version)
-            except CannotReplace:  # before a parameter was gathered: other ranks wait for this one to take part
+                report = self._client.run_sync(policy_version, engines, self._sender.send_weights)
+            except CannotReplace:  # raised before any parameter was gathered, and the other ranks wait for this one
                 for _ in self._gather() if not self._learner.options.rollout.shares_gpus else ():
                     pass
                 raise

@@ -152,7 +152,7 @@ def test_a_prompt_whose_line_a_kill_cut_short_is_asked_again(config: SamplingRun
 
 def test_what_is_answered_needs_no_engine(config: SamplingRunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = sample_and_score(config, "test")
-    monkeypatch.setattr("rl.evaluation.sampling.RolloutPool", None)
+    monkeypatch.setattr("rl.evaluation.sampling.EnginePool", None)
     second = sample_and_score(config, "test")
     assert (second.num_sampled, second.results) == (0, first.results)
 
