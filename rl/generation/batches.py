@@ -21,7 +21,7 @@ from rl.config import BatchOptions
 from rl.generation.dynamic_sampling import has_variance, refill_budget, select_groups
 from rl.samples import TeacherLogprobs
 from rollout.data.mixture import Stream
-from rollout.pool.engine_pool import request_seed
+from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.pool.teacher import Teacher
 from rollout.rendering import require_same_tokens
 from rollout.types import Group, Prompt, Sampling
