@@ -1,1 +1,1 @@
-"""The model as the learner sees it."""
+"""The policy in the learner: loading, sharding, packing, log-probabilities, routing replay, LoRA and export."""

@@ -1,4 +1,4 @@
-"""A parameter and the rows of it that this rank holds; all of them where the policy is not sharded."""
+"""Rows of sharded parameters (DTensor): this rank's, or all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 
 def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
-    """This rank's rows, in their own memory, and the number of the first."""
+    """Returns this rank's rows, which share the tensor's memory, and the number of the first; all rows if it is not sharded."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), 0
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -16,5 +16,5 @@ def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Those of all ranks, which must all call this."""
+    """Returns the rows of all ranks. Every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,8 +1,8 @@
-"""The policy's parameters under the names and layouts of the published checkpoint, for vLLM and for the disk.
+"""Export of the policy's parameters with the names and layouts of the published checkpoint, for vLLM and for the disk.
 
 transformers keeps the experts of a MoE layer as [E, out, in]; the published checkpoint, and so vLLM, has [E, in, out].
-`save_pretrained` writes transformers' layout, which vLLM rejects; so weight transfer and checkpoints both come here.
-A sharded policy is gathered one parameter at a time: every rank goes through the same parameters, in the same order.
+`save_pretrained` writes transformers' layout, which vLLM rejects. So weight transfer and checkpoints both use this module.
+A sharded policy is gathered one parameter at a time: every rank iterates over the same parameters in the same order.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from policies.lora import EXPERT_PARAMETERS, adapter_product, adapters, is_adapt
 
 
 def exported_parameters(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields every parameter as the published checkpoint names and lays it out.
+    """Yields every parameter with the name and layout of the published checkpoint.
 
-    A tied `lm_head.weight` is left out, as it is from the checkpoint.
+    A tied `lm_head.weight` is left out, as in the checkpoint.
 
     Args:
         model: A Qwen3-VL, dense or MoE, built or loaded, with or without LoRA, sharded or not.
-        dtype: What shards are cast to on their way, to halve it; the caller casts what is whole already. Default: not at all.
+        dtype: Precision that shards are cast to before they are gathered, to halve the traffic. Unsharded parameters are left to
+            the caller. Default: no cast.
 
     Yields:
-        Name and tensor. Adapters are merged into the parameters that they adapt. Tensors share the model's memory except
-        for LoRA's sums and what was gathered; experts are transposed views: `gate_up_proj` [E, H, 2·I], `down_proj`
-        [E, I, H].
+        Name and tensor. Adapters are merged into the parameters that they adapt. Tensors share the model's memory, except LoRA's
+        sums and gathered parameters. Experts are transposed views: `gate_up_proj` [E, H, 2·I], `down_proj` [E, I, H].
     """
     adapted = adapters(model)
     for name, parameter in published_parameters(model):
@@ -49,7 +49,7 @@ def exported_parameters(model: PreTrainedModel, dtype: torch.dtype | None = None
 
 
 def exported_metadata(model: PreTrainedModel) -> list[tuple[str, torch.dtype, torch.Size]]:
-    """Name, dtype and shape of what `exported_parameters` yields, in its order."""
+    """Returns name, dtype and shape of every tensor of `exported_parameters`, in the same order."""
     return [
         (name, parameter.dtype, published_layout(name, torch.empty(parameter.shape, device="meta")).shape)
         for name, parameter in published_parameters(model)
@@ -57,14 +57,14 @@ def exported_metadata(model: PreTrainedModel) -> list[tuple[str, torch.dtype, to
 
 
 def published_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Every parameter but the adapters', under its published name, in the layout that transformers has in memory."""
-    for name, parameter in model.named_parameters():  # a tied parameter comes once, under its first name
+    """Yields every parameter except adapters, with its published name, in transformers' layout."""
+    for name, parameter in model.named_parameters():  # a tied parameter comes once, with its first name
         if not is_adapter(name):
             yield published_name(name), parameter
 
 
 def published_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Between the layout in memory and the published one, either way: experts are transposed."""
+    """Converts between transformers' layout and the published one, in either direction: transposes experts."""
     return tensor.transpose(1, 2) if name.endswith(EXPERT_PARAMETERS) else tensor
 
 
@@ -76,25 +76,25 @@ def save_policy(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> Path:
-    """Writes model and processor as a published folder: `from_pretrained` and vLLM load it.
+    """Writes model and processor as a published folder, which `from_pretrained` and vLLM load.
 
-    Of a sharded policy every rank calls this, and rank 0 writes. No more than a file or two of it is in memory at a time.
-    A crash leaves half a folder: a caller who cannot have that writes aside and renames.
+    Every rank of a sharded policy must call it; rank 0 writes. At most a file or two are in memory at a time. A crash leaves an
+    incomplete folder: to avoid that, write to a temporary folder and rename it.
 
     Args:
         model: A Qwen3-VL, dense or MoE, built or loaded.
-        processor: Its processor (tokenizer and chat template included).
-        folder: Where to; made if missing, weights in it are replaced.
+        processor: The model's processor, with tokenizer and chat template.
+        folder: The target folder; created if missing. Its weights are replaced.
         dtype: Precision of the weights on disk. Default: the model's.
-        max_shard_bytes: Larger policies are cut into several files with an index.
+        max_shard_bytes: Largest file; larger policies get several files with an index.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
-    writes = not dist.is_initialized() or dist.get_rank() == 0
+    is_writer = not dist.is_initialized() or dist.get_rank() == 0
     dtype = dtype or model.dtype
-    if writes:
+    if is_writer:
         folder.mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]
@@ -109,14 +109,14 @@ def save_policy(
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
     unwritten: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in exported_parameters(model, dtype):
-        if not writes:
+        if not is_writer:
             continue
         file = split.tensor_to_filename[name]
         weights = unwritten.setdefault(file, {})
         weights[name] = tensor.to("cpu", dtype).contiguous()
         if len(weights) == len(split.filename_to_tensors[file]):
             save_file(unwritten.pop(file), folder / file, metadata={"format": "pt"})
-    if writes and split.is_sharded:
+    if is_writer and split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFETENSORS_INDEX_FILE).write_text(json.dumps(index, indent=2))
     return folder

@@ -1,7 +1,7 @@
-"""Faster ways through a Qwen3-VL on a GPU, with the same results up to rounding.
+"""Fused RMSNorm for Qwen3-VL on a GPU, with the same results up to rounding.
 
-transformers' RMSNorm is eight kernels in a row, four times in every layer: a small model waits for their launches more than it
-computes. torch has it as one.
+transformers' RMSNorm is a sequence of eight kernels, four times in every layer. A small model waits for their launches longer than
+it computes. torch has a single kernel.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ NORMS = (Qwen3VLTextRMSNorm, Qwen3VLMoeTextRMSNorm)
 
 
 def use_fused_kernels(model: nn.Module) -> None:
-    """Has the language model's norms run as one kernel each, and keeps cuDNN's attention out of the way."""
-    # cuDNN plans anew for every length of a sequence, which takes longer than the attention; in RL no two lengths are alike.
+    """Makes the language model's norms run as one kernel each, and disables cuDNN's attention."""
+    # cuDNN re-plans for each sequence length, which takes longer than the attention itself. In RL no two lengths are equal.
     torch.backends.cuda.enable_cudnn_sdp(False)
     for module in model.modules():
         if isinstance(module, NORMS):
@@ -27,10 +27,10 @@ def use_fused_kernels(model: nn.Module) -> None:
 
 
 def fused_norm(module: Qwen3VLTextRMSNorm | Qwen3VLMoeTextRMSNorm, hidden_states: Tensor) -> Tensor:
-    """What the module's own forward gives; computed in float32, the weight in the precision of `hidden_states`."""
+    """Replaces the module's forward; computes in float32, with the weight in the precision of `hidden_states`."""
     device = hidden_states.device.type
     weight = module.weight.to(hidden_states.dtype)
     with torch.autocast(device, enabled=False):
         normalised = rms_norm(hidden_states, (hidden_states.shape[-1],), weight, module.variance_epsilon)
-    # Under autocast each of the products that follow would cast it for itself, and keep its own copy for the backward pass.
+    # Under autocast each of the following matrix products would otherwise cast it and keep a copy for the backward pass.
     return normalised.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normalised

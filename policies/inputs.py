@@ -1,6 +1,6 @@
-"""Token ids, pictures and videos → what the model's forward takes.
+"""Inputs of the model's forward pass from token ids, images and videos.
 
-Shapes: L tokens, N images and M videos in the order of their placeholders, U distinct ones of both kinds, C patch values.
+Shapes: L tokens, N images and M videos in the order of their placeholders, U distinct media of both kinds, C patch values.
 """
 
 from __future__ import annotations
@@ -21,21 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionTokens:
-    """How images and videos lie among the tokens.
-
-    Attributes:
-        image_id: The image placeholder's id.
-        video_id: The video placeholder's id.
-        merge_size: Patches per side that merge into one token.
-    """
+    """Placeholder tokens of images and videos."""
 
     image_id: int
+    """Id of the image placeholder."""
     video_id: int
+    """Id of the video placeholder."""
     merge_size: int
+    """Patches per side that merge into one token."""
 
 
 def vision_tokens(config: PreTrainedConfig) -> VisionTokens:
-    """As a model's config says."""
+    """Returns the placeholder tokens of a model's config."""
     return VisionTokens(
         image_id=config.image_token_id,
         video_id=config.video_token_id,
@@ -45,42 +42,36 @@ def vision_tokens(config: PreTrainedConfig) -> VisionTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedMedia:
-    """One image or video, as the processor makes it.
-
-    Attributes:
-        pixels: [patches, C] float32.
-        grid: Patches in time, height and width.
-        is_video: Whether it stands for video placeholders.
-    """
+    """One image or video, as returned by the processor."""
 
     pixels: Tensor
+    """[patches, C] float32."""
     grid: tuple[int, int, int]
+    """Patches in time, height and width."""
     is_video: bool = False
+    """True if it belongs to video placeholders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionInputs:
-    """The images and videos of a batch. Siblings of a group show the same: the vision tower sees it once.
-
-    Attributes:
-        pixels: [patches of all U, C] float32, as the processor makes them.
-        grid_U3: [U, 3] int64, each one's patch grid (time, height, width).
-        image_order_N: [N] int64, which of the U each image placeholder shows.
-        video_order_M: [M] int64, which of the U each video placeholder shows.
-    """
+    """The images and videos of a batch. Completions of a group share them, so the vision tower encodes each once."""
 
     pixels: Tensor
+    """[patches of all U, C] float32, as returned by the processor."""
     grid_U3: Tensor
+    """[U, 3] int64, patch grids (time, height, width)."""
     image_order_N: Tensor
+    """[N] int64, index into the U media of each image placeholder."""
     video_order_M: Tensor
+    """[M] int64, index into the U media of each video placeholder."""
 
     @property
     def is_seen(self) -> bool:
-        """Whether any token shows any of it."""
+        """True if any placeholder refers to any of the media."""
         return len(self.image_order_N) + len(self.video_order_M) > 0
 
     def to(self, device: torch.device) -> VisionInputs:
-        """The same on `device`; the orders stay where they are read."""
+        """Returns a copy on `device`; the orders stay on the CPU, where they are read."""
         return VisionInputs(
             pixels=self.pixels.to(device),
             grid_U3=self.grid_U3.to(device),
@@ -97,30 +88,30 @@ def encode_image(processor: ProcessorMixin, image: Any) -> EncodedMedia:
 
 
 def encode_video(processor: ProcessorMixin, frames: np.ndarray) -> EncodedMedia:
-    """Runs the video processor on frames [F, H, W, 3] uint8, all of which are to be seen."""
-    # A copy, since frames out of shared memory are read-only; channels first, as a frame 3 pixels high would be mistaken for it.
+    """Runs the video processor on frames [F, H, W, 3] uint8, without sampling frames."""
+    # Copied, since frames in shared memory are read-only. Channels first, since a frame 3 pixels high would be taken for that.
     channels_first = torch.tensor(frames).permute(0, 3, 1, 2)
     encoded = processor.video_processor(videos=[channels_first], do_sample_frames=False, return_tensors="pt")
     time, height, width = encoded["video_grid_thw"][0].tolist()
     return EncodedMedia(pixels=encoded["pixel_values_videos"], grid=(time, height, width), is_video=True)
 
 
-def join_media(shown_B: Sequence[Sequence[EncodedMedia]]) -> VisionInputs | None:
+def join_media(media_B: Sequence[Sequence[EncodedMedia]]) -> VisionInputs | None:
     """Joins the media of a batch's sequences, keeping each distinct object once.
 
     Args:
-        shown_B: [B] what each sequence shows, images and videos each in the order of their placeholders; siblings pass the
-            very same objects.
+        media_B: [B] the media of each sequence, images and videos each in the order of their placeholders. Completions of a group
+            pass the same objects.
 
     Returns:
         The joined media, or None if no sequence has any.
     """
-    distinct = {id(media): media for shown in shown_B for media in shown}
+    distinct = {id(media): media for sequence in media_B for media in sequence}
     if not distinct:
         return None
     number = {key: index for index, key in enumerate(distinct)}
     orders = [
-        [number[id(media)] for shown in shown_B for media in shown if media.is_video == is_video]
+        [number[id(media)] for sequence in media_B for media in sequence if media.is_video == is_video]
         for is_video in (False, True)
     ]
     return VisionInputs(
@@ -132,9 +123,9 @@ def join_media(shown_B: Sequence[Sequence[EncodedMedia]]) -> VisionInputs | None
 
 
 def dummy_image(vision_config: Any) -> VisionInputs:
-    """The smallest image, shown nowhere: through it the vision tower runs where there is nothing to see.
+    """Returns the smallest image without a placeholder, so that the vision tower runs on a rank without media.
 
-    Ranks that share a policy must all run the same layers. Its features, and so its gradients, count zero times.
+    All ranks of a sharded policy must run the same layers. The image's features, and so its gradients, are multiplied by zero.
     """
     merge, patch = vision_config.spatial_merge_size, vision_config.patch_size
     values = vision_config.in_channels * vision_config.temporal_patch_size * patch**2
@@ -146,27 +137,27 @@ def dummy_image(vision_config: Any) -> VisionInputs:
     )
 
 
-def mrope_positions(token_ids: np.ndarray, shown: Sequence[EncodedMedia], vision: VisionTokens) -> np.ndarray:
-    """Interleaved-MRoPE positions of one sequence (Qwen3-VL, arXiv 2511.21631).
+def mrope_positions(token_ids: np.ndarray, media: Sequence[EncodedMedia], vision: VisionTokens) -> np.ndarray:
+    """Returns the interleaved-MRoPE positions of one sequence (Qwen3-VL, arXiv 2511.21631).
 
-    Text advances all three axes by one. An image of a merged grid (1, h, w) fills positions (0, h, w) counted from where it
-    starts, and the text behind it goes on at start + max(h, w). A video is as many images as its grid has steps in time: what
-    tells their order is the text between them.
+    Text advances all three axes by one. An image with a merged grid (1, h, w) takes the positions of that grid, relative to its
+    start; the following text continues at start + max(h, w). A video counts as one image per time step: only the text between them
+    gives their order.
 
     Args:
         token_ids: [L] int, placeholders expanded.
-        shown: Images and videos, each in the order of their placeholders.
+        media: Images and videos, each in the order of their placeholders.
         vision: The placeholders.
 
     Returns:
         [3, L] int64 positions of time, height, width.
 
     Raises:
-        ValueError: If placeholders and media do not match in number.
+        ValueError: Placeholders and media do not match in number.
     """
     positions_3L = np.empty((3, len(token_ids)), np.int64)
     pictures = {
-        token_id: _pictures(token_ids, [media.grid for media in shown if media.is_video == is_video], vision, is_video)
+        token_id: _pictures(token_ids, [each.grid for each in media if each.is_video == is_video], vision, is_video)
         for token_id, is_video in ((vision.image_id, False), (vision.video_id, True))
     }
     is_picture_L = np.isin(token_ids, list(pictures))
@@ -187,12 +178,14 @@ def mrope_positions(token_ids: np.ndarray, shown: Sequence[EncodedMedia], vision
 def _pictures(
     token_ids: np.ndarray, grids: Sequence[tuple[int, int, int]], vision: VisionTokens, is_video: bool
 ) -> list[tuple[int, int]]:
-    """Height and width in tokens of every image, or of every step in time of every video."""
+    """Returns height and width, in tokens, of every image or of every time step of every video."""
     sizes = [(h // vision.merge_size, w // vision.merge_size) for t, h, w in grids for _ in range(t)]
     kind, token_id = ("video", vision.video_id) if is_video else ("image", vision.image_id)
     num_placeholders, num_features = int((token_ids == token_id).sum()), sum(h * w for h, w in sizes)
     if num_placeholders != num_features:
-        raise ValueError(f"the sequence has {num_placeholders} {kind} tokens, its {kind}s make {num_features}")
+        raise ValueError(
+            f"the sequence has {num_placeholders} {kind} tokens, but its {kind}s have {num_features} features"
+        )
     return sizes
 
 
@@ -203,21 +196,21 @@ def hidden_states(
     vision: VisionInputs | None,
     lengths_B: Tensor | None = None,
 ) -> Tensor:
-    """[B, L, H] the last hidden states, before the vocabulary.
+    """Returns [B, L, H], the hidden states of the last layer.
 
-    Sequences are padded on the right and attention is causal, so no real token sees a padded one and no mask is needed.
+    Sequences are padded on the right and attention is causal. So no real token attends to padding, and no mask is needed.
 
     Args:
         model: A Qwen3-VL, dense or MoE.
         tokens_BL: int64 token ids.
         positions_3BL: int64 positions of interleaved MRoPE.
         vision: The images and videos; None for text only.
-        lengths_B: Tokens of each sequence, to leave out the padding, whose hidden states are 0 then; for a model that
-            `use_packed_attention` has prepared. Default: the model sees the padding.
+        lengths_B: Tokens of each sequence, for a model prepared by `use_packed_attention`. Padding is removed, and its hidden
+            states are 0. Default: the model processes the padding.
     """
     features, outputs = None, {}
     if vision is not None:
-        # Images and videos at once: they go through the same tower, frames of a video one by one.
+        # Images and videos go through the same tower together, frames of a video one by one.
         features = model.model.get_image_features(vision.pixels, vision.grid_U3, return_dict=True)
         orders = {"image": vision.image_order_N.tolist(), "video": vision.video_order_M.tolist()}
         outputs = {kind: _placed(features, order) for kind, order in orders.items() if order}
@@ -236,14 +229,14 @@ def hidden_states(
         ).last_hidden_state
         hidden_BLH = hidden_1SH.new_zeros(*real_BL.shape, hidden_1SH.shape[2])
         hidden_BLH[real_BL] = hidden_1SH[0]
-    if features is not None and not outputs:  # the tower's part of the backward pass, too, must run
+    if features is not None and not outputs:  # the tower's backward pass must run, too
         for unseen in (*features.pooler_output, *(image for level in features.deepstack_features for image in level)):
             hidden_BLH = hidden_BLH + 0 * unseen.sum()
     return hidden_BLH
 
 
 def _placed(features: Any, order: Sequence[int]) -> Any:
-    """The tower's output for every placeholder, from that of every distinct picture; gradients add up."""
+    """Returns the tower's output per placeholder, from its output per distinct image or video; gradients add up."""
     return type(features)(
         pooler_output=[features.pooler_output[i] for i in order],
         deepstack_features=[[level[i] for i in order] for level in features.deepstack_features],

@@ -1,4 +1,4 @@
-"""From a folder or hub name to a policy and its processor, with one clear sentence when that cannot be."""
+"""Loading of a policy and its processor from a folder or hub name, with a clear error if it cannot work."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def load_policy(path_or_name: Path | str, *, dtype: torch.dtype, device: torch.d
     Args:
         path_or_name: A folder in the published layout, or a hub name.
         dtype: Precision of the parameters.
-        device: Where they go.
+        device: Device of the parameters.
 
     Raises:
-        ValueError: No such model, a model of another family, weights that do not fit the config, or square experts.
+        ValueError: There is no such model, it is of another family, its weights do not fit the config, or it has square experts.
     """
     name = supported_model(path_or_name)
     with quiet():
@@ -38,10 +38,10 @@ def load_policy(path_or_name: Path | str, *, dtype: torch.dtype, device: torch.d
             )
         except (OSError, SafetensorError) as error:
             raise ValueError(f"the weights of model '{name}' cannot be read: {_first_line(error)}") from error
-    # from_pretrained fills every hole with random numbers and goes on; a policy with holes is no policy.
-    if holes := sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"]):
+    # from_pretrained would silently fill missing weights with random numbers.
+    if missing := sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"]):
         raise ValueError(
-            f"model '{name}' lacks {len(holes)} weights that its config.json asks for, the first is {holes[0]}; "
+            f"model '{name}' lacks {len(missing)} weights that its config.json requires, the first is {missing[0]}; "
             "pass a complete checkpoint in the published layout"
         )
     refuse_square_experts(name, model.config.text_config)
@@ -49,10 +49,10 @@ def load_policy(path_or_name: Path | str, *, dtype: torch.dtype, device: torch.d
 
 
 def supported_model(path_or_name: Path | str) -> str:
-    """Returns a folder that has a config.json, or what may be a hub name, of a supported family.
+    """Returns the folder or hub name of a model of a supported family.
 
     Raises:
-        ValueError: No such model, or one of another family.
+        ValueError: There is no such model, or it is of another family.
     """
     name = _existing(path_or_name)
     family = _family(name)
@@ -72,7 +72,7 @@ def frozen_parameters(model: PreTrainedModel) -> list[str]:
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a model's weights; a hub name is downloaded to the hub's cache first."""
+    """Returns the folder of a model's weights; a hub model is first downloaded to the hub's cache."""
     if Path(name).is_dir():
         return Path(name)
     return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
@@ -85,7 +85,7 @@ def load_processor(path_or_name: Path | str) -> Qwen3VLProcessor:
         path_or_name: A folder in the published layout, or a hub name.
 
     Raises:
-        ValueError: No such model, or its processor's files are missing.
+        ValueError: There is no such model, or its processor's files are missing.
     """
     name = _existing(path_or_name)
     try:
@@ -93,7 +93,7 @@ def load_processor(path_or_name: Path | str) -> Qwen3VLProcessor:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model '{name}' has no usable processor ({_first_line(error)}); "
-            "put the tokenizer and processor files of the published model beside config.json"
+            "put the tokenizer and processor files of the published model next to config.json"
         ) from error
     if not isinstance(processor, Qwen3VLProcessor):
         raise ValueError(f"the processor of model '{name}' is a {type(processor).__name__}, not a Qwen3VLProcessor")
@@ -101,12 +101,12 @@ def load_processor(path_or_name: Path | str) -> Qwen3VLProcessor:
 
 
 def vision_token_ids(source: PreTrainedConfig | Qwen3VLProcessor) -> list[int]:
-    """Ids that a policy must never sample: an image placeholder without an image breaks the next forward pass.
+    """Returns ids that a policy must never sample: an image placeholder without an image breaks the next forward pass.
 
     The engine bans them and the learner masks them, so that both normalise over the same tokens.
 
     Args:
-        source: The config or the processor of a model; both know the same ids.
+        source: The config or the processor of a model; both have the ids.
 
     Returns:
         Ids of vision start, vision end, image pad and video pad, sorted.
@@ -117,7 +117,7 @@ def vision_token_ids(source: PreTrainedConfig | Qwen3VLProcessor) -> list[int]:
 
 
 def _existing(path_or_name: Path | str) -> str:
-    """Returns a folder that has a config.json, or what may be a hub name."""
+    """Returns a folder that has a config.json, or a possible hub name."""
     folder = Path(path_or_name).expanduser()
     if (folder / "config.json").is_file():
         return str(folder)
@@ -129,7 +129,7 @@ def _existing(path_or_name: Path | str) -> str:
 
 
 def _family(name: str) -> str:
-    """Returns `model_type` as config.json has it, also of a family that transformers does not know."""
+    """Returns `model_type` from config.json, even for a family that transformers does not support."""
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
@@ -140,7 +140,7 @@ def _family(name: str) -> str:
 
 
 def refuse_square_experts(name: str, text: PreTrainedConfig) -> None:
-    """Raises where transformers, which turns the published experts by comparing shapes, has left them unturned."""
+    """Refuses square experts. transformers decides by their shape whether to transpose them, so it loads square ones wrongly."""
     hidden, intermediate = text.hidden_size, getattr(text, "moe_intermediate_size", None)
     if intermediate and hidden in (intermediate, 2 * intermediate):
         raise ValueError(
@@ -155,10 +155,10 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers' progress bar and loading report, and restores both; a download keeps its bar."""
+    """Silences transformers' progress bar and loading report inside the block; downloads keep their bar."""
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     download_bars = not are_progress_bars_disabled()
-    transformers_logging.disable_progress_bar()  # takes the hub's bars along
+    transformers_logging.disable_progress_bar()  # also disables the hub's bars
     if download_bars:
         enable_progress_bars()
     transformers_logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) through peft, on parts of a policy that are chosen by name; merged whenever weights leave the learner."""
+"""LoRA (arXiv 2106.09685) through peft, on selected parts of a policy; merged when weights leave the learner."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ MODULES: dict[Part, str] = {
     "language": r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
     "vision": r"model\.visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])|(deepstack_)?merger\S*\.linear_fc[12])",
 }
-"""Linear layers of each part, as regular expressions over module names."""
+"""Part → regular expression for the module names of its linear layers."""
 EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, parts: Sequence[Part], seed: int) -> None:
-    """Freezes the policy and adds trainable low-rank adapters, which change nothing yet.
+    """Freezes the policy and adds trainable low-rank adapters, which start as zero.
 
     Args:
-        model: A Qwen3-VL, dense or MoE; changed in place, its class and config stay.
-        rank: Of each adapter.
+        model: A Qwen3-VL, dense or MoE; changed in place, with the same class and config.
+        rank: Rank of each adapter.
         alpha: An adapter's product is scaled by alpha / rank.
-        parts: Which parts get adapters.
-        seed: Of the adapters' random half.
+        parts: Parts that get adapters.
+        seed: Seeds the adapters' random half.
 
     Raises:
-        ValueError: If a part matches nothing in this model.
+        ValueError: A part matches nothing in this model.
     """
     from peft import inject_adapter_in_model
 
     _require_matches(model, parts)
-    with torch.random.fork_rng():  # peft draws numbers, which the next line replaces
+    with torch.random.fork_rng():  # peft draws numbers that the next line replaces
         inject_adapter_in_model(_peft_config(rank, alpha, parts), model)
     initialise_adapters(model, seed)
 
@@ -61,17 +61,17 @@ def _peft_config(rank: int, alpha: float, parts: Sequence[Part]) -> Any:
 def adapter_files(
     model: torch.nn.Module, *, rank: int, alpha: float, parts: Sequence[Part], dtype: torch.dtype = torch.float32
 ) -> dict[str, bytes]:
-    """The adapters alone, as the files that peft and vLLM load; of a sharded policy every rank calls this.
+    """Returns the adapters alone, as files that peft and vLLM load. Every rank of a sharded policy must call it.
 
     Args:
-        model: With the adapters that `add_lora` added.
-        rank: As `add_lora` was told.
-        alpha: As `add_lora` was told.
-        parts: As `add_lora` was told.
+        model: A policy with adapters from `add_lora`.
+        rank: As in `add_lora`.
+        alpha: As in `add_lora`.
+        parts: As in `add_lora`.
         dtype: Precision in the file.
 
     Returns:
-        Content by file name.
+        File name → content.
     """
     tensors = {
         "base_model.model." + name.replace(".default", ""): full_tensor(parameter.detach())
@@ -93,20 +93,20 @@ def _plain(value: Any) -> Any:
 
 @torch.no_grad()
 def initialise_adapters(model: torch.nn.Module, seed: int) -> None:
-    """Kaiming-uniform A, as peft draws it, and zero B; the same numbers on any device and any number of ranks.
+    """Initialises A as Kaiming-uniform, as peft does, and B as zero; equal on any device and any number of ranks.
 
     Args:
-        model: With adapters; sharded ones take their rows, those without memory stay as they are.
-        seed: Of the numbers.
+        model: A policy with adapters. Sharded adapters take their rows; adapters on the meta device are skipped.
+        seed: Seeds the numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if is_adapter(name) and not parameter.is_meta:
-            whole = torch.zeros(parameter.shape)
+            values = torch.zeros(parameter.shape)
             if ".lora_A." in name:
-                torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
+                torch.nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
             local, first = local_shard(parameter)
-            local.copy_(whole[first : first + len(local)])
+            local.copy_(values[first : first + len(local)])
 
 
 def _require_matches(model: PreTrainedModel, parts: Sequence[Part]) -> None:
@@ -124,11 +124,11 @@ def _require_matches(model: PreTrainedModel, parts: Sequence[Part]) -> None:
 
 
 def adapters(model: torch.nn.Module) -> dict[str, Any]:
-    """The adapter of each adapted parameter, under the parameter's name in the published checkpoint."""
+    """Returns published parameter name → adapter."""
     found = {}
     for path, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
-            # An adapter of a bare parameter says which one; the others wrap a linear layer.
+            # An adapter of a bare parameter has its name; the others wrap a linear layer.
             leaf = getattr(module, "parameter_name", "weight")
             found[f"{published_name(path)}.{leaf}"] = module
     return found
@@ -136,31 +136,31 @@ def adapters(model: torch.nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def adapter_product(adapter: Any) -> torch.Tensor:
-    """What an adapter of `adapters` adds to its parameter, in whole; of a sharded policy every rank calls this."""
+    """Returns the full product that an adapter adds to its parameter. Every rank of a sharded policy must call it."""
     halves = [adapter.lora_A["default"], adapter.lora_B["default"]]
-    own = [half.weight for half in halves]
+    sharded = [half.weight for half in halves]
     try:
-        for half in halves:  # peft cuts them by experts, which rows need not follow
+        for half in halves:  # gathered, since peft splits them by experts, which need not match the rows
             half.weight = torch.nn.Parameter(full_tensor(half.weight), requires_grad=False)
         return adapter.get_delta_weight("default")
     finally:
-        for half, weight in zip(halves, own, strict=True):
+        for half, weight in zip(halves, sharded, strict=True):
             half.weight = weight
 
 
 def published_name(name: str) -> str:
-    """A parameter's or module's name without the wrappers that peft puts around it."""
+    """Returns a parameter's or module's name without peft's wrappers."""
     return name.replace(".base_layer", "")
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to an adapter and not to the published checkpoint."""
+    """Returns True for a parameter of an adapter, which the published checkpoint lacks."""
     return ".lora_" in name
 
 
 @contextmanager
 def adapters_off(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, the policy is the one that LoRA started from."""
+    """Disables the adapters inside the block: the policy is the one before LoRA."""
     layers = list(adapters(model).values())
     for layer in layers:
         layer.enable_adapters(False)

@@ -1,4 +1,4 @@
-"""What of a Qwen3-VL its size depends on: read from a config.json, or as published. No torch, no weights, no hub.
+"""Sizes of Qwen3-VL models, from a config.json or as published; needs no torch, no weights and no hub.
 
 H is the hidden size, h that of the vision tower.
 """
@@ -10,30 +10,27 @@ from dataclasses import dataclass
 from typing import Any
 
 PATCH_VALUES = 3 * 2 * 16 * 16
-"""Colours × frames × pixels of one patch."""
+"""Values of one patch: colours × frames × height × width."""
 MERGE = 4
-"""Patches that become one token."""
+"""Patches per token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionShape:
-    """The vision tower.
-
-    Attributes:
-        layers: Blocks.
-        hidden: h.
-        intermediate: Width of a block's MLP.
-        positions: Learnt position embeddings.
-        num_deepstack: Levels that are added to the language model's first layers, each with a merger of its own.
-        out: H.
-    """
+    """Sizes of the vision tower."""
 
     layers: int
+    """Blocks."""
     hidden: int
+    """h."""
     intermediate: int
+    """Width of a block's MLP."""
     positions: int
+    """Position embeddings."""
     num_deepstack: int
+    """Levels that are added to the language model's first layers; each has a merger."""
     out: int
+    """H."""
 
     @property
     def block(self) -> int:
@@ -47,45 +44,40 @@ class VisionShape:
         h, wide = self.hidden, MERGE * self.hidden
         merger = wide * wide + wide + wide * self.out + self.out
         embeddings = PATCH_VALUES * h + h + self.positions * h
-        # The last merger normalises before it merges, DeepStack's after.
+        # The last merger normalises before merging, DeepStack's mergers after it.
         return embeddings + merger + 2 * h + self.num_deepstack * (merger + 2 * wide)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """A Qwen3-VL, dense or MoE.
-
-    Attributes:
-        layers: Of the language model.
-        hidden: H.
-        heads: Of queries.
-        kv_heads: Of keys and values.
-        head_dim: Size of a head.
-        intermediate: Width of a dense MLP.
-        vocabulary: Words.
-        tied: Whether input and output embeddings are one.
-        experts: Per layer; 0 in a dense model.
-        experts_per_token: That each token goes through.
-        expert_intermediate: Width of an expert.
-        vision: The tower.
-    """
+    """Sizes of a Qwen3-VL, dense or MoE."""
 
     layers: int
+    """Layers of the language model."""
     hidden: int
+    """H."""
     heads: int
+    """Query heads."""
     kv_heads: int
+    """Key and value heads."""
     head_dim: int
+    """Size of a head."""
     intermediate: int
+    """Width of a dense MLP."""
     vocabulary: int
+    """Tokens of the vocabulary."""
     tied: bool
+    """True if input and output embeddings are the same."""
     vision: VisionShape
     experts: int = 0
+    """Experts per layer; 0 in a dense model."""
     experts_per_token: int = 0
     expert_intermediate: int = 0
+    """Width of an expert."""
 
     @property
     def mlp(self) -> int:
-        """Parameters of one layer's MLP, or of its router and experts."""
+        """Parameters of one layer's MLP, or of its router and experts in a MoE."""
         if self.experts:
             return self.experts * self.hidden * (1 + 3 * self.expert_intermediate)
         return 3 * self.hidden * self.intermediate
@@ -113,7 +105,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Parameters of the whole model."""
         return self.language + self.tower
 
     @property
@@ -123,10 +115,10 @@ class ModelShape:
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a config.json of the family tells.
+    """Returns the sizes in a config.json.
 
     Raises:
-        ValueError: It lacks a field.
+        ValueError: A field is missing.
     """
     try:
         text, vision = config["text_config"], config["vision_config"]
@@ -138,7 +130,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
             head_dim=text["head_dim"],
             intermediate=text["intermediate_size"],
             vocabulary=text["vocab_size"],
-            # Published configs have it at the top; what transformers writes has it in both.
+            # Published configs have it at the top, those of transformers in both places.
             tied=config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
             experts=text.get("num_experts", text.get("num_local_experts", 0)),
             experts_per_token=text.get("num_experts_per_tok", 0),
@@ -153,11 +145,11 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
             ),
         )
     except KeyError as error:
-        raise ValueError(f"config.json lacks {error.args[0]!r}: it is not a Qwen3-VL's") from error
+        raise ValueError(f"config.json lacks {error.args[0]!r}: it is not of a Qwen3-VL") from error
 
 
 def _vision(out: int, *, large: bool = True) -> VisionShape:
-    """The published towers: SigLIP-2 large for 2B and 4B, so400m for the others."""
+    """Returns a published tower: SigLIP-2 large for 2B and 4B, so400m for the others."""
     size = {"layers": 27, "hidden": 1152, "intermediate": 4304} if large else {}
     return VisionShape(
         **({"layers": 24, "hidden": 1024, "intermediate": 4096} | size), positions=2304, num_deepstack=3, out=out
@@ -200,14 +192,14 @@ PUBLISHED: dict[str, ModelShape] = {
         expert_intermediate=1536,
     ),
 }
-"""The family, by the names of its sizes (arXiv 2511.21631)."""
+"""Size → published model (arXiv 2511.21631)."""
 
 
 def shape_of_checkpoint(model: str) -> ModelShape:
-    """The shape of a folder's or hub name's model.
+    """Returns the sizes of a model from its folder or hub name.
 
     Raises:
-        ValueError: There is no such model, or it is no Qwen3-VL.
+        ValueError: There is no such model, or it is not a Qwen3-VL.
     """
     from transformers import PreTrainedConfig
 

@@ -1,9 +1,9 @@
-"""Sequences without padding: the tokens of a batch one behind the other in one row, each attending to its own sequence.
+"""Sequence packing: all tokens of a batch in one row without padding, with attention inside each sequence only.
 
-All layers but attention see tokens alone. Attention runs causally on each sequence's piece of the row: no mask exists, and no work
-is done between sequences. On a GPU, in half precision, one flash kernel takes the whole row.
+All layers except attention work on single tokens. Attention runs causally on each sequence's part of the row: there is no mask, and
+no work between sequences. On a GPU, in half precision, one flash kernel processes the whole row.
 
-Shapes: B sequences, L tokens of the longest, S of all together, H hidden size, A heads, D their size.
+Shapes: B sequences, L tokens of the longest, S tokens in total, H hidden size, A heads, D head size.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 NAME = "packed"
-"""Of this attention in transformers' registry."""
+"""Name of this attention in transformers' registry."""
 SHARED_KEYS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-"""What varlen_attn is told so that several queries' heads share a key's; older torch takes them so without."""
+"""Argument of varlen_attn for grouped-query attention; older torch supports it without an argument."""
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Has the language model expect packed rows; the vision tower, whose images lie packed anyway, stays as it is."""
+    """Makes the language model use packed rows. The vision tower is unchanged, since its images are packed already."""
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, _no_mask)
     model.set_attn_implementation({"text_config": NAME})
 
 
 def row_layout(lengths_B: Tensor, device: torch.device) -> dict[str, Any]:
-    """Where each sequence of a row begins and ends, as `packed_attention` takes it: once for all layers."""
+    """Returns the arguments of `packed_attention` for a row, computed once for all layers."""
     lengths = lengths_B.tolist()
     bounds_B1 = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     return {"sequence_lengths": lengths, "bounds_B1": bounds_B1}
 
 
 def real_tokens(lengths_B: Tensor, length: int) -> Tensor:
-    """[B, L] True where there is a token and no padding."""
+    """Returns [B, L], True at tokens and False at padding."""
     return torch.arange(length, device=lengths_B.device) < lengths_B[:, None]
 
 
@@ -56,22 +56,22 @@ def packed_attention(
     bounds_B1: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence of a row, as transformers calls it.
+    """Computes causal attention within each sequence of a row. transformers prescribes the signature.
 
     Args:
         module: The layer; unused.
         query_1ASD: Queries.
-        key_1ASD: Keys, of as many heads or, in grouped-query attention, fewer.
-        value_1ASD: Values, likewise.
+        key_1ASD: Keys, with as many heads, or fewer in grouped-query attention.
+        value_1ASD: Values, with the heads of the keys.
         attention_mask: None.
-        scaling: Of the logits.
+        scaling: Factor of the logits.
         sequence_lengths: Tokens of each sequence, in the row's order.
-        bounds_B1: [B + 1] int32, where each begins, and where the last ends; without it each sequence is a call of its own.
+        bounds_B1: [B + 1] int32, the start of each sequence and the end of the last. Without it each sequence is a separate call.
 
     Returns:
         [1, S, A, D], and no attention weights.
     """
-    # Under autocast, norms and rotation leave queries and keys in float32.
+    # Under autocast, norms and rotation return queries and keys in float32.
     query_1ASD, key_1ASD = query_1ASD.to(value_1ASD.dtype), key_1ASD.to(value_1ASD.dtype)
     if bounds_B1 is not None and value_1ASD.is_cuda and value_1ASD.dtype in (torch.bfloat16, torch.float16):
         longest = max(sequence_lengths)
@@ -92,4 +92,4 @@ def packed_attention(
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Which tokens attend to which follows from the lengths."""
+    """Returns no mask: the sequence lengths replace it."""

@@ -1,4 +1,4 @@
-"""A policy as the learner calls it: token ids and pictures → log-probabilities of the response tokens.
+"""Policy module of the learner: token ids and pictures → log-probabilities of the response tokens.
 
 Shapes: B sequences, L tokens, T = L − 1 predicted positions, N response tokens.
 """
@@ -17,14 +17,14 @@ from policies.packing import use_packed_attention
 
 
 class ResponseLogprobs(nn.Module):
-    """A model and its last step as one module, so that a sharded model's output matrix is whole when it is needed.
+    """A model and its log-probabilities as one module, so that FSDP2 gathers the output matrix before it is used.
 
     Args:
         model: A Qwen3-VL, dense or MoE.
         temperature: Divides the logits; the engine's sampling temperature.
-        autocast: Precision of the matrix products, if not that of the parameters.
-        packed: Whether the model is to see sequences without their padding.
-        fused: Whether a GPU is to take fewer and larger steps.
+        autocast: Precision of the matrix products; None: that of the parameters.
+        packed: Removes the padding between sequences.
+        fused: Uses fused norms, for GPUs.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ResponseLogprobs(nn.Module):
         vision: VisionInputs | None,
         lengths_B: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N] and entropies [N] of the next tokens that `mask_BT` names, in row order."""
+        """Returns log-probabilities [N] and entropies [N] of the next tokens under `mask_BT`, in row order."""
         device = tokens_BL.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             hidden_BLH = hidden_states(self.model, tokens_BL, positions_3BL, vision, lengths_B if self.packed else None)

@@ -1,12 +1,10 @@
-"""Mixture of experts: which experts each token went to, recorded in one forward pass and replayed in others.
+"""Routing replay for mixtures of experts: records each token's experts in one forward pass, and replays them in others.
 
-A stale minibatch is trained on weights that would send some tokens to other experts than the old policy did; the ratio then
-compares two different networks. Replaying the old policy's choice (R2, or R3 where the engine's choice is replayed;
-arXiv 2512.01374) removes that jump. Only the *choice* is replayed: the weights of the chosen experts are computed from the
-router's present logits, so the router still learns.
+With a stale minibatch, the current weights send some tokens to other experts than the old policy did. The ratio then compares two
+different networks. Replaying the old policy's choice (R2) or the engine's (R3) removes that jump (arXiv 2512.01374). Only the
+*choice* is replayed: the chosen experts' weights come from the router's current logits, so the router still learns.
 
-Shapes: S sequences, E experts, K MoE layers, N tokens of a batch as the model sees them (B·L in row order, or packed), k experts
-per token.
+Shapes: S sequences, E experts, K MoE layers, N tokens of a batch in model order (B·L in row order, or packed), k experts per token.
 """
 
 from __future__ import annotations
@@ -20,20 +18,20 @@ import torch
 from torch import Tensor, nn
 
 UNKNOWN = -1
-"""In place of an expert's number: let the router choose."""
+"""Placeholder for an expert's number: the router chooses."""
 
 
 class RoutingReplay:
-    """Hooks on every router of a model: record its choices, or replace them.
+    """Hooks on every router of a model that record or replace its choices.
 
     Args:
-        model: A policy; one without routers has nothing to record.
+        model: A policy; without routers nothing is recorded.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.routers = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
         self._recorded: list[Tensor | None] | None = None
-        self._given_KNk: Tensor | None = None
+        self._replayed_KNk: Tensor | None = None
         self._watched: list[tuple[Tensor, Tensor]] | None = None
         self._agreeing, self._compared = 0, 0
         for layer, router in enumerate(self.routers):
@@ -41,46 +39,46 @@ class RoutingReplay:
 
     @contextmanager
     def record(self) -> Iterator[list[Tensor]]:
-        """Collects the choices of the one forward pass inside.
+        """Records the choices of the one forward pass in the block.
 
         Yields:
-            A list that holds, after the block, one tensor [K, N, k] int16; it stays empty without routers.
+            A list that contains, after the block, one tensor [K, N, k] int16; empty without routers.
         """
-        found: list[Tensor] = []
+        choices: list[Tensor] = []
         self._recorded = [None] * len(self.routers)
         try:
-            yield found
+            yield choices
             if self.routers:
-                found.append(torch.stack([choice for choice in self._recorded if choice is not None]))
+                choices.append(torch.stack([choice for choice in self._recorded if choice is not None]))
         finally:
             self._recorded = None
 
     @contextmanager
     def replay(self, experts_KNk: Tensor | None) -> Iterator[None]:
-        """Every forward pass inside takes these experts, as does the second forward of gradient checkpointing.
+        """Makes every forward pass in the block use given experts.
 
-        So `backward` belongs inside, too.
+        Gradient checkpointing runs the forward pass again, so call `backward` inside the block.
 
         Args:
-            experts_KNk: As `record` gives them; a token of which any is UNKNOWN is routed afresh. None replays nothing.
+            experts_KNk: Experts from `record`. The router chooses for tokens with any UNKNOWN. None replays nothing.
 
         Raises:
-            ValueError: If the shape is not that of this model, or all experts are number 0, which no router chooses.
+            ValueError: The shape does not fit the model, or all experts are number 0, which no router chooses.
         """
         if experts_KNk is not None:
             self._check(experts_KNk)
-        self._given_KNk = experts_KNk
+        self._replayed_KNk = experts_KNk
         try:
             yield
         finally:
-            self._given_KNk = None
+            self._replayed_KNk = None
 
     @contextmanager
     def watch(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Collects, for `balance_loss`, what the routers of the one forward pass inside make of its tokens.
+        """Records, for `balance_loss`, the routers' logits and choices in the one forward pass in the block.
 
         Yields:
-            A list that holds, after the block, the logits [N, E], with their graph, and the chosen experts [N, k] of each layer.
+            A list that contains, after the block, each layer's logits [N, E], with gradient, and chosen experts [N, k].
         """
         self._watched = []
         try:
@@ -89,7 +87,7 @@ class RoutingReplay:
             self._watched = None
 
     def take_agreement(self) -> tuple[int, int]:
-        """Of how many (token, layer) the router would have made the replayed choice, and out of how many, since the last call."""
+        """Returns how many replayed (token, layer) choices the router agrees with, and how many there were, since the last call."""
         counts = (self._agreeing, self._compared)
         self._agreeing, self._compared = 0, 0
         return counts
@@ -108,16 +106,16 @@ class RoutingReplay:
             )
 
     def _after_router(self, layer: int, router: nn.Module, _args: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
-        logits_NE, _, own_Nk = output
+        logits_NE, _, router_Nk = output
         if self._recorded is not None:
-            self._recorded[layer] = own_Nk.to(torch.int16)
-        if self._given_KNk is None:
-            self._watch(logits_NE, own_Nk)
+            self._recorded[layer] = router_Nk.to(torch.int16)
+        if self._replayed_KNk is None:
+            self._watch(logits_NE, router_Nk)
             return None
-        given_Nk = self._given_KNk[layer].to(own_Nk.device, own_Nk.dtype)
-        known_N1 = (given_Nk != UNKNOWN).all(1, keepdim=True)
-        chosen_Nk = torch.where(known_N1, given_Nk, own_Nk)
-        self._compare(own_Nk, given_Nk, known_N1)
+        replayed_Nk = self._replayed_KNk[layer].to(router_Nk.device, router_Nk.dtype)
+        known_N1 = (replayed_Nk != UNKNOWN).all(1, keepdim=True)
+        chosen_Nk = torch.where(known_N1, replayed_Nk, router_Nk)
+        self._compare(router_Nk, replayed_Nk, known_N1)
         self._watch(logits_NE, chosen_Nk)
         weights_Nk = logits_NE.softmax(-1, dtype=torch.float32).gather(1, chosen_Nk)
         weights_Nk = weights_Nk / weights_Nk.sum(1, keepdim=True)
@@ -128,24 +126,23 @@ class RoutingReplay:
             self._watched.append((logits_NE, chosen_Nk))
 
     @torch.no_grad()
-    def _compare(self, own_Nk: Tensor, given_Nk: Tensor, known_N1: Tensor) -> None:
-        """Counts tokens whose two choices are the same set; order does not matter."""
-        same_N = (own_Nk.sort(1).values == given_Nk.sort(1).values).all(1)
+    def _compare(self, router_Nk: Tensor, replayed_Nk: Tensor, known_N1: Tensor) -> None:
+        """Counts tokens with the same set of experts in both choices, in any order."""
+        same_N = (router_Nk.sort(1).values == replayed_Nk.sort(1).values).all(1)
         self._agreeing += int((same_N & known_N1[:, 0]).sum())
         self._compared += int(known_N1.sum())
 
 
 def balance_loss(routed: Sequence[tuple[Tensor, Tensor]], sequence_N: Tensor, num_sequences: int) -> Tensor:
-    """How unevenly the tokens of each sequence are spread over the experts: 1 if evenly, up to E / k (arXiv 2412.19437, eq. 17).
+    """Returns the imbalance of experts per sequence: 1 if balanced, up to E / k (arXiv 2412.19437, eq. 17).
 
-    E Σ_e f_e p_e, with f_e the share of the sequence's choices that fell on expert e, and p_e the mean probability that the
-    router gave it; averaged over sequences and layers. Of sequences and not of batches, so that any split of a minibatch adds
-    up to the same.
+    It is E Σ_e f_e p_e, averaged over sequences and layers. f_e is the share of the sequence's choices of expert e, p_e the mean
+    probability of expert e. It is computed per sequence and not per batch, so that any split of a minibatch adds up to the same.
 
     Args:
         routed: From `RoutingReplay.watch`.
         sequence_N: int64, the number of each token's sequence; -1 for padding.
-        num_sequences: What to divide by: the minibatch's sequences.
+        num_sequences: Divisor: the minibatch's number of sequences.
     """
     real_N = sequence_N >= 0
     sequence_M = sequence_N[real_N]

@@ -1,6 +1,6 @@
-"""FSDP2: a policy cut into the rows of its parameters, one share per rank; read from disk without ever being whole.
+"""FSDP2 sharding of a policy by rows of its parameters; each rank reads its rows from disk, so no rank holds the whole policy.
 
-`fully_shard` cuts every parameter along its first axis; a layer is gathered when it runs, and let go of behind it.
+`fully_shard` splits every parameter along its first axis. A layer is gathered before it runs, and freed afterwards.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from policies.response_logprobs import ResponseLogprobs
 
 
 def empty_policy(path_or_name: Path | str) -> PreTrainedModel:
-    """A Qwen3-VL, dense or MoE, as `load_policy` gives it, with float32 parameters that have shapes and no memory.
+    """Returns a Qwen3-VL, dense or MoE, as `load_policy` does, but with float32 parameters on the meta device.
 
     Raises:
-        ValueError: No such model, or one of another family.
+        ValueError: There is no such model, or it is of another family.
     """
     name = supported_model(path_or_name)
     config = AutoConfig.from_pretrained(name)
@@ -39,37 +39,37 @@ def empty_policy(path_or_name: Path | str) -> PreTrainedModel:
 
 
 def shard_policy(policy: ResponseLogprobs, mesh: DeviceMesh, *, dtype: torch.dtype, offload: bool = False) -> None:
-    """Cuts a policy over the ranks of a mesh, in place; its parameters may be empty still.
+    """Shards a policy over the ranks of a mesh, in place; its parameters may still be on the meta device.
 
     Args:
-        policy: Every rank's own copy, prepared alike: adapters added, frozen parts frozen.
-        mesh: One-dimensional, of the ranks.
-        dtype: Precision of forward and backward passes; gradients are added up in float32.
-        offload: Keeps parameters, gradients and so the optimizer's state in host memory.
+        policy: The policy, prepared equally on every rank: adapters added, frozen parameters frozen.
+        mesh: One-dimensional mesh of the ranks.
+        dtype: Precision of forward and backward passes; gradients are reduced in float32.
+        offload: Keeps parameters, gradients and optimizer state in host memory.
     """
     language, vision = policy.model.model.language_model, policy.model.model.visual
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     storage = CPUOffloadPolicy() if offload else OffloadPolicy()
     for module in (*language.layers, *vision.blocks, policy):
-        # The root, too, lets go of its parameters after a forward pass: one without gradient would else leave them whole,
-        # and out of date after the next update.
+        # The root frees its parameters after a forward pass, too. A pass without gradient would otherwise leave them gathered,
+        # and outdated after the next update.
         fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=storage, reshard_after_forward=True)
 
 
 def fill_policy(
     model: PreTrainedModel, path_or_name: Path | str, *, device: torch.device, offload: bool = False, seed: int = 0
 ) -> None:
-    """Gives an empty, sharded policy its memory and every rank its rows of the published weights.
+    """Allocates a sharded policy from `empty_policy`, and reads each rank's rows of the published weights.
 
     Args:
         model: From `empty_policy`, sharded, with or without adapters.
         path_or_name: The folder or hub name to read from.
-        device: Where forward passes run.
-        offload: As `shard_policy` was told.
-        seed: Of new adapters.
+        device: Device of the forward passes.
+        offload: As in `shard_policy`.
+        seed: Seeds new adapters.
 
     Raises:
-        ValueError: If weights are missing or of another shape.
+        ValueError: Weights are missing or have another shape.
     """
     buffers = dict(model.named_buffers())
     model.to_empty(device="cpu" if offload else device)
@@ -89,7 +89,7 @@ def fill_policy(
             expected = list(published_layout(name, torch.empty(parameter.shape, device="meta")).shape)
             if published.get_shape() != expected:
                 raise ValueError(
-                    f"model '{path_or_name}': the weight {name} is {published.get_shape()}, config.json asks for {expected}"
+                    f"model '{path_or_name}': the weight {name} is {published.get_shape()}, but config.json requires {expected}"
                 )
             local, first = local_shard(parameter)
             if len(local):
@@ -97,6 +97,6 @@ def fill_policy(
 
 
 def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Which file has each weight; files are mapped, not read."""
+    """Returns weight name → open file; files are memory-mapped, not read."""
     files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a mapping

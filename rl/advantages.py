@@ -1,4 +1,4 @@
-"""Rewards of a step → advantages of its completions."""
+"""Advantages of a step's completions, computed from their rewards."""
 
 from __future__ import annotations
 
@@ -10,46 +10,45 @@ from rewards.types import Score
 from rl.config import AdvantageKind
 
 EPSILON = 1e-6
-"""Rewards that differ by rounding only must not be blown up to unit variance."""
+"""Smallest standard deviation: rewards that differ only by rounding must not be scaled to unit variance."""
 
 
 def step_advantages(
     scores: Sequence[Sequence[Score]], tasks: Sequence[str], kind: AdvantageKind = "group_std"
 ) -> list[np.ndarray]:
-    """The advantages of all completions of a step.
+    """Returns the advantages of all completions of a step.
 
     Args:
-        scores: [groups][G] the verdicts. Those with an error have no reward to compare: they take no part in any mean or
-            std, and their advantage is 0.
+        scores: [groups][G]. Scores with an error have no reward: they are left out of every mean and std, and get advantage 0.
         tasks: The task of each group.
-        kind: How rewards R of a group become advantages:
-            `group_std`, (R − mean) / std with the population's std, as in arXiv 2511.20347;
-            `group_std_sample`, the same with the sample's std (G − 1), as GRPO's implementations have it;
-            `group_mean`, R − mean, as in Dr. GRPO (arXiv 2503.20783);
-            `leave_one_out`, R − mean of the *other* rewards, as in RLOO (arXiv 2402.14740);
-            `task_std`, (R − mean) / std of that difference over all groups of the task in this step, so that a task whose
-            rewards are large does not drown the others.
+        kind: The formula from the rewards R of a group to advantages:
+            - `group_std`: (R − mean) / std with the population's std, as in arXiv 2511.20347.
+            - `group_std_sample`: the same with the sample's std (G − 1), as in GRPO's implementations.
+            - `group_mean`: R − mean, as in Dr. GRPO (arXiv 2503.20783).
+            - `leave_one_out`: R − mean of the *other* rewards, as in RLOO (arXiv 2402.14740).
+            - `task_std`: (R − mean) / std of that difference over all groups of the task in this step. A task with large
+              rewards then does not dominate the others.
 
     Returns:
-        [groups] of [G] float32; all 0 for a group whose rewards are equal.
+        [groups] of [G] float32; all 0 for a group with equal rewards.
     """
     advantages = [group_advantages(group, kind) for group in scores]
     if kind != "task_std":
         return advantages
     for task in set(tasks):
-        members = [i for i, its in enumerate(tasks) if its == task]
-        judged = np.concatenate([advantages[i][[s.error is None for s in scores[i]]] for i in members])
-        std = judged.std() if len(judged) else 0.0
+        members = [i for i, group_task in enumerate(tasks) if group_task == task]
+        valid = np.concatenate([advantages[i][[s.error is None for s in scores[i]]] for i in members])
+        std = valid.std() if len(valid) else 0.0
         for i in members:
             advantages[i] = advantages[i] / std if std > EPSILON else np.zeros_like(advantages[i])
     return advantages
 
 
 def group_advantages(scores: Sequence[Score], kind: AdvantageKind = "group_std") -> np.ndarray:
-    """The advantages of one group; see `step_advantages`, whose `task_std` is here the difference alone.
+    """Returns the advantages of one group; see `step_advantages`. `task_std` gives the difference alone here.
 
     Returns:
-        [G] float32 advantages; all 0 where the rewards are equal.
+        [G] float32; all 0 if the rewards are equal.
     """
     valid_G = np.array([score.error is None for score in scores], bool)
     rewards_V = np.array([score.reward for score in scores], np.float64)[valid_G]

@@ -1,7 +1,11 @@
-"""The mismatch between the engine that sampled (μ) and the learner (π_old), which share weights but not numerics.
+"""Corrections of the mismatch between the engine that sampled (μ) and the learner (π_old): same weights, different numerics.
 
-A token of the loss should be weighted by π_old/μ on top of π_θ/π_old (arXiv 2512.01374). The weight multiplies the token's
-*gradient*, so it works with every objective, a user's own included, and leaves the loss's value alone.
+Importance sampling weights a token of the loss by π_old/μ in addition to π_θ/π_old (arXiv 2512.01374). Variants of the weight:
+- Truncated importance sampling (TIS), `token_cap`: caps the weight.
+- Masked importance sampling by token (as in IcePop), `token_band`: drops tokens with a ratio outside the band.
+- Masked importance sampling by sequence, `sequence_band`: drops sequences with a geometric-mean ratio outside the band.
+
+The weight multiplies the token's *gradient*. So it works with every objective, including custom ones, and keeps the loss's value.
 
 Shapes: B sequences, T token positions.
 """
@@ -21,13 +25,13 @@ from rl.sapo import masked_log_ratio, sequence_means
 def mismatch_weights(
     old_logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, mask_BT: Tensor, config: CorrectionConfig
 ) -> Tensor:
-    """What each token's gradient is multiplied by; 1 everywhere if all corrections are off.
+    """Returns each token's factor of its gradient; 1 everywhere if all corrections are off.
 
     Args:
-        old_logprobs_BT: log π_old, of the learner.
-        rollout_logprobs_BT: log μ, of the engine, on the same tokens.
+        old_logprobs_BT: log π_old, from the learner.
+        rollout_logprobs_BT: log μ, from the engine, on the same tokens.
         mask_BT: True at response tokens.
-        config: Which corrections to apply. Where a mask drops a token, the denominators of the loss still count it.
+        config: The corrections to apply. The denominators of the loss still count tokens that a mask drops.
 
     Returns:
         [B, T] weights without gradient, 1 outside the mask.
@@ -44,7 +48,7 @@ def mismatch_weights(
 
 
 def scale_gradient(logprobs_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    """The same values to the last bit, with gradients multiplied by the weights."""
+    """Returns the same values to the last bit, with gradients multiplied by the weights."""
     fixed_BT = logprobs_BT.detach()
     return fixed_BT + weights_BT * (logprobs_BT - fixed_BT)
 
@@ -83,9 +87,9 @@ def mismatch_metrics(sums: Sequence[MismatchSums]) -> dict[str, float]:
     """Distance between engine and learner, and the effect of the corrections, over all microbatches.
 
     Returns:
-        `rollout/mismatch_ess`, the effective sample size (Σ ρ)² / (N Σ ρ²) of ρ = π_old/μ over the N tokens, 1 without
-        mismatch; `rollout/mismatch_capped`, the share of tokens whose ρ the cap reduced; `rollout/mismatch_masked`,
-        the share of tokens whose gradient was dropped. 1, 0 and 0 without tokens.
+        `rollout/mismatch_ess`: the effective sample size (Σ ρ)² / (N Σ ρ²) of ρ = π_old/μ over the N tokens, 1 without mismatch.
+        `rollout/mismatch_capped`: the share of tokens whose ρ the cap reduced. `rollout/mismatch_masked`: the share of tokens
+        whose gradient was dropped. Without tokens: 1, 0 and 0.
     """
     total = MismatchSums(*(sum(column) for column in zip(*sums, strict=True)))
     if not total.tokens:

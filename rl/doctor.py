@@ -1,4 +1,4 @@
-"""What works on this machine: `python -m rl.doctor`. Exits with 1 when the main job (`make quickstart`) cannot run."""
+"""Checks this machine: `python -m rl.doctor`. Exits with 1 if the main job (`make quickstart`) cannot run."""
 
 from __future__ import annotations
 
@@ -26,23 +26,19 @@ STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "problem": "bold
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of the report.
-
-    Attributes:
-        name: What was looked at.
-        state: `"problem"` if the main job cannot run, `"warning"` if something is slower or missing.
-        found: What is there.
-        remedy: What to do about it; empty when all is well.
-    """
+    """Result of one check."""
 
     name: str
     state: State
+    """`"problem"` if the main job cannot run, `"warning"` if something is slower or missing."""
     found: str
+    """Version, size or error."""
     remedy: str = ""
+    """Empty if the state is `"ok"`."""
 
 
 def finding(name: str, found: str, *, problem: bool = False, warning: bool = False, remedy: str = "") -> Finding:
-    """A finding that keeps its remedy only where one is called for."""
+    """Returns a finding, with the remedy only for a warning or a problem."""
     state: State = "problem" if problem else "warning" if warning else "ok"
     return Finding(name=name, state=state, found=found, remedy="" if state == "ok" else remedy)
 
@@ -53,37 +49,37 @@ def check_python() -> Finding:
 
 
 def check_torch() -> Finding:
-    """Build, devices and threads."""
+    """Checks torch's build, devices and threads."""
     torch = importlib.import_module("torch")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     parts = [torch.__version__, build, *(f"{d.name}, {d.total_memory / GIB:.0f} GiB" for d in devices)]
     parts.append(f"{torch.get_num_threads()} threads")
-    remedy = "an NVIDIA driver is here but torch sees no GPU: run `make setup CUDA=1`"
+    remedy = "this machine has an NVIDIA driver, but torch finds no GPU: run `make setup CUDA=1`"
     return finding("torch", ", ".join(parts), warning=not devices and bool(shutil.which("nvidia-smi")), remedy=remedy)
 
 
 def check_torchvision() -> Finding:
-    """Its Python parts are enough; `setup/install_repair.py` makes them importable beside a CPU build of torch."""
+    """Checks torchvision. Its Python parts suffice; `setup/install_repair.py` makes them importable with a CPU build of torch."""
     importlib.import_module("torchvision")
     has_operators = importlib.import_module("torchvision.extension")._has_ops()
     importlib.import_module("torchvision.transforms.v2")
-    parts = "with its operators" if has_operators else "Python parts only, all that is needed"
+    parts = "with its operators" if has_operators else "Python parts only, which suffice"
     return finding("torchvision", f"{version('torchvision')}, {parts}")
 
 
 def check_transformers() -> Finding:
-    """The classes of Qwen3-VL, and the module that fails first where torchvision is broken."""
+    """Checks the classes of Qwen3-VL, and the module that fails first with a broken torchvision."""
     transformers = importlib.import_module("transformers")
     importlib.import_module("transformers.models.qwen3_vl.video_processing_qwen3_vl")
-    lacking = [n for n in ("Qwen3VLProcessor", "Qwen3VLMoeForConditionalGeneration") if not hasattr(transformers, n)]
-    found = f"{transformers.__version__}, {'without ' + ', '.join(lacking) if lacking else 'Qwen3-VL dense and MoE'}"
-    return finding("transformers", found, problem=bool(lacking), remedy=SETUP)
+    missing = [n for n in ("Qwen3VLProcessor", "Qwen3VLMoeForConditionalGeneration") if not hasattr(transformers, n)]
+    found = f"{transformers.__version__}, {'without ' + ', '.join(missing) if missing else 'Qwen3-VL dense and MoE'}"
+    return finding("transformers", found, problem=bool(missing), remedy=SETUP)
 
 
 def check_vllm() -> Finding:
-    """Whether the engine can be imported, and whether it will find the weight transfer of `rollout/`."""
-    # In a process of its own: a build for another processor does not raise, it dies.
+    """Checks that vLLM can be imported and finds the weight-transfer plugin of `rollout/`."""
+    # In a separate process: a build for another processor crashes instead of raising an error.
     probe = "import vllm; from vllm import AsyncEngineArgs, AsyncLLMEngine; print(vllm.__version__)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, errors="replace")
     if done.returncode:
@@ -101,7 +97,7 @@ def check_ray() -> Finding:
 
 
 def check_placement() -> Finding:
-    """What `placement` would make of this machine's GPUs."""
+    """Reports the placements that this machine's GPUs allow."""
     from rl.config import TrainConfig
     from rl.hardware.placement import derive_placement
 
@@ -119,7 +115,7 @@ def check_placement() -> Finding:
 
 
 def check_memory() -> Finding:
-    """What programs can still take, in GiB."""
+    """Checks the free memory."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     gib = {name: int(kib) * 1024 / GIB for name, kib, *_ in lines}
     available, total = gib["MemAvailable:"], gib["MemTotal:"]
@@ -128,7 +124,7 @@ def check_memory() -> Finding:
 
 
 def check_memfd() -> Finding:
-    """The weights go from learner to engines through anonymous memory files."""
+    """Checks anonymous memory files, which carry the weights from learner to engines."""
     try:
         os.close(os.memfd_create("doctor"))
     except (AttributeError, OSError) as error:
@@ -138,13 +134,14 @@ def check_memfd() -> Finding:
 
 def check_shm() -> Finding:
     size = shutil.disk_usage("/dev/shm").total / GIB
-    remedy = "give the container more (`--shm-size=8g`): Ray falls back to slower files"
+    remedy = "give the container more (`--shm-size=8g`): without it Ray uses slower files"
     return finding("/dev/shm", f"{size:.1f} GiB for Ray's object store", warning=size < 2, remedy=remedy)
 
 
 def check_wandb() -> Finding:
+    """Checks the login of wandb."""
     logged_in = importlib.import_module("wandb").login(prompt=False, verify=False)
-    found = "logged in" if logged_in else "not logged in, runs are recorded offline"
+    found = "logged in" if logged_in else "not logged in: runs are recorded offline"
     return finding(
         "wandb", f"{version('wandb')}, {found}", warning=not logged_in, remedy="`wandb login` records online"
     )
@@ -156,13 +153,13 @@ def check_disk() -> Finding:
 
 
 def check_video() -> Finding:
-    """Whether frames can be taken from video files."""
+    """Checks that video files can be decoded."""
     cv2 = importlib.import_module("cv2")
     return finding("video", f"OpenCV {cv2.__version__} decodes video files")
 
 
 def check_sandbox() -> Finding:
-    """Whether the reward `code_tests` can isolate the programs that it runs."""
+    """Checks that the reward `code_tests` can isolate the programs that it runs."""
     from rewards.code.sandbox import why_not
 
     reason = why_not()
@@ -173,7 +170,7 @@ def check_sandbox() -> Finding:
 
 
 def check_text_tasks() -> Finding:
-    """Whether reasoning-gym is there, which needs a C compiler when it is installed."""
+    """Checks that reasoning-gym is installed; its installation needs a C compiler."""
     return finding("text tasks", f"reasoning-gym {version('reasoning-gym')} makes them")
 
 
@@ -198,7 +195,7 @@ NEEDED = {"python", "torch", "torchvision", "transformers", "vllm", "ray", "memf
 
 
 def examine(name: str) -> Finding:
-    """Runs one check. A check that raises is itself a finding: a broken package must not hide the rest of the report."""
+    """Runs one check. An exception becomes a finding, so that a broken package does not hide the rest of the report."""
     try:
         return CHECKS[name]()
     except (ModuleNotFoundError, PackageNotFoundError) as error:
@@ -209,7 +206,6 @@ def examine(name: str) -> Finding:
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """One row per finding."""
     table = Table("", "state", "found", "remedy")
     for finding in findings:
         style = STYLES[finding.state]
@@ -218,9 +214,9 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def main() -> int:
-    """Prints the report. Returns 1 if the main job cannot run, else 0."""
+    """Prints the report, and returns 1 if the main job cannot run, else 0."""
     console = Console()
-    with console.status("looking at this machine, about 20 seconds"):
+    with console.status("checking this machine, about 20 seconds"):
         findings = [examine(name) for name in CHECKS]
     console.print(findings_table(findings))
     problems = [finding.name for finding in findings if finding.state == "problem"]

@@ -1,9 +1,8 @@
-"""The other objectives, each a pure function of `sapo_loss`'s signature: for comparisons, and as patterns for your own.
+"""Other objectives, pure functions with `sapo_loss`'s signature, for comparison and as patterns for custom ones.
 
-An objective takes `(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)` and, by keyword, whichever counts of the *whole*
-minibatch its mean divides by: `num_sequences`, `num_tokens`. So the losses of microbatches, however they are cut, add up to
-the minibatch's. It returns a scalar to minimise and a dict of scalar metrics. Advantages are [B], or [B, T] where a teacher has a
-word on every token.
+An objective takes `(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)`. By keyword it takes the counts of the *whole* minibatch
+that its mean divides by: `num_sequences` or `num_tokens`. So the losses of microbatches add up to the minibatch's for any split. It
+returns a scalar to minimise and a dict of scalar metrics. Advantages are [B], or [B, T] if a teacher scores every token.
 
 Shapes: B sequences, T token positions.
 """
@@ -35,7 +34,7 @@ def policy_gradient_loss(
     *,
     num_sequences: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The plain policy gradient with importance sampling: f(r) = r, no gate; mean over sequences of the mean over tokens."""
+    """Policy gradient with importance sampling: f(r) = r, no gate; mean over sequences of the mean over tokens."""
     mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     loss = -sequence_means(log_ratio_BT.exp() * advantages_B1, mask_BT).sum() / (num_sequences or len(mask_BT))
     return loss, gate_metrics(log_ratio_BT, torch.ones_like(log_ratio_BT), advantages_B1, mask_BT)
@@ -53,7 +52,7 @@ def grpo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """GRPO (arXiv 2402.03300, Eq. 3): min(r A, clip(r, 1 − low, 1 + high) A); mean over sequences of the mean over tokens.
 
-    The bounds are those that SAPO's paper compares with.
+    The default bounds are those of the comparison in SAPO's paper.
     """
     mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     objective_BT, inside_BT = _clipped(log_ratio_BT.exp(), advantages_B1, clip_low, clip_high)
@@ -71,7 +70,7 @@ def dapo_loss(
     clip_high: float = 0.28,
     num_tokens: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """DAPO (arXiv 2503.14476, Eq. 8): GRPO's clipping, higher above than below; the mean over all tokens."""
+    """DAPO (arXiv 2503.14476, Eq. 8): GRPO's clipping with a higher upper bound; mean over all tokens."""
     mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     objective_BT, inside_BT = _clipped(log_ratio_BT.exp(), advantages_B1, clip_low, clip_high)
     loss = -_token_mean(objective_BT, mask_BT, num_tokens)
@@ -89,9 +88,9 @@ def dr_grpo_loss(
     max_tokens: int | None = None,
     num_sequences: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Dr. GRPO (arXiv 2503.20783): GRPO's clipping; each sequence's sum divided by one fixed length, not by its own.
+    """Dr. GRPO (arXiv 2503.20783): GRPO's clipping; each sequence's sum divided by a fixed length, not by its own length.
 
-    Its advantages are not divided by a standard deviation either: that is `advantage = group_mean`.
+    Its advantages are not divided by a standard deviation either: use `advantage = group_mean`.
 
     Args:
         logprobs_BT: As in `sapo_loss`, like all others.
@@ -122,8 +121,7 @@ def gspo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """GSPO (arXiv 2507.18071, Eq. 5): clips the whole response by its ratio s = exp(mean over tokens of log r).
 
-    With advantages of single tokens it is GSPO-token (Eq. 13): a ratio of the value s, through which each token's gradient is its
-    own.
+    With advantages of single tokens it is GSPO-token (Eq. 13): the ratio has the value s and each token's own gradient.
     """
     mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     ratio_B1 = sequence_means(log_ratio_BT, mask_BT).exp()[:, None]
@@ -146,7 +144,7 @@ def cispo_loss(
     clip_high: float = 4.0,
     num_tokens: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """CISPO (arXiv 2506.13585, Eq. 4): − sg[min(r, 1 + high)] · A · log π; a clipped token keeps its gradient. Mean over tokens."""
+    """CISPO (arXiv 2506.13585, Eq. 4): − sg[min(r, 1 + high)] · A · log π, mean over tokens; clipped tokens keep a gradient."""
     mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     ratio_BT = log_ratio_BT.detach().exp()
     weight_BT = ratio_BT.clamp(max=1 + clip_high)
@@ -164,18 +162,18 @@ def vespo_loss(
     kernel_neg: tuple[float, float] = (3.0, 2.0),
     num_tokens: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """VESPO (arXiv 2602.10693): − sg[φ(W)] · A · log π with φ(W) = W^a · exp(b (1 − W)); the mean over tokens.
+    """VESPO (arXiv 2602.10693): − sg[φ(W)] · A · log π with φ(W) = W^a · exp(b (1 − W)); mean over tokens.
 
-    W is the ratio of the whole response, the product of its tokens' ratios, without normalisation by length.
+    W is the ratio of the whole response: the product of its tokens' ratios, not normalised by length.
 
     Args:
         logprobs_BT: As in `sapo_loss`, like all others.
         old_logprobs_BT: As there.
         advantages_B: As there.
         mask_BT: As there.
-        kernel_pos: (a, b) where the advantage is positive.
-        kernel_neg: (a, b) elsewhere.
-        num_tokens: Tokens of the whole minibatch. Default: of this batch.
+        kernel_pos: (a, b) of positive advantages.
+        kernel_neg: (a, b) of other advantages.
+        num_tokens: Tokens of the whole minibatch. Default: those of this batch.
     """
     mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     log_ratio_B1 = log_ratio_BT.detach().sum(1, keepdim=True).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -200,36 +198,41 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "policy_gradient": policy_gradient_loss,
     }
 )
-"""Every objective by its name."""
+"""Name → objective."""
 
 
 def choose_objective(options: LearningOptions) -> Objective:
-    """The objective that the options name, a file's function included, with the options that it takes.
+    """Returns the named objective, or the function of a file, bound to the options that it takes.
 
     Raises:
-        ValueError: For a function that is not there, or an option that the objective does not have.
+        ValueError: There is no such function, or the objective lacks an option that is set.
     """
-    named = ":" not in options.objective  # and known, says `check_config`
+    named = ":" not in options.objective  # `check_config` has checked the name
     objective = OBJECTIVES[options.objective] if named else load_function(options.objective, "objective")
     clips = {"clip_low": options.clip_low, "clip_high": options.clip_high}
-    asked = {name: value for name, value in clips.items() if value is not None}
-    if extra := asked.keys() - accepted(objective, asked).keys():
-        values = ", ".join(f"{name} = {asked[name]:g}" for name in sorted(extra))
+    bounds = {name: value for name, value in clips.items() if value is not None}
+    if extra := bounds.keys() - accepted(objective, bounds).keys():
+        values = ", ".join(f"{name} = {bounds[name]:g}" for name in sorted(extra))
         raise ValueError(f"objective {options.objective!r} does not clip by {values}: leave it out")
-    given = {"tau_pos": options.tau_pos, "tau_neg": options.tau_neg, "max_tokens": options.rollout.max_tokens, **asked}
-    return partial(objective, **accepted(objective, given))
+    arguments = {
+        "tau_pos": options.tau_pos,
+        "tau_neg": options.tau_neg,
+        "max_tokens": options.rollout.max_tokens,
+        **bounds,
+    }
+    return partial(objective, **accepted(objective, arguments))
 
 
 def check_objective(objective: Objective, *, by_token: bool = False) -> None:
-    """Tries an objective on two small microbatches, so that a mistake shows before anything costly starts.
+    """Calls an objective on a small batch, to find mistakes before anything costly starts.
 
     Args:
-        objective: To be tried.
-        by_token: Whether it will be given advantages [B, T], as a teacher makes them.
+        objective: The objective.
+        by_token: Passes advantages [B, T], as with a teacher.
 
     Raises:
-        ValueError: If it raises, returns no loss with a gradient, or does not take the counts of the whole minibatch: the
-            update would then depend on how the minibatch is cut into microbatches.
+        ValueError: It raises, returns no loss with a gradient, or does not take the counts of the whole minibatch. Without the
+            counts, the update would depend on the split into microbatches.
     """
     name = getattr(getattr(objective, "func", objective), "__name__", repr(objective))
     counts = accepted(objective, dict.fromkeys(COUNTS, 2))
@@ -246,9 +249,9 @@ def check_objective(objective: Objective, *, by_token: bool = False) -> None:
         for value in metrics.values():
             float(value)
     except Exception as error:
-        of_tokens = ", with an advantage for each token, as a teacher makes them" if by_token else ""
+        kind = ", with an advantage for each token, as with a teacher" if by_token else ""
         raise ValueError(
-            f"objective {name!r} failed on a trial batch{of_tokens}: {type(error).__name__}: {error}"
+            f"objective {name!r} failed on a trial batch{kind}: {type(error).__name__}: {error}"
         ) from error
     if not (gradient_BT.isfinite().all() and not gradient_BT[~mask_BT].any() and loss.isfinite()):
         raise ValueError(
@@ -258,13 +261,13 @@ def check_objective(objective: Objective, *, by_token: bool = False) -> None:
 
 
 def kl_penalty(logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, num_sequences: int) -> Tensor:
-    """KL(π ‖ reference), estimated on the sampled tokens by e^d − d − 1 with d = log reference − log π.
+    """Returns KL(π ‖ reference), estimated on the sampled tokens by e^d − d − 1 with d = log reference − log π.
 
     The estimator is unbiased and never negative (Schulman, "Approximating KL Divergence", k3).
 
     Args:
         logprobs_BT: log π, with gradient.
-        reference_BT: log of the frozen reference.
+        reference_BT: Log-probabilities of the frozen reference.
         mask_BT: True at response tokens.
         num_sequences: Sequences of the whole minibatch.
 
@@ -276,7 +279,7 @@ def kl_penalty(logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, num_s
 
 
 def accepted(objective: Objective, available: Mapping[str, object]) -> dict[str, object]:
-    """Those of the available keyword arguments that an objective takes; all of them if it takes any."""
+    """Returns the available keyword arguments that an objective takes; all of them if it has `**kwargs`."""
     parameters = inspect.signature(objective).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return dict(available)
@@ -285,7 +288,7 @@ def accepted(objective: Objective, available: Mapping[str, object]) -> dict[str,
 
 
 def _clipped(ratio: Tensor, advantages_B1: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic clipping: min(r A, clip(r) A), and 1 where the gradient passes, 0 beyond the favoured side."""
+    """Returns PPO's pessimistic clipping min(r A, clip(r) A), and [B, T] or [B, 1]: 1 where the gradient passes, else 0."""
     objective = torch.minimum(ratio * advantages_B1, ratio.clamp(1 - low, 1 + high) * advantages_B1)
     inside = torch.where(advantages_B1 > 0, ratio <= 1 + high, ratio >= 1 - low)
     return objective, inside.to(ratio.dtype)

@@ -57,7 +57,9 @@ def first_defaults(config: Any) -> dict[str, Any]:
     An option that is newer than a checkpoint had the effect of its first default there, whatever a recipe's default is now. Options
     that a recipe itself declares have none: a checkpoint without them is another recipe's.
     """
-    library = [cls for cls in type(config).__mro__ if is_dataclass(cls) and cls.__module__.split(".")[0] != "recipes"]
+    library = [
+        cls for cls in type(config).__mro__ if is_dataclass(cls) and cls.__module__.split(".")[0] in ("rl", "rollout")
+    ]
     declared = {field.name: field for cls in library for field in fields(cls)}
     defaults: dict[str, Any] = {}
     for name, field in declared.items():

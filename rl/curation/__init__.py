@@ -1,1 +1,1 @@
-"""Which prompts are worth training on."""
+"""Selection of training prompts."""

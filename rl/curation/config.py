@@ -1,4 +1,4 @@
-"""The choices of `python -m recipes.select`."""
+"""Options of `python -m recipes.select`."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from rl.data import DataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RateConfig:
-    """What pass rates a query may have."""
+    """The range of pass rates that is kept."""
 
     above: float = 0.0
-    """Queries with a pass rate of this or less are dropped: of what is never solved nothing is learnt."""
+    """Drops queries with a pass rate up to this: a query that is never solved gives no gradient."""
     at_most: float = 0.9
-    """Queries with a pass rate above this are dropped: of 16 samples 15 and 16, as in Qwen3-VL's report."""
+    """Drops queries with a pass rate above this: 15 or 16 of 16 samples, as in Qwen3-VL's report."""
     blind_at_most: float = 0.5
-    """Queries with a blind pass rate above this are dropped: they can be solved without their pictures. A guess among n choices
+    """Drops queries with a blind pass rate above this: they can be solved without their pictures. Guessing among n choices
     reaches 1/n."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimilarityConfig:
-    """When two queries are the same."""
+    """Thresholds at which two queries are the same."""
 
     picture_bits: int = 4
-    """Pictures are the same whose 64-bit perceptual hashes differ in so many bits at most. Scaled and compressed copies differ in 0
-    to 4, other photographs in about 30; for generated pictures that differ in details, 0."""
+    """Most bits in which the 64-bit perceptual hashes of equal pictures differ. Scaled and compressed copies differ in 0 to 4 bits,
+    other photographs in about 30. Use 0 for generated pictures that differ in details."""
     text_words: int = 5
-    """Near-duplicates: texts are compared by all their runs of so many words."""
+    """Near-duplicates: length of the word n-grams that texts are compared by."""
     text: float = 0.8
-    """Near-duplicates: texts are alike if they share so much of these runs (Jaccard)."""
+    """Near-duplicates: smallest share of common n-grams (Jaccard) of equal texts."""
     overlap_words: int = 8
-    """Contamination: so many words in a row, where they are not wording that many queries share, are no coincidence."""
+    """Contamination: length of the word n-grams. Boilerplate n-grams, which many queries share, do not count."""
     overlap: float = 0.5
-    """Contamination: a query has an evaluation prompt's text if so much of it lies in such runs."""
+    """Contamination: smallest share of an evaluation prompt's text that must lie in n-grams of the query."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig(DataConfig):
-    """Which queries of a set are worth training on."""
+    """Selects training queries: not too hard, not too easy, not solvable blind, in no evaluation set, no duplicates."""
 
     pass_rates: Path | None = None
-    """The file that measure_pass_rate wrote of this data; without one, no query is dropped for its pass rate."""
+    """Pass rates of this data, from measure_pass_rate. Without a file no query is dropped for its pass rate."""
     blind_pass_rates: Path | None = None
-    """The file that measure_pass_rate --blind wrote of this data; queries without pictures are not in it, and stay."""
+    """Blind pass rates of this data, from measure_pass_rate --blind. Queries without pictures are not in it and are kept."""
     against: tuple[str, ...] = ()
-    """Evaluation sets that must not be trained on. Each is a source as in data, with the data's columns; or LAYOUT=SOURCE; with
-    @SPLIT behind it where it has several."""
+    """Evaluation sets to exclude from training. Each is SOURCE as in data, with the data's columns, or LAYOUT=SOURCE; followed by
+    @SPLIT if it has several splits."""
     duplicates: bool = True
-    """Keeps one of several queries that are alike in pictures, text and answer: the first."""
+    """Keeps only the first of several queries with equal pictures, text and answer."""
     run_dir: Path | None = None
-    """Where the selection and its report go. Default: a folder in runs/select that is named after the data."""
+    """Folder of the selection and its report. Default: a folder in runs/select named after the data."""
     output: Path | None = None
-    """A .parquet file for the selected rows themselves, with all their columns, pictures embedded. Default: none is written."""
+    """A .parquet file for the selected rows with all columns and embedded pictures. Default: none is written."""
     rate: RateConfig = field(default_factory=RateConfig)
     like: SimilarityConfig = field(default_factory=SimilarityConfig)
 
 
 def check_selection(config: SelectConfig) -> None:
-    """Refuses choices that cannot work, before anything is read.
+    """Refuses options that cannot work, before anything is read.
 
     Raises:
-        ValueError: Names the option, its value and the remedy.
+        ValueError: Names the option, the value and the remedy.
     """
     rate, like = config.rate, config.like
     for name, value, is_sound, bounds in (
@@ -86,4 +86,4 @@ def check_selection(config: SelectConfig) -> None:
     if config.output is not None and config.output.suffix != ".parquet":
         raise ValueError(f"output must end in .parquet, got {config.output}")
     if config.pass_rates is None and config.blind_pass_rates is None and not config.against and not config.duplicates:
-        raise ValueError("nothing is to be dropped: give pass_rates, blind_pass_rates, against, or leave duplicates on")
+        raise ValueError("nothing would be dropped: give pass_rates, blind_pass_rates, against, or leave duplicates on")

@@ -1,7 +1,7 @@
-"""Which queries of a set are worth training on: neither hopeless nor known, not solved blind, in no evaluation set, each once.
+"""Selects training queries: not too hard, not too easy, not solvable blind, in no evaluation set, no duplicates.
 
-After Qwen3-VL's report (arXiv 2511.21631): queries that fail all of 16 samples are dropped, so are those with a pass rate above
-90 %, and visual questions that are solved without the picture.
+As in Qwen3-VL's report (arXiv 2511.21631), it drops queries that fail all 16 samples, queries with a pass rate above 90 %, and
+visual questions that are solved without the picture.
 """
 
 from __future__ import annotations
@@ -29,49 +29,39 @@ logger = logging.getLogger(__name__)
 Reason = Literal[
     "not_measured", "no_verdict", "never_solved", "known", "solved_blind", "unreadable", "contaminated", "duplicate"
 ]
-"""Why a query is dropped; of several reasons the first in this order, so that pictures are opened of what is left alone."""
+"""Reasons to drop a query. The first in this order counts, so that only the remaining queries' pictures are opened."""
 REASONS: Mapping[Reason, str] = {
     "not_measured": "has no pass rate",
     "no_verdict": "no sample has a verdict",
-    "never_solved": "never or too seldom solved",
-    "known": "solved nearly always",
+    "never_solved": "never or too rarely solved",
+    "known": "almost always solved",
     "solved_blind": "solved without its pictures",
     "unreadable": "cannot be read",
     "contaminated": "in an evaluation set",
-    "duplicate": "like another one",
+    "duplicate": "duplicate of another one",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A query that was looked at.
-
-    Attributes:
-        row: Its row in the data.
-        prompt_id: Its name.
-        task: Its task.
-        answer: Its reference answer, as far as two are compared: case and white space aside. None: it has none.
-        fingerprint: What it fingerprints like.
-    """
+    """A query that was read."""
 
     row: int
+    """Row in the data."""
     prompt_id: str
     task: str
     answer: str | None
+    """Reference answer without case and white space; None if there is none."""
     fingerprint: Fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """Why a query is not worth training on.
-
-    Attributes:
-        reason: One word.
-        detail: What that is taken from, for JSON: a rate, or what the query is like and how much.
-    """
+    """The reason why a query is dropped."""
 
     reason: Reason
     detail: Mapping[str, Any] = field(default_factory=dict)
+    """Evidence for JSON: a rate, or the similar query and its similarity."""
 
 
 DropRule: TypeAlias = Callable[[Query], Dropped | None]
@@ -79,86 +69,78 @@ DropRule: TypeAlias = Callable[[Query], Dropped | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What became of a set of queries.
-
-    Attributes:
-        num_rows: Queries of the set.
-        kept: Those that are worth training on, by row.
-        dropped: Why the others are not, by row.
-        names: Id and task of each row, as far as it was measured or read.
-        rates: Pass rates by row, None where no sample has a verdict; empty where none were measured.
-    """
+    """The kept and the dropped queries of a set."""
 
     num_rows: int
+    """Queries in the set."""
     kept: Sequence[Query]
+    """In order of rows."""
     dropped: Mapping[int, Dropped]
+    """Row → reason."""
     names: Mapping[int, tuple[str, str]]
+    """Row → id and task, for rows that were measured or read."""
     rates: Mapping[int, float | None]
+    """Row → pass rate, None if no sample has a verdict; empty if none were measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """What was measured of a query.
-
-    Attributes:
-        prompt_id: Its name.
-        task: Its task.
-        pass_rate: The share of its samples that are correct; None where none has a verdict.
-    """
+    """The measured pass rate of a query."""
 
     prompt_id: str
     task: str
     pass_rate: float | None
+    """Share of samples that are correct; None if none has a verdict."""
 
 
 def select(config: SelectConfig, prompts: Prompts) -> Selection:
-    """Goes through a set of queries.
+    """Applies every rule to a set of queries, and returns the selection.
 
     Args:
-        config: What is dropped.
-        prompts: The set, whole.
+        config: The rules.
+        prompts: The whole set.
 
     Raises:
-        ValueError: A file of pass rates, or an evaluation set, cannot be read, or is of other data.
+        ValueError: A pass-rate file or an evaluation set cannot be read, or belongs to other data.
     """
     rates = read_rates(config.pass_rates, len(prompts), blind=False)
     blind = read_rates(config.blind_pass_rates, len(prompts), blind=True)
     names = {row: (rate.prompt_id, rate.task) for row, rate in (blind | rates).items()}
     dropped: dict[int, Dropped] = {}
     for row in range(len(prompts)):
-        if (verdict := _by_rates(row, rates, blind, config)) is not None:
-            dropped[row] = verdict
+        if (reason := _by_rates(row, rates, blind, config)) is not None:
+            dropped[row] = reason
     queries = []
-    for query in _looked_at(prompts, [row for row in range(len(prompts)) if row not in dropped], "queries", dropped):
-        known, _ = names.setdefault(query.row, (query.prompt_id, query.task))
-        if known != query.prompt_id:
+    for query in _read_queries(prompts, [row for row in range(len(prompts)) if row not in dropped], "queries", dropped):
+        measured_id, _ = names.setdefault(query.row, (query.prompt_id, query.task))
+        if measured_id != query.prompt_id:
             raise ValueError(
-                f"row {query.row} is prompt {known!r} in the pass rates and {query.prompt_id!r} in the data: they were measured of "
-                "other data, or of other columns"
+                f"row {query.row} is prompt {measured_id!r} in the pass rates and {query.prompt_id!r} in the data: they were "
+                "measured on other data, or with other columns"
             )
         queries.append(query)
-    judges = [_contamination(config, queries), *([_duplication(config.like)] if config.duplicates else [])]
-    for judge in judges:
-        verdicts = {query.row: judge(query) for query in queries}
-        dropped |= {row: verdict for row, verdict in verdicts.items() if verdict}
+    rules = [_contamination(config, queries), *([_duplication(config.like)] if config.duplicates else [])]
+    for rule in rules:
+        reasons = {query.row: rule(query) for query in queries}
+        dropped |= {row: reason for row, reason in reasons.items() if reason}
         queries = [query for query in queries if query.row not in dropped]
     measured = {row: rate.pass_rate for row, rate in rates.items()}
     return Selection(num_rows=len(prompts), kept=queries, dropped=dropped, names=names, rates=measured)
 
 
 def read_rates(file: Path | None, num_rows: int, *, blind: bool) -> dict[int, Rate]:
-    """Reads what `recipes.measure_pass_rate` wrote.
+    """Reads a file of `recipes.measure_pass_rate`.
 
     Args:
         file: .jsonl or .parquet; None: there is none.
-        num_rows: Rows of the data that was measured.
-        blind: Whether pictures were to be hidden.
+        num_rows: Rows of the measured data.
+        blind: True if pictures must have been hidden.
 
     Returns:
-        What was measured of each row; nothing without a file.
+        Row → rate; empty without a file.
 
     Raises:
-        ValueError: The file is not there, is no such file, of other data, or the blind one in place of the other.
+        ValueError: The file is missing, has another format, belongs to other data, or was measured with the other `--blind`.
     """
     if file is None:
         return {}
@@ -178,13 +160,13 @@ def read_rates(file: Path | None, num_rows: int, *, blind: bool) -> dict[int, Ra
     except FileNotFoundError:
         raise ValueError(f"{option}: there is no file {file}: python -m recipes.measure_pass_rate writes one") from None
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors or OSErrors
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{option}: {file} is not what measure_pass_rate writes ({told})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{option}: {file} is not a file of measure_pass_rate ({reason})") from error
     if not rates:
         raise ValueError(f"{option}: {file} has no pass rates")
     if max(rates) >= num_rows:
         raise ValueError(
-            f"{option}: {file} has row {max(rates)}, and the data has {num_rows} rows: it is of other data"
+            f"{option}: {file} has row {max(rates)}, but the data has {num_rows} rows: it belongs to other data"
         )
     if hidden != {blind}:
         raise ValueError(f"{option}: {file} was measured {'without' if blind else 'with'} --blind")
@@ -202,66 +184,67 @@ def _by_rates(row: int, rates: Mapping[int, Rate], blind: Mapping[int, Rate], co
             return Dropped(reason="never_solved", detail={"pass_rate": rate})
         if rate > config.rate.at_most:
             return Dropped(reason="known", detail={"pass_rate": rate})
-    unseen = blind[row].pass_rate if row in blind else None
-    if unseen is not None and unseen > config.rate.blind_at_most:
-        return Dropped(reason="solved_blind", detail={"blind_pass_rate": unseen})
+    blind_rate = blind[row].pass_rate if row in blind else None
+    if blind_rate is not None and blind_rate > config.rate.blind_at_most:
+        return Dropped(reason="solved_blind", detail={"blind_pass_rate": blind_rate})
     return None
 
 
 def _contamination(config: SelectConfig, queries: Sequence[Query]) -> DropRule:
-    """Tells queries that are in an evaluation set; prompts of one that cannot be read are left out, with a warning."""
-    found: list[tuple[str, Query]] = []
+    """Returns the rule for queries of an evaluation set. Its unreadable prompts are left out, with a warning."""
+    evaluation_prompts: list[tuple[str, Query]] = []
     for name in config.against:
         prompts = evaluation_set(name, config)
         unreadable: dict[int, Dropped] = {}
-        read = list(_looked_at(prompts, range(len(prompts)), name, unreadable))
+        read = list(_read_queries(prompts, range(len(prompts)), name, unreadable))
         if unreadable:
-            row, verdict = next(iter(unreadable.items()))
+            row, reason = next(iter(unreadable.items()))
             logger.warning(
-                "%d of %d prompts of %s cannot be read, so that queries are not compared with them; row %d: %s",
-                len(unreadable), len(prompts), name, row, verdict.detail["error"],
+                "%d of %d prompts of %s cannot be read, so queries are not compared with them; row %d: %s",
+                len(unreadable), len(prompts), name, row, reason.detail["error"],
             )  # fmt: skip
-        found += [(name, query) for query in read]
+        evaluation_prompts += [(name, query) for query in read]
     like = config.like
     known = EvaluationPrompts(
-        [query.fingerprint for _, query in found],
+        [query.fingerprint for _, query in evaluation_prompts],
         common_grams((query.fingerprint.words for query in queries), like.overlap_words),
         num_words=like.overlap_words,
         overlap=like.overlap,
         num_bits=like.picture_bits,
     )
 
-    def judge(query: Query) -> Dropped | None:
+    def rule(query: Query) -> Dropped | None:
         if (match := known.find(query.fingerprint)) is None:
             return None
-        name, theirs = found[match.number]
-        how = {} if match.picture_bits is None else {"picture_bits": match.picture_bits}
-        return Dropped(reason="contaminated", detail={"set": name, **_like(theirs), **how, "overlap": match.overlap})
+        name, evaluation_prompt = evaluation_prompts[match.number]
+        bits = {} if match.picture_bits is None else {"picture_bits": match.picture_bits}
+        detail = {"set": name, **_like(evaluation_prompt), **bits, "overlap": match.overlap}
+        return Dropped(reason="contaminated", detail=detail)
 
-    return judge
+    return rule
 
 
 def _duplication(like: SimilarityConfig) -> DropRule:
-    """Tells queries that are like one before; called once for each, in order."""
+    """Returns the rule for duplicates of earlier queries; call it once for each query, in order."""
     seen = Duplicates(num_words=like.text_words, similarity=like.text, num_bits=like.picture_bits)
     kept: list[Query] = []
 
-    def judge(query: Query) -> Dropped | None:
+    def rule(query: Query) -> Dropped | None:
         first = seen.first_like(query.fingerprint, query.answer)
         if first is None:
             kept.append(query)
             return None
         return Dropped(reason="duplicate", detail=_like(kept[first]))
 
-    return judge
+    return rule
 
 
 def _like(query: Query) -> dict[str, Any]:
     return {"like": {"row": query.row, "prompt_id": query.prompt_id}}
 
 
-def _looked_at(prompts: Prompts, rows: Sequence[int], what: str, unreadable: dict[int, Dropped]) -> Iterator[Query]:
-    """Yields queries in order; of those that cannot be read it only notes why."""
+def _read_queries(prompts: Prompts, rows: Sequence[int], label: str, unreadable: dict[int, Dropped]) -> Iterator[Query]:
+    """Yields queries in order, and adds a reason to `unreadable` for each that cannot be read."""
 
     def read(row: int) -> Query | str:
         try:
@@ -272,8 +255,9 @@ def _looked_at(prompts: Prompts, rows: Sequence[int], what: str, unreadable: dic
         return Query(row=row, prompt_id=prompt.id, task=prompt.task, answer=answer, fingerprint=fingerprint_of(prompt))
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="queries") as readers:
-        for row, found in zip(rows, track(readers.map(read, rows), what, len(rows), transient=True), strict=True):
-            if isinstance(found, Query):
-                yield found
+        queries = track(readers.map(read, rows), label, len(rows), transient=True)
+        for row, query in zip(rows, queries, strict=True):
+            if isinstance(query, Query):
+                yield query
             else:
-                unreadable[row] = Dropped(reason="unreadable", detail={"error": found})
+                unreadable[row] = Dropped(reason="unreadable", detail={"error": query})

@@ -1,4 +1,4 @@
-"""The choices of a run that asks prompts several times and trains nothing: evaluation, pass rates."""
+"""Options of a run that samples each prompt several times and trains nothing: evaluation, pass rates."""
 
 from __future__ import annotations
 
@@ -24,76 +24,77 @@ SAMPLING_PRESETS: Mapping[SamplingName, Mapping[str, Any]] = {
     "instruct": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "presence_penalty": 1.5},
     "instruct-text": {"temperature": 1.0, "top_p": 1.0, "top_k": 40, "presence_penalty": 2.0},
 }
-"""As Qwen3-VL's report and model cards have them, each with at most 32,768 tokens of output (81,920 for AIME-25, HMMT-25 and
-LiveCodeBench)."""
+"""Sampling parameters of Qwen3-VL's report and model cards. The report allows 32,768 output tokens, and 81,920 for AIME-25, HMMT-25
+and LiveCodeBench."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectConfig:
-    """When a completion counts as correct."""
+    """Decides which completions count as correct."""
 
     at_least: float = 1.0
-    """From this reward on."""
+    """Smallest reward that counts as correct."""
     part: str | None = None
-    """The part of the score that decides instead of the reward, such as accuracy of a weighted reward."""
+    """Part of the score that decides instead of the reward, such as accuracy of a weighted reward."""
 
 
 def long_answers() -> RolloutConfig:
-    """Engines that let a policy think for as long as Qwen3-VL's report does."""
+    """Returns engine options with the output length of Qwen3-VL's report."""
     return RolloutConfig(max_tokens=32_768, max_model_len=40_960, max_images=8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRunConfig(RewardOptions, DataConfig):
-    """Asks each prompt several times and scores what comes."""
+    """Samples each prompt several times and scores the completions."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A folder or hub name that from_pretrained loads."""
+    """Folder or hub name that from_pretrained loads."""
     reward: str
-    """FILE.py:FUNCTION, or the name of a verifier of the package `rewards`: math_answer."""
+    """FILE.py:FUNCTION, or the name of a verifier in the package `rewards`, such as math_answer."""
     limit: int = 0
-    """Prompts to ask, the first of them; 0: all. May be raised later: what is answered is kept."""
+    """Samples the first so many prompts; 0: all. May be raised later: finished prompts are kept."""
     samples: int = 16
-    """Completions of each prompt."""
+    """Completions per prompt."""
     sampling: SamplingName = "plain"
-    """plain is as training samples: rollout.temperature and nothing else. thinking-dense: temperature 1, top-p .95, top-k 20;
-    thinking-moe: the same at .6; instruct: .7, .8, 20, presence penalty 1.5; instruct-text: 1, 1, 40, 2 (text alone); greedy."""
+    """plain: rollout.temperature and nothing else, as in training. greedy: temperature 0. thinking-dense: temperature 1, top-p .95,
+    top-k 20. thinking-moe: the same at temperature .6. instruct: .7, .8, 20, presence penalty 1.5. instruct-text: 1, 1, 40, 2."""
     temperature: float | None = None
-    """Instead of the preset's; 0 is greedy."""
+    """Replaces the preset's temperature; 0 is greedy."""
     top_p: float | None = None
-    """Instead of the preset's; 1: all tokens."""
+    """Replaces the preset's top-p; 1: all tokens."""
     top_k: int | None = None
-    """Instead of the preset's; 0: all tokens."""
+    """Replaces the preset's top-k; 0: all tokens."""
     presence_penalty: float | None = None
-    """Instead of the preset's."""
+    """Replaces the preset's presence penalty."""
     blind: bool = False
-    """Shows grey pictures of the same sizes: what is solved then, the text gives away. Prompts without pictures are left out."""
+    """Replaces pictures by grey ones of the same size, to measure how much the text alone gives away. Skips prompts without
+    pictures."""
     environment: str | None = None
-    """FILE.py:FUNCTION, what makes the environment of an episode; only where prompts are answered in several turns."""
+    """FILE.py:FUNCTION that makes the environment of an episode; only for multi-turn prompts."""
     run_dir: Path | None = None
-    """Where answers and results go; started again, the same command goes on there. Default: a folder in runs/ that is named
-    after the checkpoint and these choices."""
+    """Folder of answers and results. The same command, started again, continues there. Default: a folder in runs/ named after the
+    checkpoint and these options."""
     seed: int = 0
     """Seeds every sampled token, and the bootstrap."""
     pictures: bool = True
-    """Keeps the pictures beside the answers, for people and for rewards that look at them."""
+    """Saves the pictures with the answers, for readers and for rewards that use them."""
     correct: CorrectConfig = field(default_factory=CorrectConfig)
     rollout: RolloutConfig = field(default_factory=long_answers)
 
 
 def sampling_of(config: SamplingRunConfig) -> Sampling:
-    """How completions are drawn: the preset, and what is said besides."""
+    """Returns the sampling parameters: those of the preset, replaced by options that are set."""
     preset = {"temperature": config.rollout.temperature, **SAMPLING_PRESETS[config.sampling]}
-    own = {name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "presence_penalty")}
-    told = {name: value for name, value in own.items() if value is not None}
-    return Sampling(max_tokens=config.rollout.max_tokens, **{**preset, **told})
+    options = {name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "presence_penalty")}
+    replaced = {name: value for name, value in options.items() if value is not None}
+    return Sampling(max_tokens=config.rollout.max_tokens, **{**preset, **replaced})
 
 
 def check_sampling_run(config: SamplingRunConfig) -> None:
-    """Refuses choices that cannot work, before anything is loaded.
+    """Refuses options that cannot work, before anything is loaded.
 
     Raises:
-        ValueError: Names the option, its value and the remedy.
+        ValueError: Names the option, the value and the remedy.
     """
     check_bounds(config)
     check_lengths(config.rollout)

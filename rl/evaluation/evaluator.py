@@ -1,9 +1,9 @@
-"""How good the policy is on held-out prompts: greedy, sampled, and blind."""
+"""Evaluation of the policy on held-out prompts during training: greedy, sampled, and blind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rewards.metrics import reward_metrics
@@ -17,66 +17,56 @@ from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.types import Group, Prompt, Sampling
 
 EVAL_STEP = -1
-"""The seeds of held-out prompts are the same at every evaluation: what changes the score is the policy."""
+"""Step in the seeds of held-out prompts. It is the same at every evaluation, so that only the policy changes the score."""
 
 
+@dataclass(frozen=True)
 class Evaluator:
-    """Scores the policy on a fixed set of held-out prompts.
+    """Scores the policy on a fixed set of held-out prompts."""
 
-    Args:
-        options: Number of samples and the bound of a correct completion.
-        prompts: The held-out prompts.
-        pool: The engines.
-        runner: The reward.
-        sampling: The sampling parameters of training.
-        seed: Seeds every sampled token.
-    """
-
-    def __init__(
-        self,
-        options: EvalConfig,
-        prompts: Sequence[Prompt],
-        pool: EnginePool,
-        runner: RewardRunner,
-        *,
-        sampling: Sampling,
-        seed: int,
-    ) -> None:
-        self.options, self.prompts, self.pool, self.runner = options, prompts, pool, runner
-        self.sampling, self.seed = sampling, seed
+    options: EvalConfig
+    """Number of samples, and the threshold of a correct completion."""
+    prompts: Sequence[Prompt]
+    """The held-out prompts."""
+    pool: EnginePool
+    runner: RewardRunner
+    sampling: Sampling = field(kw_only=True)
+    """Sampling parameters of training."""
+    seed: int = field(kw_only=True)
+    """Seeds every sampled token."""
 
     def run(self, policy_version: int, *, with_blind: bool) -> dict[str, float]:
         """Evaluates the weights of `policy_version`.
 
         Args:
             policy_version: The version that the engines hold.
-            with_blind: Also ask every question with grey pictures: what is scored then, the text alone gives away.
+            with_blind: Also evaluates with grey pictures; that score measures how much the text alone gives away.
 
         Returns:
-            `eval/greedy`, `eval/sampled` and, where there are images or videos, `eval/blind` (greedy): mean rewards. Of the
-            sampled ones, for each task, `eval/<task>/avg`, the share that is correct, and where prompts are asked several times
-            `eval/<task>/pass@<k>` and `eval/<task>/majority`; as `recipes.evaluate` has them. Empty without prompts.
+            The mean rewards `eval/greedy`, `eval/sampled` and, for prompts with images or videos, `eval/blind` (greedy). The
+            sampled completions also give `eval/<task>/avg`, the share that is correct. With several samples per prompt they give
+            `eval/<task>/pass@<k>` and `eval/<task>/majority`, as in `recipes.evaluate`. Empty without prompts.
         """
         if not self.prompts:
             return {}
         num_samples, temperature = self.options.num_samples, self.sampling.temperature
         greedy = self._mean_reward(self.prompts, 1, 0.0, policy_version)
-        groups, scores = self._ask(self.prompts, num_samples, temperature, policy_version)
+        groups, scores = self._generate_and_score(self.prompts, num_samples, temperature, policy_version)
         metrics = {
             "eval/greedy": greedy,
             "eval/sampled": reward_metrics(scores).get("reward/mean", 0.0),
-            **{f"eval/{name}": value for name, value in self._of_tasks(groups, scores).items()},
+            **{f"eval/{name}": value for name, value in self._by_task(groups, scores).items()},
         }
-        seen = [prompt for prompt in self.prompts if prompt.images or prompt.videos]
-        if with_blind and seen:
-            metrics["eval/blind"] = self._mean_reward([blind(prompt) for prompt in seen], 1, 0.0, policy_version)
+        with_media = [prompt for prompt in self.prompts if prompt.images or prompt.videos]
+        if with_blind and with_media:
+            metrics["eval/blind"] = self._mean_reward([blind(prompt) for prompt in with_media], 1, 0.0, policy_version)
         return metrics
 
     def _mean_reward(self, prompts: Sequence[Prompt], samples: int, temperature: float, policy_version: int) -> float:
-        _, scores = self._ask(prompts, samples, temperature, policy_version)
+        _, scores = self._generate_and_score(prompts, samples, temperature, policy_version)
         return reward_metrics(scores).get("reward/mean", 0.0)
 
-    def _ask(
+    def _generate_and_score(
         self, prompts: Sequence[Prompt], samples: int, temperature: float, policy_version: int
     ) -> tuple[list[Group], list[list[Score]]]:
         sampling = replace(self.sampling, temperature=temperature)
@@ -84,7 +74,7 @@ class Evaluator:
         groups = self.pool.generate(prompts, sampling, seeds, policy_version)
         return groups, self.runner.score(groups)
 
-    def _of_tasks(self, groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
+    def _by_task(self, groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> dict[str, float]:
         correct = CorrectnessRule(at_least=self.options.correct_at)
         recorded = (
             transcript(Path(), "", group, group_scores, with_pictures=False)

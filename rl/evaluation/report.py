@@ -1,4 +1,4 @@
-"""What a run of several samples per prompt leaves: JSON, tables, and a file of pass rates."""
+"""Reports of a sampling run: `results.json`, tables, and a file of pass rates."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ OVERALL = "all prompts"
 
 
 def report_evaluation(answers: SampledAnswers, console: Console) -> dict[str, Any]:
-    """Writes `results.json` into the run's folder, prints its tables, and returns what is in it."""
-    summary = summarise(answers.outcomes, answers.config.samples, seed=answers.config.seed)
+    """Writes `results.json` into the run's folder, prints its tables, and returns its content."""
+    summary = summarise(answers.results, answers.config.samples, seed=answers.config.seed)
     results = {**_head(answers), **summary}
     write_json(answers.run_dir / "results.json", results)
-    every = {**summary["tasks"], **({OVERALL: summary["overall"]} if len(summary["tasks"]) != 1 else {})}
-    console.print(_figures(every, summary), _lengths(every), sep="\n")
+    parts = {**summary["tasks"], **({OVERALL: summary["overall"]} if len(summary["tasks"]) != 1 else {})}
+    console.print(_figures(parts, summary), _lengths(parts), sep="\n")
     _print_rest(answers, summary["overall"], console)
     console.print(f"results: {answers.run_dir / 'results.json'}", highlight=False, soft_wrap=True)
     return results
 
 
 def report_pass_rates(answers: SampledAnswers, output: Path | None, console: Console) -> Path:
-    """Writes a row for each prompt, in the order of the data, and prints how the rates are spread.
+    """Writes a row for each prompt, in the order of the data, and prints the distribution of pass rates.
 
     Args:
-        answers: What the run has come to.
+        answers: The run's answers.
         output: A .jsonl or .parquet file; None: `pass_rates.jsonl` in the run's folder.
-        console: Where to print.
+        console: Prints the tables.
 
     Returns:
         The file.
@@ -50,30 +50,30 @@ def report_pass_rates(answers: SampledAnswers, output: Path | None, console: Con
     file = output or answers.run_dir / "pass_rates.jsonl"
     blind = answers.config.blind
     rows = [
-        {**pass_rate(outcome), "row": row, "blind": blind}
-        for row, outcome in zip(answers.rows, answers.outcomes, strict=True)
+        {**pass_rate(result), "row": row, "blind": blind}
+        for row, result in zip(answers.rows, answers.results, strict=True)
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".tmp")
+    temporary = file.with_suffix(".tmp")
     if file.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
 
-        parquet.write_table(pyarrow.Table.from_pylist(rows), aside)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
     else:
-        aside.write_text("".join(map(jsonl_line, rows)))
-    aside.rename(file)
+        temporary.write_text("".join(map(jsonl_line, rows)))
+    temporary.rename(file)
     console.print(_rates(rows))
-    _print_rest(answers, summarise(answers.outcomes, answers.config.samples)["overall"], console)
+    _print_rest(answers, summarise(answers.results, answers.config.samples)["overall"], console)
     console.print(f"pass rates: {file}", highlight=False, soft_wrap=True)
     return file
 
 
 def check_output(output: Path | None) -> None:
-    """Refuses a file of pass rates that cannot be written.
+    """Refuses a pass-rate file of an unknown format.
 
     Raises:
-        ValueError: It is of another kind.
+        ValueError: The file has another suffix.
     """
     if output is not None and output.suffix not in PASS_RATE_FILES:
         raise ValueError(f"output must end in {' or '.join(PASS_RATE_FILES)}, got {output}")
@@ -102,15 +102,15 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _figures(every: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> Table:
+def _figures(parts: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> Table:
     table = _table("task", "figure", "value", f"{summary['level']:.0%} interval", "prompts")
-    for task, found in every.items():
-        for place, (name, figure) in enumerate(found["figures"].items()):
-            if name == "pass@1" and len(found["figures"]) > 1:
+    for task, part in parts.items():
+        for place, (name, figure) in enumerate(part["figures"].items()):
+            if name == "pass@1" and len(part["figures"]) > 1:
                 continue  # the average under another name
             interval = f"{figure['low']:.3f} to {figure['high']:.3f}"
-            told = escape(task) if place == 0 else ""
-            table.add_row(told, name, f"{figure['value']:.3f}", interval, str(figure["prompts"]))
+            label = escape(task) if place == 0 else ""
+            table.add_row(label, name, f"{figure['value']:.3f}", interval, str(figure["prompts"]))
     if len(summary["tasks"]) > 1:
         for place, (name, value) in enumerate(summary["mean_over_tasks"].items()):
             if name != "pass@1":
@@ -119,20 +119,20 @@ def _figures(every: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any])
     return table
 
 
-def _lengths(every: Mapping[str, Mapping[str, Any]]) -> Table:
+def _lengths(parts: Mapping[str, Mapping[str, Any]]) -> Table:
     table = _table("task", "samples", "tokens", "median", "95 %", "max", "cut", "reward", "no verdict")
-    for task, found in every.items():
-        tokens = (f"{found['tokens'].get(name, 0):.0f}" for name in ("mean", "median", "p95", "max"))
-        reward = "" if found["reward"] is None else f"{found['reward']:.3f}"
-        samples, lost = str(found["samples"]), str(found["without_verdict"])
-        table.add_row(escape(task), samples, *tokens, f"{found['truncated']:.1%}", reward, lost)
+    for task, part in parts.items():
+        tokens = (f"{part['tokens'].get(name, 0):.0f}" for name in ("mean", "median", "p95", "max"))
+        reward = "" if part["reward"] is None else f"{part['reward']:.3f}"
+        samples, without_verdict = str(part["samples"]), str(part["without_verdict"])
+        table.add_row(escape(task), samples, *tokens, f"{part['truncated']:.1%}", reward, without_verdict)
     return table
 
 
 def _rates(rows: list[dict[str, Any]]) -> Table:
-    """How many prompts have which pass rate: none, some or all of their samples correct."""
+    """Returns a table of prompts by pass rate."""
     table = _table("task", "prompts", "none", "to 50 %", "to 90 %", "above", "all", "no verdict")
-    table.title, table.title_justify = "prompts by how many of their samples are correct", "left"
+    table.title, table.title_justify = "prompts by share of correct samples", "left"
     for task in sorted({row["task"] for row in rows}):
         kinds = Counter(_kind(row["pass_rate"]) for row in rows if row["task"] == task)
         table.add_row(escape(task), str(kinds.total()), *(str(kinds[place]) for place in (0, 1, 2, 3, 4, None)))
@@ -146,17 +146,17 @@ def _kind(rate: float | None) -> int | None:
 
 
 def _print_rest(answers: SampledAnswers, overall: Mapping[str, Any], console: Console) -> None:
-    """What a reader of the figures must know besides: what has no verdict, and what was not asked."""
+    """Prints samples without a verdict, skipped prompts, and prompts that were finished before."""
     for verifier, count in overall["errors"].items():
-        told = f"{count} of {overall['samples']} samples have no verdict, for {verifier} reached none: they are in no figure"
-        console.print(told, style="yellow", highlight=False, markup=False)
+        message = f"{count} of {overall['samples']} samples have no verdict from {verifier}: they are in no figure"
+        console.print(message, style="yellow", highlight=False, markup=False)
     for reason, count in Counter(_general(reason) for reason in answers.skipped.values()).items():
-        console.print(f"{count} prompts were not asked: {reason}", style="yellow", highlight=False, markup=False)
-    before = len(answers.outcomes) - answers.num_asked
+        console.print(f"{count} prompts were skipped: {reason}", style="yellow", highlight=False, markup=False)
+    before = len(answers.results) - answers.num_sampled
     if before > 0:
-        console.print(f"{before} prompts had been answered before, {answers.num_asked} now", highlight=False)
+        console.print(f"{before} prompts were finished before, {answers.num_sampled} now", highlight=False)
 
 
 def _general(reason: str) -> str:
-    """Without the row and prompt that it begins with."""
+    """Removes the row or prompt at the start of a reason."""
     return reason.split(": ", 1)[-1]

@@ -1,4 +1,4 @@
-"""Asks a checkpoint each prompt several times, scores what comes and keeps it: what evaluation and pass rates are made of."""
+"""Samples each prompt several times from a checkpoint, scores the completions and stores them, for evaluation and pass rates."""
 
 from __future__ import annotations
 
@@ -34,90 +34,85 @@ from rollout.weights.senders import choose_backend
 
 logger = logging.getLogger(__name__)
 
-ASKED = -1
-"""In place of a step in the seeds: the same questions get the same answers whenever they are asked."""
-AHEAD = 2
-"""Prompts that are under way, as a multiple of what the engines work at: none of them waits for the slowest of a batch."""
+SEED_STEP = -1
+"""Step in the seeds: the same prompts get the same answers whenever they are sampled."""
+LOOKAHEAD = 2
+"""Prompts in progress, as a multiple of what the engines run at once: no prompt waits for the slowest of a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledAnswers:
-    """What a run has come to.
-
-    Attributes:
-        config: Its choices.
-        run_dir: Where everything is.
-        outcomes: One for each prompt that was answered, in the order of the data.
-        rows: Their rows in the data.
-        skipped: Why prompts were not answer_identity, by their rows.
-        num_asked: Prompts asked this time; the others had been before.
-    """
+    """The answers of a sampling run."""
 
     config: SamplingRunConfig
     run_dir: Path
-    outcomes: Sequence[PromptResult]
+    results: Sequence[PromptResult]
+    """One for each answered prompt, in the order of the data."""
     rows: Sequence[int]
+    """Row in the data of each result."""
     skipped: dict[int, str]
-    num_asked: int
+    """Row in the data → why its prompt was skipped."""
+    num_sampled: int
+    """Prompts sampled in this call; the others were finished before."""
 
 
 def sample_and_score(config: SamplingRunConfig, name: str) -> SampledAnswers:
-    """Asks what has not been answered yet, and returns all answers.
+    """Samples and scores the prompts that have no answers yet, and returns all answers.
 
     Args:
-        config: The choices.
-        name: Of the folder in runs/, where the config names none.
+        config: The options.
+        name: The folder in runs/, if the config has no run_dir.
 
     Raises:
-        ValueError: For whatever is wrong with config, data, reward or checkpoint; before any engine starts.
+        ValueError: Config, data, reward or checkpoint cannot work; raised before any engine starts.
     """
     check_sampling_run(config)
     reward = find_reward(config.reward)
     supported_model(config.model)
-    what = answer_identity(config)
-    run_dir = config.run_dir or Path("runs") / name / f"{Path(config.model).name}-{digest(what)}"
+    identity = answer_identity(config)
+    run_dir = config.run_dir or Path("runs") / name / f"{Path(config.model).name}-{digest(identity)}"
     prompts = prompts_of(config)
     prompts = prompts[: config.limit] if config.limit else prompts
-    records = AnswerStore(run_dir, what, pictures=config.pictures)
-    todo = RemainingPrompts(config, prompts, records.done)
-    before = len(records.done)
+    store = AnswerStore(run_dir, identity, pictures=config.pictures)
+    remaining = RemainingPrompts(config, prompts, store.done)
+    num_before = len(store.done)
     with ExitStack() as stack:
-        for number, group, scores in _answered(config, reward, todo, stack):
-            records.add(number, group, scores)
-    found = _outcomes(config, records, len(prompts))
-    if not found:
-        reasons = list(todo.skipped.values()) or ["the data has none"]
-        raise ValueError(f"no prompt of {config.data} could be asked; the first: {reasons[0]}")
+        for number, group, scores in _open_and_sample(config, reward, remaining, stack):
+            store.add(number, group, scores)
+    results = _results(config, store, len(prompts))
+    if not results:
+        reasons = list(remaining.skipped.values()) or ["the data has no prompts"]
+        raise ValueError(f"no prompt of {config.data} could be sampled; the first reason: {reasons[0]}")
     return SampledAnswers(
         config=config,
         run_dir=run_dir,
-        outcomes=[found[number] for number in sorted(found)],
-        rows=sorted(found),
-        skipped=todo.skipped,
-        num_asked=len(records.done) - before,
+        results=[results[number] for number in sorted(results)],
+        rows=sorted(results),
+        skipped=remaining.skipped,
+        num_sampled=len(store.done) - num_before,
     )
 
 
-def _outcomes(config: SamplingRunConfig, records: AnswerStore, num_prompts: int) -> dict[int, PromptResult]:
-    """What is recorded of the first prompts, by their rows.
+def _results(config: SamplingRunConfig, store: AnswerStore, num_prompts: int) -> dict[int, PromptResult]:
+    """Returns the stored results of the first prompts, by row.
 
     Raises:
-        ValueError: No score has the part that is to decide.
+        ValueError: No score has the part that `config.correct` names.
     """
     correct = CorrectnessRule(at_least=config.correct.at_least, part=config.correct.part)
-    found, parts = {}, set[str]()
-    for row in records.rows():
+    results, parts = {}, set[str]()
+    for row in store.rows():
         if row["row"] < num_prompts:
-            found[row["row"]] = prompt_result(row, correct)
+            results[row["row"]] = prompt_result(row, correct)
             parts.update(name for each in row["completions"] for name in each["parts"])
-    if any(outcome.correct for outcome in found.values()):
+    if any(result.correct for result in results.values()):
         correct.require_part(parts)
-    return found
+    return results
 
 
 @dataclass(slots=True)
 class RemainingPrompts:
-    """The prompts that are still to be answer_identity, drawn one after the other; notes those that cannot be."""
+    """The prompts without answers, drawn one by one; notes why prompts are skipped."""
 
     config: SamplingRunConfig
     prompts: Prompts
@@ -128,6 +123,7 @@ class RemainingPrompts:
         return sum(number not in self.done for number in range(len(self.prompts)))
 
     def draw(self, accept: Accept) -> Iterator[tuple[int, Prompt]]:
+        """Yields row and prompt of every remaining prompt that can be sampled; skips the others."""
         for number in range(len(self.prompts)):
             if number in self.done:
                 continue
@@ -137,7 +133,7 @@ class RemainingPrompts:
                 self._skip(number, str(error))
                 continue
             if self.config.blind and not (prompt.images or prompt.videos):
-                self._skip(number, "no picture to take away", quietly=True)
+                self._skip(number, "no picture to hide", quietly=True)
             elif reason := accept(prompt):
                 self._skip(number, f"prompt {prompt.id!r}: {reason}")
             else:
@@ -149,15 +145,15 @@ class RemainingPrompts:
             logger.warning("skipped %s", reason)
 
 
-def _answered(
-    config: SamplingRunConfig, reward: Verifier, todo: RemainingPrompts, stack: ExitStack
+def _open_and_sample(
+    config: SamplingRunConfig, reward: Verifier, remaining: RemainingPrompts, stack: ExitStack
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
-    """Opens engines and reward, if there is anything to ask, and yields what is answered; `stack` closes them again."""
+    """Opens engines and reward if prompts remain, and yields the answers; `stack` closes what was opened."""
     rollout = config.rollout
     environment = load_function(config.environment, "environment") if config.environment else None
     runner = stack.enter_context(open_runner(reward, config))
     inputs = open_inputs(config.model, rollout, runner, environment)
-    total, drawn = len(todo), todo.draw(inputs.accept)
+    total, drawn = len(remaining), remaining.draw(inputs.accept)
     first = next(drawn, None)
     if first is None:
         return
@@ -172,11 +168,11 @@ def _answered(
     )
     pool = EnginePool(spec, episodes=inputs.episodes())
     stack.callback(pool.close)
-    most = AHEAD * -(-rollout.max_running * rollout.num_engines // config.samples)
+    max_prompts = LOOKAHEAD * -(-rollout.max_running * rollout.num_engines // config.samples)
     console = Console(stderr=True)
     yield from track(
-        answers(pool, runner, chain([first], drawn), config, most=most),
-        "asking",
+        generate_and_score(pool, runner, chain([first], drawn), config, max_prompts=max_prompts),
+        "sampling",
         total=total,
         console=console,
         disable=not console.is_terminal,
@@ -184,7 +180,7 @@ def _answered(
 
 
 class Generator(Protocol):
-    """What is needed of the engines: `rollout.pool.engine_pool.EnginePool`."""
+    """The methods of `rollout.pool.engine_pool.EnginePool` that sampling uses."""
 
     def start(self, coroutine: Any, /) -> Future[Group]: ...
 
@@ -192,47 +188,47 @@ class Generator(Protocol):
 
 
 class Scorer(Protocol):
-    """What is needed of the reward: `rewards.workers.runner.RewardRunner`."""
+    """The method of `rewards.workers.runner.RewardRunner` that sampling uses."""
 
     def submit(self, group: Group, /) -> Future[list[Score]]: ...
 
 
-def answers(
-    pool: Generator, runner: Scorer, drawn: Iterator[tuple[int, Prompt]], config: SamplingRunConfig, *, most: int
+def generate_and_score(
+    pool: Generator, runner: Scorer, drawn: Iterator[tuple[int, Prompt]], config: SamplingRunConfig, *, max_prompts: int
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
-    """Yields each prompt's completions and their scores as soon as they are there, in whatever order.
+    """Yields each prompt's completions and scores as soon as they are complete, in any order.
 
     Args:
         pool: The engines.
         runner: The reward.
-        drawn: Numbers and prompts; drawn when there is room, for their pictures take memory.
-        config: How often and how each is asked.
-        most: Prompts under way at a time.
+        drawn: Rows and prompts; drawn only when there is room, since their pictures take memory.
+        config: Sampling parameters, seed and samples per prompt.
+        max_prompts: Most prompts in progress at a time.
     """
     sampling = sampling_of(config)
-    asking: dict[Future[Group], int] = {}
+    generating: dict[Future[Group], int] = {}
     scoring: dict[Future[list[Score]], tuple[int, Group]] = {}
     exhausted = False
     try:
         while True:
-            while not exhausted and len(asking) + len(scoring) < most:
+            while not exhausted and len(generating) + len(scoring) < max_prompts:
                 if (item := next(drawn, None)) is None:
                     exhausted = True
                 else:
                     number, prompt = item
-                    seeds = [request_seed(config.seed, ASKED, prompt.id, i) for i in range(config.samples)]
-                    asking[pool.start(pool.answer(prompt, sampling, seeds, 0))] = number
-            if not asking and not scoring:
+                    seeds = [request_seed(config.seed, SEED_STEP, prompt.id, i) for i in range(config.samples)]
+                    generating[pool.start(pool.answer(prompt, sampling, seeds, 0))] = number
+            if not generating and not scoring:
                 return
-            wait(_all(asking, scoring), return_when=FIRST_COMPLETED)
-            for answered in [future for future in asking if future.done()]:
-                number, group = asking.pop(answered), answered.result()
+            wait(_all(generating, scoring), return_when=FIRST_COMPLETED)
+            for generated in [future for future in generating if future.done()]:
+                number, group = generating.pop(generated), generated.result()
                 scoring[runner.submit(group)] = (number, group)
             for scored in [future for future in scoring if future.done()]:
                 number, group = scoring.pop(scored)
                 yield number, group, scored.result()
-    finally:  # after an error or an interrupt nobody waits for the rest
-        for future in _all(asking, scoring):
+    finally:  # cancels the rest after an error or an interrupt
+        for future in _all(generating, scoring):
             future.cancel()
 
 

@@ -1,4 +1,4 @@
-"""Answers that survive a kill: one line for each prompt that is done, and what they are answers to."""
+"""Storage of answers that survives a kill: one line per finished prompt, and the options that the answers depend on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rl.run_dir.transcripts import transcript
 from rollout.types import Group
 
 ANSWERS = "step_000000.jsonl"
-"""A name by which `rewards.check` finds the file in a folder of samples."""
+"""File name that `rewards.check` finds in a folder of samples."""
 READ_WHOLE = 1 << 20
-"""Bytes: files up to this size are read to see whether they are the same."""
+"""Largest file, in bytes, that is compared by content."""
 ENGINE_OPTIONS = """
     dtype max_tokens max_model_len max_images max_videos min_image_pixels max_image_pixels max_video_pixels
     max_turns max_turn_tokens episode_timeout environment_timeout request_timeout
     """.split()
-"""Options of the engines that change what is answered; the others say where and how fast."""
+"""Engine options that change the answers; the others change place and speed only."""
 
 
 def answer_identity(config: SamplingRunConfig) -> dict[str, Any]:
-    """What the answers depend on. Data, model and reward count with what is in their files, as far as they are files here."""
+    """Returns everything that the answers depend on; data, model and reward are compared by their local files' content."""
     return {
         "model": config.model,
         "model_files": _identity(Path(config.model).expanduser()),
@@ -49,12 +49,12 @@ def answer_identity(config: SamplingRunConfig) -> dict[str, Any]:
 
 
 def digest(plain: Mapping[str, Any]) -> str:
-    """Eight letters that two different things hardly share."""
+    """Returns eight hexadecimal digits of a hash."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _identity(path: Path) -> str | None:
-    """Changes where a file, or one of a folder's, does; None where nothing is there."""
+    """Returns a hash of a file, or of all files in a folder; None if there is no such path."""
     if not path.exists():
         return None
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
@@ -62,45 +62,45 @@ def _identity(path: Path) -> str | None:
 
 
 def _content(file: Path) -> str:
-    """Of a small file its content's hash; of weights and pictures by the million size and time, for they would take minutes."""
-    told = file.stat()
-    if told.st_size <= READ_WHOLE:
+    """Returns the hash of a small file; size and modification time of a large one, which would take minutes to hash."""
+    status = file.stat()
+    if status.st_size <= READ_WHOLE:
         return hashlib.sha256(file.read_bytes()).hexdigest()
-    return f"{told.st_size} bytes of {told.st_mtime_ns}"
+    return f"{status.st_size} bytes of {status.st_mtime_ns}"
 
 
 class AnswerStore:
-    """The answers of one run, a line for each prompt in the order in which they came.
+    """The answers of one run, a line for each prompt in order of completion.
 
     Args:
-        run_dir: Where they are, or are to be.
-        what: What they are answers to, as `asked` says it.
-        pictures: Whether to keep the pictures.
+        run_dir: The run's folder; created if missing.
+        identity: Everything that the answers depend on, from `answer_identity`.
+        pictures: Saves the pictures, too.
 
     Raises:
-        ValueError: The folder has answers to something else.
+        ValueError: The folder has answers of another identity.
     """
 
-    def __init__(self, run_dir: Path, what: Mapping[str, Any], *, pictures: bool = True) -> None:
+    def __init__(self, run_dir: Path, identity: Mapping[str, Any], *, pictures: bool = True) -> None:
         self.run_dir, self._pictures = run_dir, pictures
         self.folder = run_dir / "samples"
         self.file = self.folder / ANSWERS
-        plain = json.loads(json.dumps(what))
-        told = run_dir / "asked.json"
-        if told.exists():
-            _require_same(run_dir, json.loads(told.read_text()), plain)
+        plain = json.loads(json.dumps(identity))
+        identity_file = run_dir / "asked.json"
+        if identity_file.exists():
+            _require_same(run_dir, json.loads(identity_file.read_text()), plain)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(told, plain)
+        write_json(identity_file, plain)
         drop_partial_line(self.file)
         self.done = {row["row"] for row in self.rows()}
 
     def add(self, number: int, group: Group, scores: Sequence[Score]) -> None:
-        """Keeps the answers to one prompt, the pictures first: once its line is there, the prompt is done.
+        """Saves the answers to one prompt. The pictures come first: a prompt with a line is finished.
 
         Args:
-            number: Its row in the data.
-            group: What was asked and answered.
-            scores: Of its completions.
+            number: The prompt's row in the data.
+            group: The prompt and its completions.
+            scores: One for each completion.
         """
         row = transcript(self.folder, f"row_{number:06d}", group, scores, with_pictures=self._pictures)
         with self.file.open("a") as file:
@@ -108,14 +108,14 @@ class AnswerStore:
         self.done.add(number)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """What is there, one line after the other: long answers to many prompts do not fit into memory."""
+        """Yields the saved lines one by one, since long answers to many prompts do not fit into memory."""
         if self.file.exists():
             with self.file.open() as lines:
                 yield from map(json.loads, lines)
 
 
 def drop_partial_line(file: Path) -> None:
-    """Drops a last line that a kill has cut short."""
+    """Removes a last line that a kill left incomplete."""
     if not file.exists():
         return
     with file.open("rb+") as lines:
@@ -126,10 +126,10 @@ def drop_partial_line(file: Path) -> None:
         lines.truncate(end)
 
 
-def _require_same(run_dir: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for name, value in ours.items():
-        if theirs.get(name) != value:
+def _require_same(run_dir: Path, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    for name, value in identity.items():
+        if saved.get(name) != value:
             raise ValueError(
-                f"{run_dir} has answers to something else: {name} was {theirs.get(name)!r} and is {value!r}; "
-                "pass another --run-dir, or the same choices as then"
+                f"{run_dir} has answers with other options: {name} was {saved.get(name)!r} and is {value!r}; "
+                "pass another --run-dir, or the same options as before"
             )

@@ -1,9 +1,9 @@
-"""Which GPUs learn and which generate: derived from `placement`, what the machine has, and how many GPUs an engine takes.
+"""Assignment of GPUs to learner and engines, derived from `placement`, the GPUs here, and the GPUs per engine.
 
-separate: learner and engines have GPUs of their own. The learner takes a quarter, for generation is 60 to 80 % of a step, and
-what is left over when the engines have theirs; weights go by NCCL.
-colocated: a rank of the learner on every GPU, and engines over the same ones, which sleep while the learner trains and wake for
-generation; weights go by CUDA IPC.
+separate (disaggregated): learner and engines have different GPUs, and weights go by NCCL. The learner gets a quarter of the GPUs,
+since generation is 60 to 80 % of a step, and those that make no whole engine.
+colocated (hybrid engine): every GPU has a rank of the learner and a share of an engine, and weights go by CUDA IPC. Engines sleep
+while the learner trains, and wake for generation.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from rollout.cluster import gpus_of_nodes, most_engines
 from rollout.config import RolloutConfig
 
 LEARNER_PART = 4
-"""Separate placement: the learner takes one GPU in so many."""
+"""Separate placement: the learner gets one GPU in so many."""
 SHARED_MEMORY = 0.6
-"""Share of a GPU that an engine takes where the learner's weights and optimizer stay on it: rollout.gpu_memory_utilization."""
+"""rollout.gpu_memory_utilization of an engine on a GPU that also holds the learner's weights and optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DerivedOption:
-    """One derived option: its dotted name, its value, and why it has it."""
+    """An option that the placement derives."""
 
-    option: str
+    name: str
+    """Dotted name."""
     value: Any
     why: str
 
 
 def resolve_placement(config: TrainConfig, console: Console | None = None) -> TrainConfig:
-    """The config with what `placement` leaves open, derived from the GPUs that there are; without a placement as it is.
+    """Returns the config with the options that its placement derives from the GPUs here; unchanged without a placement.
 
     Args:
-        config: The run's choices.
-        console: Where to print what is derived; None prints nothing.
+        config: The run's config.
+        console: Prints the derived options; None prints nothing.
     """
     if config.placement is None:
         return config
@@ -51,28 +52,28 @@ def resolve_placement(config: TrainConfig, console: Console | None = None) -> Tr
 
 
 def derive_placement(config: TrainConfig, gpus: Sequence[int]) -> TrainConfig:
-    """The config with all that its placement says.
+    """Returns the config with the options that its placement derives from given GPUs.
 
     Args:
-        config: The run's choices, with a placement.
+        config: The run's config, with a placement.
         gpus: GPUs of each node.
 
     Raises:
-        ValueError: If there are too few GPUs, or an option says otherwise.
+        ValueError: There are too few GPUs, or an option contradicts the placement.
     """
     learner: dict[str, Any] = {}
     rollout: dict[str, Any] = {}
-    for choice in derived_options(config, gpus):
-        part, name = choice.option.split(".")
-        (learner if part == "learner" else rollout)[name] = choice.value
+    for option in derived_options(config, gpus):
+        part, name = option.name.split(".")
+        (learner if part == "learner" else rollout)[name] = option.value
     return replace(config, learner=replace(config.learner, **learner), rollout=replace(config.rollout, **rollout))
 
 
 def derived_options(config: TrainConfig, gpus: Sequence[int]) -> list[DerivedOption]:
-    """What a placement says, option by option.
+    """Returns the options that a placement derives.
 
     Args:
-        config: The run's choices, with a placement.
+        config: The run's config, with a placement.
         gpus: GPUs of each node.
 
     Raises:
@@ -82,26 +83,26 @@ def derived_options(config: TrainConfig, gpus: Sequence[int]) -> list[DerivedOpt
     total = sum(gpus)
     if not total:
         raise ValueError(
-            f"placement = {config.placement} needs GPUs, and there are none here: leave it out, or the preset that sets it; "
-            "learner and engines run on CPUs then"
+            f"placement = {config.placement} needs GPUs, but there are none here: leave out the placement, or the preset that "
+            "sets it; learner and engines then run on CPUs"
         )
     width = config.rollout.gpus_per_engine or 1
     if width > max(gpus):
         raise ValueError(
             f"rollout.gpus_per_engine = {width}, but no node has more than {max(gpus)} GPUs: "
-            "an engine is on one node; lower it"
+            "lower it, since an engine cannot span nodes"
         )
     derived = (_separate if config.placement == "separate" else _colocated)(config, gpus, width)
-    for choice in derived:
-        _refuse_another(config, choice)
+    for option in derived:
+        _refuse_another(config, option)
     return derived
 
 
 def beside_teacher(config: TrainConfig, gpus: Sequence[int]) -> list[int]:
-    """GPUs of each node that the teacher's engines leave; they have their own, each engine on one node, on the last nodes first.
+    """Returns the GPUs of each node without those of the teacher's engines, which fill the last nodes first.
 
     Raises:
-        ValueError: If there is no room for them.
+        ValueError: There is no room for the teacher's engines.
     """
     left, width = list(gpus), config.teacher.gpus_per_engine
     for number in range(config.teacher.num_engines if config.teacher.model is not None and width else 0):
@@ -109,7 +110,7 @@ def beside_teacher(config: TrainConfig, gpus: Sequence[int]) -> list[int]:
         if node is None:
             raise ValueError(
                 f"teacher.num_engines = {config.teacher.num_engines} with teacher.gpus_per_engine = {width}: the nodes, with "
-                f"{', '.join(map(str, gpus))} GPUs, have room for {number}: lower one of the two"
+                f"{', '.join(map(str, gpus))} GPUs, have room for {number}: lower one of the two options"
             )
         left[node] -= width
     return left
@@ -122,24 +123,22 @@ def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Deri
     if engines < 1:
         raise ValueError(
             f"placement = separate: {total} GPUs are too few for learner.gpus = {learner} and an engine of "
-            f"rollout.gpus_per_engine = {width}: use placement colocated, or lower one of the two"
+            f"rollout.gpus_per_engine = {width}: use placement colocated, or lower one of the two options"
         )
     left = total - engines * width
-    learner_why = f"of {total}: one in {LEARNER_PART}, and those that make no whole engine"
+    learner_why = f"of {total}: one in {LEARNER_PART}, and those left over by whole engines"
     if config.learner.gpus:
-        left, learner_why = learner, f"as asked, of {total}" + (f"; {left - learner} idle" if left > learner else "")
+        left, learner_why = learner, f"as set, of {total}" + (f"; {left - learner} idle" if left > learner else "")
     transfer = config.rollout.weight_transfer
     by_host = transfer == "shared_memory"
     return [
-        DerivedOption(option="learner.gpus", value=left, why=learner_why),
+        DerivedOption(name="learner.gpus", value=left, why=learner_why),
+        DerivedOption(name="rollout.num_engines", value=engines, why="all other GPUs generate, most of a step's work"),
+        DerivedOption(name="rollout.gpus_per_engine", value=width, why=_width_why(config)),
         DerivedOption(
-            option="rollout.num_engines", value=engines, why="all other GPUs generate, most of a step's work"
-        ),
-        DerivedOption(option="rollout.gpus_per_engine", value=width, why=_width_why(config)),
-        DerivedOption(
-            option="rollout.weight_transfer",
+            name="rollout.weight_transfer",
             value="shared_memory" if by_host else "nccl",
-            why="as asked: slower, but an engine that fails is replaced" if by_host else "from GPU to GPU",
+            why="as set: slower, but an engine that fails is replaced" if by_host else "from GPU to GPU",
         ),
     ]
 
@@ -147,51 +146,50 @@ def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Deri
 def _colocated(config: TrainConfig, gpus: Sequence[int], width: int) -> list[DerivedOption]:
     engines = sum(count // width for count in gpus)
     used, total = engines * width, sum(gpus)
-    idle = f"; {total - used} make no whole engine and stay idle" if used < total else ""
+    idle = f"; {total - used} are left over by whole engines and stay idle" if used < total else ""
     utilization = config.rollout.gpu_memory_utilization
-    is_asked = utilization != _default(RolloutConfig, "gpu_memory_utilization")
+    is_set = utilization != _default(RolloutConfig, "gpu_memory_utilization")
     share, share_why = SHARED_MEMORY, "the rest is for the learner's weights and optimizer"
     if config.learner.offload:
         share, share_why = utilization, "the learner's weights and optimizer are in host memory"
     return [
-        DerivedOption(option="learner.gpus", value=used, why=f"a rank on each of {total}{idle}"),
+        DerivedOption(name="learner.gpus", value=used, why=f"a rank on each of {total}{idle}"),
         DerivedOption(
-            option="rollout.num_engines", value=engines, why="on the same GPUs; asleep while the learner trains"
+            name="rollout.num_engines", value=engines, why="on the same GPUs; asleep while the learner trains"
         ),
-        DerivedOption(option="rollout.gpus_per_engine", value=width, why=_width_why(config)),
-        DerivedOption(option="rollout.weight_transfer", value="ipc", why="engine and learner share each GPU's memory"),
+        DerivedOption(name="rollout.gpus_per_engine", value=width, why=_width_why(config)),
+        DerivedOption(name="rollout.weight_transfer", value="ipc", why="engine and learner share each GPU's memory"),
         DerivedOption(
-            option="rollout.gpu_memory_utilization",
-            value=utilization if is_asked else share,
-            why="as asked" if is_asked else share_why,
+            name="rollout.gpu_memory_utilization",
+            value=utilization if is_set else share,
+            why="as set" if is_set else share_why,
         ),
     ]
 
 
 def _width_why(config: TrainConfig) -> str:
-    return "as asked: tensor parallel over them" if config.rollout.gpus_per_engine > 1 else "no tensor parallelism"
+    return "as set: tensor parallel over them" if config.rollout.gpus_per_engine > 1 else "no tensor parallelism"
 
 
-def _refuse_another(config: TrainConfig, choice: DerivedOption) -> None:
-    """An option that is neither at its default nor what the placement makes of it."""
-    asked = attrgetter(choice.option)(config)
-    part, name = choice.option.split(".")
-    if asked not in (choice.value, _default(type(getattr(config, part)), name)):
+def _refuse_another(config: TrainConfig, option: DerivedOption) -> None:
+    """Refuses an option that is set to another value than the derived one."""
+    value = attrgetter(option.name)(config)
+    part, name = option.name.split(".")
+    if value not in (option.value, _default(type(getattr(config, part)), name)):
         raise ValueError(
-            f"placement = {config.placement} makes {choice.option} {choice.value}, but {choice.option} = {asked}: "
-            "leave one of the two out"
+            f"placement = {config.placement} derives {option.name} = {option.value}, but {option.name} = {value}: "
+            "leave out one of the two"
         )
 
 
-def _default(of: type[Any], name: str) -> Any:
-    (default,) = (field.default for field in fields(of) if field.name == name)
+def _default(config_class: type[Any], name: str) -> Any:
+    (default,) = (field.default for field in fields(config_class) if field.name == name)
     assert default is not MISSING
     return default
 
 
 def placement_table(derived: Sequence[DerivedOption]) -> Table:
-    """One row per derived option."""
     table = Table("derived", "value", "why", title="placement", title_justify="left")
-    for choice in derived:
-        table.add_row(choice.option, str(choice.value), choice.why)
+    for option in derived:
+        table.add_row(option.name, str(option.value), option.why)
     return table

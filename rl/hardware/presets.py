@@ -1,6 +1,6 @@
-"""Where to start from with each size of Qwen3-VL: the machines, who takes which GPU, and how the policy is cut over them.
+"""Presets for each published size of Qwen3-VL: machines, assignment of GPUs, and sharding of the policy.
 
-A preset says what depends on the model's size alone; tasks, rewards and hyper-parameters are a recipe's.
+A preset sets what depends on the model's size alone. A recipe sets tasks, rewards and hyper-parameters.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from rollout.config import RolloutConfig
 C = TypeVar("C", bound="Sized")
 
 PresetName = Literal["small", "2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B"]
-"""`small` is the recipe's own: the small policy on this machine's CPU."""
+"""`small` is the small policy on this machine's CPU; the others are published sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PresetConfig(SmallRecipe):
-    """A recipe's choices, small or of a published size: `--preset` replaces the defaults that depend on it."""
+    """Options of a recipe that has presets: `--preset` replaces the defaults that depend on the policy's size."""
 
     preset: PresetName = "small"
-    """small runs here, on the CPU; the others are Qwen3-VL's sizes, on GPUs."""
+    """small runs on this machine's CPU; the others are Qwen3-VL's sizes, on GPUs."""
     plan: bool = False
-    """Prints who takes which of the preset's GPUs, and how much of their memory, and stops."""
+    """Prints the assignment of the preset's GPUs and the memory plan, and stops."""
     data_dir: Path | None = None
-    """Where a preset's datasets are, each in a folder of its own name; default: the hub."""
+    """Folder of the preset's datasets, one subfolder for each by its name; default: the hub."""
 
     def large(self) -> Self:
-        """What of the small policy's choices a published size does not share: all but the tasks; the preset says the rest."""
+        """Replaces the small policy's hyper-parameters by those for a published size."""
         return replace(
             self,
             steps=400,
@@ -51,7 +51,7 @@ class PresetConfig(SmallRecipe):
         )
 
     def of_size(self, preset: Preset) -> Self:
-        """With what a preset says."""
+        """Returns the config for a preset's size and machines."""
         config = self.large()
         rollout = replace(
             config.rollout,
@@ -63,7 +63,7 @@ class PresetConfig(SmallRecipe):
         return replace(config, model=preset.model, placement=preset.placement, learner=preset.learner, rollout=rollout)
 
     def print_plan(self, console: Console) -> None:
-        """Prints who takes which of the preset's GPUs, and the memory plan."""
+        """Prints the assignment of the preset's GPUs and the memory plan."""
         preset = PRESETS[self.preset]
         _, plan = preset_plan(self, self.preset)
         console.print(preset.why, highlight=False)
@@ -74,33 +74,27 @@ class PresetConfig(SmallRecipe):
             console.print(plan_teacher(self, PUBLISHED[teacher], device_gib=preset.device_gib))
 
     def source(self, hub_name: str) -> str:
-        """Where to read a dataset of the hub: there, or of `data_dir`."""
+        """Returns where to read a dataset of the hub: its hub name, or its folder in `data_dir`."""
         return hub_name if self.data_dir is None else str(self.data_dir / hub_name.rpartition("/")[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Machines for a model, and how they are used.
-
-    Attributes:
-        model: The published checkpoint that RL starts from.
-        nodes: Machines.
-        gpus_per_node: GPUs of each.
-        device_gib: Memory of each, in GiB.
-        placement: Of `TrainConfig`.
-        gpus_per_engine: GPUs of each engine.
-        offload: The learner keeps its states in host memory.
-        why: Where the choice comes from, in a sentence.
-    """
+    """Machines for a model, and their use."""
 
     model: str
+    """Published checkpoint that RL starts from."""
     nodes: int
+    """Machines."""
     gpus_per_node: int = 8
     device_gib: float = 80.0
+    """Memory of a GPU, in GiB."""
     placement: Literal["separate", "colocated"] = "colocated"
     gpus_per_engine: int
     offload: bool = False
+    """Keeps the learner's states in host memory."""
     why: str
+    """Reason for these choices, in a sentence."""
 
     @property
     def learner(self) -> LearnerConfig:
@@ -143,35 +137,35 @@ PRESETS: dict[str, Preset] = {
         nodes=1,
         offload=True,
         gpus_per_engine=2,
-        why="on one machine the states are 58 GiB of each GPU: they lie in host memory, and the engines have the GPUs",
+        why="on one machine the states would be 58 GiB of each GPU: they are in host memory, and the engines have the GPUs",
     ),
     "235B-A22B": Preset(
         model="Qwen/Qwen3-VL-235B-A22B-Instruct",
         nodes=8,
         offload=True,
         gpus_per_engine=8,
-        why="an engine takes a whole machine, and 55 GiB of each of its GPUs: the states lie in host memory",
+        why="an engine needs a whole machine, and 55 GiB of each GPU: the states are in host memory",
     ),
 }
-"""By the sizes' names. Each fits 80 GiB of memory a GPU by its own arithmetic, which the tests do."""
+"""Size → preset. Tests check that each fits GPUs of 80 GiB by the memory plan."""
 
 
 class Sized(Protocol):
-    """A recipe's choices, small or of a published size: a `PresetConfig`, or another that has these."""
+    """Protocol of a config with presets, such as `PresetConfig`."""
 
     model: str
     preset: PresetName
     plan: bool
 
     def of_size(self, preset: Preset) -> Self:
-        """With what a preset says."""
+        """Returns the config for a preset's size and machines."""
 
     def print_plan(self, console: Console) -> None:
-        """Prints what it makes of the preset's machines."""
+        """Prints the plan for the preset's machines."""
 
 
 def with_preset(config: C, name: PresetName) -> C:
-    """The config with what the preset says; of `small` as it is.
+    """Returns the config for a preset; unchanged for `small`.
 
     Raises:
         ValueError: There is no such preset.
@@ -186,7 +180,7 @@ def with_preset(config: C, name: PresetName) -> C:
 
 
 def preset_plan(config: TrainConfig, name: PresetName) -> tuple[TrainConfig, MemoryPlan]:
-    """What a config makes of the preset's machines: its placement derived, and the memory that it takes.
+    """Returns the config with the placement on the preset's machines, and its memory plan.
 
     Raises:
         ValueError: The config cannot work.
@@ -199,13 +193,13 @@ def preset_plan(config: TrainConfig, name: PresetName) -> tuple[TrainConfig, Mem
 
 
 def print_plan(config: Sized, console: Console) -> None:
-    """Prints the preset's machines, and what the config makes of them.
+    """Prints the preset's machines and the config's plan for them.
 
     Raises:
-        ValueError: The preset is the small one, which needs no plan; or the config cannot work.
+        ValueError: The preset is `small`, which needs no plan, or the config cannot work.
     """
     if config.preset == "small":
-        raise ValueError(f"--plan is of GPUs, and preset small runs on the CPU: choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"--plan is for GPUs, but preset small runs on the CPU: choose one of {', '.join(PRESETS)}")
     preset = PRESETS[config.preset]
     machines = f"{preset.nodes} × {preset.gpus_per_node} GPUs of {preset.device_gib:g} GiB"
     console.print(f"{config.preset}: {config.model} on {machines}", highlight=False)

@@ -145,11 +145,11 @@ def test_positions_of_a_video_go_on_from_frame_to_frame_through_the_text_between
 
 
 def test_placeholders_and_media_must_match_in_number():
-    with pytest.raises(ValueError, match="the sequence has 3 image tokens, its images make 4"):
+    with pytest.raises(ValueError, match="the sequence has 3 image tokens, but its images have 4 features"):
         mrope_positions(np.array([IMAGE] * 3), [unseen(1, 4, 4)], VISION)
-    with pytest.raises(ValueError, match="the sequence has 1 image tokens, its images make 0"):
+    with pytest.raises(ValueError, match="the sequence has 1 image tokens, but its images have 0 features"):
         mrope_positions(np.array([1, IMAGE]), [], VISION)
-    with pytest.raises(ValueError, match="the sequence has 1 video tokens, its videos make 2"):
+    with pytest.raises(ValueError, match="the sequence has 1 video tokens, but its videos have 2 features"):
         mrope_positions(np.array([1, VIDEO]), [unseen(2, 2, 2, is_video=True)], VISION)
 
 

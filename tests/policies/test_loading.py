@@ -112,7 +112,7 @@ NORM = "model.language_model.norm.weight"
 def test_weight_that_does_not_fit_is_an_error_and_not_random_numbers(folder: Path, norm: torch.Tensor | None):
     weights = load_file(folder / "model.safetensors") | {NORM: norm}
     save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=f"lacks 1 weights that its config.json asks for, the first is {NORM}"):
+    with pytest.raises(ValueError, match=f"lacks 1 weights that its config.json requires, the first is {NORM}"):
         load(folder)
 
 

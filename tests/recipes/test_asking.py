@@ -164,7 +164,7 @@ def test_pass_rates_survive_a_kill_and_are_those_of_the_undisturbed_evaluation(
 
     printed = printed_by("measure_pass_rate", options)
     assert answers.read_text().startswith(kept)
-    assert f"{kept.count(chr(10))} prompts had been answered before" in printed
+    assert f"{kept.count(chr(10))} prompts were finished before" in printed
     assert sorted(row["row"] for row in lines(answers)) == list(range(NUM_PROMPTS))
     undisturbed = {
         row["prompt_id"]: row["completions"] for row in lines(folder / "evaluation/samples/step_000000.jsonl")
@@ -187,4 +187,4 @@ def test_the_answers_can_be_scored_again_without_an_engine(
     assert f"exact: {NUM_PROMPTS * 8} completions, 0 without a verdict" in done.stdout
     monkeypatch.setattr("rl.evaluation.sampling.EnginePool", None)  # no engine is to start
     again = printed_by("evaluate", words(dense_policy, folder, "--run-dir", str(folder / "evaluation")))
-    assert f"{NUM_PROMPTS} prompts had been answered before, 0 now" in again
+    assert f"{NUM_PROMPTS} prompts were finished before, 0 now" in again

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
 from recipes import cold_start, distill
-from recipes.cold_start import ColdStart
+from recipes.cold_start import ColdStart, sft_config
 from recipes.distill import Distill
 from recipes.general_rl import GeneralRl
 from recipes.reasoning_rl import ReasoningRl
@@ -28,6 +28,7 @@ from recipes.thinking_with_images import ThinkingWithImages, rewards_of
 from rewards import Score
 from rl.cli import main, parse
 from rl.config import check_config
+from rl.hardware.memory import plan_learner
 from rl.hardware.presets import PRESETS, PresetConfig, preset_plan, print_plan
 from rl.sft.config import check_sft
 from rollout import Completion, Done, Observation, Turn
@@ -150,7 +151,7 @@ def test_a_preset_of_distillation_has_a_larger_teacher_whose_memory_is_planned_t
 
 def test_the_largest_size_has_no_teacher_and_is_told_so():
     with pytest.raises(
-        ValueError, match=r"teacher.model = None: there is nobody to learn from; name one \(preset 235B-A22B"
+        ValueError, match=r"teacher.model = None: there is no teacher to distill; name one \(preset 235B-A22B"
     ):
         distill.run(parse(Distill, ["--preset", "235B-A22B"]))
 
@@ -183,7 +184,7 @@ def test_the_cold_starts_plan_is_printed_and_nothing_starts(
     for options, code, told in (
         (["--preset", "8B", "--plan"], 0, "8B: Qwen/Qwen3-VL-8B-Instruct on 1 × 8 GPUs of 80 GiB"),
         (["--preset", "8B", "--plan", "--max-tokens", "99999"], 2, "learner.microbatch_tokens = 20480 cannot hold"),
-        (["--plan"], 2, "--plan is of GPUs, and preset small runs on the CPU"),
+        (["--plan"], 2, "--plan is for GPUs, but preset small runs on the CPU"),
         (["--preset", "8B", "--model", "small", "--data", "x.jsonl"], 2, "preset = 8B is for --model FOLDER"),
         (["--preset", "8B"], 2, "--data is needed with a preset: data = digit_sums is for the small policy"),
     ):

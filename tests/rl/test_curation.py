@@ -243,11 +243,11 @@ def test_pictures_that_are_drawn_or_stored_as_files_are_embedded(tmp_path: Path)
     ("change", "told"),
     [
         ({"pass_rates": Path("none.jsonl")}, "pass_rates: there is no file none.jsonl: python -m recipes.measure_pass_rate"),
-        ({"pass_rates": Path("{folder}/train.jsonl")}, r"train.jsonl is not what measure_pass_rate writes \(KeyError: 'row'\)"),
-        ({"pass_rates": Path("{folder}/kept.png")}, "kept.png is not what measure_pass_rate writes"),
+        ({"pass_rates": Path("{folder}/train.jsonl")}, r"train.jsonl is not a file of measure_pass_rate \(KeyError: 'row'\)"),
+        ({"pass_rates": Path("{folder}/kept.png")}, "kept.png is not a file of measure_pass_rate"),
         ({"pass_rates": Path("{folder}/blind.jsonl")}, "pass_rates: .*blind.jsonl was measured with --blind"),
         ({"blind_pass_rates": Path("{folder}/rates.jsonl")}, "blind_pass_rates: .*rates.jsonl was measured without --blind"),
-        ({"data": "{folder}/test.parquet"}, "rates.jsonl has row 9, and the data has 1 rows: it is of other data"),
+        ({"data": "{folder}/test.parquet"}, "rates.jsonl has row 9, but the data has 1 rows: it belongs to other data"),
         ({"columns": replace(COLUMNS, id="kind")}, "row 0 is prompt 'kept' in the pass rates and 'even' in the data"),
         ({"against": ("{folder}/none.jsonl",)}, "evaluation set .*none.jsonl: there is no file or folder"),
         ({"against": ("gsm8k={folder}/blind.jsonl",)}, "evaluation set gsm8k=.*to_prompt asks for column 'answer'"),
@@ -274,7 +274,7 @@ def test_what_does_not_fit_is_told(config: SelectConfig, folder: Path, change: d
         ({"like": SimilarityConfig(picture_bits=40)}, "like.picture_bits must be from 0 to 31: 32 is what chance gives, got 40"),
         ({"like": SimilarityConfig(text=80)}, "like.text must be > 0 and at most 1, got 80"),
         ({"output": Path("out.csv")}, "output must end in .parquet, got out.csv"),
-        ({"duplicates": False}, "nothing is to be dropped"),
+        ({"duplicates": False}, "nothing would be dropped"),
     ],
 )  # fmt: skip
 def test_choices_that_cannot_work_are_refused(change: dict[str, Any], told: str) -> None:
@@ -289,7 +289,7 @@ def test_an_empty_file_of_rates_is_told(tmp_path: Path) -> None:
 
 
 def test_prompts_are_no_rows_to_be_written(config: SelectConfig) -> None:
-    with pytest.raises(ValueError, match="output = out.parquet is for rows of a dataset, and the data are prompts"):
+    with pytest.raises(ValueError, match="output = out.parquet needs rows of a dataset, but the data are prompts"):
         require_rows(prompts_of(config), Path("out.parquet"))
 
 
@@ -298,6 +298,6 @@ def test_evaluation_prompts_that_cannot_be_read_are_told(
 ) -> None:
     kept(replace(config, against=(f"{folder}/train.jsonl",)))
     assert (
-        f"1 of 11 prompts of {folder}/train.jsonl cannot be read, so that queries are not compared with them; row 5:"
+        f"1 of 11 prompts of {folder}/train.jsonl cannot be read, so queries are not compared with them; row 5:"
         in caplog.text
     )

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig
-from rl.hardware.memory import GIB, MemoryPlan, image_tokens, memory_table, plan_memory, plan_teacher
+from rl.hardware.learner_memory import image_tokens
+from rl.hardware.memory import GIB, MemoryPlan, memory_table, plan_memory, plan_teacher
 from rollout.config import RolloutConfig
 
 
@@ -27,7 +28,7 @@ def config(*, gpus: int = 1, learner: dict | None = None, rollout: dict | None =
 
 
 def lines(plan: MemoryPlan) -> dict[str, float]:
-    return {line.what: line.bytes for line in plan.learner}
+    return {item.name: item.bytes for item in plan.learner}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_offloaded_states_are_in_host_memory():
     shape = PUBLISHED["8B"]
     plan = plan_memory(config(gpus=16, learner={"offload": True}), shape, device_gib=80, gpus_per_node=8)
     assert plan.learner_kept == 0
-    assert sum(line.bytes for line in plan.host) == 8 * 16 * shape.parameters / 16
+    assert sum(item.bytes for item in plan.host) == 8 * 16 * shape.parameters / 16
 
 
 def test_the_cache_has_what_the_engine_leaves_of_its_share():
@@ -110,7 +111,11 @@ def test_more_gpus_than_key_heads_keep_the_same_heads_twice():
 @pytest.mark.parametrize(
     ("options", "device_gib", "told"),
     [
-        (config(), 24, "the learner takes .* GiB of each GPU, which has room for 22.6: learner.gradient_checkpointing"),
+        (
+            config(),
+            24,
+            "the learner needs .* GiB of each GPU, which has room for 22.6: use learner.gradient_checkpointing",
+        ),
         (config(rollout={"gpu_memory_utilization": 0.1}), 60, "cache holds 0.* sequences of rollout.max_model_len"),
         (
             config(rollout={"weight_transfer": "ipc", "gpu_memory_utilization": 0.8}),
@@ -140,7 +145,7 @@ def test_pictures_take_what_their_pixels_or_the_context_allow(rollout: dict, tok
 
 
 def test_a_plan_of_a_cpu_run_is_refused():
-    with pytest.raises(ValueError, match=r"learner.gpus = 0: a memory plan is of GPUs"):
+    with pytest.raises(ValueError, match=r"learner.gpus = 0, but a memory plan needs GPUs"):
         plan_memory(config(gpus=0), PUBLISHED["2B"], device_gib=80)
 
 
@@ -148,7 +153,7 @@ def test_the_table_has_every_line_and_the_verdict():
     console = Console(width=140, record=True, file=StringIO())
     console.print(memory_table(plan_memory(config(), PUBLISHED["2B"], device_gib=140)))
     told = console.export_text()
-    for words in ("learner, at its peak", "AdamW's moments", "key-value cache", "fits"):
+    for words in ("learner, at the peak", "AdamW's moments", "key-value cache", "fits"):
         assert words in told
 
 

@@ -172,5 +172,5 @@ def test_a_part_decides_where_it_is_named() -> None:
     assert prompt_result(recorded(score), CorrectnessRule(at_least=0.5)).correct == [True]
     outside = Score(reward=0.0, parts={"gate": 0.0})  # a gate kept it from being looked at
     assert prompt_result(recorded(score, outside), CorrectnessRule(part="accuracy")).correct == [True, False]
-    with pytest.raises(ValueError, match="'format' is no part of the reward, which has: accuracy, length"):
+    with pytest.raises(ValueError, match="'format' is not a part of the reward, which has: accuracy, length"):
         CorrectnessRule(part="format").require_part({"length", "accuracy"})

@@ -68,14 +68,14 @@ def test_colocated_engines_leave_memory_to_the_learner_unless_told_otherwise() -
 @pytest.mark.parametrize(
     ("placement", "gpus", "options", "told"),
     [
-        ("separate", [], {}, "placement = separate needs GPUs, and there are none here"),
-        ("colocated", [0], {}, "placement = colocated needs GPUs, and there are none here"),
+        ("separate", [], {}, "placement = separate needs GPUs, but there are none here"),
+        ("colocated", [0], {}, "placement = colocated needs GPUs, but there are none here"),
         ("separate", [1], {}, "1 GPUs are too few for learner.gpus = 1 and an engine of rollout.gpus_per_engine = 1"),
         ("separate", [4, 4], {"gpus_per_engine": 8}, "gpus_per_engine = 8, but no node has more than 4 GPUs"),
-        ("colocated", [8], {"learner_gpus": 4}, "colocated makes learner.gpus 8, but learner.gpus = 4"),
-        ("separate", [8], {"num_engines": 3}, "separate makes rollout.num_engines 6, but rollout.num_engines = 3"),
-        ("separate", [8], {"weight_transfer": "ipc"}, "makes rollout.weight_transfer nccl, but .* = ipc"),
-        ("colocated", [8], {"weight_transfer": "nccl"}, "makes rollout.weight_transfer ipc, but .* = nccl"),
+        ("colocated", [8], {"learner_gpus": 4}, "colocated derives learner.gpus = 8, but learner.gpus = 4"),
+        ("separate", [8], {"num_engines": 3}, "separate derives rollout.num_engines = 6, but rollout.num_engines = 3"),
+        ("separate", [8], {"weight_transfer": "ipc"}, "derives rollout.weight_transfer = nccl, but .* = ipc"),
+        ("colocated", [8], {"weight_transfer": "nccl"}, "derives rollout.weight_transfer = ipc, but .* = nccl"),
     ],
 )
 def test_what_cannot_be_or_is_said_twice_is_refused_with_both_values(placement, gpus, options, told) -> None:
@@ -100,7 +100,7 @@ def test_what_is_derived_is_printed_with_its_reason(monkeypatch: pytest.MonkeyPa
     made = resolve_placement(config("separate"), console)
     lines = console.export_text().splitlines()
     for choice in derived_options(config("separate"), [8]):
-        assert any(choice.option in line and str(choice.value) in line and choice.why in line for line in lines)
+        assert any(choice.name in line and str(choice.value) in line and choice.why in line for line in lines)
     assert (made.learner.gpus, made.rollout.num_engines) == (2, 6)
     assert placement_table(derived_options(config("separate"), [8])).row_count == 4
     assert resolve_placement(made) == made, "what has been derived is derived again, as a resume does"

@@ -19,7 +19,7 @@ from rewards.trial.recorded import read_groups
 from rewards.types import Score
 from rl.evaluation.config import CorrectConfig, SamplingRunConfig
 from rl.evaluation.report import check_output, report_evaluation, report_pass_rates
-from rl.evaluation.sampling import answers, sample_and_score
+from rl.evaluation.sampling import generate_and_score, sample_and_score
 from rollout import Completion, Group, Prompt
 from rollout.config import RolloutConfig
 
@@ -100,7 +100,7 @@ def config(tmp_path: Path, dense_policy: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("rl.evaluation.sampling.EnginePool", FakePool)
     monkeypatch.setattr("rl.evaluation.sampling.local_ray", nullcontext)
     monkeypatch.setattr(
-        "rl.evaluation.sampling.AHEAD", 0.02
+        "rl.evaluation.sampling.LOOKAHEAD", 0.02
     )  # few under way, so that a failure finds some done and some not
     (tmp_path / "data.py").write_text(DATA)
     (tmp_path / "reward.py").write_text(REWARD)
@@ -133,7 +133,7 @@ def test_a_run_that_is_interrupted_goes_on_asks_nothing_twice_and_leaves_the_sam
     assert 0 < len(done) <= 8
     FakePool.reset()
     found = sample_and_score(again, "test")
-    assert not done & set(FakePool.asked) and len(FakePool.asked) == found.num_asked == 12 - len(done)
+    assert not done & set(FakePool.asked) and len(FakePool.asked) == found.num_sampled == 12 - len(done)
     assert report_pass_rates(found, None, quiet()).read_text() == undisturbed
     assert [json.loads(line)["prompt_id"] for line in undisturbed.splitlines()] == [f"p-{i}" for i in range(12)]
 
@@ -154,15 +154,15 @@ def test_what_is_answered_needs_no_engine(config: SamplingRunConfig, monkeypatch
     first = sample_and_score(config, "test")
     monkeypatch.setattr("rl.evaluation.sampling.EnginePool", None)
     second = sample_and_score(config, "test")
-    assert (second.num_asked, second.outcomes) == (0, first.outcomes)
+    assert (second.num_sampled, second.results) == (0, first.results)
 
 
 def test_more_prompts_later_keep_the_answers_to_the_first(config: SamplingRunConfig) -> None:
-    assert len(sample_and_score(replace(config, limit=5), "test").outcomes) == 5
+    assert len(sample_and_score(replace(config, limit=5), "test").results) == 5
     FakePool.reset()
-    assert len(sample_and_score(config, "test").outcomes) == 12
+    assert len(sample_and_score(config, "test").results) == 12
     assert FakePool.asked == [f"p-{i}" for i in range(5, 12)]
-    assert len(sample_and_score(replace(config, limit=3), "test").outcomes) == 3
+    assert len(sample_and_score(replace(config, limit=3), "test").results) == 3
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_answers_to_something_else_are_not_mixed_in(
     config: SamplingRunConfig, change: Callable[..., Any], told: str
 ) -> None:
     sample_and_score(config, "test")
-    with pytest.raises(ValueError, match=f"run has answers to something else: {told}.*; pass another --run-dir"):
+    with pytest.raises(ValueError, match=f"run has answers with other options: {told}.*; pass another --run-dir"):
         sample_and_score(change(config), "test")
 
 
@@ -217,7 +217,7 @@ def test_verifier_errors_are_shown_and_in_no_figure(config: SamplingRunConfig) -
     texts = [(each["text"], row["answer"]) for row in rows for each in row["completions"]]
     lost = sum(text == "9" for text, _ in texts)
     assert lost > 0 and results["overall"]["errors"] == {"is_answer": lost}
-    assert f"{lost} of 48 samples have no verdict, for is_answer reached none" in console.file.getvalue()
+    assert f"{lost} of 48 samples have no verdict from is_answer" in console.file.getvalue()
     assert results["overall"]["reward"] == pytest.approx(sum(text == answer for text, answer in texts) / (48 - lost))
     assert results == json.loads((config.run_dir / "results.json").read_text())
     assert set(results["tasks"]) == {"even_numbers", "odd_numbers"}
@@ -256,11 +256,11 @@ def test_the_answers_are_read_by_the_check_of_rewards_with_their_pictures(config
 def test_blind_shows_grey_pictures_and_leaves_out_prompts_without_any(config: SamplingRunConfig) -> None:
     console = quiet()
     found = sample_and_score(replace(config, blind=True), "test")
-    assert found.skipped == {0: "no picture to take away"} and len(found.outcomes) == 11
+    assert found.skipped == {0: "no picture to hide"} and len(found.results) == 11
     assert read_groups(config.run_dir)[0].prompt.images[0].getpixel((0, 0)) == (128, 128, 128)
     rows = [json.loads(line) for line in report_pass_rates(found, None, console).read_text().splitlines()]
     assert {row["blind"] for row in rows} == {True} and [row["row"] for row in rows] == list(range(1, 12))
-    assert "1 prompts were not asked: no picture to take away" in console.file.getvalue()
+    assert "1 prompts were skipped: no picture to hide" in console.file.getvalue()
 
 
 def test_what_does_not_fit_is_left_out_and_told(config: SamplingRunConfig, caplog: pytest.LogCaptureFixture) -> None:
@@ -269,7 +269,7 @@ def test_what_does_not_fit_is_left_out_and_told(config: SamplingRunConfig, caplo
     assert "prompt 'long'" in caplog.text
     only = replace(config, data=config.data.replace("prompts", "too_long"), run_dir=config.run_dir.with_name("only"))
     with pytest.raises(
-        ValueError, match="no prompt of .* could be asked; the first: prompt 'p-0': .*max_model_len = 60"
+        ValueError, match="no prompt of .* could be sampled; the first reason: prompt 'p-0': .*max_model_len = 60"
     ):
         sample_and_score(replace(only, rollout=replace(config.rollout, max_model_len=60, max_tokens=59)), "test")
 
@@ -303,10 +303,10 @@ def test_an_environment_is_tried_before_the_engines_start_and_handed_to_them(
 
 
 def test_a_part_that_no_score_has_is_refused_and_the_answers_stay(config: SamplingRunConfig) -> None:
-    with pytest.raises(ValueError, match="correct.part = 'accuracy' is no part of the reward, which has: none"):
+    with pytest.raises(ValueError, match="correct.part = 'accuracy' is not a part of the reward, which has: none"):
         sample_and_score(replace(config, correct=CorrectConfig(part="accuracy")), "test")
     FakePool.reset()
-    assert len(sample_and_score(config, "test").outcomes) == 12 and FakePool.asked == []
+    assert len(sample_and_score(config, "test").results) == 12 and FakePool.asked == []
 
 
 class SlowOnFirst(FakePool):
@@ -333,7 +333,7 @@ def test_no_more_prompts_are_drawn_than_may_be_under_way_and_the_slowest_holds_n
 ) -> None:
     both, order = SlowOnFirst(), []
     drawn = iter([(i, Prompt(id=f"p-{i}", messages=[])) for i in range(6)])
-    for number, group, scores in answers(both, both, drawn, config, most=2):
+    for number, group, scores in generate_and_score(both, both, drawn, config, max_prompts=2):
         assert len(FakePool.asked) - len(order) <= 2
         assert (group.prompt.id, len(scores)) == (f"p-{number}", 4)
         order.append(number)
