@@ -1,11 +1,11 @@
-"""What another engine adds, and how many engines one dispatcher can keep at work.
+"""Throughput by the number of engines, and the number of engines that one dispatcher can keep busy.
 
     python -m bench.dispatch
 
-Real engines first, one core each: tokens per second with one of them and with all. How long each completion took is recorded.
-Then made-up engines that take just as long, up to hundreds, behind the real dispatcher: completions per second against as many
-times those of one engine, and the driver's CPU time for each completion. Last, what a completion's way through Ray costs the
-driver, by actors that answer at once.
+First, real engines with one core each: tokens per second with one engine and with all, and the seconds of each completion. Second,
+up to hundreds of simulated engines with the same latencies and the real dispatcher: completions per second relative to one engine,
+and the driver's CPU time for a completion. Third, the driver's cost of a completion's transport through Ray, by actors that answer
+immediately.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ from rollout.types import Completion, GenerateCall, Group, Prompt, Request, Resp
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """The options."""
 
     engines: int = 2
     """Real engines, one core each."""
     simulated: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    """Numbers of made-up engines."""
+    """Numbers of simulated engines."""
     prompts: int = 48
     """Prompts of each measurement, for each engine."""
     group_size: int = 8
     """Completions of each prompt."""
     max_tokens: int = 32
-    """Tokens of a completion: the policy is random and hardly ever ends by itself."""
+    """Tokens of a completion. The policy is random and rarely ends by itself."""
     max_running: int = 128
-    """Completions that an engine works at."""
+    """Completions that an engine runs at once."""
     repeats: int = 3
     """Measurements of the real engines, one engine and all in turn."""
     output: Path = Path("bench/results/dispatch.json")
-    """Where the figures go."""
+    """The file of the results."""
 
 
 def main(options: Options) -> None:
@@ -77,15 +77,15 @@ def main(options: Options) -> None:
             row["engines"] / simulated[0]["engines"] * simulated[0]["completions/s"]
         )
     median = statistics.median(latencies)
-    console.print(as_table(f"made-up engines, {median:.2f} s for a completion (median, as recorded)", simulated))
-    console.print(as_table("through Ray, answered at once", through_ray))
+    console.print(as_table(f"simulated engines, {median:.2f} s for a completion (median, as recorded)", simulated))
+    console.print(as_table("through Ray, answered immediately", through_ray))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     found = {"real": real, "simulated": simulated, "through_ray": through_ray, "latencies": latencies}
     options.output.write_text(json.dumps(found, indent=1))
 
 
 def measure_real(options: Options) -> tuple[list[dict[str, float]], list[float]]:
-    """Tokens per second of one engine and of all, and the seconds that one engine took for each completion."""
+    """Returns tokens per second of one engine and of all, and the seconds of each completion of one engine."""
     prompts = prompts_from(digit_sums("train", num_prompts=1000), to_prompt)
     config = RolloutConfig(
         num_engines=options.engines,
@@ -104,12 +104,12 @@ def measure_real(options: Options) -> tuple[list[dict[str, float]], list[float]]
                 pin(engine, core % (os.cpu_count() or 1))
             for repeat in range(options.repeats + 1):
                 for count in counts:
-                    engines = [Recorded(engine) for engine in pool.engines[:count]]
+                    engines = [TimedEngine(engine) for engine in pool.engines[:count]]
                     asked = list(prompts[: options.prompts * count])
                     start = time.perf_counter()
                     groups = pool.run(answer(engines, asked, options, seed=repeat))
                     seconds = time.perf_counter() - start
-                    if repeat:  # the first one warms the engines up
+                    if repeat:  # the first measurement warms the engines up
                         speeds.setdefault(count, []).append(num_tokens(groups) / seconds)
                         if count == 1:
                             latencies += engines[0].latencies
@@ -122,7 +122,7 @@ def measure_real(options: Options) -> tuple[list[dict[str, float]], list[float]]
 
 
 def pin(engine: EngineHandle, core: int) -> None:
-    """Has all threads of an engine's processes run on one core."""
+    """Pins all threads of an engine's processes to one core."""
     assert engine.processes is not None
     for pid, _ in engine.processes.processes:
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -130,8 +130,8 @@ def pin(engine: EngineHandle, core: int) -> None:
 
 
 def measure_simulated(options: Options, count: int, latencies: Sequence[float]) -> dict[str, float]:
-    """Completions per second of made-up engines, and what they cost the driver."""
-    engines = [MadeUp(latencies, seed) for seed in range(count)]
+    """Returns completions per second of simulated engines, and the driver's cost."""
+    engines = [SimulatedEngine(latencies, seed) for seed in range(count)]
     prompts = [
         Prompt(id=str(i), messages=[{"role": "user", "content": "x" * 200}]) for i in range(options.prompts * count)
     ]
@@ -148,8 +148,8 @@ def measure_simulated(options: Options, count: int, latencies: Sequence[float]) 
 
 
 def measure_ray(options: Options, count: int) -> dict[str, float]:
-    """Completions per second through Ray's actors that answer at once, and what they cost the driver."""
-    engines = [AtOnce(options.max_tokens) for _ in range(count)]
+    """Returns completions per second through Ray actors that answer immediately, and the driver's cost."""
+    engines = [ImmediateEngine(options.max_tokens) for _ in range(count)]
     prompts = list(prompts_from(digit_sums("train", num_prompts=1000), to_prompt)[: 4 * options.prompts])
 
     async def both() -> tuple[float, float]:
@@ -172,7 +172,7 @@ def measure_ray(options: Options, count: int) -> dict[str, float]:
 
 
 async def answer(engines: Sequence[Engine], prompts: Sequence[Prompt], options: Options, seed: int) -> list[Group]:
-    """A group for each prompt, by some engines behind a dispatcher of their own."""
+    """Returns a group for each prompt, from a dispatcher over these engines."""
     queue = Dispatcher(_no_other, engines, capacity=options.max_running, timeout=600.0, max_failures=0)
     try:
         return await asyncio.gather(
@@ -197,39 +197,39 @@ async def _no_other() -> Engine:
 
 
 def num_tokens(groups: Sequence[Group]) -> int:
-    """Tokens of all completions."""
+    """Returns the number of tokens of all completions."""
     return sum(len(completion.token_ids) for group in groups for completion in group.completions)
 
 
 @dataclass(slots=True, eq=False)
-class Recorded:
-    """An engine whose completions are timed."""
+class TimedEngine:
+    """An engine with timed completions."""
 
     engine: Engine
     latencies: list[float] = field(default_factory=list)
 
     async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
-        """The engine's own, timed."""
+        """Passes responses on and records their seconds."""
         start = time.perf_counter()
         async for response in self.engine.generate(call):
             self.latencies.append(time.perf_counter() - start)
             yield response
 
     async def ping(self) -> None:
-        """Nobody asks."""
+        """Returns at once."""
 
     async def destroy(self) -> None:
-        """The engine is its owner's."""
+        """Does nothing. The pool ends the engine."""
 
 
-class MadeUp:
-    """Takes for each completion as long as a real engine once did."""
+class SimulatedEngine:
+    """A simulated engine with the latencies of a real one."""
 
     def __init__(self, latencies: Sequence[float], seed: int) -> None:
         self._latencies, self._rng = latencies, random.Random(seed)
 
     async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
-        """Empty completions, the quickest first."""
+        """Yields empty completions, the fastest first."""
         now = time.perf_counter()
         for index, seconds in zip(
             call.seeds, sorted(self._rng.choices(self._latencies, k=len(call.seeds))), strict=True
@@ -238,13 +238,13 @@ class MadeUp:
             yield Response(index=index, completion=Completion(text=""), prompt_token_ids=np.zeros(0, np.int32))
 
     async def ping(self) -> None:
-        """Alive."""
+        """Returns at once."""
 
     async def destroy(self) -> None:
-        """Nothing to end."""
+        """Does nothing."""
 
 
-class _AtOnceActor:
+class _ImmediateActor:
     def __init__(self, num_tokens: int) -> None:
         self._completion = Completion(
             text="x" * num_tokens,
@@ -264,15 +264,15 @@ class _AtOnceActor:
             yield Response(index=index, completion=self._completion, prompt_token_ids=np.zeros(100, np.int32))
 
 
-class AtOnce(CallClient):
-    """An actor in an engine's place that computes nothing."""
+class ImmediateEngine(CallClient):
+    """The client of an actor that computes nothing."""
 
     def __init__(self, num_tokens: int) -> None:
-        self.actor: Any = ray.remote(_AtOnceActor).options(num_cpus=0, max_concurrency=10_000).remote(num_tokens)
+        self.actor: Any = ray.remote(_ImmediateActor).options(num_cpus=0, max_concurrency=10_000).remote(num_tokens)
         super().__init__(self.actor)
 
     async def ping(self) -> None:
-        """Nobody asks."""
+        """Returns at once."""
 
     async def destroy(self) -> None:
         """Ends the actor."""
@@ -281,7 +281,7 @@ class AtOnce(CallClient):
 
 
 def as_table(title: str, rows: Sequence[Mapping[str, float]]) -> Table:
-    """One row for each measurement."""
+    """Returns a table with one row for each measurement."""
     table = Table(*rows[0], title=title, title_justify="left")
     for row in rows:
         table.add_row(

@@ -1,9 +1,9 @@
-"""Seconds to bring a policy's weights into N engines, phase by phase, against a plain copy of the same bytes.
+"""Seconds to send a policy's weights to N engines, phase by phase, compared with a plain copy of the same bytes.
 
     python -m bench.weight_sync --megabytes 500 --engines 2
 
-`memory copy` is one `copy_` between two buffers of the same process; `transport` is what a sync does before vLLM sees the
-weights, once for all engines of a node; `vLLM load` is vLLM's own loading and repacking, in all engines at once.
+`memory copy` is one `copy_` between two buffers of one process. `transport` is the copy into the slab, once for all engines of a
+node. `vLLM load` is vLLM's loading and repacking, in all engines at once.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from rollout.weights.update import RayEngineClient
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """The options."""
 
     megabytes: int = 500
-    """Size of the policy in float32, roughly."""
+    """Approximate size of the policy in float32."""
     engines: int = 1
     """vLLM engines on this machine."""
     kind: Kind = "dense"
     """Architecture."""
     repeats: int = 5
-    """Syncs, after one to warm up."""
+    """Measured syncs, after one to warm up."""
     output: Path = Path("bench/results/weight_sync.json")
-    """Where the figures go."""
+    """The file of the results."""
 
 
 def main(options: Options) -> None:
@@ -67,7 +67,7 @@ def main(options: Options) -> None:
 
 
 def text_fields(megabytes: int) -> dict[str, int]:
-    """A text config of about that size: its layers have 5.5M parameters each, 22 MB."""
+    """Returns a text config of about that size. Each layer has 5.5M parameters, 22 MB."""
     return {
         "hidden_size": 768,
         "intermediate_size": 2048,
@@ -79,7 +79,7 @@ def text_fields(megabytes: int) -> dict[str, int]:
 
 
 def measure(options: Options, model: torch.nn.Module, pool: EnginePool) -> list[dict[str, float]]:
-    """One row of seconds per sync."""
+    """Returns one row of seconds per sync."""
     source = WeightSource(
         metadata=partial(exported_metadata, model), tensors=partial(exported_parameters, model), dtype=torch.float32
     )
@@ -97,7 +97,7 @@ def measure(options: Options, model: torch.nn.Module, pool: EnginePool) -> list[
 
 
 def report(options: Options, rows: list[dict[str, float]]) -> None:
-    """Prints medians; a ratio is the median of the ratios of each sync."""
+    """Prints medians. The ratio is the median over all syncs."""
     median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     ratio = statistics.median(row["copy_seconds"] / row["memory_copy"] for row in rows)
     table = Table("phase", "seconds", "GB/s", title=f"{median['bytes'] / 1e6:.0f} MB, {options.engines} engine(s)")

@@ -57,10 +57,9 @@ class _LearnerActor:
         self,
         rank: int,
         store_address: tuple[str, int] | None,
-        config: LearningOptions,
-        model_path: str,
+        config: LearnerConfig,
+        make_learner: Callable[[], Learner],
         resume_from: str | None,
-        objective: Objective,
     ) -> None:
         """Joins the other ranks, if any, and loads the policy."""
         self._rank = rank
@@ -69,13 +68,13 @@ class _LearnerActor:
                 self._store = dist.TCPStore(*store_address, is_master=False, timeout=COLLECTIVE_TIMEOUT)
             dist.init_process_group(
                 # Tensors in host memory and gathered Python objects go by gloo.
-                "cpu:gloo,cuda:nccl" if config.learner.gpus else "gloo",
+                "cpu:gloo,cuda:nccl" if config.gpus else "gloo",
                 store=self._store,
                 rank=rank,
-                world_size=config.learner.num_ranks,
+                world_size=config.num_ranks,
                 timeout=COLLECTIVE_TIMEOUT,
             )
-        self._learner = Learner(config, model_path, objective)
+        self._learner = make_learner()
         if resume_from is not None:
             self._learner.load(Path(resume_from))
         self._empty_cuda_cache()
@@ -172,9 +171,10 @@ class LearnerGroup:
             for rank in range(learner.num_ranks)
         ]
         store_address = self._actors[0].open_store.remote() if shares_policy(learner) else None
+        make_learner = partial(Learner, config, str(model_path), objective)
         resume = None if resume_from is None else str(resume_from)
         self._started = [
-            actor.start.remote(rank, store_address, config, str(model_path), resume, objective)
+            actor.start.remote(rank, store_address, learner, make_learner, resume)
             for rank, actor in enumerate(self._actors)
         ]
 

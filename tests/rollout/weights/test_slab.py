@@ -72,7 +72,7 @@ def test_another_process_maps_the_slab_and_sees_what_is_written_before_and_after
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     try:
         assert reader.stdout.readline().strip() == "[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]"
