@@ -85,7 +85,7 @@ def _read_hub(name: str, split: str | None, subset: str | None) -> Dataset:
             split = _choose({each: each for each in splits}, None, name)
         return load_dataset(name, subset, split=split)
     except OSError as error:  # it does not exist, or the hub cannot be reached
-        raise ValueError(f"{name} is no file or folder, and cannot be read from the hub: {error}") from error
+        raise ValueError(f"{name} is neither a file nor a folder, and cannot be read from the hub: {error}") from error
 
 
 def _choose(splits: Mapping[str, T], split: str | None, source: Any) -> T:
@@ -118,7 +118,7 @@ def _read(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
     named = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     kind = KINDS.get(files[0].suffix)
     if kind is None:
-        raise ValueError(f"{named} is of no kind that can be read: give a {', '.join(KINDS)} file")
+        raise ValueError(f"{named} has an unknown file type: give a {', '.join(KINDS)} file")
     try:
         rows = load_dataset(kind, data_files=[str(path.absolute()) for path in files], split="train")
     except Exception as error:  # pyarrow's, pandas', datasets' and, of an empty file, a StopIteration

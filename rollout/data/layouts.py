@@ -89,7 +89,7 @@ def mmmu(row: Row) -> Prompt:
     """
     options = _as_list(row["options"])
     if options is None:
-        raise UnreadablePrompt(f"its options are no list: {row['options']!r:.80}")
+        raise UnreadablePrompt(f"its options are not a list: {row['options']!r:.80}")
     answers = None if options else _as_list(row["answer"])
     question = _asked(row["question"], LETTER if options else NUMBER_OR_WORDS, options=options)
     names = [f"image_{number}" for number in range(1, NUM_MMMU_IMAGES + 1)]

@@ -246,7 +246,7 @@ class MixedStream:
             ValueError: If the state belongs to no mixture, or to one with other tasks, order, shares, sizes or seed.
         """
         if "tasks" not in state:
-            raise ValueError("the saved prompt order is of no mixture: resume with the prompts of the saved run")
+            raise ValueError("the saved prompt order belongs to no mixture: resume with the prompts of the saved run")
         theirs = {name: task["share"] for name, task in state["tasks"].items()}
         ours = {name: str(share) for name, share in self._mixture.shares.items()}
         for name, saved, current in (

@@ -27,14 +27,16 @@ def selected(prompts: Rows, file: str | Path) -> Prompts:
     """
     if isinstance(prompts, Mixture):
         raise ValueError(
-            f"a selection is of one set of prompts, and this is a mixture: pass selected(prompts, {str(file)!r}) to mixture() for "
-            "the task that it was made of"
+            f"a selection belongs to one set of prompts, but this is a mixture: pass selected(prompts, {str(file)!r}) to mixture() "
+            "for the task that was selected from"
         )
     prompts = prompts_from(prompts)
     names = read_selection(file)
     rows = sorted(names)
     if rows[-1] >= len(prompts):
-        raise ValueError(f"{file} names row {rows[-1]}, and there are {len(prompts)} prompts: it is of another set")
+        raise ValueError(
+            f"{file} names row {rows[-1]}, but there are {len(prompts)} prompts: it belongs to another set"
+        )
     for row in (rows[0], rows[-1]):
         try:
             found = prompts[row].id
@@ -42,7 +44,8 @@ def selected(prompts: Rows, file: str | Path) -> Prompts:
             continue  # it has no id to compare
         if found != names[row]:
             raise ValueError(
-                f"{file} has prompt {names[row]!r} in row {row}, here it is {found!r}: it is of another set, or of another order"
+                f"{file} has prompt {names[row]!r} in row {row}, here it is {found!r}: the selection belongs to "
+                "another set or another order"
             )
     return prompts.at(rows)
 
@@ -60,7 +63,7 @@ def read_selection(file: str | Path) -> dict[int, str]:
         raise ValueError(f"there is no selection {file}: make one by python -m recipes.select") from None
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is no selection, which has a row and a prompt_id in each line ({reason})") from error
+        raise ValueError(f"{file} is no selection: each line must have a row and a prompt_id ({reason})") from error
     if not names:
         raise ValueError(f"the selection {file} keeps no prompt: see report.json beside it for why")
     return names

@@ -122,7 +122,7 @@ class PromptStream:
         """
         if "tasks" in state:
             raise ValueError(
-                f"the saved prompt order is of a mixture of {', '.join(map(repr, state['tasks']))}, this run has one set of "
+                f"the saved prompt order belongs to a mixture of {', '.join(map(repr, state['tasks']))}, this run has one set of "
                 "prompts: resume with the mixture of the saved run"
             )
         for name, ours in (("num_prompts", len(self._prompts)), ("seed", self._seed)):

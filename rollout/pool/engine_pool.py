@@ -317,7 +317,7 @@ class EnginePool:
         Thread(target=run, name="sync", daemon=True).start()
         while not wait([future], timeout=1).done:
             if (error := self.dispatcher.fatal_error) is not None:
-                raise RuntimeError(f"{error}\nIt was lost in a weight sync, with the learner: {RESUME}")
+                raise RuntimeError(f"{error}\nThe learner was in a weight sync and is lost as well: {RESUME}")
         return future.result()
 
     def _require_engines(self) -> None:

@@ -197,7 +197,8 @@ def test_a_dataset_that_the_hub_does_not_have_is_told(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(datasets, "load_dataset", absent)
     with pytest.raises(
-        ValueError, match="owner/nothing is no file or folder, and cannot be read from the hub: Dataset 'owner"
+        ValueError,
+        match="owner/nothing is neither a file nor a folder, and cannot be read from the hub: Dataset 'owner",
     ):
         read_rows("owner/nothing", "train")
 
@@ -217,7 +218,7 @@ def test_a_path_that_leads_nowhere_is_not_looked_for_on_the_hub(source: str):
         ("data.jsonl", '{"a": 1}\n{"a": \n', "data.jsonl cannot be read as json: ArrowInvalid: JSON parse error"),
         ("data.jsonl", "", "data.jsonl cannot be read as json: it has no rows"),
         ("data.parquet", "no parquet", "data.parquet cannot be read as parquet: ArrowInvalid"),
-        ("data.txt", "text", "data.txt is of no kind that can be read: give a .parquet, .jsonl, .json, .csv file"),
+        ("data.txt", "text", "data.txt has an unknown file type: give a .parquet, .jsonl, .json, .csv file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(name: str, content: str, told: str, tmp_path: Path):

@@ -189,7 +189,7 @@ def test_a_box_that_reaches_over_the_edge_ends_there():
         ("mathvista", {"answer": ""}, "has no answer: some splits are published without"),
         ("mmmu", {"answer": "?"}, "has no answer"),
         ("reasoning_gym", {"answer": None}, "has no answer"),
-        ("mmmu", {"options": "Monet or Manet"}, "its options are no list: 'Monet or Manet'"),
+        ("mmmu", {"options": "Monet or Manet"}, "its options are not a list: 'Monet or Manet'"),
         ("gsm8k", {"answer": "seventy-two"}, "does not end in '#### NUMBER': 'seventy-two'"),
         ("refcoco", {"answer": []}, "has no expression to look for"),
         (

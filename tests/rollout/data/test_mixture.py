@@ -270,9 +270,11 @@ def test_weights_of_the_same_ratio_resume():
 
 def test_a_mixture_and_a_plain_stream_do_not_resume_each_other():
     mixed, plain = stream_of(three_to_one()), PromptStream(prompts(8), batch_size=4, seed=0)
-    with pytest.raises(ValueError, match="is of no mixture: resume with the prompts of the saved run"):
+    with pytest.raises(ValueError, match="belongs to no mixture: resume with the prompts of the saved run"):
         mixed.restore(plain.state())
-    with pytest.raises(ValueError, match="is of a mixture of 'geometry', 'charts', this run has one set of prompts"):
+    with pytest.raises(
+        ValueError, match="belongs to a mixture of 'geometry', 'charts', this run has one set of prompts"
+    ):
         plain.restore(mixed.state())
 
 

@@ -51,9 +51,12 @@ def test_a_task_of_a_mixture_may_be_a_selection_and_a_mixture_is_told_so(tmp_pat
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ({3: "p-4"}, "has prompt 'p-4' in row 3, here it is 'p-3': it is of another set, or of another order"),
+        (
+            {3: "p-4"},
+            "has prompt 'p-4' in row 3, here it is 'p-3': the selection belongs to another set or another order",
+        ),
         ({3: "p-3", 4: "p-8"}, "has prompt 'p-8' in row 4"),
-        ({3: "p-3", 10: "p-10"}, "names row 10, and there are 10 prompts: it is of another set"),
+        ({3: "p-3", 10: "p-10"}, "names row 10, but there are 10 prompts: it belongs to another set"),
         ({}, "keeps no prompt: see report.json beside it"),
     ],
 )
@@ -65,7 +68,7 @@ def test_a_selection_of_another_set_is_told(tmp_path: Path, rows: dict[int, str]
 @pytest.mark.parametrize("content", ['{"row": 1}\n', "no json\n", "[1, 2]\n"])
 def test_a_file_that_is_no_selection_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "s.jsonl").write_text(content)
-    with pytest.raises(ValueError, match="is no selection, which has a row and a prompt_id in each line"):
+    with pytest.raises(ValueError, match="is no selection: each line must have a row and a prompt_id"):
         selected(prompts(), tmp_path / "s.jsonl")
     with pytest.raises(ValueError, match="there is no selection .*none.jsonl: make one by python -m recipes.select"):
         selected(prompts(), tmp_path / "none.jsonl")
