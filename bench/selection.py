@@ -3,8 +3,8 @@
     python -m bench.selection --steps 150 --seeds 0 1
 
 The queries resemble a raw set. Of seven queries, two are solved already (one digit), two have the reference of another query, one
-has the sum in its question, and two are good: sums of three handwritten digits. Held out are sums of three digits and of one digit, in
-other handwriting. Every run starts from the same cold start. The table has the final scores, as means over seeds.
+has the sum in its question, and two are good: sums of three handwritten digits. Held out are sums of three digits and of one
+digit, in other handwriting. Every run starts from the same cold start. The table has the final scores, as means over seeds.
 """
 
 from __future__ import annotations
