@@ -1,9 +1,9 @@
-"""The main job on a MoE policy in bfloat16, where engine and learner differ by rounding, with each mismatch correction and without.
+"""Compares mismatch corrections on a MoE policy in bfloat16, where engine and learner differ by rounding.
 
     python -m bench.corrections --steps 100 --seeds 0 1
 
-Every run starts from the same cold start. The table has the mean over seeds of the last quarter's reward, of the evaluation at
-the end, and of how far engine and learner were apart.
+Every run starts from the same cold start. The table has means over seeds: the reward and the mismatch of engine and learner in the
+last quarter of the steps, and the last evaluation.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Options of the measurement."""
 
     steps: int = 100
     """Steps of each run."""
     seeds: tuple[int, ...] = (0,)
-    """Each of which makes one run of every correction."""
+    """Seeds; each makes one run of every correction."""
     folder: Path = Path("runs/corrections")
-    """Where the runs go; one that is there already is not repeated."""
+    """Folder of the runs; existing runs are not repeated."""
     output: Path = Path("bench/results/corrections.json")
-    """Where the figures go."""
+    """File of the figures."""
     recipe_options: str = "--learner.threads 2"
-    """More options of every run."""
+    """Additional options of every run."""
 
 
 def main(options: Options) -> None:
-    """Runs, prints a table, writes JSON."""
+    """Makes the runs, prints a table, and writes JSON."""
     table = Table(title=f"{options.steps} steps, seeds {options.seeds}")
     for column in ("correction", *COLUMNS.values(), "greedy", "sampled"):
         table.add_column(column, justify="left" if column == "correction" else "right")
@@ -66,14 +66,14 @@ def main(options: Options) -> None:
 
 
 def run(options: Options, name: str, chosen: str, seed: int) -> Path:
-    """One run of the recipe; returns its folder."""
+    """Runs the recipe once, and returns the run's folder."""
     policy = "--cold-start.kind moe --rollout.dtype bfloat16 --learner.dtype bfloat16"
     words = f"{policy} --seed {seed} {options.recipe_options} {chosen}"
     return recipe_run(options.folder / f"{name.replace(' ', '_')}-{seed}", options.steps, words)
 
 
 def summary(run_dir: Path) -> dict[str, float]:
-    """The columns' means over the last quarter of the steps, and the last evaluation."""
+    """Returns the columns' means over the last quarter of the steps, and the last evaluation."""
     rows = step_rows(run_dir)
     found = means(rows[-len(rows) // 4 :], COLUMNS)
     return found | {name: rows[-1][f"eval/{name}"] for name in ("greedy", "sampled")}

@@ -1,10 +1,10 @@
-"""Engines killed at random in the middle of generation, against the same run left alone: what differs, and what is left behind.
+"""Kills engines at random during generation, and compares the run with an undisturbed one.
 
     python -m bench.faults --kills 10
 
-SIGKILL hits vLLM's worker, its core or the actor above both, of an engine that is at work. Runs are on-policy and in float32,
-where all but the figures of the machine must be the same. Ends with status 1 if anything else differs, or any process or shared
-memory stays.
+SIGKILL goes to vLLM's worker, vLLM's core or the actor above both, of an engine that is generating. Runs are on-policy and in
+float32, so all metrics that do not depend on the machine must be equal. It exits with status 1 if another metric differs, or if a
+process or shared memory remains.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ from rich.table import Table
 from bench.runs import recipe_command, recipe_run, step_rows
 
 OF_THE_MACHINE = ("time/", "sync/", "memory/", "rollout/tokens_per_second", "rollout/engine_failures")
-"""Metrics that differ between any two runs, and the one that counts the faults."""
+"""Metrics that differ between any two runs, and the number of faults."""
 OF_ROUNDING = ("rollout/logprob_gap", "rollout/mismatch")
-"""Metrics of the last digits: an engine rounds otherwise when it works at other completions at the same time."""
+"""Metrics of rounding: an engine rounds differently when it processes other completions at the same time."""
 ROUNDING = 1e-5
 MARK = "BENCH_FAULTS"
-"""The environment variable by which a run's processes are known."""
+"""Environment variable that marks a run's processes."""
 KINDS = ("vLLM's worker", "vLLM's core", "the actor")
 """An engine's processes, each the child of the next."""
 SLAB = "memfd:policy-weights"
-"""What an engine maps once it is in service."""
+"""Memory file that an engine maps once it is in service."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to do to the run."""
+    """Options of the measurement."""
 
     kills: int = 10
-    """Engines to kill, each in another step."""
+    """Engines to kill, each in a different step."""
     steps: int = 60
     """Steps of each run, at least kills + 2."""
     seed: int = 0
     """Seeds the choice of steps, moments and victims."""
     folder: Path = Path("runs/faults")
-    """Where the two runs go; the undisturbed one is not repeated."""
+    """Folder of the two runs; the undisturbed one is not repeated."""
     output: Path = Path("bench/results/faults.json")
-    """Where the figures go."""
+    """File of the figures."""
     recipe_options: str = "--rollout.num-engines 2 --rollout.max-running 32"
-    """More options of both runs; short queues at the engines make generation long enough to be hit."""
+    """Additional options of both runs; short queues at the engines make generation long enough to be hit."""
 
 
 def main(options: Options) -> None:
-    """Runs both, prints a table, writes JSON."""
+    """Makes both runs, prints a table, and writes JSON."""
     undisturbed = recipe_run(options.folder / "undisturbed", options.steps, options.recipe_options)
     run_dir = options.folder / f"disturbed-{time.strftime('%Y%m%d-%H%M%S')}"
     before = set(Path("/dev/shm").iterdir())
@@ -89,14 +89,14 @@ def main(options: Options) -> None:
 
 
 def moments(options: Options) -> Iterator[tuple[int, random.Random]]:
-    """The steps in which to kill, and what to draw the rest from."""
+    """Yields the steps in which to kill, and the generator of the other random choices."""
     rng = random.Random(options.seed)
     for step in sorted(rng.sample(range(2, options.steps), options.kills)):
         yield step, rng
 
 
 def kill(run: subprocess.Popen[bytes], run_dir: Path, step: int, rng: random.Random) -> str:
-    """Kills an engine at work in a step, or in the next one that has any; returns what was killed."""
+    """Kills a generating engine in a step, or in the next step that has one, and returns a description."""
     wait_for_row(run, run_dir, step - 1)
     time.sleep(rng.uniform(0.0, 0.2))
     height = rng.randrange(len(KINDS))
@@ -122,7 +122,7 @@ def wait_for_row(run: subprocess.Popen[bytes], run_dir: Path, step: int) -> None
 
 
 def processes() -> list[psutil.Process]:
-    """Those of the run that live."""
+    """Returns the living processes of the run."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -134,7 +134,7 @@ def processes() -> list[psutil.Process]:
 
 
 def in_service(process: psutil.Process) -> bool:
-    """Whether a process is a worker of an engine that has got weights: one that is still starting is not generating."""
+    """Returns True for a worker of an engine that has weights; a starting engine does not generate."""
     try:
         return "VLLM::Worker" in " ".join(process.cmdline()) and SLAB in Path(f"/proc/{process.pid}/maps").read_text()
     except (OSError, psutil.Error):
@@ -142,7 +142,7 @@ def in_service(process: psutil.Process) -> bool:
 
 
 def at_work(process: psutil.Process) -> bool:
-    """Whether a process computes just now: right after a step's row is written, that is generation."""
+    """Returns True for a process that is computing. Right after a step's row is written, this is generation."""
     try:
         start = sum(process.cpu_times()[:2])
         time.sleep(0.03)
@@ -152,12 +152,12 @@ def at_work(process: psutil.Process) -> bool:
 
 
 def compared(row: dict[str, float]) -> dict[str, float]:
-    """What of a row must not depend on the machine."""
+    """Returns the metrics of a row that do not depend on the machine."""
     return {name: value for name, value in row.items() if not name.startswith(OF_THE_MACHINE)}
 
 
 def differences(ours: dict[str, float], theirs: dict[str, float]) -> list[str]:
-    """The metrics in which two rows differ, beyond rounding where rounding is what they tell of."""
+    """Returns the metrics that differ between two rows; metrics of rounding may differ by `ROUNDING`."""
     a, b = compared(ours), compared(theirs)
     found = sorted(a.keys() ^ b.keys())
     for name in a.keys() & b.keys():
@@ -168,12 +168,12 @@ def differences(ours: dict[str, float], theirs: dict[str, float]) -> list[str]:
 
 
 def rate(rows: list[dict[str, float]]) -> float:
-    """Steps per minute."""
+    """Returns steps per minute."""
     return 60 * (len(rows) - 1) / (rows[-1]["time/elapsed"] - rows[0]["time/elapsed"])
 
 
 def report(result: dict[str, object]) -> None:
-    """Prints what happened and what came of it."""
+    """Prints the result as a table."""
     table = Table("", "found")
     for name, value in result.items():
         table.add_row(name.replace("_", " "), "\n".join(value) if isinstance(value, list) else str(value))

@@ -1,10 +1,10 @@
-"""One SAPO step of the learner on made-up rollouts: tokens per second, model-FLOP utilisation, peak memory.
+"""Measures one SAPO step of the learner on random rollouts: tokens per second, model-FLOP utilisation, peak memory.
 
     python -m bench.learner                                          the small policy, on a CPU
     python -m bench.learner --shape 2B --device cuda --response-tokens 1024 --learner.gradient-checkpointing
 
-The published shapes have random weights. It imports neither Ray nor vLLM. Model FLOPs are 6 per parameter and token for an
-update and 2 for the pass of the old policy, and attention's; what gradient checkpointing computes again does not count.
+The published shapes have random weights. It imports neither Ray nor vLLM. Model FLOPs per parameter and token are 6 for an update
+and 2 for the old policy's pass, plus those of attention. Recomputation by gradient checkpointing does not count.
 """
 
 from __future__ import annotations
@@ -36,40 +36,40 @@ SHAPES: dict[str, dict[str, int]] = {
     "2B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
     "4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
 }
-"""What differs between the published dense shapes; both have 8 key-value heads of 128, and the same vision tower."""
+"""Differences between the published dense shapes; both have 8 key-value heads of size 128, and the same vision tower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Options of the measurement."""
 
     shape: Literal["small", "2B", "4B"] = "small"
     """The policy."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where."""
+    """Device of the learner."""
     policy: Path | None = None
-    """Keeps the policy there, and takes it from there if it is: a large one is made once for several measurements."""
+    """Folder that keeps the policy for later measurements; default: a temporary folder."""
     prompts: int = 8
-    """Prompts of a step."""
+    """Prompts per step."""
     group_size: int = 8
     """Completions per prompt."""
     response_tokens: int = 64
-    """Longest response; lengths are uniform from half of it."""
+    """Longest response, in tokens; lengths are uniform from half of it."""
     image_side: int = 256
     """Pixels per side of each prompt's picture."""
     steps: int = 3
-    """Steps measured, after one to warm up."""
+    """Measured steps, after one warm-up step."""
     peak_teraflops: float = 989.0
-    """What the device can do in its dtype; 989 is an H100's or H200's dense bfloat16."""
+    """Peak TFLOP/s of the device in its dtype; 989 is an H100's or H200's dense bfloat16."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(threads=2))
     output: Path = Path("bench/results/learner.json")
-    """Where the figures go."""
+    """File of the figures."""
 
 
 def main(options: Options) -> None:
-    """Measures, prints a table, writes JSON."""
-    if options.learner.offload:  # FSDP2's, on one rank
+    """Measures, prints a table, and writes JSON."""
+    if options.learner.offload:  # FSDP2 on one rank
         dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = saved_policy(options, options.policy or Path(scratch))
@@ -92,7 +92,7 @@ def main(options: Options) -> None:
 
 
 def saved_policy(options: Options, folder: Path) -> Path:
-    """The policy's folder, written unless it is there."""
+    """Returns the policy's folder; writes the policy unless it exists."""
     if not (folder / "config.json").exists():
         with torch.device(options.device):
             model = small_model(model_config(options.shape), seed=0)
@@ -105,7 +105,7 @@ def saved_policy(options: Options, folder: Path) -> Path:
 
 
 def model_config(shape: str) -> Qwen3VLConfig:
-    """The small policy's config, or a published one with the small tokenizer's ids."""
+    """Returns the small policy's config, or a published one with the small tokenizer's ids."""
     if shape == "small":
         return small_config("dense")
     text: dict[str, Any] = {
@@ -134,7 +134,7 @@ def model_config(shape: str) -> Qwen3VLConfig:
 
 
 def rollout(options: Options) -> list[list[Sample]]:
-    """Groups of random responses to a random picture each."""
+    """Returns groups of random responses, with one random picture per group."""
     rng = np.random.default_rng(0)
     groups = []
     for number in range(options.prompts):
@@ -147,7 +147,7 @@ def rollout(options: Options) -> list[list[Sample]]:
 
 
 def sample(rng: np.random.Generator, number: int, prompt: np.ndarray, images: list[Any], options: Options) -> Sample:
-    """One response of random letters."""
+    """Returns one response of random letters."""
     length = int(rng.integers(options.response_tokens // 2, options.response_tokens + 1))
     token_ids = np.concatenate([prompt, rng.integers(0, 256, length)]).astype(np.int32)
     return Sample(

@@ -1,8 +1,8 @@
-"""The learning curve of one or several runs: a picture, a table, and the same numbers as JSON.
+"""Draws the learning curve of one or several runs: a picture, a table, and the same numbers as JSON.
 
     python -m bench.learning_curve runs/digit_sums_seed0 runs/digit_sums_seed1 --output docs/learning_curve.png
 
-Runs of one recipe that differ in their seed belong together: each is a thin line, their mean a thick one.
+Pass runs of one recipe with different seeds: each is a thin line, their mean a thick one.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ SERIES = (
     ("eval/blind", "held out, blind control (grey pictures)", "tab:red"),
 )
 SMOOTHED = "reward/mean"
-"""One step asks few prompts: its curve is a running mean, the held-out ones are as measured."""
+"""Metric that is drawn as a running mean, since one step has few prompts."""
 WINDOW = 10
 """Steps of the running mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to draw."""
+    """Options of the picture."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Run directories; none takes all runs/digit_sums* that have metrics."""
+    """Run directories; default: all runs/digit_sums* with metrics."""
     output: Path = Path("docs/learning_curve.png")
-    """The picture."""
+    """File of the picture."""
     table: Path = Path("bench/results/learning_curve.json")
-    """The numbers."""
+    """File of the numbers."""
 
 
 def main(options: Options) -> None:
-    """Draws, prints, writes."""
+    """Draws the picture, prints the table, and writes JSON."""
     runs = options.runs or tuple(sorted(path.parent for path in Path("runs").glob("digit_sums*/metrics.jsonl")))
     if not runs:
         print("there is no run to draw yet: `make quickstart` makes one")
@@ -62,7 +62,7 @@ def main(options: Options) -> None:
 
 
 def series(run: Path, name: str) -> dict[int, float]:
-    """A metric's values by step."""
+    """Returns step → value of a metric."""
     found = {int(row["step"]): row[name] for row in read_metrics(run) if name in row}
     if name != SMOOTHED:
         return found
@@ -71,7 +71,7 @@ def series(run: Path, name: str) -> dict[int, float]:
 
 
 def summary(run: Path) -> dict[str, float]:
-    """First and last held-out scores, the median seconds of a step, and the minutes of all steps together."""
+    """Returns first and last held-out scores, the median seconds of a step, and the minutes of all steps."""
     scores: dict[str, float] = {}
     for name in ("greedy", "sampled", "blind"):
         if values := list(series(run, f"eval/{name}").values()):
@@ -81,7 +81,7 @@ def summary(run: Path) -> dict[str, float]:
 
 
 def mean_curve(curves: list[dict[int, float]]) -> dict[int, float]:
-    """The mean over runs at the steps that all of them have."""
+    """Returns the mean over runs at the steps that all runs have."""
     shared = sorted(set.intersection(*map(set, curves)))
     return {step: float(np.mean([curve[step] for curve in curves])) for step in shared}
 
@@ -113,7 +113,7 @@ def draw(curves: dict[str, dict[str, dict[int, float]]], output: Path) -> None:
 
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
-    """One line per run, and their mean."""
+    """Prints one line per run, and their mean."""
     table = Table(title="held-out reward, before → after", box=None, padding=(0, 2, 0, 0))
     for head in ("run", "greedy", "sampled", "blind", "steps", "s/step", "min"):
         table.add_column(head, no_wrap=True)

@@ -1,9 +1,9 @@
-"""Memory and time of log-probabilities over a large vocabulary: in chunks, against autograd over all logits at once.
+"""Measures memory and time of log-probabilities over a large vocabulary: in chunks, and by autograd over all logits.
 
     python -m bench.logprobs --tokens 4096 --vocabulary 151936
 
-Each variant runs in a process of its own, forward and backward, entropies included. Peak memory is counted above what the
-hidden states, the output embedding and what is left of the process take.
+Each variant runs in a separate process, forward and backward, with entropies. Peak memory is counted above that of the hidden
+states, the output embedding and the idle process.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ VARIANTS = ("naive", "chunked")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Options of the measurement."""
 
     tokens: int = 4096
     """Response tokens."""
     vocabulary: int = 151936
-    """Qwen3-VL's."""
+    """Size of the vocabulary; default: Qwen3-VL's."""
     hidden: int = 2048
-    """Qwen3-VL-2B's."""
+    """Hidden size; default: Qwen3-VL-2B's."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of hidden states and output embedding."""
+    """Precision of hidden states and output embedding."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where."""
+    """Device of the tensors."""
     threads: int = 2
     """CPU threads."""
     repeats: int = 3
     """Passes; the fastest counts."""
     output: Path = Path("bench/results/logprobs.json")
-    """Where the figures go."""
+    """File of the figures."""
 
 
 def main(options: Options) -> None:
-    """Measures, prints a table, writes JSON."""
+    """Measures, prints a table, and writes JSON."""
     context = multiprocessing.get_context("spawn")
     rows = {}
     for variant in VARIANTS:
@@ -74,11 +74,11 @@ def main(options: Options) -> None:
 
 
 def measure(options: Options, variant: str) -> dict[str, float]:
-    """Peak bytes above the inputs, seconds of one forward and backward pass, and a checksum of the gradients."""
+    """Returns peak bytes above the inputs, seconds of one forward and backward pass, and a checksum of the gradients."""
     torch.set_num_threads(options.threads)
     generator = torch.Generator().manual_seed(0)
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
-    # In place and in the final precision: a temporary would hide in the peak.
+    # In place and in the final precision: a temporary tensor would raise the peak.
     hidden_NH = torch.empty(options.tokens, options.hidden, dtype=dtype).normal_(generator=generator)
     weight_VH = torch.empty(options.vocabulary, options.hidden, dtype=dtype).normal_(
         std=options.hidden**-0.5, generator=generator
@@ -97,7 +97,7 @@ def measure(options: Options, variant: str) -> dict[str, float]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    bytes_above = peak(device) - before  # before the checksum, which needs room of its own
+    bytes_above = peak(device) - before  # before the checksum, which needs memory, too
     checksum = float(hidden_NH.grad.double().norm() + weight_VH.grad.double().norm())
     return {"bytes": bytes_above, "seconds": min(seconds), "checksum": checksum}
 
@@ -105,7 +105,7 @@ def measure(options: Options, variant: str) -> dict[str, float]:
 def naive_logprobs(
     hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, banned_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What autograd makes of the textbook formula."""
+    """Computes the textbook formula with autograd."""
     logits_NV = (hidden_NH @ weight_VH.T).float().index_fill(1, banned_ids, -1e30)
     log_p_NV = logits_NV.log_softmax(1)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def naive_logprobs(
 
 
 def peak(device: torch.device) -> int:
-    """Bytes: the most that this process has held so far."""
+    """Returns the peak bytes of this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

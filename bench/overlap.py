@@ -1,9 +1,9 @@
-"""Engines that generate ahead of the learner against engines that take turns with it: steps per minute, who waits, what is learnt.
+"""Compares asynchronous generation, ahead of the learner, with taking turns: steps per minute, idle times, rewards.
 
     python -m bench.overlap --steps 100 --seeds 0 1
 
-Both kinds of run start from the same cold start and take turns, seed by seed, so that a busy machine is busy for both. The
-learner has one thread: with every core it would leave the engines none to work on meanwhile.
+Both kinds of run start from the same cold start and alternate, seed by seed, so that a busy machine affects both. The learner
+has one thread: on all cores it would leave none to the engines.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from bench.runs import means, recipe_run, step_rows
 
 SHARES = {"time/learner_idle": "learner idle", "time/engine_idle": "engines idle", "rollout/staleness": "staleness"}
 WARM_UP = 5
-"""Steps that are not timed: engines compile and fill their caches."""
+"""Steps without timing, in which engines compile and fill their caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Options of the measurement."""
 
     staleness: tuple[int, ...] = (0, 1)
-    """The values of max_staleness to compare; the first is the one to beat."""
+    """Values of max_staleness to compare; the first is the baseline."""
     steps: int = 100
     """Steps of each run, more than 5."""
     seeds: tuple[int, ...] = (0,)
-    """Each makes one run of every staleness."""
+    """Seeds; each makes one run of every staleness."""
     folder: Path = Path("runs/overlap")
-    """Where the runs go; one that is there already is not repeated."""
+    """Folder of the runs; existing runs are not repeated."""
     output: Path = Path("bench/results/overlap.json")
-    """Where the figures go."""
+    """File of the figures."""
     recipe_options: str = "--rollout.num-engines 2 --learner.threads 1"
-    """More options of every run."""
+    """Additional options of every run."""
 
 
 def main(options: Options) -> None:
-    """Runs, prints a table, writes JSON."""
+    """Makes the runs, prints a table, and writes JSON."""
     runs: dict[int, list[dict[str, float]]] = {staleness: [] for staleness in options.staleness}
     for seed in options.seeds:
-        for staleness, its in runs.items():
-            its.append(summary(run(options, staleness, seed)))
-    results = {staleness: means(its, its[0]) for staleness, its in runs.items()}
+        for staleness, summaries in runs.items():
+            summaries.append(summary(run(options, staleness, seed)))
+    results = {staleness: means(summaries, summaries[0]) for staleness, summaries in runs.items()}
     table = Table("max_staleness", "steps/min", "×", *SHARES.values(), "reward by quarters", "greedy", "sampled")
-    for staleness, its in results.items():
+    for staleness, figures in results.items():
         ratio = statistics.mean(
             run["steps_per_minute"] / base["steps_per_minute"]
             for run, base in zip(runs[staleness], runs[options.staleness[0]], strict=True)
         )
-        its["ratio"] = ratio
+        figures["ratio"] = ratio
         table.add_row(
             str(staleness),
-            f"{its['steps_per_minute']:.1f}",
+            f"{figures['steps_per_minute']:.1f}",
             f"{ratio:.2f}",
-            *(f"{its[name]:.2f}" for name in SHARES),
-            " ".join(f"{its[f'reward_{quarter}']:.2f}" for quarter in range(1, 5)),
-            *(f"{its[f'eval/{name}']:.3f}" for name in ("greedy", "sampled")),
+            *(f"{figures[name]:.2f}" for name in SHARES),
+            " ".join(f"{figures[f'reward_{quarter}']:.2f}" for quarter in range(1, 5)),
+            *(f"{figures[f'eval/{name}']:.3f}" for name in ("greedy", "sampled")),
         )
     Console().print(table)
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -70,13 +70,13 @@ def main(options: Options) -> None:
 
 
 def run(options: Options, staleness: int, seed: int) -> Path:
-    """One run of the recipe; returns its folder."""
+    """Runs the recipe once, and returns the run's folder."""
     chosen = f"--max-staleness {staleness} --seed {seed} {options.recipe_options}"
     return recipe_run(options.folder / f"staleness_{staleness}-{seed}", options.steps, chosen)
 
 
 def summary(run_dir: Path) -> dict[str, float]:
-    """Steps per minute and the shares after the warm-up, the mean reward of each quarter of the steps, the last evaluation."""
+    """Returns steps per minute and shares after the warm-up, the mean reward of each quarter, and the last evaluation."""
     rows = step_rows(run_dir)
     timed, quarter = rows[WARM_UP:], len(rows) / 4
     seconds = rows[-1]["time/elapsed"] - rows[WARM_UP - 1]["time/elapsed"]

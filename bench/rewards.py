@@ -1,10 +1,9 @@
-"""Scores per second of every verifier, and what it costs to call it in a process that may be killed.
+"""Measures scores per second of every verifier, and the cost of calling it in a separate process that may be killed.
 
     python -m bench.rewards
 
-For each verifier the same number of completions, mixed: right ones, wrong ones, and what a policy writes of either kind at some
-length. They are scored once in this process, and once through the RewardRunner, which is the run's way. The price of isolation is
-the difference for a reward that returns at once, per call and worker.
+Each verifier scores the same number of right and wrong completions of various lengths, once in this process and once through the
+RewardRunner, as in a run. The cost of isolation is the difference for a reward that returns at once, per call and worker.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ PROSE = "First we look at the picture and count what is there. Then we compare i
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Options of the measurement."""
 
     completions: int = 10_000
-    """Over all verifiers."""
+    """Completions over all verifiers."""
     group_size: int = 16
-    """Completions of a prompt."""
+    """Completions per prompt."""
     workers: int = 2
     """Processes that score."""
     output: Path = Path("bench/results/rewards.json")
-    """Where the figures go."""
+    """File of the figures."""
 
 
 def main(options: Options) -> None:
-    """Measures, prints a table, writes JSON."""
+    """Measures, prints a table, and writes JSON."""
     per_verifier = options.completions // len(CASES)
     rows = {
         name: measure(case.verifier, mixed(case, per_verifier, options.group_size), options)
@@ -68,18 +67,18 @@ def main(options: Options) -> None:
 
 
 def nothing(prompt: Prompt, completion: Completion) -> float:
-    """A reward that returns at once."""
+    """Returns 0 at once."""
     return 0.0
 
 
 def import_seconds() -> float:
-    """Of `import rewards` in a fresh process; the least of ten, for the others had to share a core."""
+    """Returns the seconds of `import rewards` in a new process: the smallest of ten, since others may share the core."""
     code = "import time; start = time.perf_counter(); import rewards; print(time.perf_counter() - start)"
     return min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(10))
 
 
 def mixed(case: Case, number: int, group_size: int) -> list[Group]:
-    """Groups of completions of which half end in the right answer, behind prose of 0 to 4,000 characters of thoughts."""
+    """Returns groups of completions; half end in the right answer, and half begin with up to 4,000 characters of thoughts."""
     rng = random.Random(0)
     groups = []
     for start in range(0, number, group_size):
@@ -97,7 +96,7 @@ def mixed(case: Case, number: int, group_size: int) -> list[Group]:
 
 
 def measure(verifier: Verifier, groups: list[Group], options: Options) -> dict[str, float]:
-    """Scores per second in this process and in others, and the share of completions that earn anything."""
+    """Returns scores per second in this process and in workers, and the share of completions with a reward above 0."""
     number = sum(len(group.completions) for group in groups)
     verdicts(verifier, groups[0].prompt, groups[0].completions[:1])  # imports
     start = time.perf_counter()

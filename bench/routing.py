@@ -1,9 +1,9 @@
-"""Routing replay (R2) on a MoE policy in bfloat16: what it does to a minibatch that has become stale.
+"""Measures the effect of routing replay (R2) on a stale minibatch, with a MoE policy in bfloat16.
 
     python -m bench.routing
 
-The old policy passes over a minibatch, the learner updates on another one, then passes over the first again, with the old
-experts and without. Random weights, made-up responses; neither Ray nor vLLM.
+The old policy passes over a minibatch, the learner updates on another one, and then passes over the first one again, with the old
+experts and without. Weights and responses are random; neither Ray nor vLLM is used.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from rl.learner.microbatches import Microbatch
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Options of the measurement."""
 
     learning_rates: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
-    """Of the one update in between."""
+    """Learning rates of the one update in between."""
     dtype: Dtype = "bfloat16"
     """Precision of the passes."""
     output: Path = Path("bench/results/routing.json")
-    """Where the figures go."""
+    """File of the figures."""
 
 
 def main(options: Options) -> None:
-    """Measures, prints a table, writes JSON."""
+    """Measures, prints a table, and writes JSON."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_small_policy(Path(scratch) / "moe", kind="moe", seed=0)
@@ -59,7 +59,7 @@ def main(options: Options) -> None:
 
 @torch.no_grad()
 def measure(folder: Path, learning_rate: float, dtype: Dtype) -> dict[str, float]:
-    """One row of the table."""
+    """Returns one row of the table."""
     config = TrainConfig(
         model=str(folder),
         num_minibatches=1,
@@ -89,11 +89,11 @@ def measure(folder: Path, learning_rate: float, dtype: Dtype) -> dict[str, float
 def differences(
     learner: Learner, batches: Sequence[Microbatch], old: Sequence[OldPolicy], *, replay: bool
 ) -> tuple[torch.Tensor, float, float]:
-    """A pass over the batches against the old one.
+    """Compares a pass over the batches with the old one.
 
     Returns:
-        |Δ log p| of every response token; the share of tokens and layers whose router would have made the old choice; the share
-        whose experts were called with it.
+        |Δ log p| of every response token; the share of (token, layer) pairs whose router agrees with the old choice; the
+        share whose old experts were called.
     """
     gaps, own, taken, total = [], 0, 0, 0
     for batch, its in zip(batches, old, strict=True):

@@ -1,10 +1,10 @@
-"""Does it pay to select? Measure pass rates, select, then train on what was selected and on everything, with equal steps.
+"""Measures the gain of selecting prompts: pass rates, selection, then training on the selection and on all, with equal steps.
 
     python -m bench.selection --steps 150 --seeds 0 1
 
-The queries are what a raw set is: of seven, two are solved already (one digit), two have the reference of another query, one writes
-the sum into its question, and two are sums of three handwritten digits as they should be. Held out are sums of three digits, and of
-one, in other handwriting. Every run starts from the same cold start; the table has what is solved at the end, as means over seeds.
+The queries resemble a raw set. Of seven queries, two are solved already (one digit), two have the reference of another query, one
+has the sum in its question, and two are good: sums of three handwritten digits. Held out are sums of three digits and of one
+digit, in other handwriting. Every run starts from the same cold start. The table has the final scores, as means over seeds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rollout.data.prompts import Prompts, column_mapping, prompts_from
 from rollout.tasks.digit_sums import digit_sums, sum_is_right
 
 KINDS = {"known": 1, "known too": 1, "mislabelled": 3, "mislabelled too": 3, "told": 3, "sums": 3, "more sums": 3}
-"""Kinds of queries, and their digits."""
+"""Kind of query → number of digits."""
 CLEAN = ("known", "told", "sums")
 HELD_OUT = ("known", "sums")
 ENGINE = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, threads_per_engine=2)
@@ -39,24 +39,24 @@ ENGINE = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, thread
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Options of the measurement."""
 
     steps: int = 150
     """Steps of each run."""
     seeds: tuple[int, ...] = (0,)
-    """Each of which makes a run with all queries and one with the selected."""
+    """Seeds; each makes a run with all queries and one with the selection."""
     updates: int = 250
     """Updates of the cold start."""
     folder: Path = Path("runs/selection")
-    """Where everything goes; what is there already is not repeated."""
+    """Folder of all results; existing ones are not repeated."""
     output: Path = Path("bench/results/selection.json")
-    """Where the figures go."""
+    """File of the figures."""
 
 
 def queries(
     split: Literal["train", "test"] = "train", kinds: Sequence[str] = tuple(KINDS), num_each: int = 200
 ) -> Prompts:
-    """Every kind in turn; a prompt's task is its kind."""
+    """Returns queries of every kind in turn; a prompt's task is its kind."""
     sums = {
         kind: digit_sums(split, num_digits=KINDS[kind], num_prompts=num_each, seed=number)
         for number, kind in enumerate(KINDS)
@@ -65,16 +65,16 @@ def queries(
 
     def to_prompt(place: tuple[str, int]) -> Prompt:
         kind, row = place
-        shown = sums[kind][row]
-        question = f"sum? {shown['sum']}" if kind == "told" else "sum?"
-        answer = sums[kind][(row + 1) % num_each]["answer"] if "mislabelled" in kind else shown["answer"]
-        return as_prompt({**shown, "id": f"{kind}-{row}", "question": question, "answer": answer, "kind": kind})
+        example = sums[kind][row]
+        question = f"sum? {example['sum']}" if kind == "told" else "sum?"
+        answer = sums[kind][(row + 1) % num_each]["answer"] if "mislabelled" in kind else example["answer"]
+        return as_prompt({**example, "id": f"{kind}-{row}", "question": question, "answer": answer, "kind": kind})
 
     return prompts_from([(kind, row) for row in range(num_each) for kind in kinds], to_prompt)
 
 
 def main(options: Options) -> None:
-    """Measures, selects, trains, prints a table, writes JSON."""
+    """Measures, selects, trains, prints a table, and writes JSON."""
     policy = cold_start(
         ColdStartConfig(updates=options.updates, cache_dir=options.folder / "cold_start"),
         queries(kinds=CLEAN, num_each=4000),
@@ -88,7 +88,7 @@ def main(options: Options) -> None:
     figures = {"cold start": held_out(read_metrics(runs["selected", options.seeds[0]])[0])}
     for name in ("all queries", "selected"):
         rows = [read_metrics(runs[name, seed]) for seed in options.seeds]
-        found = [held_out(each[-1]) | {"groups to learn from": learnt_from(each)} for each in rows]
+        found = [held_out(each[-1]) | {"groups to learn from": useful_groups(each)} for each in rows]
         figures[name] = {figure: fmean(each[figure] for each in found) for figure in found[0]}
     table = Table("", *figures, title=f"held out, after {options.steps} steps, seeds {options.seeds}")
     for figure in figures["selected"]:
@@ -100,7 +100,7 @@ def main(options: Options) -> None:
 
 
 def select(options: Options, policy: Path) -> str:
-    """The three commands of a user; what was measured already is not asked again."""
+    """Runs a user's three commands, and returns the selection; finished measurements are not repeated."""
     folder = options.folder.absolute()
     rates = {name: folder / f"{name}.jsonl" for name in ("seeing", "blind")}
     data = f"--data {Path(__file__).absolute()}:queries"
@@ -120,12 +120,12 @@ def select(options: Options, policy: Path) -> str:
 
 
 def command(recipe: str, words: str) -> None:
-    """Runs a recipe in a process of its own."""
+    """Runs a recipe in a separate process."""
     subprocess.run([sys.executable, "-m", f"recipes.{recipe}", *words.split()], check=True)
 
 
 def train_on(options: Options, policy: Path, selection: str | None, seed: int) -> Path:
-    """A run on all queries, or the selected; returns its folder."""
+    """Trains on all queries or on a selection, and returns the run's folder."""
     run_dir = options.folder / f"{'selected' if selection else 'all'}-{seed}"
     config = TrainConfig(
         model=str(policy),
@@ -145,13 +145,13 @@ def train_on(options: Options, policy: Path, selection: str | None, seed: int) -
 
 
 def held_out(row: dict[str, Any]) -> dict[str, float]:
-    """What is solved of all kinds, and of each."""
+    """Returns the scores over all kinds, and of each kind."""
     kinds = {name.split("/")[1]: value for name, value in row.items() if name.endswith("/avg")}
     return {"greedy": row["eval/greedy"], "sampled": row["eval/sampled"], **dict(sorted(kinds.items()))}
 
 
-def learnt_from(rows: list[dict[str, Any]]) -> float:
-    """The share of groups whose rewards differ, over all steps."""
+def useful_groups(rows: list[dict[str, Any]]) -> float:
+    """Returns the share of groups with different rewards, over all steps."""
     return 1 - fmean(row["rollout/groups_without_variance"] for row in rows if row["step"])
 
 

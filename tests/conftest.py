@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SHARED_MEMORY = Path("/dev/shm")
 LONGEST = """
     test_cluster test_resume test_weight_sync test_distill test_asking test_teacher test_judge_server test_episode_run
-    test_adapter_sync test_carry test_learner_group test_ranks test_hostile test_sft test_doctor test_sized_recipes test_learner
-    test_learner_options test_setup test_reward_runner
+    test_adapter_sync test_transplant test_learner_group test_ranks test_hostile test_sft test_doctor test_sized_recipes
+    test_learner test_learner_options test_setup test_reward_runner
     """.split()
 """Files that take 20 seconds and more, those with engines first, by their length on a quiet machine."""
 

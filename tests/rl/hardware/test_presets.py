@@ -97,7 +97,7 @@ def test_the_plan_is_printed_and_nothing_starts(tmp_path: Path):
         "    raise AssertionError('it ran')\n"
         "main(run, Sized)\n"
     )
-    environment = {"COLUMNS": "160", "PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
+    environment = {"COLUMNS": "160", "PYTHONPATH": str(Path(__file__).parents[3]), "PATH": "/usr/bin:/bin"}
     told = {}
     for preset in ("235B-A22B", "small"):
         done = subprocess.run(

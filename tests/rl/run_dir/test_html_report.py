@@ -16,7 +16,7 @@ from PIL import Image
 
 from rl.run_dir.html_report import MAX_CHARACTERS, write_report
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Page(HTMLParser):
