@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from rewards.llm_judge.limits import JudgeLimits
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
@@ -20,38 +20,6 @@ ACCURACY = (
 OPENAI = "https://api.openai.com/v1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeLimits:
-    """What a judge may cost; each reward worker counts for itself, where nothing else is said.
-
-    Attributes:
-        max_calls: Calls, after which there are no more verdicts but errors; `None`: any number. What the cache knows is free, and
-            so are requests that fail. With a cache, calls of the same model are counted in there, by all processes and runs
-            together; without one, by each process from its start, and one that was killed is replaced by one that begins anew.
-        concurrency: Questions that are asked at the same time.
-        attempts: How often a question is asked, where the request fails or the answer is no verdict.
-        timeout: Seconds for a verdict, its wait for a free place and all attempts included. Keep it below the runner's limit
-            (`--reward-timeout`, 10 s), which costs a whole group its verdicts.
-
-    Raises:
-        ValueError: A limit is out of range.
-    """
-
-    max_calls: int | None = None
-    concurrency: int = 8
-    attempts: int = 3
-    timeout: float = 8.0
-
-    def __post_init__(self) -> None:
-        if self.max_calls is not None and self.max_calls < 0:
-            raise ValueError(f"max_calls of a judge must be >= 0, or None for any number, got {self.max_calls}")
-        for name in ("concurrency", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of a judge must be >= 1, got {getattr(self, name)}")
-        if not 0 < self.timeout < math.inf:
-            raise ValueError(f"timeout of a judge must be > 0 seconds, got {self.timeout}")
-
-
 @with_options
 def judge(
     *,
@@ -60,7 +28,7 @@ def judge(
     axes: Mapping[str, str] = {"accuracy": ACCURACY},  # only read
     weights: Mapping[str, float] | None = None,
     cache: str | Path | None = None,
-    limits: JudgeLimits = JudgeLimits(),  # frozen
+    limits: JudgeLimits = JudgeLimits(),  # noqa: B008  # frozen
     request: Mapping[str, Any] = {},  # only read
 ) -> Verifier:
     """Rewards a response as a language model grades it, compared with `prompt.answer`: `judge(model="Qwen/Qwen3-VL-8B-Instruct")`.

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rewards.judge import JudgeLimits
 from rewards.llm_judge.cache import VerdictCache
+from rewards.llm_judge.limits import JudgeLimits
 from rewards.llm_judge.request import chat_request, read_verdict, request_key
 from rewards.text.answer_text import after_thinking
 from rewards.types import Score

@@ -12,9 +12,10 @@ from itertools import cycle, islice
 from reprlib import Repr
 from typing import Any
 
+from rewards.trial.dry_run import fake_completion
 from rewards.types import Score
 from rewards.verifiers.boxes import BOX, shapes_of_reference
-from rewards.workers.runner import RewardRunner, made_up
+from rewards.workers.runner import RewardRunner
 from rollout.types import Group, Prompt
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def _group(prompt: Prompt) -> Group:
     return Group(
         prompt=prompt,
         prompt_token_ids=np.zeros(1, np.int32),
-        completions=[made_up(text) for text in (*answers, *nonsense)],
+        completions=[fake_completion(text) for text in (*answers, *nonsense)],
     )
 
 

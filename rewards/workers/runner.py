@@ -15,12 +15,11 @@ from threading import Thread
 from typing import Self
 
 import cloudpickle
-import numpy as np
 
 from rewards.types import Score, Verifier
 from rewards.workers.call import describe, reward_name
 from rewards.workers.process import WorkerProcess
-from rollout.types import Completion, Group, Prompt
+from rollout.types import Completion, Group
 
 LOADING_LIMIT = 120.0  # seconds for a worker to start and to import what the reward needs
 CLOSED = "this RewardRunner is closed; make a new one"
@@ -276,23 +275,3 @@ class RewardRunner:
         waiting, self._todo = list(self._todo), deque()
         for task in waiting:
             task.finish(ValueError(told))
-
-
-def dry_run(runner: RewardRunner, prompt: Prompt) -> None:
-    """Tries a reward on two made-up responses, the reference answer and an empty text, before anything costly starts.
-
-    Raises:
-        ValueError: The reward has no verdict on one of them; the message names the reward, the prompt, what the reward
-            raised or returned, and where.
-    """
-    texts = ("" if prompt.answer is None else str(prompt.answer), "")
-    group = Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=[made_up(text) for text in texts])
-    for text, score in zip(texts, runner.score([group])[0], strict=True):
-        if score.error is not None:
-            raise ValueError(f"{score.error}; this was a trial on the made-up response {text!r}, before the start")
-
-
-def made_up(text: str) -> Completion:
-    """Returns a completion of as many tokens as the text has bytes, and an end token."""
-    num_tokens = len(text.encode()) + 1
-    return Completion(text=text, token_ids=np.zeros(num_tokens, np.int32), logprobs=np.zeros(num_tokens, np.float32))

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from rewards import Score
 from rewards.judge import JudgeLimits, judge
 from rewards.llm_judge.request import read_verdict
-from rewards.workers.runner import RewardRunner, dry_run
+from rewards.trial.dry_run import dry_run
+from rewards.workers.runner import RewardRunner
 from rl.config import TrainConfig
 from rollout import Completion
 from tests.rewards.judging import AXES, Endpoint, asked_for, saying, scores
