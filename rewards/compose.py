@@ -7,7 +7,7 @@ from dataclasses import replace
 from numbers import Real
 
 from rewards.types import GroupFunction, Score, Verifier
-from rewards.workers.call import OfGroup, reward_name, scores_together, verdicts
+from rewards.workers.call import OfGroup, is_group_reward, reward_name, score_completions
 from rollout.types import Completion, Prompt
 
 
@@ -33,7 +33,7 @@ def weighted(parts: Mapping[str, tuple[Verifier, float]]) -> Verifier:
     parts = dict(parts)
 
     def sums(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
-        of_parts = {name: verdicts(reward, prompt, completions) for name, (reward, _) in parts.items()}
+        of_parts = {name: score_completions(reward, prompt, completions) for name, (reward, _) in parts.items()}
         return [_sum({name: scores[i] for name, scores in of_parts.items()}) for i in range(len(completions))]
 
     def _sum(scores: Mapping[str, Score]) -> Score:
@@ -67,10 +67,10 @@ def gated(gate: Verifier, reward: Verifier, *, at_least: float = 1.0, otherwise:
             raise ValueError(f"the {role} of gated must be a function, got {function!r}")
 
     def through(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
-        gates = verdicts(gate, prompt, completions)
+        gates = score_completions(gate, prompt, completions)
         passes = [score.error is None and score.reward >= at_least for score in gates]
         let_in = [completion for completion, is_in in zip(completions, passes, strict=True) if is_in]
-        rewards = iter(verdicts(reward, prompt, let_in))
+        rewards = iter(score_completions(reward, prompt, let_in))
         return [_beyond(score, next(rewards) if is_in else None) for score, is_in in zip(gates, passes, strict=True)]
 
     def _beyond(score: Score, rewarded: Score | None) -> Score:
@@ -119,7 +119,7 @@ def by_task(rewards: Mapping[str, Verifier]) -> Verifier:
     def of_task(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
         if prompt.task not in rewards:
             raise ValueError(f"by_task has no reward for task {prompt.task!r}; it knows {sorted(rewards)}")
-        return verdicts(rewards[prompt.task], prompt, completions)
+        return score_completions(rewards[prompt.task], prompt, completions)
 
     return _combined(of_task, f"by_task({', '.join(rewards)})", list(rewards.values()))
 
@@ -140,12 +140,14 @@ def first_readable(*rewards: Verifier) -> Verifier:
             raise ValueError(f"a reward of first_readable must be a function, got {reward!r}")
 
     def first(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
-        found = verdicts(rewards[0], prompt, completions)
+        found = score_completions(rewards[0], prompt, completions)
         for reward in rewards[1:]:
             unread = [place for place, score in enumerate(found) if score.error is not None]
             if not unread:
                 break
-            for place, score in zip(unread, verdicts(reward, prompt, [completions[i] for i in unread]), strict=True):
+            for place, score in zip(
+                unread, score_completions(reward, prompt, [completions[i] for i in unread]), strict=True
+            ):
                 found[place] = score
         return found
 
@@ -154,7 +156,7 @@ def first_readable(*rewards: Verifier) -> Verifier:
 
 def _combined(scores: Callable[[Prompt, Sequence[Completion]], list[Score]], name: str, of: list[Verifier]) -> Verifier:
     """A verifier that sees siblings only if a part of it has to: else a call that hangs would cost them all their verdict."""
-    if any(map(scores_together, of)):
+    if any(map(is_group_reward, of)):
         return OfGroup(scores, name)
 
     def verifier(prompt: Prompt, completion: Completion) -> float | Score:

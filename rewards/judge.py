@@ -64,9 +64,9 @@ def judge(
             "judge needs a model: give the name by which its endpoint knows it, as in judge(model='my-model')"
         )
     from rewards.llm_judge.cache import VerdictCache
-    from rewards.llm_judge.client import Judge  # late, as all that only some runs need
+    from rewards.llm_judge.client import JudgeClient  # late, as all that only some runs need
 
-    asked = Judge(
+    asked = JudgeClient(
         base_url=_endpoint(base_url),
         model=model,
         axes=_checked_axes(axes),

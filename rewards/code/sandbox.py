@@ -73,7 +73,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ProgramResult:
     """How a program ended.
 
     Attributes:
@@ -102,7 +102,7 @@ class Running:
         # bubblewrap speaks when there is a process inside, and falls silent when it fails.
         self._told = b"" if status is None else os.read(status, 4096)
 
-    def outcome(self, limits: Limits) -> Outcome:
+    def outcome(self, limits: Limits) -> ProgramResult:
         """Waits until the program has ended, or goes beyond a limit and is ended.
 
         Raises:
@@ -121,7 +121,9 @@ class Running:
         if exceeded is None and sum(map(len, written.values())) > limits.output_bytes:
             exceeded = "output_bytes"
         code = self._process.returncode
-        return Outcome(returncode=code if code >= 0 else 128 - code, stdout=stdout, stderr=stderr, exceeded=exceeded)
+        return ProgramResult(
+            returncode=code if code >= 0 else 128 - code, stdout=stdout, stderr=stderr, exceeded=exceeded
+        )
 
     def stop(self) -> None:
         """Ends whatever of the program is still there, and returns when it is gone."""
@@ -164,7 +166,7 @@ class Running:
         return written, "seconds"
 
 
-def run(source: bytes, *, stdin: bytes = b"", limits: Limits, isolated: bool = True) -> Outcome:
+def run(source: bytes, *, stdin: bytes = b"", limits: Limits, isolated: bool = True) -> ProgramResult:
     """Runs a Python program to its end, as `__main__`.
 
     Args:
@@ -253,7 +255,7 @@ def memory_file(content: bytes) -> Iterator[int]:
         os.close(fd)
 
 
-def why_not() -> str | None:
+def unavailable_reason() -> str | None:
     """Says why programs cannot be isolated here, and what would help; `None` where they can. Tried once, until it works."""
     try:
         _try()

@@ -57,7 +57,7 @@ def code_tests(
     _check_ranges(seconds=seconds, total_seconds=total_seconds, memory_mib=memory_mib, tolerance=tolerance)
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
-        from rewards.code.sandbox import Limits, Unavailable, why_not
+        from rewards.code.sandbox import Limits, Unavailable, unavailable_reason
         from rewards.code.tests import program_in, read_tests, results
 
         try:
@@ -67,7 +67,7 @@ def code_tests(
             return _no_verdict(prompt, told)
         if unsandboxed:
             _warn()
-        elif (missing := why_not()) is not None:
+        elif (missing := unavailable_reason()) is not None:
             return _no_verdict(prompt, f"{missing}; or let programs do as they like, by code_tests(unsandboxed=True)")
         limits = Limits(seconds=seconds, memory_mib=memory_mib)
         verdicts = results(tests, program_in(completion.text), limits, total_seconds, not unsandboxed)

@@ -39,7 +39,7 @@ _CUT = (
 )
 
 
-class _Passing(ValueError):
+class RetryableError(ValueError):
     """What may be otherwise at the next attempt, after a pause in seconds."""
 
     def __init__(self, told: str, pause: float = 0.0) -> None:
@@ -57,7 +57,7 @@ class _Session:
 
 
 @dataclass(kw_only=True)
-class Judge:
+class JudgeClient:
     """The options, checked, and what one process has of its own: the calls it has made, and its sessions."""
 
     base_url: str
@@ -142,7 +142,7 @@ class Judge:
                         await asyncio.sleep(problem.pause * 2 ** (attempt - 1))
                     try:
                         return await self._attempt(session.client, request)
-                    except _Passing as error:
+                    except RetryableError as error:
                         problem = error
                     if request.get("temperature") == 0:  # which would give the same answer again
                         request = request | {"temperature": 1}
@@ -176,7 +176,7 @@ class Judge:
         except ValueError as error:
             remedy = _CUT if is_cut else "take a model, or a server, that keeps to response_format"
             refused = f" and refused: {str(refusal)[:100]!r}" if refusal else ""
-            raise _Passing(f"{error}{refused}; {remedy}") from error
+            raise RetryableError(f"{error}{refused}; {remedy}") from error
 
     def _failure(self, error: OpenAIError) -> ValueError:
         # Of a connection that fails, the error itself says no more than that.
@@ -190,7 +190,7 @@ class Judge:
             pause = float(error.response.headers["retry-after"])  # type: ignore[attr-defined]
         except (AttributeError, KeyError, ValueError):
             pause = FIRST_PAUSE
-        return _Passing(told, pause)
+        return RetryableError(told, pause)
 
     def _begin_call(self) -> None:
         limit = self.limits.max_calls
