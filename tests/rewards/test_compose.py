@@ -65,7 +65,7 @@ def test_each_task_has_its_own_reward() -> None:
 
 
 def test_an_unknown_task_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"by_task has no reward for task 'default'; it knows \['length', 'sums'\]"):
+    with pytest.raises(ValueError, match=r"by_task has no reward for task 'default', only for \['length', 'sums'\]"):
         by_task({"sums": exact, "length": brevity})(Prompt(id="1", messages=[]), Completion(text=""))
 
 

@@ -257,7 +257,7 @@ def test_no_connection_stays_open(endpoint: Endpoint) -> None:
 def test_without_options_it_is_refused_with_a_remedy() -> None:
     with (
         RewardRunner(judge) as runner,
-        pytest.raises(ValueError, match="needs a model: give the name .* judge\\(model="),
+        pytest.raises(ValueError, match="needs a model: give its name .* judge\\(model="),
     ):
         dry_run(runner, asked_for())
 
@@ -277,10 +277,10 @@ def test_a_prompt_without_an_answer_is_an_error_without_a_call(endpoint: Endpoin
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"model": None}, "judge needs a model: give the name"),
-        ({"model": ""}, "judge needs a model: give the name"),
+        ({"model": None}, "judge needs a model: give its name"),
+        ({"model": ""}, "judge needs a model: give its name"),
         ({"base_url": "localhost:8000"}, "must be a URL such as 'http://localhost:8000/v1', got 'localhost:8000'"),
-        ({"request": {"stream": True, "n": 2}}, r"request of a judge must leave \['stream'\] to it, got"),
+        ({"request": {"stream": True, "n": 2}}, r"request of a judge must not set \['stream'\], got"),
         ({"axes": {}}, r"axes of a judge must be names and descriptions, .*, got \{\}"),
         ({"axes": ["accuracy"]}, r"axes of a judge must be names and descriptions, .*, got \['accuracy'\]"),
         ({"axes": {"accuracy": ""}}, "axes of a judge must be names and descriptions"),

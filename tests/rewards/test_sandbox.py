@@ -253,7 +253,7 @@ def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Unavailable, match="bubblewrap is missing"):
         outcome("print(42)")
-    assert "bubblewrap is missing; it takes `apt-get install bubblewrap`" in str(unavailable_reason())
+    assert "bubblewrap is missing; isolation needs `apt-get install bubblewrap`" in str(unavailable_reason())
     monkeypatch.undo()
     assert unavailable_reason() is None or "bubblewrap is missing" not in str(unavailable_reason()), "it is tried again"
 
