@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from policies.export import save_policy
 from policies.loading import load_policy, load_processor, vision_token_ids
 from rewards.loading import load_reward
-from rewards.workers.call import attempt
+from rewards.workers.call import call_verifier
 from rl.cli import main
 from rl.config import ColdStartConfig
 from rl.sft import cold_start
@@ -114,7 +114,9 @@ def run(config: SapoMinimal) -> None:
         # Score.
         texts = processor.batch_decode(responses_BT, skip_special_tokens=True)
         completions = [Completion(text=text, token_ids=ids.numpy()) for text, ids in zip(texts, chosen, strict=True)]
-        scores = [attempt(reward, prompt, completion) for prompt, completion in zip(asked, completions, strict=True)]
+        scores = [
+            call_verifier(reward, prompt, completion) for prompt, completion in zip(asked, completions, strict=True)
+        ]
         if errors := [score.error for score in scores if score.error]:
             raise ValueError(errors[0])
         rewards_B = torch.tensor([score.reward for score in scores])
