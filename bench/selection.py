@@ -26,9 +26,9 @@ from rl import TrainConfig, train
 from rl.config import ColdStartConfig, EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
 from rl.run_dir.tracker import read_metrics
 from rl.sft import cold_start
-from rollout import Completion, Prompt
+from rollout import Prompt
 from rollout.data.prompts import Prompts, column_mapping, prompts_from
-from rollout.tasks.digit_sums import digit_sums
+from rollout.tasks.digit_sums import digit_sums, sum_is_right
 
 KINDS = {"known": 1, "known too": 1, "mislabelled": 3, "mislabelled too": 3, "told": 3, "sums": 3, "more sums": 3}
 """Kind of query → number of digits."""
@@ -71,11 +71,6 @@ def queries(
         return as_prompt({**example, "id": f"{kind}-{row}", "question": question, "answer": answer, "kind": kind})
 
     return prompts_from([(kind, row) for row in range(num_each) for kind in kinds], to_prompt)
-
-
-def sum_is_right(prompt: Prompt, completion: Completion) -> float:
-    """1 if the number behind the last `=` is the sum."""
-    return float(completion.text.rpartition("=")[2].strip() == prompt.answer.rpartition("=")[2])
 
 
 def main(options: Options) -> None:

@@ -6,13 +6,15 @@ takes only the group that it needs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
 from rl.config_checks import (
+    check_bounds,
     check_correction,
     check_groups,
     check_lengths,
@@ -20,7 +22,6 @@ from rl.config_checks import (
     check_policy,
     check_teacher,
 )
-from rl.options import check_bounds
 from rollout.config import RESUMABLE, Count, CountOrZero, Dtype, RolloutConfig, Seconds
 
 Positive = Annotated[float, Gt(0)]
@@ -339,6 +340,12 @@ class SmallRecipe(TrainConfig):
     """A folder or hub name; cold-start makes and trains the small policy first."""
     cold_start: Annotated[ColdStartConfig, RESUMABLE] = ColdStartConfig()
     learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A config as JSON has it: the content of `config.json` and of checkpoints."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return plain
 
 
 def check_config(config: TrainConfig) -> None:

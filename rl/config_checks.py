@@ -1,11 +1,15 @@
-"""Choices that exclude each other: what no bound beside an option can say."""
+"""Checks of options: the bounds in their annotations, and choices that exclude each other."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
-from rollout.config import ENGINE_RANKS, RolloutConfig
+from annotated_types import Ge, Gt
+
+from rollout.config import ENGINE_RANKS, RESUMABLE, RolloutConfig
 
 if TYPE_CHECKING:
     from rl.config import (
@@ -19,6 +23,45 @@ if TYPE_CHECKING:
 
 OBJECTIVE_NAMES = ("sapo", "grpo", "gspo", "dapo", "dr_grpo", "cispo", "vespo", "policy_gradient")
 """The keys of `rl.objectives.OBJECTIVES`, repeated here to check a name without importing torch."""
+
+
+def check_bounds(config: Any) -> None:
+    """Checks each option against the bound in its annotation; None has no bound.
+
+    Raises:
+        ValueError: An option is out of bounds. Names it and its value.
+    """
+    for name, value, marks in annotated_options(config):
+        for mark in marks if value is not None else ():
+            if isinstance(mark, Gt) and not value > mark.gt:
+                raise ValueError(f"{name} must be > {mark.gt}, got {value}")
+            if isinstance(mark, Ge) and not value >= mark.ge:
+                raise ValueError(f"{name} must be >= {mark.ge}, got {value}")
+
+
+def resumable_options(config: Any) -> set[str]:
+    """Dotted names of the options, and of the sections, that may differ between a run and its resume."""
+    return {name for name, _, marks in annotated_options(config) if RESUMABLE in marks}
+
+
+def annotated_options(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Yields dotted name, value and annotation marks of each option; a section comes before its options."""
+    marks = _field_marks(type(config))
+    for field in fields(config):
+        value = getattr(config, field.name)
+        yield prefix + field.name, value, marks[field.name]
+        if is_dataclass(value):
+            yield from annotated_options(value, f"{prefix}{field.name}.")
+
+
+def _field_marks(config_type: type) -> dict[str, tuple[Any, ...]]:
+    """Marks of each field over all classes that declare it: a new default in a subclass keeps bound and marker."""
+    marks: dict[str, tuple[Any, ...]] = {field.name: () for field in fields(config_type)}
+    for cls in config_type.__mro__:
+        for name, annotation in inspect.get_annotations(cls, eval_str=True).items():
+            if get_origin(annotation) is Annotated and name in marks:
+                marks[name] += annotation.__metadata__
+    return marks
 
 
 def check_policy(options: PolicyOptions) -> None:

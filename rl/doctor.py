@@ -206,6 +206,7 @@ def examine(name: str) -> Finding:
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
+    """A row per finding, with its remedy."""
     table = Table("", "state", "found", "remedy")
     for finding in findings:
         style = STYLES[finding.state]

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from policies.loading import vision_token_ids
-from rl.config import TrainConfig
+from rl.config import TrainConfig, config_dict
 from rl.evaluation.evaluator import Evaluator
 from rl.generation.batches import BatchProducer, Stages
 from rl.learner.group import LearnerGroup
 from rl.objectives import check_objective, choose_objective
-from rl.options import config_dict
 from rl.preflight import Inputs, TrainArguments, open_run_inputs
 from rl.run_dir.checkpoint import LoopState, save_checkpoint
 from rl.run_dir.html_report import write_report

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from policies.loading import load_processor
 from policies.model_sizes import shape_of_checkpoint
-from rl.config import LearningOptions
+from rl.config import LearningOptions, config_dict
 from rl.hardware.memory import memory_table, plan_learner, this_device
 from rl.learner import Learner
-from rl.options import config_dict
 from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
 from rl.run_dir.tracker import Tracker
 from rl.samples import Sample
@@ -58,9 +57,7 @@ def supervise(
     demonstrate: Demonstrate = reference_answer,
     eval_prompts: Rows | None = None,
 ) -> Path:
-    """Trains a policy on demonstrations by the mean negative log-likelihood of the answers' tokens.
-
-    A killed run that is restarted with `resume="auto"` ends with the same weights as an uninterrupted one.
+    """Trains a policy on demonstrations by the mean negative log-likelihood of the answers' tokens; resumes exactly.
 
     Args:
         config: The options.
@@ -109,13 +106,8 @@ def supervise(
                 metrics["eval/loss"] = evaluate()
             tracker.log(step, metrics)
             if config.is_due(step, config.checkpoint_every):
-                state = LoopState(
-                    step=step,
-                    policy_version=step,
-                    cursor=stream.state(),
-                    seconds=time.perf_counter() - started,
-                    config=config_dict(config),
-                )
+                seconds, plain = time.perf_counter() - started, config_dict(config)
+                state = LoopState(step=step, policy_version=step, cursor=stream.state(), seconds=seconds, config=plain)
                 checkpoint = save_checkpoint(config.run_dir, state, learner.save, keep=config.keep_checkpoints)
     assert checkpoint is not None, "a run ends with a checkpoint"
     return checkpoint
