@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rewards import Verifier
-from rewards.workers.call import verdicts
+from rewards.workers.call import score_completions
 from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group, Prompt
 from tests.rewards.verifiers import CASES, Case
@@ -98,9 +98,9 @@ def mixed(case: Case, number: int, group_size: int) -> list[Group]:
 def measure(verifier: Verifier, groups: list[Group], options: Options) -> dict[str, float]:
     """Returns scores per second in this process and in workers, and the share of completions with a reward above 0."""
     number = sum(len(group.completions) for group in groups)
-    verdicts(verifier, groups[0].prompt, groups[0].completions[:1])  # imports
+    score_completions(verifier, groups[0].prompt, groups[0].completions[:1])  # imports
     start = time.perf_counter()
-    scores = [score for group in groups for score in verdicts(verifier, group.prompt, group.completions)]
+    scores = [score for group in groups for score in score_completions(verifier, group.prompt, group.completions)]
     direct = number / (time.perf_counter() - start)
     assert not [score for score in scores if score.error is not None]
     with RewardRunner(verifier, num_workers=options.workers) as runner:

@@ -115,7 +115,7 @@ class ColdStart(SftConfig):
 
 def run(config: ColdStart) -> None:
     """Makes or loads the policy, and trains it."""
-    # Imported late: `--help` and a mistyped option need not wait for torch.
+    # Late imports: `--help` and mistyped options do not wait for torch.
     from rl.run_dir.tracker import read_metrics
     from rl.sft import cold_start, supervise
     from rl.sft.demonstrations import reasoned_answer, reference_answer

@@ -3,8 +3,7 @@
     python -m recipes.custom_reward                                                  the recipe below
     python -m recipes.digit_sums --reward recipes/custom_reward.py:my_reward         the function alone, in any recipe
 
-Before anything costly starts, the function is tried on one real prompt with two made-up responses: the reference answer
-and an empty text.
+Before any engine starts, the function is tried on one real prompt with two fake responses: the reference answer and an empty text.
 """
 
 from __future__ import annotations
@@ -19,34 +18,36 @@ from rollout import Completion, Prompt
 
 
 def my_reward(prompt: Prompt, completion: Completion) -> Score:
-    """Half a point for the digits read, half a point for the sum, a little less for every token too many.
+    """Half a point for the digits read, half a point for the sum, a small penalty for each extra token.
 
-    What you may use: `prompt.images` (PIL), `prompt.answer`, `prompt.messages`, `prompt.task`, every other column of
+    Inputs: `prompt.images` (PIL), `prompt.answer`, `prompt.messages`, `prompt.task`, every other column of
     the dataset row as `prompt.columns[...]`; `completion.text`, `.token_ids`, `.logprobs`, `.finish_reason`.
 
-    What to return: a number, or a `Score` whose `parts` become the metrics `reward/<part>`. If there is no verdict on a
-    response, return `Score(reward=0.0, error="why")`: it is then left out of training and counted, not taken for wrong.
-    An exception, NaN, and a call that takes longer than --reward-timeout are treated like that, too.
+    Result: a number, or a `Score` whose `parts` become the metrics `reward/<part>`. If a response cannot be scored, return
+    `Score(reward=0.0, error="why")`: it is then counted, left out of training, and not treated as wrong. An exception, NaN and a
+    call longer than --reward-timeout have the same effect.
 
-    What it may do: anything. It runs in a process of its own, so a crash costs one score and not the run.
+    The function may do anything. It runs in its own process, so a crash costs one score and not the run.
     """
-    num_digits = prompt.images[0].width // 64  # the picture itself: each digit is 64 pixels wide
+    num_digits = prompt.images[0].width // 64  # uses the image: each digit is 64 pixels wide
     terms, _, total = completion.text.rpartition("=")
     read = zip(terms.split("+"), prompt.columns["digits"], strict=False)
     parts = {
         "digits": sum(term == str(digit) for term, digit in read) / num_digits,
         "sum": float(total == str(prompt.columns["sum"])),
-        "tokens_too_many": max(0, len(completion.token_ids) - len(prompt.answer) - 1),  # a byte is a token here; 1 ends
+        "tokens_too_many": max(
+            0, len(completion.token_ids) - len(prompt.answer) - 1
+        ),  # a token is a byte; 1 for the end token
     }
     return Score(reward=0.5 * parts["digits"] + 0.5 * parts["sum"] - 0.01 * parts["tokens_too_many"], parts=parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CustomReward(SmallRecipe):
-    """The choices; every one is an option, and so are all others of TrainConfig."""
+    """The options; those of TrainConfig are options, too."""
 
     run_dir: Path = Path("runs/custom_reward")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=200)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
     eval: EvalConfig = EvalConfig(num_prompts=400)
@@ -54,7 +55,7 @@ class CustomReward(SmallRecipe):
 
 def run(config: CustomReward) -> None:
     """Data → Prompts, a model, a reward, and one call of train()."""
-    # Imported late: `--help`, and a reward taken from this file, need not wait for torch and Ray.
+    # Late imports: `--help`, and a reward loaded from this file, do not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
     from rl.sft import with_start_policy

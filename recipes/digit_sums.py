@@ -1,6 +1,6 @@
-"""Teaches a small Qwen3-VL to add up handwritten digits: `3+5+9=17`. The main job, on two CPU cores in minutes.
+"""Trains a small Qwen3-VL to add up handwritten digits: `3+5+9=17`. The main job, on two CPU cores in minutes.
 
-A cold start teaches the answer format, SAPO the reading. Held-out digits are never seen in training.
+The cold start trains the answer format, SAPO the reading. Training never uses the held-out digits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class DigitSums(SmallRecipe):
     """SAPO on sums of handwritten digits."""
 
     run_dir: Path = Path("runs/digit_sums")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     steps: int = 200
     """Steps: each one generates, scores, learns and syncs."""
     num_digits: int = 3
@@ -30,7 +30,7 @@ class DigitSums(SmallRecipe):
 
 
 def sum_is_right(prompt: Prompt, completion: Completion) -> Score:
-    """1 if the number behind the last `=` is the sum; the terms are not rewarded, only shown."""
+    """1 if the number after the last `=` is the sum; the terms are logged and not rewarded."""
     terms, _, total = completion.text.rpartition("=")
     expected_terms, _, expected = prompt.answer.rpartition("=")
     return Score(reward=float(total.strip() == expected), parts={"terms": float(terms == expected_terms)})
@@ -38,7 +38,7 @@ def sum_is_right(prompt: Prompt, completion: Completion) -> Score:
 
 def run(config: DigitSums) -> None:
     """Cold start, then SAPO."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
     from rl.sft import with_start_policy

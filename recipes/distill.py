@@ -1,8 +1,9 @@
-"""On-policy distillation: a small student samples, and a better teacher says of every token how likely it finds it.
+"""On-policy distillation: a small student samples, and a better teacher gives its log-probability of every token.
 
-The reverse KL to the teacher falls on the student's own responses; rewards are only measured, unless --teacher.reward-weight gives
-them a say. Small: sums of handwritten digits, and a teacher that has had four times the student's supervised learning. With a
-preset: geometry, word problems and charts, and Qwen3-VL-32B for a teacher, of 32B the largest; it has the last machine's last GPUs.
+Training lowers the reverse KL to the teacher on the student's own responses. Rewards are only measured, unless
+--teacher.reward-weight is set. Small: sums of handwritten digits, with a teacher that had four times the student's supervised
+updates. With a preset: geometry, word problems and charts. The teacher is Qwen3-VL-32B, or the largest size for 32B, on the last
+machine's last GPUs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rewards import by_task, first_readable, math_answer, numeric, text_similari
 from rl.cli import main
 from rl.config import ColdStartConfig, EvalConfig, OptimizerConfig, RolloutConfig, TeacherConfig
 from rl.hardware.presets import PRESETS, Preset, PresetConfig
-from rollout import Completion, Prompt
+from rollout.tasks.digit_sums import sum_is_right
 
 if TYPE_CHECKING:
     from rollout.data.prompts import Rows
@@ -32,9 +33,9 @@ class Distill(PresetConfig):
     model: str = "cold-start"
     """The student: a folder or hub name; cold-start makes and trains the small policy first."""
     run_dir: Path = Path("runs/distill")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     steps: int = 100
-    """Steps: each one generates, reads, learns and syncs."""
+    """Steps: each one generates, scores, learns and syncs."""
     num_digits: int = 3
     """Small: digits in a picture."""
     teacher_start: ColdStartConfig = ColdStartConfig(updates=1000)
@@ -44,17 +45,12 @@ class Distill(PresetConfig):
     eval: EvalConfig = EvalConfig(num_prompts=400)
 
     def of_size(self, preset: Preset) -> Self:
-        """With a teacher on GPUs of its own; the largest size has none."""
+        """A published size with a teacher on its own GPUs; the largest size has none."""
         chosen = replace(super().of_size(preset), group_size=4, teacher=TeacherConfig())
         if preset is LARGEST:
             return chosen
         larger, gpus = (LARGEST, 8) if preset is PRESETS["32B"] else (PRESETS["32B"], 2)
         return replace(chosen, teacher=TeacherConfig(model=larger.model, gpus_per_engine=gpus))
-
-
-def right_sum(prompt: Prompt, completion: Completion) -> float:
-    """1 if the number behind the last `=` is the sum: measured, and not learnt from unless it has a weight."""
-    return float(completion.text.rpartition("=")[2].strip() == prompt.answer.rpartition("=")[2])
 
 
 PUBLIC_TASKS = by_task(
@@ -95,7 +91,7 @@ def public_tasks(config: Distill, split: Split) -> Rows:
 
 def run(config: Distill) -> None:
     """Cold starts of small student and teacher, then distillation."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from policies.loading import supported_model
     from rl import train
     from rl.run_dir.summary import print_result
@@ -111,12 +107,12 @@ def run(config: Distill) -> None:
     names = {config.model, config.teacher.model}
     if "cold-start" in names:
         for name in names - {"cold-start"}:
-            supported_model(name)  # before the other one's cold start takes its minutes
+            supported_model(name)  # before the cold start of the other one
     config = with_start_policy(config, prompts)
     if config.teacher.model == "cold-start":
         teacher = str(cold_start(config.teacher_start, prompts))
         config = replace(config, teacher=replace(config.teacher, model=teacher))
-    print_result(train(config, prompts=prompts, reward=right_sum if small else PUBLIC_TASKS, eval_prompts=held_out))
+    print_result(train(config, prompts=prompts, reward=sum_is_right if small else PUBLIC_TASKS, eval_prompts=held_out))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Teaches a small Qwen3-VL to answer questions about a coloured shape: "what color is the triangle?" → `blue`.
+"""Trains a small Qwen3-VL to answer questions about a coloured shape: "what color is the triangle?" → `blue`.
 
-The questions are balanced: their wording gives nothing away, as the blind control (grey pictures) confirms.
+The questions are balanced: the blind control (grey images) confirms that their wording does not give the answer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class EasyVqa(SmallRecipe):
     """SAPO on easy-VQA."""
 
     run_dir: Path = Path("runs/easy_vqa")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     steps: int = 150
     """Steps: each one generates, scores, learns and syncs."""
     questions: Literal["color_and_shape", "yes_no_balanced", "mixed"] = "color_and_shape"
-    """Guessing unseen is right in 0.23 of color_and_shape, 0.50 of yes_no_balanced, 0.36 of mixed."""
+    """Kind of questions. Accuracy without the image: 0.23 for color_and_shape, 0.50 for yes_no_balanced, 0.36 for mixed."""
     cold_start: ColdStartConfig = ColdStartConfig(updates=220)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=300)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=12, max_model_len=128)
@@ -32,7 +32,7 @@ class EasyVqa(SmallRecipe):
 
 def run(config: EasyVqa) -> None:
     """Cold start, then SAPO."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
     from rl.sft import with_start_policy

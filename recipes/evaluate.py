@@ -1,10 +1,11 @@
 """Evaluates a checkpoint: avg@K, pass@k and majority@K with intervals, per task and overall; trains nothing.
 
     python -m recipes.evaluate runs/geometry/checkpoints/step_100 --data geometry_test.jsonl --reward math_answer
+
     python -m recipes.evaluate Qwen/Qwen3-VL-8B-Thinking --data my_data.py:aime --reward math_answer --samples 32
         --sampling thinking-dense --rollout.gpus-per-engine 1 --rollout.num-engines 8
 
-Interrupted, the same command goes on where it was. The answers are in samples/, for `python -m rewards.check` as well.
+After an interruption the same command resumes. `python -m rewards.check` reads the answers in samples/ as well.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from rl.evaluation.config import SamplingRunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(SamplingRunConfig):
-    """Figures of a checkpoint on held-out prompts."""
+    """Evaluation of a checkpoint on held-out prompts."""
 
 
 def run(config: Evaluate) -> None:
-    """Asks, scores, and says what that means."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    """Samples, scores and reports."""
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from rich.console import Console
 
     from rl.evaluation.report import report_evaluation

@@ -1,7 +1,8 @@
 """General RL: several tasks at once, each with its own verifier, at a fixed ratio in every minibatch.
 
-Small: counting, boxes, clock faces and sums of handwriting, by the small policy on two CPU cores. With a preset: charts, grounding,
-clocks and counting, by a published Qwen3-VL, with penalties for loops, length and another language than the question's.
+Small: counting, boxes, clock faces and sums of handwriting, with the small policy on two CPU cores. With a preset: charts,
+grounding, clocks and counting, with a published Qwen3-VL. Penalties: loops, length (soft overlong punishment), another language
+than the question's.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ class GeneralRl(PresetConfig):
     """SAPO on a mixture of tasks."""
 
     run_dir: Path = Path("runs/general_rl")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     steps: int = 250
     """Steps: each one generates, scores, learns and syncs."""
     cold_start: ColdStartConfig = ColdStartConfig(updates=1500)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=300)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128)
-    eval: EvalConfig = EvalConfig(num_prompts=800, correct_at=0.5)  # of a box, an IoU of .5
+    eval: EvalConfig = EvalConfig(num_prompts=800, correct_at=0.5)  # a box with an IoU of .5 is correct
 
 
 ACCURACY = by_task(
@@ -62,7 +63,7 @@ ACCURACY = by_task(
 
 
 def with_penalties(max_tokens: int) -> Verifier:
-    """Accuracy, less what repeats itself, is too long, or is in another language than the question."""
+    """Accuracy, minus penalties for repetition, length (soft overlong punishment) and another language than the question's."""
     return weighted(
         {
             "accuracy": (ACCURACY, 1.0),
@@ -74,7 +75,7 @@ def with_penalties(max_tokens: int) -> Verifier:
 
 
 def small_tasks(split: Split) -> Mixture:
-    """Four tasks, a quarter each: of eight prompts in a minibatch, two."""
+    """Four tasks, a quarter each: two of the eight prompts of a minibatch."""
     from rollout.data.mixture import mixture
     from rollout.data.prompts import prompts_from
     from rollout.tasks import clock_faces, digit_sums, scenes
@@ -90,7 +91,7 @@ def small_tasks(split: Split) -> Mixture:
 
 
 def public_tasks(config: GeneralRl, split: Split) -> Mixture:
-    """Half of it charts, a quarter boxes, and a quarter what unlearns wrong priors: clock faces and crowds of shapes."""
+    """Half charts, a quarter boxes, and a quarter against wrong priors: clock faces and crowds of shapes."""
     from rollout.data.datasets import read_rows
     from rollout.data.layouts import chartqa, refcoco
     from rollout.data.mixture import mixture
@@ -98,7 +99,7 @@ def public_tasks(config: GeneralRl, split: Split) -> Mixture:
     from rollout.tasks import clock_faces, scenes
 
     charts = read_rows(config.source("HuggingFaceM4/ChartQA"), split)
-    # RefCOCO is published for evaluation alone: what one of its splits teaches, the other measures.
+    # RefCOCO is published for evaluation only: one of its splits is for training, the other for evaluation.
     boxes = read_rows(config.source("lmms-lab/RefCOCO"), "val" if split == "train" else "testA")
     return mixture(
         {
@@ -111,8 +112,8 @@ def public_tasks(config: GeneralRl, split: Split) -> Mixture:
 
 
 def run(config: GeneralRl) -> None:
-    """Cold start where the policy is the small one, then SAPO."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    """Cold start of the small policy, then SAPO."""
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
     from rl.sft import with_start_policy

@@ -1,6 +1,6 @@
-"""Teaches a small policy a game: guess a number from 1 to 7 in three turns, told each time whether it is higher or lower.
+"""Trains a small policy on a game: guess a number from 1 to 7 in three turns. Each answer is higher or lower.
 
-The cold start knows the rules and guesses at random, which wins about a third of the games. Who halves the range wins all.
+The cold start follows the rules and guesses at random, which wins about a third of the games. Bisection wins all.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class GuessNumberConfig(SmallRecipe):
     """SAPO on a game of several turns."""
 
     run_dir: Path = Path("runs/guess_number")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     steps: int = 60
     """Steps: each one generates, scores, learns and syncs."""
     largest: int = 7
-    """The number is from 1 to this."""
+    """Largest number; the smallest is 1."""
     max_guesses: int = 3
-    """After so many the game is lost."""
+    """Guesses after which the game is lost."""
     cold_start: ColdStartConfig = ColdStartConfig(updates=60)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=64, max_turn_tokens=4, max_model_len=128)
@@ -34,14 +34,14 @@ class GuessNumberConfig(SmallRecipe):
 
 
 def won(prompt: Prompt, completion: Completion) -> Score:
-    """1 for a game that is won."""
+    """1 for a won game."""
     outcome = completion.outcome
     return Score(reward=float(outcome.get("won", False)), parts={"guesses": float(outcome.get("guesses", 0))})
 
 
 def run(config: GuessNumberConfig) -> None:
     """Cold start, then SAPO."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
     from rl.sft import with_start_policy

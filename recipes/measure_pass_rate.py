@@ -1,10 +1,10 @@
-"""Measures how often a checkpoint solves each query, 16 samples each: what to train on is selected by it; trains nothing.
+"""Measures how often a checkpoint solves each query, with 16 samples; recipes.select uses the result. Trains nothing.
 
     python -m recipes.measure_pass_rate CHECKPOINT --data train.parquet --reward math_answer
     python -m recipes.measure_pass_rate CHECKPOINT --data train.parquet --reward math_answer --blind
 
-The second command shows grey pictures: a query that is solved all the same needs no eyes. Interrupted, the same command goes on
-where it was, and asks no query twice. The file has a line for each query: prompt_id, task, row, n, correct, pass_rate,
+The second command replaces images by grey ones: a query that is still solved does not need its image. After an interruption the
+same command resumes and samples no query twice. The file has one line per query: prompt_id, task, row, n, correct, pass_rate,
 mean_reward, mean_tokens, truncated, without_verdict, blind.
 """
 
@@ -24,14 +24,14 @@ class MeasurePassRate(SamplingRunConfig):
     split: str = "train"
     """The split of a dataset from the hub or a folder."""
     pictures: bool = False
-    """Keeps the pictures beside the answers, for people and for rewards that look at them."""
+    """Stores the images with the answers, for people and for rewards that use images."""
     output: Path | None = None
     """The file of pass rates, .jsonl or .parquet. Default: pass_rates.jsonl in run_dir."""
 
 
 def run(config: MeasurePassRate) -> None:
-    """Asks, scores, and counts."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    """Samples, scores and counts."""
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from rich.console import Console
 
     from rl.evaluation.report import check_output, report_pass_rates

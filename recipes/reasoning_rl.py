@@ -1,7 +1,7 @@
 """Reasoning RL: mathematics, logic and visual grounding, all verified by rules, at a fixed ratio in every minibatch.
 
-Small: sums of handwriting with their terms as reasoning, boxes, and arithmetic in words, by the small policy on two CPU cores.
-With a preset: geometry, word problems, logic puzzles and grounding, by a published Qwen3-VL.
+Small: sums of handwriting with their terms as reasoning, boxes, and arithmetic in words, with the small policy on two CPU cores.
+With a preset: geometry, word problems, logic puzzles and grounding, with a published Qwen3-VL.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class ReasoningRl(PresetConfig):
     """SAPO on verifiable reasoning."""
 
     run_dir: Path = Path("runs/reasoning_rl")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     steps: int = 150
     """Steps: each one generates, scores, learns and syncs."""
     cold_start: ColdStartConfig = ColdStartConfig(updates=500)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, decay_updates=300)
     rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=160)
-    eval: EvalConfig = EvalConfig(num_prompts=800, correct_at=0.5)  # of a box, an IoU of .5
+    eval: EvalConfig = EvalConfig(num_prompts=800, correct_at=0.5)  # a box with an IoU of .5 is correct
 
 
 ACCURACY = by_task(
@@ -54,7 +54,7 @@ ACCURACY = by_task(
 
 
 def with_language() -> Verifier:
-    """Accuracy, less a penalty where the reasoning is in another language than the question, as the report has it."""
+    """Accuracy, minus a penalty for reasoning in another language than the question's (arXiv 2511.21631)."""
     return weighted({"accuracy": (ACCURACY, 1.0), "language": (language_matches, 0.1)})
 
 
@@ -98,8 +98,8 @@ def public_tasks(config: ReasoningRl, split: Split) -> Mixture:
 
 
 def run(config: ReasoningRl) -> None:
-    """Cold start where the policy is the small one, then SAPO."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    """Cold start of the small policy, then SAPO."""
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
     from rl.sft import with_start_policy

@@ -18,14 +18,14 @@ from torch.nn.functional import pad
 from policies.export import save_policy
 from policies.loading import load_policy, load_processor, vision_token_ids
 from rewards.loading import load_reward
-from rewards.workers.call import attempt
+from rewards.workers.call import call_verifier
 from rl.cli import main
 from rl.config import ColdStartConfig
 from rl.sft import cold_start
 from rollout import Completion, Prompt
 from rollout.data.prompts import prompts_from
 from rollout.data.stream import PromptStream
-from rollout.tasks.digit_sums import digit_sums, to_prompt
+from rollout.tasks.digit_sums import digit_sums, sum_is_right, to_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class SapoMinimal:
     """The bare algorithm."""
 
     model: str = "cold-start"
-    """A folder that from_pretrained loads; cold-start makes and teaches the small policy first."""
+    """A folder that from_pretrained loads; cold-start makes and trains the small policy first."""
     run_dir: Path = Path("runs/sapo_minimal")
-    """Where the learnt policy goes, a folder that from_pretrained loads."""
+    """Folder of the trained policy, which from_pretrained loads."""
     steps: int = 60
     """Steps: each one generates, scores, weighs and learns."""
     seed: int = 0
@@ -49,19 +49,14 @@ class SapoMinimal:
     num_minibatches: int = 2
     """Optimizer updates of each step."""
     learning_rate: float = 1e-4
-    """AdamW's, after a rise over the first ten updates."""
-
-
-def sum_is_right(prompt: Prompt, completion: Completion) -> float:
-    """1 if the number behind the last `=` is the sum."""
-    return float(completion.text.rpartition("=")[2] == prompt.answer.rpartition("=")[2])
+    """AdamW's learning rate, after a linear rise over ten updates."""
 
 
 def sapo_loss(logprobs_BT: Tensor, old_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor) -> Tensor:
     """− 1/B Σ_i A_i · 1/|y_i| Σ_t f(r_it),  f(r) = 4/τ · σ(τ (r − 1)),  r = π_θ / π_old  (arXiv 2511.20347)."""
     advantages_B1 = advantages_B[:, None]
     tau_B1 = torch.where(advantages_B1 > 0, 1.0, 1.05)
-    ratio_BT = (logprobs_BT - old_BT).masked_fill(~mask_BT, 0).clamp(-20, 20).exp()
+    ratio_BT = (logprobs_BT - old_BT).mrepeated_fill(~mask_BT, 0).clamp(-20, 20).exp()
     gate_BT = 4 / tau_B1 * torch.sigmoid(tau_B1 * (ratio_BT - 1))
     token_mean_B = (gate_BT * advantages_B1 * mask_BT).sum(1) / mask_BT.sum(1)
     return -token_mean_B.mean()
@@ -100,10 +95,10 @@ def run(config: SapoMinimal) -> None:
     stream = PromptStream(prompts, batch_size=config.prompts_per_step, seed=config.seed)
 
     for step in range(1, config.steps + 1):
-        began = time.perf_counter()
-        # Generate, from the policy as it is: top-k or top-p would make the ratios wrong.
-        asked = [prompt for prompt in stream.next_batch() for _ in range(config.group_size)]
-        inputs = model_inputs(processor, asked)
+        started = time.perf_counter()
+        # Generate from the full distribution: top-k or top-p would make the ratios wrong.
+        repeated = [prompt for prompt in stream.next_batch() for _ in range(config.group_size)]
+        inputs = model_inputs(processor, repeated)
         sampling = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, suppress_tokens=banned_ids)
         tokens_BL = policy.generate(**inputs, **sampling, max_new_tokens=16)
         responses_BT = tokens_BL[:, inputs["input_ids"].shape[1] :]
@@ -114,27 +109,29 @@ def run(config: SapoMinimal) -> None:
         # Score.
         texts = processor.batch_decode(responses_BT, skip_special_tokens=True)
         completions = [Completion(text=text, token_ids=ids.numpy()) for text, ids in zip(texts, chosen, strict=True)]
-        scores = [attempt(reward, prompt, completion) for prompt, completion in zip(asked, completions, strict=True)]
+        scores = [
+            call_verifier(reward, prompt, completion) for prompt, completion in zip(repeated, completions, strict=True)
+        ]
         if errors := [score.error for score in scores if score.error]:
             raise ValueError(errors[0])
         rewards_B = torch.tensor([score.reward for score in scores])
 
-        # Weigh: a completion is as good as it is better than its siblings.
+        # Advantages: a completion is compared with its siblings.
         deviation, mean = torch.std_mean(rewards_B.view(-1, config.group_size), 1, correction=0, keepdim=True)
         advantages_B = ((rewards_B.view(-1, config.group_size) - mean) / (deviation + 1e-6)).flatten()
 
-        # Learn. In the first minibatch all ratios are 1; from the second on they are not, and the gate has work to do.
+        # Learn. All ratios of the first minibatch are 1; the gate acts from the second on.
         with torch.no_grad():
             old_BT = response_logprobs(policy, inputs, responses_BT, banned_ids)
-        for share in torch.arange(len(asked)).chunk(config.num_minibatches):
-            part = {name: x.unflatten(0, (len(asked), -1))[share].flatten(0, 1) for name, x in inputs.items()}
+        for share in torch.arange(len(repeated)).chunk(config.num_minibatches):
+            part = {name: x.unflatten(0, (len(repeated), -1))[share].flatten(0, 1) for name, x in inputs.items()}
             logprobs_BT = response_logprobs(policy, part, responses_BT[share], banned_ids)
             sapo_loss(logprobs_BT, old_BT[share], advantages_B[share], mask_BT[share]).backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        print(f"step {step:3d}  reward {rewards_B.mean():.3f}  {time.perf_counter() - began:.1f} s", flush=True)
+        print(f"step {step:3d}  reward {rewards_B.mean():.3f}  {time.perf_counter() - started:.1f} s", flush=True)
     print(f"policy: {save_policy(policy, processor, config.run_dir)}")
 
 

@@ -1,13 +1,15 @@
-"""Selects what is worth training on, by pass rates and likeness, and says what went and why; trains nothing.
+"""Selects training queries by pass rates and similarity, and reports the dropped ones with reasons; trains nothing.
 
     python -m recipes.measure_pass_rate CHECKPOINT --data train.parquet --reward math_answer --output rates.jsonl
+
     python -m recipes.measure_pass_rate CHECKPOINT --data train.parquet --reward math_answer --output blind.jsonl --blind
+
     python -m recipes.select --data train.parquet --pass-rates rates.jsonl --blind-pass-rates blind.jsonl
         --against test.parquet mathvista=AI4Math/MathVista@testmini --output selected.parquet
 
-Dropped is what is never solved, what is solved nearly always, what is solved without its pictures, what is in an evaluation set,
-and all but the first of queries that are alike. The run's folder holds selected.jsonl, which a training recipe takes by
---selection, dropped.jsonl with the reason for each query, and report.json with their numbers.
+It drops queries that are never solved, nearly always solved, solved without their images, or in an evaluation set. Of
+near-duplicates it keeps the first. The run's folder has selected.jsonl for --selection of a training recipe, dropped.jsonl with
+the reason for each query, and report.json with the counts.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from rl.curation.config import SelectConfig, check_selection
 
 @dataclass(frozen=True, kw_only=True)
 class Select(SelectConfig):
-    """What to drop."""
+    """The criteria."""
 
 
 def run(config: Select) -> None:
-    """Reads, compares, and says what is left."""
+    """Reads, compares, writes the selection."""
     check_selection(config)
-    # Imported late: `--help` and a mistyped option need not wait for datasets.
+    # Late imports: `--help` and mistyped options do not wait for datasets.
     from rich.console import Console
 
     from rl.curation.report import require_rows, write_rows, write_selection
@@ -42,7 +44,7 @@ def run(config: Select) -> None:
     folder = config.run_dir or Path("runs/select") / Path(config.data.rpartition(":")[-1]).stem
     write_selection(config, selection, folder, Console())
     if not selection.kept:
-        raise ValueError(f"nothing is left of {selection.num_rows} queries: {folder / 'report.json'} says why")
+        raise ValueError(f"nothing is left of {selection.num_rows} queries: {folder / 'report.json'} has the reasons")
     if config.output is not None:
         write_rows(rows, selection, config.output)
         print(f"rows: {config.output}")

@@ -1,10 +1,10 @@
-"""Thinking with images: the policy looks at parts of a picture, turn by turn, before it answers.
+"""Thinking with images: the policy requests parts of an image, turn by turn, before it answers.
 
-Three rewards, as Qwen3-VL has them (arXiv 2511.21631): the answer's accuracy, the reasoning over the turns, which a judge reads,
-and the number of calls against what the question needs, without which policies fall back to one call.
+Three rewards, as in Qwen3-VL (arXiv 2511.21631): the answer's accuracy, the reasoning over the turns (by an LLM judge), and the
+number of tool calls compared with the question's need. Without the third, policies collapse to one call.
 
-Small: digits in fine print, which the small policy can read only in a tile that it asks for; the judge is left out unless there is
-one. With a preset: rows of your own, `image`, `question`, `answer`, `tool_calls`, and Qwen3-VL's own tool format.
+Small: digits in fine print, legible only in a tile that the policy requests; without --judge-url there is no judge. With a preset:
+your own rows with `image`, `question`, `answer`, `tool_calls`, and Qwen3-VL's own tool format.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ give it without a call."""
 
 @dataclass(frozen=True, kw_only=True)
 class ThinkingWithImages(PresetConfig):
-    """SAPO on questions that must be looked at closely."""
+    """SAPO on questions about small details."""
 
     run_dir: Path = Path("runs/thinking_with_images")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     steps: int = 100
     """Steps: each one generates, scores, learns and syncs."""
     data: str | None = None
@@ -49,11 +49,11 @@ class ThinkingWithImages(PresetConfig):
     judge_url: str | None = None
     """An OpenAI-compatible endpoint, such as http://localhost:8001/v1; default: no judge, and the answer must be the reference."""
     judge_model: str | None = None
-    """The judge's name there."""
+    """The judge's model name there."""
     calls_weight: float = 0.2
-    """Weight of the number of calls, beside 1 for the answer."""
+    """Weight of the number of calls; the answer's is 1."""
     reasoning_weight: float = 0.3
-    """Weight of the reasoning, where there is a judge."""
+    """Weight of the reasoning, with a judge."""
     cold_start: ColdStartConfig = ColdStartConfig(max_image_pixels=64 * 64)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, decay_updates=200)
     rollout: RolloutConfig = RolloutConfig(
@@ -68,7 +68,7 @@ class ThinkingWithImages(PresetConfig):
     eval: EvalConfig = EvalConfig(num_prompts=400)
 
     def large(self) -> Self:
-        """Up to eight looks, each with a thought before it."""
+        """Up to eight tool calls, each after a thought."""
         large = super().large()
         return replace(large, rollout=replace(large.rollout, max_turns=9, max_turn_tokens=2048, max_images=9))
 
@@ -79,15 +79,15 @@ def answer_is_right(prompt: Prompt, completion: Completion) -> float:
 
 
 def looked(prompt: Prompt, completion: Completion) -> Score:
-    """Not rewarded, only shown: whether the policy looked at all."""
+    """1 if the policy called the tool; logged and not rewarded."""
     return Score(reward=float(any(turn.observation is not None for turn in completion.turns or ())))
 
 
 def rewards_of(config: ThinkingWithImages) -> Verifier:
-    """Accuracy, calls and, where there is a judge, reasoning.
+    """Accuracy, number of calls and, with a judge, reasoning.
 
     Raises:
-        ValueError: A judge's endpoint without its model, or the other way round.
+        ValueError: Only one of judge_url and judge_model is given.
     """
     if (config.judge_url is None) != (config.judge_model is None):
         raise ValueError(
@@ -104,7 +104,7 @@ def rewards_of(config: ThinkingWithImages) -> Verifier:
 
 
 def large_prompt(row: Mapping[str, Any]) -> Prompt:
-    """The question behind a description of the tool."""
+    """The question, after a description of the tool."""
     content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
     return Prompt(
         id="",
@@ -117,8 +117,8 @@ def large_prompt(row: Mapping[str, Any]) -> Prompt:
 
 
 def run(config: ThinkingWithImages) -> None:
-    """Cold start where the policy is the small one, then SAPO."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    """Cold start of the small policy, then SAPO."""
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
     from rl.sft import with_start_policy

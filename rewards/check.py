@@ -1,10 +1,10 @@
-"""Runs a reward over recorded completions, and shows what it gives, where it fails and how long it takes.
+"""Runs a reward over recorded completions, and shows its rewards, errors and times.
 
     python -m rewards.check math_answer --data runs/digit_sums/samples
     python -m rewards.check my_reward.py:score --data answers.jsonl --reference
 
-The reward is FILE.py:FUNCTION, or a verifier of the package `rewards` by its name. It runs as it does in training: in processes
-that may hang or die without harm. The exit status is 1 where it reached no verdict at all, and 2 after a mistake in the options.
+The reward is FILE.py:FUNCTION, or the name of a verifier of the package `rewards`. It runs as in training: in processes that may
+hang or die without harm. The exit status is 1 if there is no verdict at all, and 2 after a mistake in the options.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from rewards.trial.tables import (
 )
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import WithOptions
-from rewards.workers.call import OfGroup, attempt, reward_name, scores_together, verdicts
+from rewards.workers.call import OfGroup, call_verifier, is_group_reward, reward_name, score_completions
 from rewards.workers.runner import RewardRunner
 from rollout.types import Completion, Group, Prompt
 
-SECONDS = "seconds of this call"  # the part of a score that says how long it took; no reward has one of that name
+SECONDS = "seconds of this call"  # a part of the score; no reward has a part of that name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """The choices; every one is an option."""
+    """Options of the command."""
 
     reward: tyro.conf.Positional[str]
     """FILE.py:FUNCTION, or the name of a verifier of the package `rewards`."""
@@ -56,19 +56,19 @@ class Check:
     limit: int = 0
     """Rows to read; 0: all."""
     reference: bool = False
-    """Scores each reference answer, too, as if it were a response: it should get the most there is."""
+    """Also scores each reference answer as a response; it should get the highest reward."""
     workers: int = 1
     """Processes that score."""
     timeout: float = 10.0
-    """Seconds that one call may take, 30 more the first."""
+    """Seconds that one call may take; 30 more for the first."""
     memory_gib: float = 8.0
-    """Memory, in GiB, that one process may take for its calls, as in training: beyond, they raise a MemoryError; 0: any."""
+    """GiB of memory that one process may allocate for its calls; beyond, they raise a MemoryError; 0: any."""
     samples: int = 5
-    """Responses to show: the slowest, and of each kind of error."""
+    """Responses to show: of the slowest, and of each kind of error."""
 
 
 def main() -> None:
-    """Reads the command line; a ValueError is the user's to mend, and told in one sentence."""
+    """Reads the command line and runs `check`; prints a ValueError, the user's mistake, in one sentence."""
     options = tyro.cli(Check, prog="python -m rewards.check", description=__doc__)
     try:
         sys.exit(check(options, Console()))
@@ -80,13 +80,13 @@ def main() -> None:
 
 
 def check(options: Check, console: Console) -> int:
-    """Scores the recorded completions, and the reference answers if asked, and prints the tables.
+    """Scores the recorded completions, and on request the reference answers, and prints the tables.
 
     Returns:
-        0; 1 where there is not one verdict.
+        The exit status: 0, or 1 if there is no verdict at all.
 
     Raises:
-        ValueError: An option is wrong, the data cannot be read, or the reward not be loaded.
+        ValueError: An option is wrong, or the data or the reward cannot be loaded.
     """
     for name in ("limit", "samples"):
         if getattr(options, name) < 0:
@@ -101,22 +101,22 @@ def check(options: Check, console: Console) -> int:
         timed(reward), num_workers=options.workers, timeout=options.timeout, memory_gib=options.memory_gib
     ) as runner:
         scored = _score(runner, groups, console)
-        of_references = _score(runner, references, console) if options.reference else []
+        reference_scores = _score(runner, references, console) if options.reference else []
     print_summary(console, reward_name(reward), scored)
     print_guesses(console, recorded.num_guessed, len(scored))
     print_histogram(console, scored)
     print_errors(console, scored, options.samples)
-    print_slowest(console, scored, options.samples, together=scores_together(reward))
-    if of_references:
-        print_references(console, of_references, options.samples)
+    print_slowest(console, scored, options.samples, by_group=is_group_reward(reward))
+    if reference_scores:
+        print_references(console, reference_scores, options.samples)
     return int(all(each.score.error is not None for each in scored))
 
 
 def find_reward(name: str) -> Verifier:
-    """Returns the reward that `FILE.py:FUNCTION`, or the name of a verifier of this package, stands for.
+    """Returns the reward named by `FILE.py:FUNCTION`, or by the name of a verifier of this package.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such reward.
     """
     if ":" in name or name.endswith(".py"):
         return load_reward(name)
@@ -135,18 +135,18 @@ def _is_verifier(function: object) -> bool:
 
 
 def timed(reward: Verifier) -> Verifier:
-    """Returns the reward with the seconds that each call takes as one more part; of a whole group, where that is one call."""
+    """Returns the reward with one more part: the seconds of the call, which is one for a whole group if it scores groups."""
 
     def verifier(prompt: Prompt, completion: Completion) -> Score:
         start = time.perf_counter()
-        return _with_seconds(attempt(reward, prompt, completion), start)
+        return _with_seconds(call_verifier(reward, prompt, completion), start)
 
-    def of_siblings(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+    def score_group(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
         start = time.perf_counter()
-        return [_with_seconds(score, start) for score in verdicts(reward, prompt, completions)]
+        return [_with_seconds(score, start) for score in score_completions(reward, prompt, completions)]
 
-    if scores_together(reward):
-        return OfGroup(of_siblings, reward_name(reward))
+    if is_group_reward(reward):
+        return OfGroup(score_group, reward_name(reward))
     verifier.__name__ = reward_name(reward)
     return verifier
 

@@ -1,4 +1,4 @@
-"""Rewards made of rewards."""
+"""Rewards composed of other rewards."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from dataclasses import replace
 from numbers import Real
 
 from rewards.types import GroupFunction, Score, Verifier
-from rewards.workers.call import OfGroup, reward_name, scores_together, verdicts
+from rewards.workers.call import OfGroup, is_group_reward, reward_name, score_completions
 from rollout.types import Completion, Prompt
 
 
 def weighted(parts: Mapping[str, tuple[Verifier, float]]) -> Verifier:
     """Makes a reward that is a weighted sum: `weighted({"accuracy": (math_answer, 1.0), "format": (my_format, 0.2)})`.
 
-    The weights are used as they are, not normalised. `Score.parts` holds the reward of each part before weighting, and
-    the parts of a part under `"part/inner"`. A part without a verdict leaves the sum without one: the error of the first,
-    after the part's name, is the score's.
+    The weights are not normalised. `Score.parts` holds the reward of each part before weighting, and the parts of a part as
+    `"part/inner"`. If a part has no verdict, the sum has none, and its error is that of the first such part.
 
     Args:
-        parts: The function and the weight of each part, by the name that metrics show; a weight of 0 only watches.
+        parts: Function and weight of each part, by its name in metrics; a part of weight 0 is only a metric.
 
     Raises:
         ValueError: There are no parts, or one is not a pair of a function and a number.
@@ -33,8 +32,8 @@ def weighted(parts: Mapping[str, tuple[Verifier, float]]) -> Verifier:
     parts = dict(parts)
 
     def sums(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
-        of_parts = {name: verdicts(reward, prompt, completions) for name, (reward, _) in parts.items()}
-        return [_sum({name: scores[i] for name, scores in of_parts.items()}) for i in range(len(completions))]
+        scores_by_part = {name: score_completions(reward, prompt, completions) for name, (reward, _) in parts.items()}
+        return [_sum({name: scores[i] for name, scores in scores_by_part.items()}) for i in range(len(completions))]
 
     def _sum(scores: Mapping[str, Score]) -> Score:
         seen: dict[str, float] = {}
@@ -48,16 +47,16 @@ def weighted(parts: Mapping[str, tuple[Verifier, float]]) -> Verifier:
 
 
 def gated(gate: Verifier, reward: Verifier, *, at_least: float = 1.0, otherwise: float = 0.0) -> Verifier:
-    """Makes a reward that asks for the form first: `gated(format_tags, math_answer)`.
+    """Makes a reward that checks a condition first: `gated(format_tags, math_answer)`.
 
-    A completion that the gate gives less than `at_least` has the reward `otherwise`, and the other reward is not even called for
-    it. `Score.parts` holds `gate`, and the parts of the reward.
+    A completion with less than `at_least` from the gate has the reward `otherwise`, and the other reward is not called for it.
+    `Score.parts` holds `gate`, and the parts of the reward.
 
     Args:
-        gate: Lets a completion through, or does not.
-        reward: For those that come through; one that is `of_group` sees no others.
-        at_least: What the gate must give.
-        otherwise: The reward of those that stay outside.
+        gate: The condition.
+        reward: The reward of completions that pass; if it is `of_group`, it gets only these.
+        at_least: The smallest passing value of the gate.
+        otherwise: The reward of completions that do not pass.
 
     Raises:
         ValueError: One of the two is not a function.
@@ -66,25 +65,27 @@ def gated(gate: Verifier, reward: Verifier, *, at_least: float = 1.0, otherwise:
         if not callable(function):
             raise ValueError(f"the {role} of gated must be a function, got {function!r}")
 
-    def through(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
-        gates = verdicts(gate, prompt, completions)
+    def gate_and_score(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+        gates = score_completions(gate, prompt, completions)
         passes = [score.error is None and score.reward >= at_least for score in gates]
-        let_in = [completion for completion, is_in in zip(completions, passes, strict=True) if is_in]
-        rewards = iter(verdicts(reward, prompt, let_in))
-        return [_beyond(score, next(rewards) if is_in else None) for score, is_in in zip(gates, passes, strict=True)]
+        passing = [completion for completion, is_in in zip(completions, passes, strict=True) if is_in]
+        rewards = iter(score_completions(reward, prompt, passing))
+        return [
+            _gated_score(score, next(rewards) if is_in else None) for score, is_in in zip(gates, passes, strict=True)
+        ]
 
-    def _beyond(score: Score, rewarded: Score | None) -> Score:
+    def _gated_score(score: Score, rewarded: Score | None) -> Score:
         if score.error is not None:
             return _no_verdict("gate", score, {})
         if rewarded is None:
             return Score(reward=otherwise, parts=_named("gate", score))
         return replace(rewarded, parts=_named("gate", score) | dict(rewarded.parts))
 
-    return _combined(through, f"gated({reward_name(gate)}, {reward_name(reward)})", [gate, reward])
+    return _combined(gate_and_score, f"gated({reward_name(gate)}, {reward_name(reward)})", [gate, reward])
 
 
 def of_group(function: GroupFunction) -> Verifier:
-    """Makes a verifier of a function that sees all siblings: `(prompt, completions) -> one number or Score for each`.
+    """Makes a verifier of a function of a whole group: `(prompt, completions) -> one number or Score for each`.
 
     ```python
     @of_group
@@ -93,7 +94,7 @@ def of_group(function: GroupFunction) -> Verifier:
         return [float(len(completion.token_ids) == least) for completion in completions]
     ```
 
-    The time limit is that of the whole group, and what ends the process costs the group its verdicts.
+    The time limit holds for the whole group, and a crash or timeout costs the group its verdicts.
     """
     if not callable(function):
         raise ValueError(f"of_group takes a function of (prompt, completions), got {function!r}")
@@ -101,13 +102,13 @@ def of_group(function: GroupFunction) -> Verifier:
 
 
 def by_task(rewards: Mapping[str, Verifier]) -> Verifier:
-    """Makes a reward that leaves each prompt to the reward of its task: `by_task({"sums": math_answer, "vqa": exact})`.
+    """Makes a reward that calls the reward of each prompt's task: `by_task({"sums": math_answer, "vqa": exact})`.
 
     Args:
         rewards: The reward of each task, by `Prompt.task`.
 
     Raises:
-        ValueError: There are no rewards, or one is not a function; when called, the prompt's task has no reward.
+        ValueError: There are no rewards, or one is not a function; in a call, the prompt's task has no reward.
     """
     if not rewards:
         raise ValueError("by_task needs at least one task, such as {'sums': math_answer}, got none")
@@ -118,17 +119,17 @@ def by_task(rewards: Mapping[str, Verifier]) -> Verifier:
 
     def of_task(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
         if prompt.task not in rewards:
-            raise ValueError(f"by_task has no reward for task {prompt.task!r}; it knows {sorted(rewards)}")
-        return verdicts(rewards[prompt.task], prompt, completions)
+            raise ValueError(f"by_task has no reward for task {prompt.task!r}, only for {sorted(rewards)}")
+        return score_completions(rewards[prompt.task], prompt, completions)
 
     return _combined(of_task, f"by_task({', '.join(rewards)})", list(rewards.values()))
 
 
 def first_readable(*rewards: Verifier) -> Verifier:
-    """Makes a reward of the first that can read a prompt's reference: `first_readable(numeric(relative=0.05), exact)`.
+    """Makes a reward that uses the first verifier able to read the reference: `first_readable(numeric(relative=0.05), exact)`.
 
-    Datasets mix answers of several forms, and a verifier says by an error that it cannot read one. Whichever comes to a verdict has
-    it; where none does, the error is the last one's.
+    It is for datasets that mix answers of several forms. A verifier that cannot read a reference returns an error, and the next
+    one is called. If none has a verdict, the error is that of the last one.
 
     Raises:
         ValueError: There are no rewards, or one is not a function.
@@ -140,21 +141,25 @@ def first_readable(*rewards: Verifier) -> Verifier:
             raise ValueError(f"a reward of first_readable must be a function, got {reward!r}")
 
     def first(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
-        found = verdicts(rewards[0], prompt, completions)
+        found = score_completions(rewards[0], prompt, completions)
         for reward in rewards[1:]:
             unread = [place for place, score in enumerate(found) if score.error is not None]
             if not unread:
                 break
-            for place, score in zip(unread, verdicts(reward, prompt, [completions[i] for i in unread]), strict=True):
+            for place, score in zip(
+                unread, score_completions(reward, prompt, [completions[i] for i in unread]), strict=True
+            ):
                 found[place] = score
         return found
 
     return _combined(first, f"first_readable({', '.join(map(reward_name, rewards))})", list(rewards))
 
 
-def _combined(scores: Callable[[Prompt, Sequence[Completion]], list[Score]], name: str, of: list[Verifier]) -> Verifier:
-    """A verifier that sees siblings only if a part of it has to: else a call that hangs would cost them all their verdict."""
-    if any(map(scores_together, of)):
+def _combined(
+    scores: Callable[[Prompt, Sequence[Completion]], list[Score]], name: str, parts: list[Verifier]
+) -> Verifier:
+    """Makes a verifier that scores groups only if one of its parts does: a call that hangs costs all of a group its verdicts."""
+    if any(map(is_group_reward, parts)):
         return OfGroup(scores, name)
 
     def verifier(prompt: Prompt, completion: Completion) -> float | Score:
@@ -169,5 +174,5 @@ def _named(name: str, score: Score) -> dict[str, float]:
     return {name: score.reward, **{f"{name}/{inner}": value for inner, value in score.parts.items()}}
 
 
-def _no_verdict(name: str, score: Score, seen: Mapping[str, float]) -> Score:
-    return Score(reward=0.0, parts=seen, error=f"part {name!r}: {score.error}", failed=f"{name}/{score.failed}")
+def _no_verdict(name: str, score: Score, parts: Mapping[str, float]) -> Score:
+    return Score(reward=0.0, parts=parts, error=f"part {name!r}: {score.error}", failed=f"{name}/{score.failed}")

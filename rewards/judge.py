@@ -1,15 +1,15 @@
-"""A language model as a verifier, behind any OpenAI-compatible endpoint."""
+"""A language model as a verifier, at any OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from rewards.llm_judge.limits import JudgeLimits
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
@@ -20,38 +20,6 @@ ACCURACY = (
 OPENAI = "https://api.openai.com/v1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeLimits:
-    """What a judge may cost; each reward worker counts for itself, where nothing else is said.
-
-    Attributes:
-        max_calls: Calls, after which there are no more verdicts but errors; `None`: any number. What the cache knows is free, and
-            so are requests that fail. With a cache, calls of the same model are counted in there, by all processes and runs
-            together; without one, by each process from its start, and one that was killed is replaced by one that begins anew.
-        concurrency: Questions that are asked at the same time.
-        attempts: How often a question is asked, where the request fails or the answer is no verdict.
-        timeout: Seconds for a verdict, its wait for a free place and all attempts included. Keep it below the runner's limit
-            (`--reward-timeout`, 10 s), which costs a whole group its verdicts.
-
-    Raises:
-        ValueError: A limit is out of range.
-    """
-
-    max_calls: int | None = None
-    concurrency: int = 8
-    attempts: int = 3
-    timeout: float = 8.0
-
-    def __post_init__(self) -> None:
-        if self.max_calls is not None and self.max_calls < 0:
-            raise ValueError(f"max_calls of a judge must be >= 0, or None for any number, got {self.max_calls}")
-        for name in ("concurrency", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of a judge must be >= 1, got {getattr(self, name)}")
-        if not 0 < self.timeout < math.inf:
-            raise ValueError(f"timeout of a judge must be > 0 seconds, got {self.timeout}")
-
-
 @with_options
 def judge(
     *,
@@ -60,56 +28,55 @@ def judge(
     axes: Mapping[str, str] = {"accuracy": ACCURACY},  # only read
     weights: Mapping[str, float] | None = None,
     cache: str | Path | None = None,
-    limits: JudgeLimits = JudgeLimits(),  # frozen
+    limits: JudgeLimits = JudgeLimits(),  # noqa: B008  # frozen
     request: Mapping[str, Any] = {},  # only read
 ) -> Verifier:
     """Rewards a response as a language model grades it, compared with `prompt.answer`: `judge(model="Qwen/Qwen3-VL-8B-Instruct")`.
 
-    The judge sees the question with its images, the reference answer, and of the response what follows its thoughts, at most
-    `judge_request.LONGEST_RESPONSE` characters of it. It is told to take the response for data; a judge can be talked round
-    all the same, so look at what it rewards. It has to reply in the JSON that `response_format` describes, at temperature 0.
+    The judge gets the question with its images, the reference answer, and the response after its thoughts, at most
+    `rewards.llm_judge.request.LONGEST_RESPONSE` characters. Its instructions are to treat the response as data, but a judge can
+    be persuaded all the same, so look at the responses that it rewards. It has to reply in the JSON of `response_format`, at
+    temperature 0.
 
-    It is async: the completions of a group are judged at the same time, as one call for the `RewardRunner`, whose limit
-    (`--reward-timeout`, 10 s) has to be longer than `limits.timeout`. A judge that shares the GPUs of the training waits for them,
-    too: give it its own.
+    The verifier is async: the completions of a group are judged at the same time, as one call for the `RewardRunner`. Its limit
+    (`--reward-timeout`, 10 s) has to be longer than `limits.timeout`. Give the judge its own GPUs: on those of the training it
+    waits for them.
 
     Args:
         model: The judge's name at the endpoint.
-        base_url: The endpoint, `http://localhost:8000/v1` for `vllm serve`; `None`: what `OPENAI_BASE_URL` says, or OpenAI
-            where there is only an `OPENAI_API_KEY`, which every endpoint is sent, if it is set.
-        axes: What is graded: a name, which metrics show, and a description, by which the judge goes.
-        weights: Of the axes, for the mean that is the reward; `None`: all the same.
-        cache: A file that keeps verdicts, by all that was asked and the model's name: see `judge_cache.VerdictCache`.
+        base_url: The endpoint, `http://localhost:8000/v1` for `vllm serve`. Default: `OPENAI_BASE_URL`, or OpenAI if only
+            `OPENAI_API_KEY` is set. Every endpoint gets that key.
+        axes: Names of the grades, which metrics show, and their descriptions for the judge.
+        weights: Weights of the axes in the mean that is the reward; default: equal.
+        cache: A file that keeps verdicts by request and model, see `rewards.llm_judge.cache.VerdictCache`.
         limits: Calls, concurrency, attempts, seconds.
-        request: Fields of the request to add, to replace, or with `None` to leave out where the endpoint does not know them:
+        request: Fields of the request to add or replace, or `None` to leave out a field that the endpoint does not know:
             `{"chat_template_kwargs": {"enable_thinking": False}}`, `{"temperature": None}`.
 
     Returns:
-        The weighted mean of the grades, 0 to 1, with each as a part, and 0 without asking for a response that says nothing; a
-        `Score` with an error where the prompt has no answer, or no verdict is to be had.
+        The weighted mean of the grades, 0 to 1, with each grade as a part; an empty response has 0 without a request. A `Score`
+        with an error if the prompt has no answer, or the judge gives no verdict.
 
     Raises:
         ValueError: An option is missing or wrong, or the cache cannot be used.
     """
     if not model:
-        raise ValueError(
-            "judge needs a model: give the name by which its endpoint knows it, as in judge(model='my-model')"
-        )
+        raise ValueError("judge needs a model: give its name at the endpoint, as in judge(model='my-model')")
     from rewards.llm_judge.cache import VerdictCache
-    from rewards.llm_judge.client import Judge  # late, as all that only some runs need
+    from rewards.llm_judge.client import JudgeClient  # late, as only some runs need it
 
-    asked = Judge(
+    client = JudgeClient(
         base_url=_endpoint(base_url),
         model=model,
         axes=_checked_axes(axes),
-        weights=_shares(axes, weights),
+        weights=_normalised_weights(axes, weights),
         cache=None if cache is None else VerdictCache(Path(cache).expanduser().resolve()),
         limits=limits,
         request=_checked_fields(request),
     )
 
     async def verify(prompt: Prompt, completion: Completion) -> Score:
-        return await asked.score(prompt, completion)
+        return await client.score(prompt, completion)
 
     return verify
 
@@ -118,7 +85,7 @@ def _endpoint(base_url: str | None) -> str:
     url = base_url or os.environ.get("OPENAI_BASE_URL") or (os.environ.get("OPENAI_API_KEY") and OPENAI)
     if not url:
         remedy = "give base_url='http://localhost:8000/v1', or set OPENAI_BASE_URL or OPENAI_API_KEY"
-        raise ValueError(f"judge knows no endpoint; {remedy}")
+        raise ValueError(f"judge has no endpoint; {remedy}")
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"base_url of a judge must be a URL such as 'http://localhost:8000/v1', got {url!r}")
     return url
@@ -126,7 +93,7 @@ def _endpoint(base_url: str | None) -> str:
 
 def _checked_fields(request: Mapping[str, Any]) -> dict[str, Any]:
     if taken := {"model", "messages", "stream"} & request.keys():
-        raise ValueError(f"request of a judge must leave {sorted(taken)} to it, got {dict(request)}")
+        raise ValueError(f"request of a judge must not set {sorted(taken)}, got {dict(request)}")
     return dict(request)
 
 
@@ -137,8 +104,8 @@ def _checked_axes(axes: Mapping[str, str]) -> dict[str, str]:
     return dict(axes)
 
 
-def _shares(axes: Mapping[str, str], weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Returns the weights of the axes, normalised to the sum 1."""
+def _normalised_weights(axes: Mapping[str, str], weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Returns the weights of the axes, scaled to the sum 1."""
     weights = dict.fromkeys(axes, 1.0) if weights is None else weights
     if weights.keys() != axes.keys():
         raise ValueError(f"weights of a judge must name its axes {list(axes)}, got {list(weights)}")

@@ -1,4 +1,4 @@
-"""A user's function, a reward or an objective, from a file of the user's own."""
+"""Loader of a user's function, a reward or an objective, from a Python file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rewards.workers.call import describe
 
 
 class FileFunction:
-    """A function that knows the file it came from.
+    """A function that keeps the path of its file.
 
-    It is pickled as file and name, and loaded afresh where it is unpickled: the file's own module-level state (caches,
-    a model, compiled expressions) then exists in every worker process, and none of it has to be picklable.
+    It is pickled as path and name, and unpickling loads the file again. Its module-level state (caches, a model, compiled
+    expressions) then exists in every worker process, and none of it has to be picklable.
     """
 
     def __init__(self, path: Path, function: Callable[..., Any], name: str, kind: str) -> None:
         self._path, self._kind, self.__name__ = path, kind, name
-        self.__wrapped__ = function  # where `inspect.signature` looks
+        self.__wrapped__ = function  # `inspect.signature` reads it
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.__wrapped__(*args, **options)
@@ -33,20 +33,19 @@ class FileFunction:
 
 
 def load_reward(spec: str) -> FileFunction:
-    """Returns the reward function that `FILE.py:FUNCTION` names; see `load_function`."""
+    """Returns the reward function of `FILE.py:FUNCTION`; see `load_function`."""
     return load_function(spec, "reward")
 
 
 def load_function(spec: str, kind: str) -> FileFunction:
-    """Returns the function that `FILE.py:FUNCTION` names; the file may import its neighbours.
+    """Returns the function of `FILE.py:FUNCTION`; the file may import its neighbours.
 
     Args:
         spec: File and function.
-        kind: What the function is for, to name it in errors: `"reward"`.
+        kind: The function's purpose, for errors: `"reward"`.
 
     Raises:
-        ValueError: The text has no colon, the file does not exist or raises when it is run, or it defines no such
-            function.
+        ValueError: The text has no colon, the file does not exist or raises when it is run, or it has no such function.
     """
     file, colon, name = spec.rpartition(":")
     if not colon or not file or not name:
@@ -57,8 +56,10 @@ def load_function(spec: str, kind: str) -> FileFunction:
         raise ValueError(f"{kind} {spec!r}: there is no file {path}; give the path of a Python file")
     module = _run(path, kind)
     if not hasattr(module, name):
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        raise ValueError(f"{kind} {spec!r}: {path} defines no {name!r}; it defines {', '.join(own) or 'no functions'}")
+        names = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        raise ValueError(
+            f"{kind} {spec!r}: {path} defines no {name!r}; it defines {', '.join(names) or 'no functions'}"
+        )
     function = getattr(module, name)
     if not callable(function):
         raise ValueError(f"{kind} {spec!r}: {name!r} is a {type(function).__name__}; name a function of {path}")
@@ -66,14 +67,14 @@ def load_function(spec: str, kind: str) -> FileFunction:
 
 
 def _run(path: Path, kind: str) -> ModuleType:
-    """Imports a file under a name that no module has: a reward file may be called `rewards.py` or `types.py`."""
+    """Imports a file under a unique name, as a reward file may be called `rewards.py` or `types.py`."""
     name = f"{kind}_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be run as Python; name a file that ends in .py")
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last, so that the neighbours of the file shadow nothing
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up in there
+        sys.path.append(str(path.parent))  # last, so that the file's neighbours shadow nothing
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look up their module in it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

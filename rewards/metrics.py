@@ -1,4 +1,4 @@
-"""What a step's scores look like on a chart."""
+"""Metrics of a step's scores."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def reward_metrics(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
         scores: [groups][completions].
 
     Returns:
-        `reward/errors`, the number of completions without a verdict, and `reward/errors/<verifier>`, of which it was that
-        verifier that reached none; over the others `reward/mean`, `reward/std` (of
-        the population) and, for each part, `reward/<part>`, its mean where it was given. Without any verdict there is
-        only `reward/errors`. A part called `mean`, `std` or `errors` is not shown.
+        `reward/errors`, the number of completions without a verdict, and `reward/errors/<verifier>`, the number of them that
+        this verifier failed on. Over the others: `reward/mean`, `reward/std` (of the population), and `reward/<part>`, the
+        mean of a part over the scores that have it. Without any verdict there are only the errors. A part called `mean`, `std`
+        or `errors` is not shown.
     """
     flat = [score for group in scores for score in group]
     judged = [score for score in flat if score.error is None]

@@ -1,4 +1,4 @@
-"""What a verifier returns."""
+"""Scores and the types of verifiers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ from rollout.types import Completion, Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The verdict on one completion.
-
-    Attributes:
-        reward: The number that the policy is trained on.
-        parts: Named components, for metrics: `{"accuracy": 1.0, "format": 0.5}`.
-        error: Why no verdict could be reached; the reward is then 0 and the completion is left out of training.
-        failed: The name of the verifier that reached none, behind those of the parts that it stands in: `"format/judge"`.
-    """
+    """The score of one completion."""
 
     reward: float
+    """The number that the policy is trained on."""
     parts: Mapping[str, float] = field(default_factory=dict)
+    """Named components, for metrics: `{"accuracy": 1.0, "format": 0.5}`."""
     error: str | None = None
+    """The reason why there is no verdict; the reward is then 0, and the completion is left out of training."""
     failed: str | None = None
+    """The verifier that failed, with the parts that contain it in front: `"format/judge"`."""
 
 
 Verifier: TypeAlias = Callable[[Prompt, Completion], float | Score | Awaitable[float | Score]]
 """A reward: any function of a prompt and a completion, `async` or not."""
 GroupFunction: TypeAlias = Callable[[Prompt, Sequence[Completion]], Sequence[float | Score]]
-"""One that sees all completions of a prompt at once; `of_group` makes a verifier of it."""
+"""A function that scores all completions of a prompt in one call; `of_group` makes a verifier of it."""

@@ -6,21 +6,28 @@ takes only the group that it needs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from rl.options import check_bounds
-from rollout.config import ENGINE_RANKS, RESUMABLE, Count, CountOrZero, Dtype, RolloutConfig, Seconds
+from rl.config_checks import (
+    check_bounds,
+    check_correction,
+    check_groups,
+    check_lengths,
+    check_objective_name,
+    check_policy,
+    check_teacher,
+)
+from rollout.config import RESUMABLE, Count, CountOrZero, Dtype, RolloutConfig, Seconds
 
 Positive = Annotated[float, Gt(0)]
 PositiveOrZero = Annotated[float, Ge(0)]
 
 AdvantageKind = Literal["group_std", "group_std_sample", "group_mean", "leave_one_out", "task_std"]
-OBJECTIVE_NAMES = ("sapo", "grpo", "gspo", "dapo", "dr_grpo", "cispo", "vespo", "policy_gradient")
-"""The keys of `rl.objectives.OBJECTIVES`, repeated here to check a name without importing torch."""
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
@@ -187,7 +194,7 @@ class ColdStartConfig:
     max_image_pixels: int | None = None
     """Larger images are scaled down to so many pixels, also in RL. Default: 512 × 512."""
     cache_dir: Path = Path("runs/cold_start")
-    """Where the result is kept, under the hash of its inputs."""
+    """Folder of the result, which is named by the hash of its inputs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dir", Path(self.cache_dir))
@@ -242,8 +249,9 @@ class BatchOptions:
     refill_prompts: CountOrZero = 0
     """Dynamic sampling (DAPO): prompts that a step may draw in addition, to replace groups whose rewards are all equal."""
     advantage: AdvantageKind = "group_std"
-    """Advantages from rewards: minus the group's mean, divided by its std (of the population, or of the sample); minus the mean
-    alone; minus the mean of the others (RLOO); minus the group's mean, divided by the std over the task in this step."""
+    """Advantage estimator. group_std, group_std_sample: reward minus the group's mean, divided by its std (population, sample).
+    group_mean: not divided. leave_one_out: reward minus the mean of the others (RLOO). task_std: group_mean divided by the std
+    over the task in this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +342,12 @@ class SmallRecipe(TrainConfig):
     learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
 
 
+def config_dict(config: Any) -> dict[str, Any]:
+    """A config as JSON has it: the content of `config.json` and of checkpoints."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return plain
+
+
 def check_config(config: TrainConfig) -> None:
     """Checks bounds, and choices that exclude each other, before anything is loaded.
 
@@ -341,11 +355,11 @@ def check_config(config: TrainConfig) -> None:
         ValueError: A choice cannot work. Names the option, its value and the remedy.
     """
     check_bounds(config)
-    _check_objective_name(config)
+    check_objective_name(config)
     check_policy(config)
-    _check_teacher(config)
-    _check_batch(config)
-    _check_correction(config.correction)
+    check_teacher(config.teacher, config.rollout, config.refill_prompts)
+    check_groups(config, config)
+    check_correction(config.correction)
     check_lengths(config.rollout)
     rollout, learner = config.rollout, config.learner
     if learner.routing_replay == "R3" and not rollout.gpus_per_engine:
@@ -366,88 +380,4 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(
             f"learner.microbatch_tokens = {learner.microbatch_tokens} cannot hold the longest sequence, "
             f"rollout.max_model_len = {rollout.max_model_len}: raise the one or lower the other"
-        )
-
-
-def check_policy(options: PolicyOptions) -> None:
-    """Checks the learner's and LoRA's choices against each other.
-
-    Raises:
-        ValueError: Names the option, its value and the remedy.
-    """
-    learner, lora = options.learner, options.lora
-    if learner.offload and not learner.gpus:
-        raise ValueError("learner.offload = True has no effect with learner.gpus = 0: leave it out")
-    if lora.rank and not lora.parts:
-        raise ValueError(f"lora.rank = {lora.rank} with no lora.parts trains nothing: name language, vision or experts")
-    if lora.rank and "vision" in lora.parts and options.optimizer.vision_learning_rate == 0:
-        raise ValueError(
-            "lora.parts has vision, but optimizer.vision_learning_rate = 0 freezes the tower: leave out one of the two"
-        )
-    if lora.sync == "adapter" and (not lora.rank or lora.parts != ("language",)):
-        raise ValueError(
-            f"lora.sync = adapter is for adapters of the language model, got lora.rank = {lora.rank}, lora.parts = "
-            f"{' '.join(lora.parts)}: use lora.sync merged, or lora.parts language with a rank"
-        )
-    if lora.sync == "adapter" and lora.rank > max(ENGINE_RANKS):
-        raise ValueError(
-            f"lora.rank = {lora.rank} is more than vLLM's {max(ENGINE_RANKS)}: lower it or use lora.sync merged"
-        )
-
-
-def check_lengths(rollout: RolloutConfig) -> None:
-    """Checks that a response leaves room for a prompt.
-
-    Raises:
-        ValueError: Names the option, its value and the remedy.
-    """
-    if rollout.max_tokens >= rollout.max_model_len:
-        raise ValueError(
-            f"rollout.max_tokens = {rollout.max_tokens} leaves no room for a prompt in "
-            f"rollout.max_model_len = {rollout.max_model_len}: raise max_model_len or lower max_tokens"
-        )
-
-
-def _check_objective_name(options: ObjectiveOptions) -> None:
-    if ":" not in options.objective and options.objective not in OBJECTIVE_NAMES:
-        known = ", ".join(OBJECTIVE_NAMES)
-        raise ValueError(f"objective must be one of {known}, or FILE.py:FUNCTION, got {options.objective!r}")
-
-
-def _check_correction(correction: CorrectionConfig) -> None:
-    for name in ("token_band", "sequence_band"):
-        band = getattr(correction, name)
-        if band is not None and not 0 <= band[0] < 1 < band[1]:
-            raise ValueError(f"correction.{name} must be a band around 1, such as 0.5 2.0, got {band[0]} {band[1]}")
-
-
-def _check_batch(config: TrainConfig) -> None:
-    if config.group_size < 2 and (config.teacher.model is None or config.teacher.reward_weight):
-        raise ValueError(
-            f"group_size must be >= 2, got {config.group_size}: an advantage compares a completion with its siblings"
-        )
-    if config.num_minibatches > config.prompts_per_step:
-        raise ValueError(
-            f"num_minibatches = {config.num_minibatches} exceeds prompts_per_step = {config.prompts_per_step}: "
-            "each minibatch uses whole groups"
-        )
-
-
-def _check_teacher(config: TrainConfig) -> None:
-    teacher = config.teacher
-    if teacher.model is None:
-        changed = [f.name for f in fields(teacher) if getattr(teacher, f.name) != f.default]
-        if changed:
-            named = f"teacher.{changed[0]} = {getattr(teacher, changed[0])}"
-            raise ValueError(f"{named} without a teacher: name one with teacher.model, or leave it out")
-        return
-    if bool(teacher.gpus_per_engine) != bool(config.rollout.gpus_per_engine):
-        raise ValueError(
-            f"teacher.gpus_per_engine = {teacher.gpus_per_engine} with rollout.gpus_per_engine = "
-            f"{config.rollout.gpus_per_engine}: vLLM is installed for GPUs or for CPUs; give both engines GPUs, or none"
-        )
-    if config.refill_prompts and not teacher.reward_weight:
-        raise ValueError(
-            f"refill_prompts = {config.refill_prompts} replaces groups whose rewards are equal, but a teacher without rewards "
-            "trains on these as well as on others: leave it out, or set teacher.reward_weight"
         )

@@ -160,9 +160,9 @@ def check_video() -> Finding:
 
 def check_sandbox() -> Finding:
     """Checks that the reward `code_tests` can isolate the programs that it runs."""
-    from rewards.code.sandbox import why_not
+    from rewards.code.sandbox import unavailable_reason
 
-    reason = why_not()
+    reason = unavailable_reason()
     found = reason or "bubblewrap isolates programs that a policy writes"
     return finding(
         "sandbox", found, warning=reason is not None, remedy="`apt-get install bubblewrap`, if you use code_tests"
@@ -206,6 +206,7 @@ def examine(name: str) -> Finding:
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
+    """A row per finding, with its remedy."""
     table = Table("", "state", "found", "remedy")
     for finding in findings:
         style = STYLES[finding.state]

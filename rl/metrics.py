@@ -61,10 +61,14 @@ def rollout_metrics(batch: ScoredBatch, policy_version: int) -> dict[str, float]
         policy_version: The learner's version, before the step's updates.
 
     Returns:
-        `rollout/response_tokens` (mean, sampled ones), `rollout/turns` (mean, of episodes), `rollout/truncated` (share cut at
-        a limit), `rollout/groups_without_variance` (share whose rewards are all equal), `rollout/refills` (dynamic sampling: groups
-        replaced), `rollout/staleness` (versions off-policy, mean over tokens), `rollout/tokens_per_second` while generating, and
-        `time/generate` and `time/score` in seconds.
+        - `rollout/response_tokens`: sampled tokens, mean over completions;
+        - `rollout/turns`: turns, mean over episodes;
+        - `rollout/truncated`: share of completions cut at a limit;
+        - `rollout/groups_without_variance`: share of groups whose rewards are all equal;
+        - `rollout/refills`: groups that dynamic sampling replaced;
+        - `rollout/staleness`: policy versions off-policy, mean over tokens;
+        - `rollout/tokens_per_second`: while generating;
+        - `time/generate`, `time/score`: seconds.
     """
     completions = [completion for group in batch.groups for completion in group.completions]
     versions = np.concatenate([token_versions(completion)[sampled_mask(completion)] for completion in completions])

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from rewards.loading import load_reward
+from rewards.trial.dry_run import dry_run
 from rewards.trial.references import check_references
 from rewards.types import Verifier
-from rewards.workers.runner import RewardRunner, dry_run
+from rewards.workers.runner import RewardRunner
 from rl.config import RewardOptions, TrainConfig, check_config
 from rl.hardware.placement import resolve_placement
 from rl.run_dir.checkpoint import starting_point

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from policies.loading import vision_token_ids
-from rl.config import TrainConfig
+from rl.config import TrainConfig, config_dict
 from rl.evaluation.evaluator import Evaluator
 from rl.generation.batches import BatchProducer, Stages
 from rl.learner.group import LearnerGroup
 from rl.objectives import check_objective, choose_objective
-from rl.options import config_dict
 from rl.preflight import Inputs, TrainArguments, open_run_inputs
 from rl.run_dir.checkpoint import LoopState, save_checkpoint
 from rl.run_dir.html_report import write_report
@@ -114,13 +113,7 @@ class Run:
 def open_run(
     config: TrainConfig, checkpoint: Path | None, state: LoopState, arguments: TrainArguments
 ) -> Iterator[Run]:
-    """Opens a run, and closes it at the end of the block; `report.html` is written then.
-
-    Args:
-        config: Every choice of the run.
-        checkpoint: The checkpoint to resume; None for a new run.
-        state: The loop's state there.
-        arguments: The other arguments of `train()`.
+    """Opens a run at a checkpoint (None: from the start); closes it and writes `report.html` at the end of the block.
 
     Raises:
         ValueError: Config, prompts, reward or checkpoint cannot be used; before any engine starts.
@@ -146,21 +139,19 @@ def open_run(
             pool.sync(state.policy_version, learner.sync)
 
         sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
-        batches = BatchProducer(
-            config,
-            sampling,
-            Stages(
-                stream=run_inputs.stream,
-                pool=pool,
-                runner=inputs.runner,
-                processor=inputs.processor,
-                teacher=teacher,
-            ),
-            seed=config.seed,
-            first_step=state.step + 1,
-            last_step=config.steps,
+        stages = Stages(
+            stream=run_inputs.stream,
+            pool=pool,
+            runner=inputs.runner,
+            processor=inputs.processor,
+            teacher=teacher,
         )
+        steps = range(state.step + 1, config.steps + 1)
+        batches = BatchProducer(config, sampling, stages, seed=config.seed, steps=steps)
         stack.callback(batches.close)
+        evaluator = Evaluator(
+            config.eval, run_inputs.held_out, pool, inputs.runner, sampling=sampling, seed=config.seed
+        )
         tracker = Tracker(config, config_dict(config), state.step)
         stack.callback(tracker.close)
         stack.callback(_write_report, config.run_dir)
@@ -173,9 +164,7 @@ def open_run(
             pool=pool,
             teacher=teacher,
             batches=batches,
-            evaluator=Evaluator(
-                config.eval, run_inputs.held_out, pool, inputs.runner, sampling=sampling, seed=config.seed
-            ),
+            evaluator=evaluator,
             tracker=tracker,
             progress=stack.enter_context(tracker.progress(config.steps, state.step)),
         )

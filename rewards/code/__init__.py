@@ -1,1 +1,1 @@
-"""Programs, judged by running them in a sandbox."""
+"""Programs, tested by running them in a sandbox."""

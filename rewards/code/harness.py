@@ -1,9 +1,9 @@
-"""Both ends of a conversation between tests and the program that they are about, each in a sandbox of its own.
+"""Both ends of the conversation between tests and the program under test, each in a sandbox of its own.
 
-`code_tests` sends the text of this file there, where nothing but Python's standard library is. The end of the tests asks
-(`name`, `call`, `getattr`, ...), the program's end answers, in lines of JSON. So the program never shares a process with the
-tests: it cannot see what they expect, and cannot touch what they decide. What it answers arrives as plain data of exactly
-Python's own types; what is no data, such as a function or an instance, stays where it is, and the tests hold a `Remote`.
+`code_tests` sends the text of this file into both sandboxes, which have only Python's standard library. The tests' end sends
+requests (`name`, `call`, `getattr`, ...) and the program's end replies, in lines of JSON. The program never shares a process
+with the tests, so it cannot read the expected values or change the verdict. Its replies arrive as data of Python's own types.
+Functions and instances stay in the program's process, and the tests hold a `Remote` for each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONTAINERS: dict[str, Callable[[Any], Any]] = {
 
 
 def pack(value: Any, number: Callable[[Any], int]) -> Any:
-    """Returns a value as JSON has it; `number` gives the number of what is no data."""
+    """Converts a value to JSON; `number` returns a number for an object that is no data."""
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
@@ -47,24 +47,23 @@ def pack(value: Any, number: Callable[[Any], int]) -> Any:
     return {"object": number(value)}
 
 
-def unpack(packed: Any, thing: Callable[[int], Any]) -> Any:
-    """Returns what was packed; `thing` gives what has a number."""
+def unpack(packed: Any, object_of: Callable[[int], Any]) -> Any:
+    """Reverses `pack`; `object_of` returns the object with a number."""
     if isinstance(packed, list):
-        return [unpack(item, thing) for item in packed]
+        return [unpack(item, object_of) for item in packed]
     if not isinstance(packed, dict):
         return packed
     [(kind, content)] = packed.items()
-    return thing(content) if kind == "object" else CONTAINERS[kind](unpack(content, thing))
+    return object_of(content) if kind == "object" else CONTAINERS[kind](unpack(content, object_of))
 
 
 # ---- the program's end
 
 
 def answer(channel: int, source: bytes) -> None:
-    """Runs a program and does what it is asked to, until the other end hangs up. Nothing in here can be relied on."""
-    sys.modules["program"] = program = types.ModuleType(
-        "program"
-    )  # not `__main__`: what it would do as a script is not asked for
+    """Runs a program and answers requests until the other end hangs up; the program can change anything in this process."""
+    program = types.ModuleType("program")  # not `__main__`, so that its part for scripts does not run
+    sys.modules["program"] = program
     exec(compile(source, "program.py", "exec"), program.__dict__)
     kept: list[Any] = []
 
@@ -77,9 +76,8 @@ def answer(channel: int, source: bytes) -> None:
             try:
                 request, arguments, options = unpack(json.loads(line), kept.__getitem__)
                 value = perform(program, request, arguments, options)
-                changed = (
-                    arguments[1:] if request == "call" and value is None else None
-                )  # as `sort_in_place(numbers)` does
+                # A function that returns None may change its arguments, as `sort_in_place(numbers)` does.
+                changed = arguments[1:] if request == "call" and value is None else None
                 reply = {"value": pack((value, changed), number)}
             except BaseException as error:
                 reply = {"raised": type(error).__name__, "message": str(error)}
@@ -88,10 +86,10 @@ def answer(channel: int, source: bytes) -> None:
 
 
 def perform(program: types.ModuleType, request: str, arguments: list[Any], options: dict[str, Any]) -> Any:
-    """Does what the tests ask for, in the program's own world."""
+    """Carries out one request of the tests in the program's process."""
     first, *others = arguments
     if request == "name" and not hasattr(program, first) and hasattr(program, "Solution"):
-        return getattr(program.Solution(), first)  # as LeetCode has it
+        return getattr(program.Solution(), first)  # LeetCode's form
     if request == "name":
         return getattr(program, first)
     if request == "call":
@@ -108,13 +106,13 @@ def perform(program: types.ModuleType, request: str, arguments: list[Any], optio
 
 
 class Program:
-    """The program, as the tests see it."""
+    """Connection to the program, used by the tests."""
 
     def __init__(self, channel: int) -> None:
         self._requests, self._replies = os.fdopen(channel, "wb", closefd=False), os.fdopen(channel, "rb", closefd=False)
 
-    def ask(self, request: str, *arguments: Any, **options: Any) -> Any:
-        """Returns what the program answers, raises what it raised, and gives up where it is gone."""
+    def send(self, request: str, *arguments: Any, **options: Any) -> Any:
+        """Sends a request; returns the program's value, raises its exception, or ends this process if the program is gone."""
         packed = pack([request, list(arguments), options], self._number)
         try:
             self._requests.write(json.dumps(packed).encode() + b"\n")
@@ -128,21 +126,21 @@ class Program:
         if "raised" in reply:
             raise raised(reply["raised"], str(reply["message"]))
         value, changed = unpack(reply["value"], lambda number: Remote(self, number))
-        for mine, its in zip(arguments[1:], changed or (), strict=False):
-            overwrite(mine, its)
+        for argument, new in zip(arguments[1:], changed or (), strict=False):
+            overwrite(argument, new)
         return value
 
     @staticmethod
     def _number(value: Any) -> int:
         if isinstance(value, Remote):
             return object.__getattribute__(value, "_number")
-        raise TypeError(f"tests can hand data to a program, and no {type(value).__name__}")
+        raise TypeError(f"tests can pass data to a program, but no {type(value).__name__}")
 
 
 class Remote:
-    """Something of the program's that is no data.
+    """An object in the program's process that is no data.
 
-    It equals nothing, contains nothing and cannot be reckoned with, for then it would be the program that compares.
+    It has no equality, containment or arithmetic: these would run in the program, which could then fake the comparison.
     """
 
     __slots__ = ("_number", "_program")
@@ -153,108 +151,108 @@ class Remote:
         object.__setattr__(self, "_number", number)
 
     def __getattr__(self, name: str) -> Any:
-        return self._program.ask("getattr", self, name)
+        return self._program.send("getattr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._program.ask("setattr", self, name, value)
+        self._program.send("setattr", self, name, value)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self._program.ask("call", self, *arguments, **options)
+        return self._program.send("call", self, *arguments, **options)
 
     def __getitem__(self, key: Any) -> Any:
-        return self._program.ask("getitem", self, key)
+        return self._program.send("getitem", self, key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._program.ask("setitem", self, key, value)
+        self._program.send("setitem", self, key, value)
 
     def __len__(self) -> int:
-        return self._program.ask("len", self)
+        return self._program.send("len", self)
 
     def __bool__(self) -> bool:
-        return self._program.ask("bool", self)
+        return self._program.send("bool", self)
 
     def __iter__(self) -> Any:
-        return self._program.ask("iter", self)
+        return self._program.send("iter", self)
 
     def __next__(self) -> Any:
-        return self._program.ask("next", self)
+        return self._program.send("next", self)
 
     def __str__(self) -> str:
-        return self._program.ask("str", self)
+        return self._program.send("str", self)
 
     def __repr__(self) -> str:
-        return self._program.ask("repr", self)
+        return self._program.send("repr", self)
 
 
 def raised(name: str, message: str) -> Exception:
-    """Returns an exception such as the program raised: of Python's own kinds, or a RuntimeError."""
+    """Returns an exception like the program's: of the same builtin class, or a RuntimeError."""
     kind = getattr(builtins, name, None)
     try:
         if isinstance(kind, type) and issubclass(kind, Exception):
             return kind(message)
     except TypeError:
-        pass  # one that is not made of a message
+        pass  # its class takes other arguments than a message
     return RuntimeError(f"{name}: {message}")
 
 
-def overwrite(mine: Any, its: Any) -> None:
-    """Makes an argument what the program has left of its copy."""
-    if isinstance(mine, list) and isinstance(its, list):
-        mine[:] = its
-    elif isinstance(mine, dict | set) and type(mine) is type(its):
-        mine.clear()
-        mine.update(its)
+def overwrite(argument: Any, new: Any) -> None:
+    """Gives an argument the content that the program left in its copy."""
+    if isinstance(argument, list) and isinstance(new, list):
+        argument[:] = new
+    elif isinstance(argument, dict | set) and type(argument) is type(new):
+        argument.clear()
+        argument.update(new)
 
 
 def wanted(tree: ast.AST) -> list[str]:
     """Returns the names that tests take from the program.
 
-    Builtins and modules of the standard library (`math.isclose`) are always Python's own, lest the program say what is equal.
-    Only where a builtin is all that tests name, as in `assert sum(10, 15) == 6`, is it the program's.
+    Builtins and modules of the standard library (`math.isclose`) come from Python, so that the program cannot replace a
+    comparison. A builtin comes from the program only if tests name nothing else, as in `assert sum(10, 15) == 6`.
     """
     nodes = list(ast.walk(tree))
     names = [node for node in nodes if isinstance(node, ast.Name)]
-    own = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    defined = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
     for node in nodes:
         if isinstance(node, ast.arg):
-            own.add(node.arg)
+            defined.add(node.arg)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
-            own.add(node.name or "")
+            defined.add(node.name or "")
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            own |= {name.asname or name.name.split(".")[0] for name in node.names}
-    free = {node.id for node in names if not node.id.startswith("__")} - own
+            defined |= {name.asname or name.name.split(".")[0] for name in node.names}
+    free = {node.id for node in names if not node.id.startswith("__")} - defined
     foreign = free - set(dir(builtins)) - modules(nodes)
     return sorted(foreign or (free if len(free) == 1 else ()))
 
 
 def modules(nodes: list[ast.AST]) -> set[str]:
-    """Returns the modules of the standard library that tests take something from, imported or not."""
+    """Returns the modules of the standard library that tests use, imported or not."""
     bases = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
     return bases & sys.stdlib_module_names
 
 
 def check(channel: int, source: bytes) -> bool:
-    """Runs tests, and says whether they took anything from the program and none of them failed."""
+    """Runs tests; returns whether they used the program and none of them failed."""
     program, tree = Program(channel), ast.parse(source)
     namespace: dict[str, Any] = {"__name__": "tests", "__is_one_of__": is_one_of, "__json__": json.loads}
     namespace |= {name: importlib.import_module(name) for name in modules(list(ast.walk(tree)))}
     found = {}
     for name in wanted(tree):
         try:
-            found[name] = program.ask("name", name)
+            found[name] = program.send("name", name)
         except AttributeError:
-            continue  # the tests will miss it, or have it from Python
+            continue  # the tests fail without it, unless Python has it
     exec(compile(tree, "tests.py", "exec"), namespace | found)
     return bool(found)
 
 
-def is_one_of(value: Any, wishes: list[Any], tolerance: float) -> bool:
-    """Says whether a value is one of those that are right."""
-    return any(same(value, wish, tolerance) for wish in wishes)
+def is_one_of(value: Any, expected: list[Any], tolerance: float) -> bool:
+    """Returns whether a value equals one of the expected values."""
+    return any(same(value, each, tolerance) for each in expected)
 
 
 def same(value: Any, expected: Any, tolerance: float) -> bool:
-    """Says whether a value is what JSON had to say of it: tuples are lists there, and keys are texts."""
+    """Returns whether a value equals an expected one that went through JSON: tuples are lists there, and keys are texts."""
     if isinstance(value, list | tuple) and isinstance(expected, list):
         return len(value) == len(expected) and all(same(*pair, tolerance) for pair in zip(value, expected, strict=True))
     if isinstance(value, dict) and isinstance(expected, dict):
@@ -268,7 +266,7 @@ def same(value: Any, expected: Any, tolerance: float) -> bool:
 
 
 def close(value: float, expected: float, tolerance: float) -> bool:
-    """Says whether a number is off by no more than the tolerance, as it is or relative to what is expected."""
+    """Returns whether a number is within the tolerance, absolute or relative."""
     try:
         return value == expected or abs(value - expected) <= tolerance * max(1.0, abs(expected)) < math.inf
     except OverflowError:
@@ -276,6 +274,7 @@ def close(value: float, expected: float, tolerance: float) -> bool:
 
 
 def main() -> None:
+    """Runs one end: `answer CHANNEL_FD SOURCE_FD` for the program, `check CHANNEL_FD SOURCE_FD` for the tests."""
     end, channel, source_fd = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     sys.set_int_max_str_digits(0)  # a program may return the factorial of 2,000
     with open(source_fd, "rb") as file:

@@ -1,9 +1,9 @@
-"""Running a Python program that nobody has read: in a sandbox that bubblewrap (`bwrap`) builds of Linux's namespaces.
+"""Runs an untrusted Python program in a sandbox that bubblewrap (`bwrap`) builds of Linux's namespaces.
 
-Inside there are Python, read-only, an empty `/tmp`, and nothing else: no network, no files of ours, no other process. A start
-takes 20 to 50 ms. What is not bounded but by time are the empty files that a program can create, some 100 bytes of kernel
-memory each, and its threads, of which its memory has room for thousands. Where this process is killed in the first milliseconds
-of a sandbox, and its process group is not, a bubblewrap (0.8) that has run nothing yet may stay, asleep.
+The sandbox has Python, read-only, and an empty `/tmp`: no network, no files of ours, no other process. A start takes 20 to
+50 ms. Only time bounds a program's empty files, some 100 bytes of kernel memory each, and its threads, of which its memory
+has room for thousands. A bubblewrap (0.8) that has run nothing yet may stay, asleep, if this process is killed in the first
+milliseconds of a sandbox without its process group.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from rewards.code.seccomp import one_process
 
 MIB = 2**20
 NOBODY = "65534"
-# Not a virtual environment's, whose packages stay outside.
+# The base interpreter: the packages of a virtual environment stay outside.
 PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}  # the same order of a set in every run
+ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}  # fixed, so that sets have a fixed order
 _READ_ONLY = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
-# Python limits itself before it runs a program, for bubblewrap cannot. `-S` leaves out `exit()`, which programs use.
+# Python sets its own limits before it runs a program, as bubblewrap cannot. `-S` omits `exit()`, which programs use.
 _LAUNCHER = """
 import resource, site, sys, types
 source, seconds, memory, disk = map(int, sys.argv[1:5])
@@ -57,93 +57,97 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a program may use.
-
-    Attributes:
-        seconds: On the wall clock, the start of the sandbox included; and of processor time.
-        memory_mib: MiB of address space; Python itself takes 15, and a thread 8 unless it asks for less.
-        disk_mib: MiB of files in `/tmp`, which are memory, too.
-        output_bytes: Bytes on standard output and standard error together.
-    """
+    """Limits on a program."""
 
     seconds: float = 4.0
+    """Time on the wall clock, with the start of the sandbox; also the limit of processor time."""
     memory_mib: float = 1024
+    """MiB of address space; Python takes 15 of it, and each thread 8 by default."""
     disk_mib: float = 64
+    """MiB of files in `/tmp`, which are in memory, too."""
     output_bytes: int = MIB
+    """Bytes on standard output and standard error together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a program ended.
-
-    Attributes:
-        returncode: Its exit status; 128 + n where signal n ended it.
-        stdout: What it wrote there, cut at the limit.
-        stderr: Likewise.
-        exceeded: The limit at which it was ended from outside; too much memory ends it by an exception of its own.
-    """
+class ProgramResult:
+    """Exit status and output of a program."""
 
     returncode: int
+    """The exit status; 128 + n after signal n."""
     stdout: bytes
+    """Standard output, cut at the limit."""
     stderr: bytes
+    """Standard error, cut at the limit."""
     exceeded: Literal["seconds", "output_bytes"] | None
+    """The limit at which it was killed; too much memory raises an exception in the program instead."""
 
 
 class Running:
-    """A program under way.
+    """A running program.
 
     Args:
         process: bubblewrap, or the program itself; its pipes do not block.
-        status: What bubblewrap tells of itself, as a pipe; `None` without isolation.
+        status: The pipe of bubblewrap's status messages; `None` without isolation.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], status: int | None) -> None:
         self._process, self._status = process, status
-        # bubblewrap speaks when there is a process inside, and falls silent when it fails.
-        self._told = b"" if status is None else os.read(status, 4096)
+        # bubblewrap writes when the process inside exists; if it fails, it closes the pipe.
+        self._status_text = b"" if status is None else os.read(status, 4096)
 
-    def outcome(self, limits: Limits) -> Outcome:
-        """Waits until the program has ended, or goes beyond a limit and is ended.
+    def result(self, limits: Limits) -> ProgramResult:
+        """Waits for the end of the program, and kills it if it exceeds a limit.
 
         Raises:
-            Unavailable: bubblewrap failed before the program was begun; likewise in `stop`.
+            Unavailable: bubblewrap failed before it started the program.
         """
         written, exceeded = self._watch(limits)
         try:
             self.stop()
         except Unavailable as error:
-            said = b"".join(bytes(output) + _read(pipe) for pipe, output in written.items())
-            raise Unavailable(f"{error}: {said.decode(errors='replace').strip()[:300]}") from None
-        for pipe, output in written.items():  # what was written last; a child that got away may hold the pipe open
+            message = b"".join(bytes(output) + _read(pipe) for pipe, output in written.items())
+            raise Unavailable(f"{error}: {message.decode(errors='replace').strip()[:300]}") from None
+        for pipe, output in written.items():  # the last output; an escaped child may hold the pipe open
             while len(output) <= limits.output_bytes and (chunk := _read(pipe)):
                 output += chunk
         stdout, stderr = (bytes(output[: limits.output_bytes]) for output in written.values())
         if exceeded is None and sum(map(len, written.values())) > limits.output_bytes:
             exceeded = "output_bytes"
         code = self._process.returncode
-        return Outcome(returncode=code if code >= 0 else 128 - code, stdout=stdout, stderr=stderr, exceeded=exceeded)
+        return ProgramResult(
+            returncode=code if code >= 0 else 128 - code, stdout=stdout, stderr=stderr, exceeded=exceeded
+        )
 
     def stop(self) -> None:
-        """Ends whatever of the program is still there, and returns when it is gone."""
+        """Kills the program and waits until it is gone.
+
+        Raises:
+            Unavailable: bubblewrap failed before it started the program.
+        """
         if self._process.returncode is not None:
-            return  # its number may be another's by now
+            return  # by now, its id may be another process's
         has_ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         with suppress(ProcessLookupError):
             if self._status is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
-            elif self._told and not has_ended:
-                # The program itself, for which bubblewrap then waits; bubblewrap killed instead would leave that to others.
-                os.kill(json.loads(self._told.split(b"}")[0] + b"}")["child-pid"], signal.SIGKILL)
+            elif self._status_text and not has_ended:
+                # Kills the program itself, so that bubblewrap reaps it; a killed bubblewrap would leave that to others.
+                os.kill(json.loads(self._status_text.split(b"}")[0] + b"}")["child-pid"], signal.SIGKILL)
         self._process.wait()
-        if self._status is not None and has_ended and b'"exit-code"' not in self._told + os.read(self._status, 4096):
+        if (
+            self._status is not None
+            and has_ended
+            and b'"exit-code"' not in self._status_text + os.read(self._status, 4096)
+        ):
             raise Unavailable("bubblewrap could not start a program")
 
     def _watch(self, limits: Limits) -> tuple[dict[int, bytearray], Literal["seconds", "output_bytes"] | None]:
-        """Reads both outputs until the program has ended, and says which limit it went beyond."""
+        """Reads both outputs until the program has ended or exceeds a limit; returns the outputs and that limit."""
         assert self._process.stdout is not None and self._process.stderr is not None
         deadline = time.monotonic() + limits.seconds
         written = {self._process.stdout.fileno(): bytearray(), self._process.stderr.fileno(): bytearray()}
-        end = os.pidfd_open(self._process.pid)  # readable when the process has ended, and that leaves its number taken
+        end = os.pidfd_open(self._process.pid)  # readable when the process has ended; its id stays taken
         try:
             with selectors.DefaultSelector() as selector:
                 for fd in (*written, end):
@@ -164,41 +168,41 @@ class Running:
         return written, "seconds"
 
 
-def run(source: bytes, *, stdin: bytes = b"", limits: Limits, isolated: bool = True) -> Outcome:
+def run(source: bytes, *, stdin: bytes = b"", limits: Limits, isolated: bool = True) -> ProgramResult:
     """Runs a Python program to its end, as `__main__`.
 
     Args:
-        source: Its text.
-        stdin: What it finds on standard input.
-        limits: What it may use.
-        isolated: In a sandbox; else it may do what this process may do, and only `limits` hold, each process for itself.
+        source: Text of the program.
+        stdin: Content of its standard input.
+        limits: Time, memory, disk and output.
+        isolated: Runs it in a sandbox; else it has all rights of this process, and only `limits` hold, for each process.
 
     Raises:
-        Unavailable: There is no sandbox to be had.
+        Unavailable: No sandbox can be made here.
     """
     with (
         memory_file(stdin) as stdin_fd,
-        started(source, stdin_fd=stdin_fd, limits=limits, isolated=isolated) as program,
+        start_program(source, stdin_fd=stdin_fd, limits=limits, isolated=isolated) as program,
     ):
-        return program.outcome(limits)
+        return program.result(limits)
 
 
 @contextmanager
-def started(
+def start_program(
     source: bytes, *argv: str, limits: Limits, isolated: bool, stdin_fd: int | None = None, fds: Sequence[int] = ()
 ) -> Iterator[Running]:
-    """Starts a Python program, and ends it on the way out, if it has not ended by then.
+    """Starts a Python program, and kills it on exit from the context.
 
     Args:
-        source: Its text.
+        source: Text of the program.
         argv: Its arguments.
-        limits: What it may use; `seconds` and `output_bytes` hold in `Running.outcome`.
+        limits: Limits; `seconds` and `output_bytes` hold in `Running.result`.
         isolated: As in `run`.
-        stdin_fd: Its standard input; with `None`, all its standard streams lead nowhere.
-        fds: File descriptors that it inherits, by the same numbers.
+        stdin_fd: Its standard input; with `None`, all its standard streams are `/dev/null`.
+        fds: File descriptors that it inherits, with the same numbers.
 
     Raises:
-        Unavailable: There is no sandbox to be had.
+        Unavailable: No sandbox can be made here.
     """
     with ExitStack() as stack:
         source_fd = stack.enter_context(memory_file(source))
@@ -210,10 +214,10 @@ def started(
             filter_fd = stack.enter_context(memory_file(_filter()))
             status, status_end = os.pipe()
             stack.callback(os.close, status)
-            told = stack.enter_context(os.fdopen(status_end, "wb"))
+            status_file = stack.enter_context(os.fdopen(status_end, "wb"))
             inherited += [filter_fd, status_end]
-            room = ("--json-status-fd", str(status_end), "--seccomp", str(filter_fd), "--size", str(bounds[2]))
-            command = [*_walls(), *room, "--tmpfs", "/tmp", *_python_inside(), "--chdir", "/tmp", *command]
+            flags = ("--json-status-fd", str(status_end), "--seccomp", str(filter_fd), "--size", str(bounds[2]))
+            command = [*_isolation_flags(), *flags, "--tmpfs", "/tmp", *_python_mounts(), "--chdir", "/tmp", *command]
         else:
             cwd = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         process = stack.enter_context(
@@ -231,7 +235,7 @@ def started(
         for pipe in filter(None, (process.stdout, process.stderr)):
             os.set_blocking(pipe.fileno(), False)
         if isolated:
-            told.close()
+            status_file.close()
         running = Running(process, status)
         try:
             yield running
@@ -241,7 +245,7 @@ def started(
 
 @contextmanager
 def memory_file(content: bytes) -> Iterator[int]:
-    """Makes a file without a name that nobody can change, and yields its descriptor."""
+    """Yields the descriptor of an unnamed, unchangeable file in memory."""
     fd = os.memfd_create("file", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:
@@ -253,12 +257,12 @@ def memory_file(content: bytes) -> Iterator[int]:
         os.close(fd)
 
 
-def why_not() -> str | None:
-    """Says why programs cannot be isolated here, and what would help; `None` where they can. Tried once, until it works."""
+def unavailable_reason() -> str | None:
+    """Returns the reason why programs cannot be isolated here, and a remedy; `None` if they can. A success is remembered."""
     try:
         _try()
     except (Unavailable, OSError) as error:
-        return f"{error}; it takes `apt-get install bubblewrap`, and a container that allows user namespaces"
+        return f"{error}; isolation needs `apt-get install bubblewrap`, and a container that allows user namespaces"
     return None
 
 
@@ -276,8 +280,8 @@ def _filter() -> bytes:
     return found
 
 
-def _walls() -> list[str]:
-    """Returns bubblewrap and what it shuts out. `/proc` is read-only, for a root without rights still owns its settings."""
+def _isolation_flags() -> list[str]:
+    """Returns the command of bubblewrap and its isolation flags; `/proc` is read-only, as even a root without rights owns it."""
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise Unavailable("bubblewrap is missing")
@@ -286,22 +290,22 @@ def _walls() -> list[str]:
     return [bwrap, *alone, *nobody, "--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
 
 
-def _python_inside() -> list[str]:
-    """Returns bubblewrap's words for the files that Python needs, and for closing the root behind them."""
-    words = ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+def _python_mounts() -> list[str]:
+    """Returns the flags that mount the files Python needs, and then make the root read-only."""
+    flags = ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for libraries in ("/lib", "/lib32", "/lib64", "/libx32"):
         if os.path.islink(libraries):
-            words += ["--symlink", os.readlink(libraries), libraries]
+            flags += ["--symlink", os.readlink(libraries), libraries]
         else:
-            words += ["--ro-bind-try", libraries, libraries]
+            flags += ["--ro-bind-try", libraries, libraries]
     prefix = os.path.realpath(sys.base_prefix)
     if not prefix.startswith("/usr/") and prefix != "/usr":
-        words += ["--ro-bind", prefix, prefix]
-    return [*words, "--remount-ro", "/"]
+        flags += ["--ro-bind", prefix, prefix]
+    return [*flags, "--remount-ro", "/"]
 
 
 def _read(pipe: int) -> bytes:
-    """Returns what there is to read, `b""` for nothing."""
+    """Returns the bytes that can be read now, or `b""`."""
     try:
         return os.read(pipe, 65536)
     except BlockingIOError:

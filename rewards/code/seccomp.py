@@ -1,10 +1,9 @@
-"""What a sandboxed program may ask of the kernel: a filter of system calls, in the form that bubblewrap hands on (`man 2 seccomp`).
+"""Filter of a sandboxed program's system calls, in the form that bubblewrap passes on (`man 2 seccomp`).
 
-A program stays one process, with any number of threads, so that a limit of one process's memory is a limit of all of
-it, and a fork bomb does not even begin. It opens no sockets: a network namespace has no cable, but AF_VSOCK, which
-leads from a virtual machine to its host, takes no notice of namespaces. It has no memory but its own, which its limit
-counts. It cannot undo that it dies with its parent. And it has none of the calls that kernels are broken through and that
-no answer to a problem needs.
+A program stays one process with any number of threads, so that a limit on one process's memory holds for all of it, and a
+fork bomb cannot start. It opens no sockets: its network namespace has no interface, but AF_VSOCK, which leads from a virtual
+machine to its host, ignores namespaces. It has only memory that its limit counts. It cannot cancel its death with its parent.
+It also lacks the calls through which kernels are attacked and that no solution of a problem needs.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ import struct
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of BPF
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in `struct seccomp_data`; the argument's lower half
 _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000
-_X32 = 0x40000000  # on x86_64, calls from here on are the same ones by other numbers
+_X32 = 0x40000000  # on x86_64, calls from here on repeat others under new numbers
 _CLONE_THREAD = 0x10000
 _SET_PARENT_DEATH_SIGNAL = 1
 
-_EVERYWHERE = {  # newer calls, whose numbers are the same on every architecture
+_EVERYWHERE = {  # newer calls, with the same number on every architecture
     "io_uring_setup": 425,
     "pidfd_getfd": 438,
     "memfd_secret": 447,
 }
-_NUMBERS = {  # of `man 2 syscalls`, by what `platform.machine()` calls an architecture
+_NUMBERS = {  # from `man 2 syscalls`, by the values of `platform.machine()`
     "x86_64": {
         "clone": 56,
         "prctl": 157,
@@ -71,7 +70,7 @@ _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
 def one_process(machine: str) -> bytes | None:
-    """Returns the filter for an architecture, as `platform.machine()` names it; `None` for one whose numbers are not known here."""
+    """Returns the filter for a value of `platform.machine()`; `None` for an unknown architecture."""
     if machine not in _NUMBERS:
         return None
     denied = _NUMBERS[machine] | _EVERYWHERE
@@ -79,7 +78,7 @@ def one_process(machine: str) -> bytes | None:
     steps = [
         *(_step(_LOAD, _ARCHITECTURE), _step(_EQUAL, _AUDIT[machine], 1, 0), _step(_RETURN, _KILL)),
         *(_step(_LOAD, _NUMBER), _step(_AT_LEAST, _X32, 0, 1), _step(_RETURN, _FAIL | errno.EPERM)),
-        # What clone3 is asked for lies in memory, where a filter cannot look; without it the C library takes clone.
+        # The arguments of clone3 are in memory, which a filter cannot read; without clone3, the C library uses clone.
         *(_step(_EQUAL, _CLONE3, 0, 1), _step(_RETURN, _FAIL | errno.ENOSYS)),
         *(_step(_EQUAL, clone, 0, 4), _step(_LOAD, _FIRST_ARGUMENT), _step(_ANY_BIT, _CLONE_THREAD, 0, 1)),
         *(_step(_RETURN, _ALLOW), _step(_RETURN, _FAIL | errno.EPERM)),

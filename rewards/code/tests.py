@@ -1,4 +1,4 @@
-"""The tests of a program: read from a dataset's row, and each run in a sandbox of its own."""
+"""Tests of a program: read from a dataset's row, and each run in a sandbox of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from rewards.code import harness as code_harness
 from rewards.code.harness import close, wanted
-from rewards.code.sandbox import Limits, Running, memory_file, run, started
+from rewards.code.sandbox import Limits, Running, memory_file, run, start_program
 from rewards.text.answer_text import after_thinking
 from rewards.text.patterns import Pattern
 from rollout.types import Prompt
@@ -33,16 +33,17 @@ _NUMBER = Pattern(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StdinTest:
-    """What a program reads on standard input, and what it has to write on standard output."""
+    """A text for standard input, and the expected text on standard output."""
 
     input: bytes
     output: str
     tolerance: float
+    """Absolute and relative tolerance of decimal numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssertTest:
-    """Python that asserts something of what a program defines."""
+    """Python code with assertions on the names that a program defines."""
 
     source: bytes
 
@@ -50,7 +51,7 @@ class AssertTest:
 def results(
     tests: Sequence[StdinTest | AssertTest], program: bytes, limits: Limits, total_seconds: float, isolated: bool
 ) -> Iterator[bool]:
-    """Says of one test after the other whether the program passes it, when asked."""
+    """Yields for each test whether the program passes it; runs a test when its result is requested."""
     deadline = time.monotonic() + total_seconds
     for test in tests:
         left = min(limits.seconds, deadline - time.monotonic())
@@ -58,7 +59,7 @@ def results(
 
 
 def program_in(text: str) -> bytes:
-    """Returns the program in a response, `b""` where there is none that could be right."""
+    """Returns the program in a response; `b""` if there is none, or only one that is too long or cannot be encoded."""
     text = after_thinking(text)
     if len(text) > 2 * LONGEST_PROGRAM:
         return b""
@@ -69,7 +70,7 @@ def program_in(text: str) -> bytes:
         else:
             block, start = text[start : fence.start()], None
     if start is not None:
-        block = text[start:]  # cut off; what is missing may have been no more than the end of the block
+        block = text[start:]  # cut off; perhaps only the end of the block is missing
     try:
         return block.encode() if block.strip() and len(block) <= LONGEST_PROGRAM else b""
     except UnicodeEncodeError:
@@ -79,50 +80,50 @@ def program_in(text: str) -> bytes:
 def _passes(test: StdinTest | AssertTest, program: bytes, limits: Limits, isolated: bool) -> bool:
     if isinstance(test, AssertTest):
         return _holds(test, program, limits, isolated)
-    outcome = run(program, stdin=test.input, limits=limits, isolated=isolated)
-    if outcome.returncode != 0 or outcome.exceeded is not None:
+    result = run(program, stdin=test.input, limits=limits, isolated=isolated)
+    if result.returncode != 0 or result.exceeded is not None:
         return False
-    return is_expected(outcome.stdout.decode(errors="replace"), test)
+    return is_expected(result.stdout.decode(errors="replace"), test)
 
 
 def _holds(test: AssertTest, program: bytes, limits: Limits, isolated: bool) -> bool:
-    """Runs assertions and the program in two processes that talk to each other: `rewards.code.harness`."""
+    """Runs assertions and the program in two connected processes, see `rewards.code.harness`."""
     with ExitStack() as stack:
         program_fd, test_fd, no_input = (stack.enter_context(memory_file(text)) for text in (program, test.source, b""))
-        asking, answering = (stack.enter_context(end) for end in socket.socketpair())
+        test_end, program_end = (stack.enter_context(end) for end in socket.socketpair())
 
         def start(role: str, channel: int, source_fd: int, stdin_fd: int | None) -> Running:
             fds = (channel, source_fd)
             argv = (role, *map(str, fds))
             return stack.enter_context(
-                started(_harness(), *argv, limits=limits, isolated=isolated, stdin_fd=stdin_fd, fds=fds)
+                start_program(_harness(), *argv, limits=limits, isolated=isolated, stdin_fd=stdin_fd, fds=fds)
             )
 
-        start("answer", answering.fileno(), program_fd, None)
-        answering.close()  # so that the tests notice when the program is gone
-        return start("check", asking.fileno(), test_fd, no_input).outcome(limits).stdout == b"passed"
+        start("answer", program_end.fileno(), program_fd, None)
+        program_end.close()  # so that the tests get an end of file when the program is gone
+        return start("check", test_end.fileno(), test_fd, no_input).result(limits).stdout == b"passed"
 
 
 def is_expected(output: str, test: StdinTest) -> bool:
-    """Compares line by line and word by word, numbers where decimal ones are expected."""
+    """Compares line by line and word by word; where a decimal number is expected, by value."""
     got, expected = ([line.split() for line in text.strip().split("\n")] for text in (output, test.output))
     if [len(words) for words in got] != [len(words) for words in expected]:
         return False
     pairs = zip(chain.from_iterable(got), chain.from_iterable(expected), strict=True)
-    return all(word == wish or _is_close(word, wish, test.tolerance) for word, wish in pairs)
+    return all(word == target or _is_close(word, target, test.tolerance) for word, target in pairs)
 
 
-def _is_close(word: str, wish: str, tolerance: float) -> bool:
-    if not tolerance or len(word) > 100 or not _DECIMAL.fullmatch(wish) or not _NUMBER.fullmatch(word):
+def _is_close(word: str, expected: str, tolerance: float) -> bool:
+    if not tolerance or len(word) > 100 or not _DECIMAL.fullmatch(expected) or not _NUMBER.fullmatch(word):
         return False
-    return close(float(word), float(wish), tolerance)
+    return close(float(word), float(expected), tolerance)
 
 
 def read_tests(prompt: Prompt, tolerance: float) -> list[StdinTest | AssertTest]:
     """Returns a prompt's tests, at least one.
 
     Raises:
-        ValueError, TypeError, SyntaxError: They are not what `code_tests` says they may be.
+        ValueError, TypeError, SyntaxError: They have none of the forms in the docstring of `code_tests`.
     """
     given = prompt.columns.get("tests", prompt.answer)
     if isinstance(given, str) and given.lstrip()[:1] in ("[", "{"):
@@ -152,7 +153,7 @@ def read_tests(prompt: Prompt, tolerance: float) -> list[StdinTest | AssertTest]
 
 
 def _rows(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns tests that come as a list of inputs and a list of outputs one by one."""
+    """Splits a list of inputs and a list of outputs into one row for each test."""
     if not {"inputs", "outputs"} <= given.keys():
         raise ValueError(f"there are no 'inputs' and 'outputs' among {reprlib.repr(list(given))}")
     inputs, outputs = list(given["inputs"]), list(given["outputs"])
@@ -163,26 +164,26 @@ def _rows(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """Returns what a program reads or writes as one text; a list holds its lines."""
+    """Returns an input or output as one text; a list holds its lines."""
     if value is None:
         raise ValueError("an input or output is None")
     return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _call(function: str, arguments: Any, expected: Any, other: Any, tolerance: float) -> AssertTest:
-    """Returns the assertion that a function returns what is expected, or else the other; `None` is no other."""
+    """Returns the assertion that a function returns the expected value, or the other one if it is not `None`."""
     if not isinstance(function, str) or not function.isidentifier() or keyword.iskeyword(function):
         raise ValueError(f"fn_name must be the name of a function, got {function!r}")
     if isinstance(arguments, str):
         arguments = [json.loads(line) for line in arguments.splitlines() if line.strip()]
         expected = json.loads(expected)
-    wishes = [expected] if other is None else [expected, other]
+    accepted = [expected] if other is None else [expected, other]
     call = f"{function}(*__json__({json.dumps(list(arguments))!r}))"
-    return AssertTest(source=f"assert __is_one_of__({call}, __json__({json.dumps(wishes)!r}), {tolerance})".encode())
+    return AssertTest(source=f"assert __is_one_of__({call}, __json__({json.dumps(accepted)!r}), {tolerance})".encode())
 
 
 def _assertions(source: str, entry_point: Any) -> AssertTest:
-    """Returns assertions as they are run, after a look at whether they can fail at all."""
+    """Returns assertions as they are run; raises if they cannot fail."""
     tree = ast.parse(source)
     defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     if "check" in defined and entry_point is not None:
@@ -191,8 +192,8 @@ def _assertions(source: str, entry_point: Any) -> AssertTest:
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
         raise ValueError(f"nothing is asserted in {reprlib.repr(source)}")
     if not wanted(tree):
-        told = f"nothing is taken from the program in {reprlib.repr(source)}"
-        raise ValueError(f"{told}; to have `check` called, add a column 'entry_point'")
+        message = f"nothing is taken from the program in {reprlib.repr(source)}"
+        raise ValueError(f"{message}; to have `check` called, add a column 'entry_point'")
     return AssertTest(source=source.encode())
 
 

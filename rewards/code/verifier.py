@@ -1,4 +1,4 @@
-"""Programs, judged by running them: in a sandbox, against tests that they cannot see."""
+"""Programs, run in a sandbox against tests that they cannot read."""
 
 from __future__ import annotations
 
@@ -25,31 +25,29 @@ def code_tests(
 ) -> Verifier:
     """Rewards a Python program that passes the tests in `prompt.columns["tests"]`, or else in `prompt.answer`.
 
-    The program is what the last fenced block of a response holds, behind its thoughts; without one, all of it. Each test runs
-    it anew, in a sandbox (`rewards.code.sandbox`) without network, files of yours or a second process. It has Python's standard
-    library, and no packages. The tests are one of these, in Python or as JSON:
+    The program is the last fenced block after the thoughts, or all of the text. Each test runs it in a new sandbox with the
+    standard library, without packages, network, your files or a second process. Tests have these forms, in Python or JSON:
 
-    - `[{"input": "3 4\\n", "output": "7\\n"}, ...]` or `{"inputs": [...], "outputs": [...]}`: what the program reads on standard
-      input and has to write on standard output. White space between words does not count, but for the ends of lines. Where a
-      decimal number is expected, any number within `tolerance` will do.
-    - the same with the name of a function, as `"fn_name"` beside or in it, or in the column `fn_name`: the inputs are its
-      arguments, in a list or one JSON value a line, the outputs what it has to return, as JSON has it. It may be a method of a
-      class `Solution`. Where every one of `outputs` is a list of one value, that value may be returned as well, as APPS means it.
-    - assertions, `"assert add(3, 4) == 7"`, one text or a list of them, each of which is one test. Where a text defines
-      `check`, as HumanEval does, it is called with the function that the column `entry_point` names.
+    - `[{"input": "3 4\\n", "output": "7\\n"}, ...]` or `{"inputs": [...], "outputs": [...]}`: standard input and the expected
+      standard output. Lines must agree; white space between words does not count. Where a decimal number is expected, any
+      number within `tolerance` passes.
+    - the same with a function's name: `"fn_name"` beside or in it, or the column `fn_name`. Inputs are then its arguments, in a
+      list or one JSON value a line, and outputs its return values, as JSON. It may be a method of a class `Solution`. Where
+      each of `outputs` is a list of one value, as in APPS, that value passes, too.
+    - assertions, `"assert add(3, 4) == 7"`: one text, or a list with one test each. Where a text defines `check`, as in
+      HumanEval, it is called with the function that the column `entry_point` names.
 
     Args:
-        partial: Rewards the share of tests that pass, instead of nothing unless all do.
-        seconds: Time of one test on the wall clock, 50 ms for a sandbox included.
-        total_seconds: Time of all tests of a response; those it does not suffice for have failed. Keep it below the timeout
-            of the `RewardRunner`, which is 10 s.
+        partial: Rewards the share of tests that pass; else all must pass.
+        seconds: Wall-clock time of one test, including 50 ms for a sandbox.
+        total_seconds: Time of all tests of a response; later tests fail. Keep it below the `RewardRunner`'s timeout, 10 s.
         memory_mib: MiB that a program may use.
-        tolerance: How far a decimal number may be off, absolutely or relatively; 0 wants the same text, and the same value.
-        unsandboxed: Runs programs as this user, with all rights and no more than limits of time, memory and output. They can
-            then read the tests, delete your files, and stay behind. Only for machines that are themselves a sandbox.
+        tolerance: Absolute and relative tolerance of decimal numbers; 0 requires the same text, or the same value.
+        unsandboxed: Runs programs with all rights of this user: they can read the tests, delete your files, and keep running.
+            Only for machines that are themselves a sandbox.
 
     Returns:
-        1.0, 0.0 or the share; a `Score` with an error where tests cannot be read, or programs not be isolated on this machine.
+        1.0, 0.0 or the share; a `Score` with an error if the tests cannot be read, or programs cannot be isolated here.
 
     Raises:
         ValueError: An option is out of range.
@@ -57,22 +55,21 @@ def code_tests(
     _check_ranges(seconds=seconds, total_seconds=total_seconds, memory_mib=memory_mib, tolerance=tolerance)
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
-        from rewards.code.sandbox import Limits, Unavailable, why_not
+        from rewards.code.sandbox import Limits, Unavailable
         from rewards.code.tests import program_in, read_tests, results
 
         try:
             tests = read_tests(prompt, tolerance)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            told = f"its tests cannot be read: {describe(error)}; give inputs and outputs, or assertions"
-            return _no_verdict(prompt, told)
-        if unsandboxed:
-            _warn()
-        elif (missing := why_not()) is not None:
-            return _no_verdict(prompt, f"{missing}; or let programs do as they like, by code_tests(unsandboxed=True)")
+            return _no_verdict(
+                prompt, f"its tests are unreadable: {describe(error)}; give inputs and outputs, or assertions"
+            )
+        if (obstacle := _obstacle(unsandboxed)) is not None:
+            return _no_verdict(prompt, obstacle)
         limits = Limits(seconds=seconds, memory_mib=memory_mib)
-        verdicts = results(tests, program_in(completion.text), limits, total_seconds, not unsandboxed)
+        passed = results(tests, program_in(completion.text), limits, total_seconds, not unsandboxed)
         try:
-            return sum(verdicts) / len(tests) if partial else float(all(verdicts))
+            return sum(passed) / len(tests) if partial else float(all(passed))
         except (Unavailable, OSError) as error:
             return _no_verdict(prompt, describe(error))
 
@@ -86,11 +83,22 @@ def _check_ranges(**options: float) -> None:
             raise ValueError(f"{name} of code_tests must be from {low} to {high}, got {value}")
 
 
-def _no_verdict(prompt: Prompt, told: str) -> Score:
-    return Score(reward=0.0, error=f"code_tests has no verdict for prompt {prompt.id!r}: {told}")
+def _obstacle(unsandboxed: bool) -> str | None:
+    """Returns the reason why programs cannot be run, with a remedy; warns if they are run without a sandbox."""
+    from rewards.code.sandbox import unavailable_reason
+
+    if unsandboxed:
+        _warn_unsandboxed()
+        return None
+    reason = unavailable_reason()
+    return reason and f"{reason}; or run programs without isolation, by code_tests(unsandboxed=True)"
+
+
+def _no_verdict(prompt: Prompt, reason: str) -> Score:
+    return Score(reward=0.0, error=f"code_tests has no verdict for prompt {prompt.id!r}: {reason}")
 
 
 @cache
-def _warn() -> None:
-    told = "code_tests(unsandboxed=True): programs of the policy run with all rights of this user"
-    logging.getLogger(__name__).warning(told)
+def _warn_unsandboxed() -> None:
+    message = "code_tests(unsandboxed=True): programs of the policy run with all rights of this user"
+    logging.getLogger(__name__).warning(message)

@@ -1,1 +1,1 @@
-"""What `rewards.judge` is made of: requests, client, cache."""
+"""Parts of `rewards.judge`: limits, requests, client, cache."""

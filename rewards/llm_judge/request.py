@@ -1,4 +1,4 @@
-"""What a judge is asked, and how its verdict is read. The response in between is data, whatever it says."""
+"""Requests to a judge, and parsing of its verdicts. The response inside a request is data, never an instruction."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from typing import Any
 from rewards.text.patterns import Pattern
 from rollout.types import Prompt
 
-LONGEST_RESPONSE = 8000  # characters that a judge is shown, from the end
-LARGEST_IMAGE = 2048**2  # pixels; each sibling's request holds the image, and judges scale larger ones down themselves
-LONGEST_ANSWER = 2048  # tokens of the judge's; a verdict has dozens, but a judge that thinks first must come to it
+LONGEST_RESPONSE = 8000  # characters from the end of a response that are sent
+LARGEST_IMAGE = (
+    2048**2
+)  # pixels; the request of every completion holds the image, and judges scale larger ones down themselves
+LONGEST_ANSWER = 2048  # tokens of the judge's reply; a verdict has dozens, but a judge may think first
 
 _INSTRUCTIONS = """You grade a response to a question, by comparing it with the reference answer, on each of these axes, \
 with a number from 0 (worst) to 1 (best):
@@ -32,26 +34,26 @@ Reply with one JSON object and nothing else: {form}"""
 
 _BRIEF = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 120
-# How models' own control tokens begin: `<|im_end|>`, `</s>`, `[/INST]`. Servers read them as such even inside a message.
+# Begins of control tokens: `<|im_end|>`, `</s>`, `[/INST]`. Servers parse them even inside a message.
 _CONTROL = Pattern(r"<(?=[|｜/\w])|\[(?=/?[A-Z_]+\])")
 
 
 def chat_request(prompt: Prompt, response: str, axes: Mapping[str, str], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the body of the request that has a response compared with `prompt.answer`.
+    """Returns the body of a request to compare a response with `prompt.answer`.
 
-    What siblings share comes first, so that a server with prefix caching reads it, images included, once.
+    The question comes first, so that a server with prefix caching reads it once for a group, images included.
 
     Args:
         prompt: The question, with its images; videos are only mentioned.
-        response: What was answered, without thoughts; its last `LONGEST_RESPONSE` characters are shown.
-        axes: What is graded: names and descriptions.
-        fields: More of the request, the model at least; instead of what is said here, or to leave it out if `None`.
+        response: The response without thoughts; its last `LONGEST_RESPONSE` characters are sent.
+        axes: Names and descriptions of the grades.
+        fields: Other fields of the request, at least the model; they replace fields made here, and `None` removes one.
     """
     answer, shown = _sendable(str(prompt.answer)), quoted(response)
     cut = f", cut to its last {LONGEST_RESPONSE} characters" if len(response) > LONGEST_RESPONSE else ""
-    # Derived and not drawn, so that the same question is the same request; nobody can write a text that holds its own hash.
+    # A hash instead of a random code, so that equal questions are equal requests; no text can hold its own hash.
     code = hashlib.sha256(json.dumps([answer, shown]).encode()).hexdigest()[:32]
-    told = (
+    grading = (
         f"Reference answer:\n{answer}\n\nResponse{cut}:\n{code}\n{shown}\n{code}\nThat was the response. Your verdict:"
     )
     form = json.dumps({axis: "<number>" for axis in axes}, ensure_ascii=False).replace('"<number>"', "<number>")
@@ -59,7 +61,7 @@ def chat_request(prompt: Prompt, response: str, axes: Mapping[str, str], fields:
     request = {
         "messages": [
             {"role": "system", "content": _INSTRUCTIONS.format(axes=described, form=form)},
-            {"role": "user", "content": [*_question(prompt), {"type": "text", "text": told}]},
+            {"role": "user", "content": [*_question(prompt), {"type": "text", "text": grading}]},
         ],
         "temperature": 0,
         "max_completion_tokens": LONGEST_ANSWER,
@@ -69,15 +71,15 @@ def chat_request(prompt: Prompt, response: str, axes: Mapping[str, str], fields:
 
 
 def quoted(response: str) -> str:
-    """Returns the end of a response as a judge is shown it: text that can be sent, and control tokens no more than text.
+    """Returns the end of a response as valid text, with control tokens broken up.
 
-    As tokens they could end the message or, `<|image_pad|>`, have the server refuse it: no verdict where a zero is due.
+    As tokens they could end the message, or make the server refuse it (`<|image_pad|>`): an error instead of a zero.
     """
     return _CONTROL.sub(r"\g<0> ", _sendable(response[-LONGEST_RESPONSE:]))
 
 
 def request_key(request: Mapping[str, Any]) -> str:
-    """Returns what a request is known by: a hash of all of it, model and images included."""
+    """Returns a hash of a request, including model and images."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,14 +87,14 @@ def read_verdict(content: str, axes: Mapping[str, str]) -> dict[str, float]:
     """Returns the grade of each axis.
 
     Args:
-        content: One JSON object that has each axis, nothing else, and no axis twice, with a number from 0 to 1 for each.
-        axes: The axes that were asked for.
+        content: One JSON object with a number from 0 to 1 for each axis, no other keys and no key twice.
+        axes: The requested axes.
 
     Raises:
-        ValueError: It is anything else.
+        ValueError: The content is anything else.
     """
     try:
-        verdict = json.loads(content, object_pairs_hook=_without_twins)
+        verdict = json.loads(content, object_pairs_hook=_no_duplicate_keys)
         if isinstance(verdict, dict) and verdict.keys() == axes.keys() and all(map(_is_grade, verdict.values())):
             return {axis: float(verdict[axis]) for axis in axes}
     except (ValueError, TypeError, RecursionError):
@@ -101,9 +103,9 @@ def read_verdict(content: str, axes: Mapping[str, str]) -> dict[str, float]:
     raise ValueError(f"it answered {_BRIEF.repr(content)}, {wanted}")
 
 
-@lru_cache(maxsize=4)  # siblings share their prompt, by identity
+@lru_cache(maxsize=4)  # the completions of a group share one prompt object
 def _question(prompt: Prompt) -> tuple[dict[str, Any], ...]:
-    """Returns the question as parts of one message: its texts and its images, in their order."""
+    """Returns the question as parts of one message: texts and images in their order."""
     parts: list[dict[str, Any]] = [{"type": "text", "text": "Question:"}]
     images = iter(prompt.images)
     for message in prompt.messages:
@@ -125,7 +127,7 @@ def _data_url(image: Any) -> str:
         scale = math.sqrt(LARGEST_IMAGE / (image.width * image.height))
         image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
     file = io.BytesIO()
-    # A photograph of 12 megapixels as PNG: 18 MB, and six seconds in which the reward's process does nothing else.
+    # JPEG, because a photograph of 12 megapixels as PNG has 18 MB and blocks the reward's process for six seconds.
     image.save(file, "JPEG", quality=95, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
@@ -138,11 +140,11 @@ def _schema(axes: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _sendable(text: str) -> str:
-    """Returns the text without what UTF-8 or a server cannot take: lone surrogates and null bytes."""
+    """Returns the text without lone surrogates and null bytes, which UTF-8 or a server cannot take."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key comes twice")

@@ -1,1 +1,1 @@
-"""Finding answers in text."""
+"""Answers, boxes and languages in text."""

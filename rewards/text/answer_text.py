@@ -1,4 +1,4 @@
-"""Finding the final answer in the text of a response."""
+"""Search for the final answer in the text of a response."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import unicodedata
 
 from rewards.text.patterns import Pattern
 
-TAIL = 1000  # characters of a response that are read, from its end: a final answer is short, and regular expressions are not free
+TAIL = 1000  # characters that are read from the end: a final answer is short, and regular expressions cost time
 
 _ANSWER_TAG = Pattern(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _ANSWER_PHRASE = Pattern(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
 _BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
-_BETWEEN_BOXES = Pattern(  # `x_1 =` included, and other words not
+_BETWEEN_BOXES = Pattern(  # includes `x_1 =`, but no other words
     r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or|[a-z](?:_\{?\w{1,3}\}?)?\s*=)*",
     re.IGNORECASE,
 )
-_BRACE = Pattern(r"\\.|[{}]", re.DOTALL)  # an escaped brace is read as one token, and so never counts as a brace
+_BRACE = Pattern(r"\\.|[{}]", re.DOTALL)  # an escaped brace is one token, so it never counts as a brace
 
 
 def normalised(text: str) -> str:
-    """Returns the text in lower case, without outer white space, every inner run of white space as one blank."""
+    """Returns the text in lower case, with each run of white space as one blank and none at the ends."""
     return " ".join(text.split()).casefold()
 
 
 def boxed_answers(text: str) -> list[str]:
-    r"""Returns what the last `\boxed{...}` holds, and those right before it: `x=\boxed{1}` and `y=\boxed{2}` are one answer.
+    r"""Returns the contents of the last `\boxed{...}` and of those right before it: `x=\boxed{1}` and `y=\boxed{2}` are one answer.
 
-    A box that is not closed (the response was cut inside it) holds `""`.
+    A box that is not closed, as in a cut response, holds `""`.
     """
     found: list[str] = []
     box = _last_box(text)
@@ -41,7 +41,7 @@ def boxed_answers(text: str) -> list[str]:
 
 
 def _last_box(text: str) -> tuple[int, str, int] | None:
-    """Returns where the last box starts, what it holds, and where it ends."""
+    """Returns start, content and end of the last box."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
@@ -54,14 +54,16 @@ def _last_box(text: str) -> tuple[int, str, int] | None:
 
 
 def after_thinking(text: str) -> str:
-    """Returns what follows the last `</think>`: thoughts are no answer. `""` where a thought is begun and never ended."""
+    """Returns the text after the last `</think>`; `""` if a later thought has no end."""
     thought, end, rest = text.rpartition("</think>")
     return rest if end else thought + rest if "<think>" not in rest else ""
 
 
 def final_answer(text: str) -> str:
-    r"""Returns where a short answer stands in a response: in the last `\boxed{...}`, else in the last `<answer>...</answer>`,
-    else behind the last "answer is" or "answer:", else on the last line; thoughts are not looked at.
+    r"""Returns the short answer of a response, thoughts excluded.
+
+    It is the content of the last `\boxed{...}`, else of the last `<answer>...</answer>`, else the text after the last
+    "answer is" or "answer:", else the last line.
     """
     text = after_thinking(text)[-TAIL:]
     marked = _marked(text)
@@ -75,7 +77,7 @@ def final_answer(text: str) -> str:
 
 
 def short_answer_or_all(text: str) -> str:
-    r"""Returns what the last `\boxed{...}` or `<answer>...</answer>` holds; without one, all that follows the thoughts."""
+    r"""Returns the content of the last `\boxed{...}` or `<answer>...</answer>`; without one, all text after the thoughts."""
     text = after_thinking(text)
     marked = _marked(text[-TAIL:])
     return text.strip() if marked is None else marked
@@ -89,8 +91,9 @@ def _marked(text: str) -> str | None:
 
 
 def last_block(text: str) -> str:
-    """Returns what the last fenced block of a response holds, as Qwen3-VL writes JSON and tables, closed or cut off; without one,
-    all of it.
+    """Returns the last fenced block after the thoughts, closed or cut off; without one, all text after the thoughts.
+
+    Qwen3-VL writes JSON and tables in such blocks.
     """
     pieces = after_thinking(text).split("```")
     if len(pieces) == 1:
@@ -101,5 +104,5 @@ def last_block(text: str) -> str:
 
 
 def plain_digits(text: str) -> str:
-    """Returns the text with every decimal digit of any script (`１７`, `١٧`, `१७`) as one of 0 to 9."""
+    """Returns the text with decimal digits of any script (`１７`, `١٧`, `१७`) as 0 to 9."""
     return "".join(str(unicodedata.decimal(letter)) if letter.isdecimal() else letter for letter in text)

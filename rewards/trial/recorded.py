@@ -1,4 +1,4 @@
-"""Completions that were recorded, read back as groups: those that a run keeps in `samples/`, and any table of them."""
+"""Reader of recorded completions, as groups: those in a run's `samples/`, or any table of completions."""
 
 from __future__ import annotations
 
@@ -14,47 +14,44 @@ from rewards.workers.call import describe
 from rollout.types import Completion, Group, Observation, Prompt, Turn
 
 FORMATS = "give a run's samples folder, one of its step_*.jsonl, or another .jsonl or .parquet file"
-_FIELDS = {"prompt_id", "task", "images", "videos", "columns"}  # columns that a Prompt has another place for
+_FIELDS = {"prompt_id", "task", "images", "videos", "columns"}  # columns that are other fields of a Prompt, or none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Where the columns of a table have other names."""
+    """Names of a table's columns, where they are not the usual ones."""
 
     completion: str | None = None
-    """What was answered, a text or a list of them; else `completions`, `completion` or `text`."""
+    """The response, a text or a list of them; default: `completions`, `completion` or `text`."""
     question: str | None = None
-    """What was asked, a text or chat messages; else `messages` or `prompt`, if there is one."""
+    """The question, a text or chat messages; default: `messages` or `prompt`, if there is one."""
     answer: str | None = None
-    """The reference; else `answer`, if there is one."""
+    """The reference; default: `answer`, if there is one."""
     num_tokens: str | None = None
-    """How many tokens the completion has, a number or a list of them; else `num_tokens`, if there is one."""
+    """The number of tokens of the completion, a number or a list of them; default: `num_tokens`, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """What a table holds.
-
-    Attributes:
-        groups: One for each row.
-        num_guessed: Completions of which the table does not say how many tokens they have.
-    """
+    """Content of a table."""
 
     groups: list[Group]
+    """One for each row."""
     num_guessed: int
+    """Completions whose number of tokens is not in the table."""
 
 
 def read_groups(path: Path, columns: Columns = Columns(), limit: int = 0) -> list[Group]:
-    """Reads the groups alone, as `read_recorded` does."""
+    """Returns only the groups of `read_recorded`."""
     return read_recorded(path, columns, limit).groups
 
 
 def read_recorded(path: Path, columns: Columns = Columns(), limit: int = 0) -> Recorded:
-    """Reads what was asked and answered; each row is a group.
+    """Reads prompts and completions; each row is a group.
 
-    Other columns become `Prompt.columns`; a run's samples have those that JSON can hold. Images are files beside the table, in
-    its column `images`; videos are not recorded. Of tokens their number is: the ids and log-probabilities of a completion are
-    as many zeros. Where the number is missing it is guessed: one for every four bytes of what was said, and one for its end.
+    Other columns become `Prompt.columns`; a run's samples have those that JSON can hold. The column `images` names files
+    beside the table; videos are not recorded. Only the number of tokens is recorded: ids and log-probabilities are as many
+    zeros. A missing number is guessed: one token for every four bytes of the response, and an end token.
 
     Args:
         path: A folder with `step_*.jsonl`, or with `samples/` in it; or one file, .jsonl or .parquet.
@@ -62,7 +59,7 @@ def read_recorded(path: Path, columns: Columns = Columns(), limit: int = 0) -> R
         limit: Rows to read; 0: all.
 
     Raises:
-        ValueError: There is nothing to read, or it is not as described here.
+        ValueError: There is nothing to read, or a row has another form.
     """
     groups: list[Group] = []
     num_guessed = 0
@@ -94,12 +91,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yields the rows of a table and their numbers, as an editor counts lines."""
+    """Yields the rows of a table and their numbers, from 1; for JSONL, line numbers."""
     if file.suffix == ".parquet":
         yield from enumerate(_parquet(file), 1)
         return
     if file.suffix not in (".jsonl", ".json"):
-        raise ValueError(f"{file} is of no kind that can be read here; {FORMATS}")
+        raise ValueError(f"{file} has a format that cannot be read here; {FORMATS}")
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -122,15 +119,15 @@ def _parquet(file: Path) -> Any:
 
     try:
         return Dataset.from_parquet(str(file))
-    except Exception as error:  # pyarrow's, datasets' and the file system's
+    except Exception as error:  # from pyarrow, datasets or the file system
         raise ValueError(f"{file} cannot be read as Parquet: {describe(error)}") from error
 
 
 def _group(row: Mapping[str, Any], columns: Columns, folder: Path, name: str) -> tuple[Group, int]:
-    """Makes a group of a row, and says of how many completions it does not tell the tokens.
+    """Returns the group of a row, and the number of its completions without a number of tokens.
 
     Raises:
-        ValueError: The row is not as described; the message goes on from "row 3 of FILE".
+        ValueError: The row has another form; the message continues "row 3 of FILE".
     """
     import numpy as np
 
@@ -149,20 +146,19 @@ def _group(row: Mapping[str, Any], columns: Columns, folder: Path, name: str) ->
         task=str(row.get("task", "default")),
         columns={key: value for key, value in row.items() if key not in known} | dict(row.get("columns") or {}),
     )
-    told = row[completion]
-    told = told if isinstance(told, list) else [told]
-    numbers = _numbers(row[tokens] if tokens else None, told)
-    completions = [_completion(each, number, folder) for each, number in zip(told, numbers, strict=True)]
+    responses = row[completion] if isinstance(row[completion], list) else [row[completion]]
+    numbers = _numbers(row[tokens] if tokens else None, responses)
+    completions = [_completion(each, number, folder) for each, number in zip(responses, numbers, strict=True)]
     return Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=completions), numbers.count(None)
 
 
-def _numbers(column: Any, told: Sequence[Any]) -> list[int | None]:
-    """Returns how many tokens each completion has: as it says itself, or as the column does, or `None`."""
-    beside = column if isinstance(column, list) else [column] * len(told)
-    if len(beside) != len(told):
-        raise ValueError(f"has {len(told)} completions and {len(beside)} numbers of tokens; write one for each")
-    own = [each.get("num_tokens") if isinstance(each, dict) else None for each in told]
-    numbers = [outer if inner is None else inner for inner, outer in zip(own, beside, strict=True)]
+def _numbers(column: Any, responses: Sequence[Any]) -> list[int | None]:
+    """Returns the number of tokens of each response: from the response itself, else from the column, else `None`."""
+    of_column = column if isinstance(column, list) else [column] * len(responses)
+    if len(of_column) != len(responses):
+        raise ValueError(f"has {len(responses)} completions and {len(of_column)} numbers of tokens; write one for each")
+    inside = [each.get("num_tokens") if isinstance(each, dict) else None for each in responses]
+    numbers = [outer if inner is None else inner for inner, outer in zip(inside, of_column, strict=True)]
     for number in numbers:
         if number is not None and (type(number) is not int or number < 0):
             raise ValueError(f"has a completion of {brief(number)} tokens; write a whole number, or none")
@@ -183,17 +179,17 @@ def _messages(question: Any) -> Sequence[Mapping[str, Any]]:
     raise ValueError(f"asks {brief(question)}; write a text, or a list of chat messages")
 
 
-def _completion(told: Any, num_tokens: int | None, folder: Path) -> Completion:
-    """Makes a completion of a text, of a chat message, or of what a run has recorded; `None`: of as many tokens as is likely."""
+def _completion(response: Any, num_tokens: int | None, folder: Path) -> Completion:
+    """Returns the completion of a text, a chat message, or a run's record; `num_tokens` is guessed where it is `None`."""
     import numpy as np
 
-    recorded = told if isinstance(told, dict) else {"text": told}
+    recorded = response if isinstance(response, dict) else {"text": response}
     text = recorded.get("text", recorded.get("content"))
     if not isinstance(text, str):
-        raise ValueError(f"has the completion {brief(told)}; write a text, or an object with a 'text'")
+        raise ValueError(f"has the completion {brief(response)}; write a text, or an object with a 'text'")
     turns = None if recorded.get("turns") is None else _turns(recorded["turns"], folder)
     if num_tokens is None:
-        num_tokens = _likely(text) if turns is None else max((turn.stop for turn in turns), default=0)
+        num_tokens = _guessed_tokens(text) if turns is None else max((turn.stop for turn in turns), default=0)
     return Completion(
         text=text,
         token_ids=np.zeros(num_tokens, np.int32),
@@ -205,16 +201,16 @@ def _completion(told: Any, num_tokens: int | None, folder: Path) -> Completion:
     )
 
 
-def _likely(text: str) -> int:
+def _guessed_tokens(text: str) -> int:
     return -(-len(text.encode("utf-8", "replace")) // 4) + 1
 
 
 def _turns(recorded: Sequence[Mapping[str, Any]], folder: Path) -> list[Turn]:
-    """Makes the turns of an episode; where it is not told in which tokens each was said, they come one behind the other."""
+    """Returns the turns of an episode; turns without token positions follow one another."""
     turns: list[Turn] = []
     for turn in recorded:
         start = turn.get("start", turns[-1].stop if turns else 0)
-        stop = turn.get("stop", start + _likely(turn["text"]))
+        stop = turn.get("stop", start + _guessed_tokens(turn["text"]))
         if not (type(start) is type(stop) is int and 0 <= start <= stop):
             raise ValueError(f"has a turn from token {brief(start)} to {brief(stop)}; write whole numbers in order")
         shown = turn.get("observation")
@@ -225,7 +221,7 @@ def _turns(recorded: Sequence[Mapping[str, Any]], folder: Path) -> list[Turn]:
 
 
 def _picture(value: Any, folder: Path) -> Any:
-    """Returns a PIL image of a file's name or of `{"bytes": ...}`; of what `datasets` has decoded, itself."""
+    """Returns a PIL image of a file's name, of `{"bytes": ...}`, or of an image that `datasets` has decoded."""
     from PIL import Image
 
     if isinstance(value, Image.Image):

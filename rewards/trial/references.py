@@ -1,4 +1,4 @@
-"""Scoring the reference answers themselves, before a run: an answer that its verifier can never accept teaches nothing."""
+"""A trial of a reward on the reference answers, before a run: an answer that its verifier never accepts teaches nothing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from itertools import cycle, islice
 from reprlib import Repr
 from typing import Any
 
+from rewards.trial.dry_run import fake_completion
 from rewards.types import Score
 from rewards.verifiers.boxes import BOX, shapes_of_reference
-from rewards.workers.runner import RewardRunner, made_up
+from rewards.workers.runner import RewardRunner
 from rollout.types import Group, Prompt
 
 logger = logging.getLogger(__name__)
 
-LEAST = 4
-"""Rows that are looked at however long it takes; and what a task must have shown to be refused while others go well."""
-SHOWN = 3
-"""Rows that a message names."""
+MIN_ROWS = 4
+"""Rows that are tried however long it takes. A task is refused from this many on, or earlier if no task earns a reward."""
+MAX_NAMED = 3
+"""Rows that a message lists."""
 FORMS = (
     "{}",
     r"\boxed{{{}}}",
@@ -30,8 +31,10 @@ FORMS = (
     "<think>\n…\n</think>\n\n{}",
     "<think>\n…\n</think>\n<answer>\n{}\n</answer>",
 )
-"""How a response may give its answer."""
-OFF = "switch this trial off by check_references = False (--no-check-references) where a reward asks for more than an answer"
+"""Forms in which a response may give its answer."""
+DISABLE_HINT = (
+    "if the reward needs more than an answer, switch this trial off by check_references = False (--no-check-references)"
+)
 
 _BRIEF = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 60
@@ -39,39 +42,34 @@ _BRIEF.maxstring = _BRIEF.maxother = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trial:
-    """A prompt's reference as a response.
-
-    Attributes:
-        prompt: The prompt.
-        rewards: What it and nonsense earned, in all forms; none where the reward has no verdict.
-        is_told_apart: Whether in some form it earned more than nonsense.
-        error: Why there is no verdict in any form.
-    """
+    """Scores of a prompt's reference answer, and of nonsense, as responses."""
 
     prompt: Prompt
     rewards: Sequence[float]
-    is_told_apart: bool
+    """Rewards of both in all forms that have a verdict."""
+    beats_nonsense: bool
+    """In some form, the reference earned more than nonsense."""
     error: str | None
+    """The first error, where no form has a verdict."""
 
 
 def check_references(runner: RewardRunner, rounds: Iterable[Sequence[Prompt]], *, seconds: float = 1.0) -> None:
-    r"""Scores the reference answers of some prompts as if they were responses: as they are, in `\boxed{}`, behind thoughts.
+    r"""Scores the reference answers of some prompts as if they were responses: plain, in `\boxed{}`, after thoughts.
 
-    A reference fails if in no form it earns more than nonsense of its length does: these are told in a warning. A task of which all
-    fail, and the reward is the same for everything and not above 0, is refused: no response will teach it. Prompts without an
-    answer are left out.
+    A reference fails if in no form it earns more than nonsense of the same length; a warning lists the failures. A task is
+    refused if all its references fail and everything earns the same reward, not above 0: no response could be learned from.
+    Prompts without an answer are skipped.
 
-    That cannot see what a reward asks for besides an answer: for tools, a program's tests, tags of other names, what an environment
-    knew. A judge is asked ten times for each row. For such rewards leave it out, as `train` does where there is an environment.
+    Leave this trial out for rewards that need more than an answer: tools, a program's tests, other tags, the state of an
+    environment. `train` leaves it out where there is an environment. A judge is called ten times for each row.
 
     Args:
         runner: The reward.
-        rounds: Prompts, by and by; one of each task at a time.
-        seconds: So long after the first round no further one begins, but for the first `LEAST`.
+        rounds: Prompts, one of each task in each round; read lazily.
+        seconds: Time after the first round in which further rounds begin; the first `MIN_ROWS` begin in any case.
 
     Raises:
-        ValueError: All references of a task fail (where other tasks go well: all of at least `LEAST`), and there is no verdict, or
-            the same one that is not above 0. The message has the rows and the reasons.
+        ValueError: A task is refused. The message has the rows and the reasons.
     """
     deadline: float | None = None
     trials: dict[str, list[_Trial]] = defaultdict(list)
@@ -79,29 +77,30 @@ def check_references(runner: RewardRunner, rounds: Iterable[Sequence[Prompt]], *
         groups = [_group(prompt) for prompt in prompts if prompt.answer is not None]
         for group, scores in zip(groups, runner.score(groups), strict=True):
             trials[group.prompt.task].append(_trial(group.prompt, scores))
-        if deadline is None:  # the first round has verifiers import their libraries
+        if deadline is None:  # after the first round, in which verifiers import their libraries
             deadline = time.monotonic() + seconds
-        if number >= LEAST and time.monotonic() > deadline:
+        if number >= MIN_ROWS and time.monotonic() > deadline:
             break
-    is_any_right = any(trial.is_told_apart for its in trials.values() for trial in its)
-    for task, its in trials.items():
-        failed = [trial for trial in its if not trial.is_told_apart]
-        enough = len(its) >= LEAST or not is_any_right
-        earned = {reward for trial in its for reward in trial.rewards} or {0.0}
-        if len(failed) == len(its) and enough and len(earned) == 1 and max(earned) <= 0:
+    is_any_right = any(trial.beats_nonsense for task_trials in trials.values() for trial in task_trials)
+    for task, task_trials in trials.items():
+        failed = [trial for trial in task_trials if not trial.beats_nonsense]
+        enough = len(task_trials) >= MIN_ROWS or not is_any_right
+        earned = {reward for trial in task_trials for reward in trial.rewards} or {0.0}
+        if len(failed) == len(task_trials) and enough and len(earned) == 1 and max(earned) <= 0:
             raise ValueError(
-                f"task {task!r}: none of its first {len(its)} reference answers earns a reward, in none of {len(FORMS)} forms: "
-                f"{_told(failed)}. Mend the answers or choose another reward; {OFF}"
+                f"task {task!r}: none of its first {len(task_trials)} reference answers earns a reward, in none of "
+                f"{len(FORMS)} forms: {_describe_failures(failed)}. Correct the answers or choose another reward; "
+                f"{DISABLE_HINT}"
             )
         if failed:
             logger.warning(
                 "task %r: %d of its first %d reference answers earn no more than nonsense does: %s",
-                *(task, len(failed), len(its), _told(failed)),
+                *(task, len(failed), len(task_trials), _describe_failures(failed)),
             )
 
 
 def _group(prompt: Prompt) -> Group:
-    """The forms of the reference, and behind them as many of nonsense."""
+    """Returns completions of the reference in all forms, followed by as many of nonsense."""
     import numpy as np
 
     texts = list(_texts(prompt.answer))
@@ -110,12 +109,12 @@ def _group(prompt: Prompt) -> Group:
     return Group(
         prompt=prompt,
         prompt_token_ids=np.zeros(1, np.int32),
-        completions=[made_up(text) for text in (*answers, *nonsense)],
+        completions=[fake_completion(text) for text in (*answers, *nonsense)],
     )
 
 
 def _texts(answer: Any) -> Iterator[str]:
-    """What a response may say for an answer: itself; of a list one of its texts, or a table; of boxes also their centres."""
+    """Yields texts that may stand for an answer: itself; for a list, its JSON, first text or table; for boxes, their centres."""
     if not isinstance(answer, list | tuple | dict):
         yield str(answer)
     else:
@@ -138,8 +137,9 @@ def _texts(answer: Any) -> Iterator[str]:
 
 
 def _nonsense(text: str) -> str:
-    """As long, so that what a reward gives or takes for the length is the same; without letters, which math-verify takes a while
-    to multiply with each other, and which would be of some language.
+    """Returns nonsense of the same length, so that rewards for length are the same.
+
+    It has no letters: math-verify takes a while to multiply them with each other, and they would belong to some language.
     """
     return "".join(islice(cycle("~?"), max(len(text), 1)))
 
@@ -154,16 +154,16 @@ def _trial(prompt: Prompt, scores: Sequence[Score]) -> _Trial:
     return _Trial(
         prompt=prompt,
         rewards=[reward for pair in pairs for reward in pair],
-        is_told_apart=any(answer > nonsense for answer, nonsense in pairs),
+        beats_nonsense=any(answer > nonsense for answer, nonsense in pairs),
         error=None if pairs else scores[0].error,
     )
 
 
-def _told(failed: Sequence[_Trial]) -> str:
+def _describe_failures(failed: Sequence[_Trial]) -> str:
     rows = [
         f"prompt {trial.prompt.id!r} with the answer {_BRIEF.repr(trial.prompt.answer)}"
         + (f" ({trial.error})" if trial.error else "")
-        for trial in failed[:SHOWN]
+        for trial in failed[:MAX_NAMED]
     ]
-    more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
+    more = f"; and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
     return "; ".join(rows) + more

@@ -1,4 +1,4 @@
-"""What `python -m rewards.check` prints. Responses and errors may hold anything: a terminal is shown what is printable."""
+"""Tables of `python -m rewards.check`. Responses and errors may hold anything: only printable characters are printed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from rollout.types import Completion, Prompt
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
 BINS = 10
-KINDS = 20  # of errors that are shown
+KINDS = 20  # kinds of errors in the table
 LONGEST_ERROR = 400  # characters
-_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")  # what differs between two errors of one kind
+_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")  # texts and numbers that differ between errors of one kind
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One completion, its score, and the seconds that took; `None` where the call did not come to an end."""
+    """One completion and its score."""
 
     prompt: Prompt
     completion: Completion
     score: Score
     seconds: float | None
+    """Seconds of the call; `None` where it did not return."""
 
 
 def _judged(scored: Sequence[Scored]) -> list[Scored]:
@@ -38,7 +39,7 @@ def _judged(scored: Sequence[Scored]) -> list[Scored]:
 
 
 def print_summary(console: Console, name: str, scored: Sequence[Scored]) -> None:
-    """The reward, each part and the seconds: how many there are, and how they are spread."""
+    """Prints number and spread of the rewards, of each part and of the seconds."""
     judged = _judged(scored)
     errors = len(scored) - len(judged)
     share = f"{errors / len(scored):.1%}"
@@ -66,7 +67,7 @@ def _print_spread(console: Console, values: Mapping[str, Sequence[float]]) -> No
 
 
 def _print_alike(console: Console, judged: Sequence[Scored]) -> None:
-    """Says of how many prompts nothing can be learnt, for want of a difference."""
+    """Prints the number of prompts whose responses all have the same reward, which gives no advantage."""
     rewards_of = defaultdict(list)
     for each in judged:
         rewards_of[id(each.prompt)].append(each.score.reward)
@@ -79,14 +80,14 @@ def _print_alike(console: Console, judged: Sequence[Scored]) -> None:
 
 
 def print_guesses(console: Console, num_guessed: int, num_completions: int) -> None:
-    """Says for how many completions a reward that counts tokens, as `length_penalty` does, has counted what was guessed."""
+    """Prints the number of completions whose number of tokens, used by `length_penalty`, is a guess."""
     if num_guessed:
-        whose = f"of {num_guessed} of {num_completions} completions the number of tokens is not recorded"
-        console.print(f"{whose}: guessed, one for every four bytes")
+        missing = f"{num_guessed} of {num_completions} completions have no recorded number of tokens"
+        console.print(f"{missing}: guessed, one for every four bytes")
 
 
 def print_histogram(console: Console, scored: Sequence[Scored]) -> None:
-    """How often each reward was given; where there are many different ones, in bins of the same width."""
+    """Prints the count of each reward, or of equal bins where there are many different rewards."""
     found = [each.score.reward for each in _judged(scored)]
     if not found:
         return
@@ -104,7 +105,7 @@ def print_histogram(console: Console, scored: Sequence[Scored]) -> None:
 
 
 def print_errors(console: Console, scored: Sequence[Scored], num_samples: int) -> None:
-    """Errors by kind, the most frequent first: the first message of each, and some of the responses."""
+    """Prints errors by kind, the most frequent first, with the first message and some responses of each."""
     kinds: dict[str, list[Scored]] = defaultdict(list)
     for each in scored:
         if each.score.error is not None:
@@ -118,20 +119,20 @@ def print_errors(console: Console, scored: Sequence[Scored], num_samples: int) -
     console.print("errors", table, sep="\n")
 
 
-def print_slowest(console: Console, scored: Sequence[Scored], num_samples: int, together: bool) -> None:
-    """The calls that took longest; where a call is about a group, each of its completions has the whole time."""
-    came_back = [(each.seconds, each) for each in scored if each.seconds is not None]
-    slowest = sorted(came_back, key=lambda pair: pair[0], reverse=True)[:num_samples]
+def print_slowest(console: Console, scored: Sequence[Scored], num_samples: int, by_group: bool) -> None:
+    """Prints the slowest calls; where one call scores a group, each completion has the time of the group."""
+    finished = [(each.seconds, each) for each in scored if each.seconds is not None]
+    slowest = sorted(finished, key=lambda pair: pair[0], reverse=True)[:num_samples]
     table = Table("seconds", "prompt", "reward", "response", box=SIMPLE_HEAD)
     for seconds, each in slowest:
         table.add_row(f"{seconds:.4f}", Text(printable(each.prompt.id)), _given(each), Text(_excerpt(each)))
     if table.row_count:
-        what = "groups" if together else "calls"
-        console.print(f"slowest {what} (a process's first has its imports in it)", table, sep="\n")
+        unit = "groups" if by_group else "calls"
+        console.print(f"slowest {unit} (the first of a process includes its imports)", table, sep="\n")
 
 
 def print_references(console: Console, scored: Sequence[Scored], num_samples: int) -> None:
-    """What the reference answers got, and those that got less than the best of them."""
+    """Prints the rewards of the reference answers, and those with less than the best."""
     found = [each.score.reward for each in _judged(scored)]
     best = max(found, default=0.0)
     worse = [each for each in scored if each.score.error is not None or each.score.reward < best]
@@ -150,7 +151,7 @@ def _given(each: Scored) -> str:
 
 
 def _short(number: float) -> str:
-    """Returns a number in at most seven characters, as far as it is of a usual size."""
+    """Returns a number in at most seven characters."""
     size = abs(number)
     if size and not 0.001 <= size < 10_000:
         return f"{number:.0e}"
@@ -164,5 +165,5 @@ def _excerpt(each: Scored, length: int = 100) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns the text without what would act on a terminal, or cannot be written to it."""
+    """Returns the text with unprintable characters, which a terminal may obey, replaced by `·`."""
     return "".join(letter if letter.isprintable() else "·" for letter in text)

@@ -1,4 +1,4 @@
-"""One boundary for everything that a reward function can do wrong short of ending its process."""
+"""Calls of reward functions, in which exceptions and bad values become scores with an error."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _BRIEF = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80  # characters; also shields us from a `__repr__` that raises
 _LIBRARIES = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"], str(Path(__file__).parent))
 _NOT_THE_USERS = tuple(path + os.sep for path in _LIBRARIES)
-_LISTENERS: list[Callable[[], None]] = []
-_CALLED: set[int] = set()  # verifiers, by `id`: those of a reward live as long as the process that listens
+_FIRST_CALL_HOOKS: list[Callable[[], None]] = []
+_CALLED: set[int] = set()  # ids of verifiers, which live as long as their worker process
 
 
 def reward_name(reward: Verifier) -> str:
@@ -33,16 +33,17 @@ def reward_name(reward: Verifier) -> str:
     return getattr(reward, "__name__", None) or type(reward).__name__
 
 
-def before_first_calls(tell: Callable[[], None]) -> None:
-    """Has a function called before the first call of each verifier in this process, parts of others included.
+def before_first_calls(hook: Callable[[], None]) -> None:
+    """Registers a function to be called before the first call of each verifier in this process.
 
-    In such a call a verifier imports its libraries, however late it comes: `by_task` calls one when its task does.
+    A verifier imports its libraries in its first call, and parts of a reward have theirs at different times: `by_task` calls
+    a part when its task comes up.
     """
-    _LISTENERS.append(tell)
+    _FIRST_CALL_HOOKS.append(hook)
 
 
 class OfGroup:
-    """A verifier that sees all siblings of a group at once, and a single completion as a group of one."""
+    """A verifier that scores all completions of a group in one call; a single completion is a group of one."""
 
     def __init__(self, function: GroupFunction, name: str) -> None:
         self.score_group, self.__name__ = function, name
@@ -51,84 +52,84 @@ class OfGroup:
         return self.score_group(prompt, [completion])[0]
 
 
-def scores_together(reward: Verifier) -> bool:
-    """Says whether a reward is asked for all completions of a group at once: it compares them, or waits for others than itself."""
+def is_group_reward(reward: Verifier) -> bool:
+    """Returns whether one call of a reward scores a whole group: it compares completions, or is async and awaits them together."""
     function = inspect.unwrap(reward)
     return isinstance(function, OfGroup) or _is_async(function)
 
 
-def verdicts(reward: Verifier, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
-    """Calls a reward on all completions of a prompt: one by one, at the same time if it is async, together if it is `of_group`.
+def score_completions(reward: Verifier, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+    """Calls a reward on all completions of a prompt: concurrently if it is async, in one call if it is `of_group`, else one by one.
 
     Returns:
-        [G] scores as `attempt` gives them.
+        [G] scores, as `call_verifier` returns them.
     """
-    if not scores_together(reward):
-        return [attempt(reward, prompt, completion) for completion in completions]
-    _announce(reward)
+    if not is_group_reward(reward):
+        return [call_verifier(reward, prompt, completion) for completion in completions]
+    _run_first_call_hooks(reward)
     sound = [completion for completion in completions if completion.error is None]
     if isinstance(function := inspect.unwrap(reward), OfGroup):
-        found = iter(_of_siblings(function, prompt, sound))
+        found = iter(_score_group(function, prompt, sound))
     else:
-        found = iter(_event_loop().run(_all_at_once(reward, prompt, sound)))
-    return [next(found) if completion.error is None else _broken_off(completion) for completion in completions]
+        found = iter(_event_loop().run(_score_concurrently(reward, prompt, sound)))
+    return [next(found) if completion.error is None else _episode_failed(completion) for completion in completions]
 
 
-def attempt(reward: Verifier, prompt: Prompt, completion: Completion) -> Score:
-    """Calls a reward and makes a `Score` of whatever it returns or raises; of an episode that broke off, its error.
+def call_verifier(reward: Verifier, prompt: Prompt, completion: Completion) -> Score:
+    """Calls a reward on one completion; an episode that failed has its own error as the score's.
 
     Returns:
-        The score, all its numbers finite Python floats; its `error` names the reward and the prompt where the call
-        raised, or returned something else than a finite number or a `Score`.
+        The score, with finite Python floats. Its `error` names the reward and the prompt where the call raised, or returned
+        neither a finite number nor a `Score`.
     """
     if completion.error is not None:
-        return _broken_off(completion)
-    _announce(reward)
+        return _episode_failed(completion)
+    _run_first_call_hooks(reward)
     try:
         value = reward(prompt, completion)
         if inspect.isawaitable(value):
             value = awaited(value)
     except (Exception, SystemExit) as error:
-        return _raised(error, reward, prompt)
-    return _settled(value, reward, prompt)
+        return _exception_score(error, reward, prompt)
+    return _value_score(value, reward, prompt)
 
 
-def _announce(reward: Verifier) -> None:
-    if _LISTENERS and id(reward) not in _CALLED:
+def _run_first_call_hooks(reward: Verifier) -> None:
+    if _FIRST_CALL_HOOKS and id(reward) not in _CALLED:
         _CALLED.add(id(reward))
-        for tell in _LISTENERS:
-            tell()
+        for hook in _FIRST_CALL_HOOKS:
+            hook()
 
 
-def _of_siblings(reward: OfGroup, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+def _score_group(reward: OfGroup, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
     if not completions:
         return []
     try:
         values = list(reward.score_group(prompt, completions))
     except (Exception, SystemExit) as error:
-        return [_raised(error, reward, prompt)] * len(completions)
+        return [_exception_score(error, reward, prompt)] * len(completions)
     if len(values) != len(completions):
-        told = f"reward {reward_name(reward)!r} returned {len(values)} scores for {len(completions)} completions"
-        told += f" of prompt {prompt.id!r}; return one for each, in their order"
-        return [_failure(told, reward)] * len(completions)
-    return [_settled(value, reward, prompt) for value in values]
+        message = f"reward {reward_name(reward)!r} returned {len(values)} scores for {len(completions)} completions"
+        message += f" of prompt {prompt.id!r}; return one for each, in their order"
+        return [_error_score(message, reward)] * len(completions)
+    return [_value_score(value, reward, prompt) for value in values]
 
 
-async def _all_at_once(reward: Verifier, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
-    import asyncio  # late, as everything that takes a tenth of a second
+async def _score_concurrently(reward: Verifier, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+    import asyncio  # late: it takes a tenth of a second
 
     async def one(completion: Completion) -> Score:
         try:
             value = await _result(reward(prompt, completion))
         except (Exception, SystemExit) as error:
-            return _raised(error, reward, prompt)
-        return _settled(value, reward, prompt)
+            return _exception_score(error, reward, prompt)
+        return _value_score(value, reward, prompt)
 
     return await asyncio.gather(*map(one, completions))
 
 
 def awaited(value: Awaitable[Any]) -> Any:
-    """Returns what an async function's call comes to."""
+    """Returns the result of an async function's call."""
     return _event_loop().run(_result(value))
 
 
@@ -138,7 +139,7 @@ async def _result(value: Any) -> Any:
 
 @cache
 def _event_loop() -> asyncio.Runner:
-    """One for the whole life of a process: what async rewards keep open, such as connections, belongs to it."""
+    """Returns the one event loop of this process; connections that async rewards keep open belong to it."""
     import asyncio
 
     return asyncio.Runner()
@@ -148,36 +149,36 @@ def _is_async(function: Verifier) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def _settled(value: object, reward: Verifier, prompt: Prompt) -> Score:
+def _value_score(value: object, reward: Verifier, prompt: Prompt) -> Score:
     try:
         return to_score(value, reward, prompt)
     except ValueError as error:
-        return _failure(str(error), reward)
+        return _error_score(str(error), reward)
 
 
-def _raised(error: BaseException, reward: Verifier, prompt: Prompt) -> Score:
-    told = f"reward {reward_name(reward)!r} raised {describe(error)} for prompt {prompt.id!r}"
-    return _failure(told + _place(error), reward)
+def _exception_score(error: BaseException, reward: Verifier, prompt: Prompt) -> Score:
+    message = f"reward {reward_name(reward)!r} raised {describe(error)} for prompt {prompt.id!r}"
+    return _error_score(message + _place(error), reward)
 
 
-def _failure(told: str, reward: Verifier) -> Score:
-    return Score(reward=0.0, error=told, failed=reward_name(reward))
+def _error_score(message: str, reward: Verifier) -> Score:
+    return Score(reward=0.0, error=message, failed=reward_name(reward))
 
 
-def _broken_off(completion: Completion) -> Score:
+def _episode_failed(completion: Completion) -> Score:
     return Score(reward=0.0, error=completion.error, failed="episode")
 
 
 def to_score(value: object, reward: Verifier, prompt: Prompt) -> Score:
-    """Turns what a reward returned into a `Score` of finite Python floats.
+    """Converts a reward's return value to a `Score` with finite Python floats.
 
     Args:
-        value: A number (Python's or numpy's, bool included) or a `Score`.
-        reward: The function that returned it, for the message.
-        prompt: What it was asked about, for the message.
+        value: A number (of Python or numpy, bool included) or a `Score`.
+        reward: The function that returned the value, for the message.
+        prompt: The prompt of the call, for the message.
 
     Raises:
-        ValueError: The value, or a number in the `Score`, is no finite real number.
+        ValueError: The value, or a number in the `Score`, is not a finite real number.
     """
     if not isinstance(value, Score):
         return Score(reward=_finite(value, "", reward, prompt))
@@ -195,7 +196,7 @@ def describe(error: BaseException) -> str:
 
 
 def _finite(value: object, role: str, reward: Verifier, prompt: Prompt) -> float:
-    import numpy as np  # late: importing a verifier does not wait for it
+    import numpy as np  # late, so that importing a verifier is quick
 
     try:
         number = float(value) if isinstance(value, Real | np.bool_) else math.nan
@@ -210,6 +211,6 @@ def _finite(value: object, role: str, reward: Verifier, prompt: Prompt) -> float
 
 
 def _place(error: BaseException) -> str:
-    """Returns ` (FILE.py:LINE)` of the last frame in the user's own code, `""` where there is none."""
+    """Returns ` (FILE.py:LINE)` of the last frame in the user's code; `""` if there is none."""
     frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_USERS)]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

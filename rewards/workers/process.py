@@ -1,4 +1,4 @@
-"""The parent's handle on one worker process."""
+"""Handle of one worker process, in its parent."""
 
 from __future__ import annotations
 
@@ -21,43 +21,38 @@ _ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONUNBUFFERED": "1",  # what a reward has printed is seen even if its process is killed
+    "PYTHONUNBUFFERED": "1",  # a reward's output is complete even if its process is killed
 }
 
 
 class WorkerProcess:
-    """A process that holds a reward; it ends when killed, when its handle is dropped and when its parent dies.
+    """A process that calls a reward; it ends when killed, when its handle is dropped and when its parent dies.
 
-    It leads a session of its own, so that Ctrl-C in the terminal does not reach it, and a kill reaches every process
-    that the reward has started.
+    It leads a session of its own: Ctrl-C in the terminal does not reach it, and a kill reaches every process that the reward
+    has started.
 
     Args:
-        pickled_reward: By cloudpickle.
-        memory: Bytes that it may take for what it does with it; 0: any number.
-        num_cached: Verdicts that it keeps.
+        pickled_reward: The reward, pickled by cloudpickle.
+        memory: Bytes that it may allocate after loading the reward; 0: any number.
+        num_cached: Scores that it caches.
     """
 
     def __init__(self, pickled_reward: bytes, *, memory: int = 0, num_cached: int = 0) -> None:
-        self.connection, theirs = Pipe()
-        self._lifeline, their_lifeline = socket.socketpair()
-        fds = (theirs.fileno(), their_lifeline.fileno())
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # imports find there what they find here
+        self.connection, child_connection = Pipe()
+        self._exit_socket, child_exit_socket = socket.socketpair()
+        fds = (child_connection.fileno(), child_exit_socket.fileno())
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # the worker imports from the same places
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "rewards.workers.worker",
-                *map(str, (*fds, memory, num_cached)),
-            ],  # -P: nothing in front of that path
+            # -P: nothing in front of that path
+            [sys.executable, "-P", "-m", "rewards.workers.worker", *map(str, (*fds, memory, num_cached))],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
             start_new_session=True,
         )
-        theirs.close()
-        their_lifeline.close()
-        with suppress(OSError):  # it has ended already: `receive` says so
+        child_connection.close()
+        child_exit_socket.close()
+        with suppress(OSError):  # it has ended already, and `receive` will raise
             self.connection.send_bytes(pickled_reward)
 
     @property
@@ -66,23 +61,25 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, prompt: Prompt, completions: Sequence[Completion]) -> None:
-        """Hands over completions to score.
+        """Sends completions to score.
 
         Raises:
-            Exception: They, or the prompt, cannot be pickled; whatever cloudpickle then raises.
+            Exception: The prompt or the completions cannot be pickled; the exception is cloudpickle's.
         """
         pickled = cloudpickle.dumps(prompt), cloudpickle.dumps(completions)
         with suppress(OSError):
             self.connection.send((prompt.id, len(completions), *pickled))
 
     def has_ended(self) -> bool:
-        """Says whether a process that was given nothing to do has ended: it has nothing to say but its end."""
+        """Returns whether an idle process has ended: the end is all that an idle connection can report."""
         return self.connection.poll()
 
     def receive(self) -> list[Score] | bool | str | None:
-        """Waits for the next message: first whether the reward scores groups together, or why it is not loaded; then scores.
+        """Waits for the next message.
 
-        `None` says that a part of the reward is about to be called for the first time.
+        Returns:
+            First a bool: whether one call scores a whole group; or a text: the reason why the reward cannot be loaded.
+            Then lists of scores, and `None` before the first call of each part of the reward.
 
         Raises:
             OSError, EOFError: The process has ended.
@@ -91,15 +88,15 @@ class WorkerProcess:
         return message
 
     def kill(self) -> str:
-        """Ends the process and whatever it has started; may be called again, and for a process that has ended.
+        """Ends the process and all that it has started; may be called again, also for a process that has ended.
 
         Returns:
-            How the process ended, for a message: `exit code 3` or `SIGSEGV`.
+            The exit code or signal, for a message: `exit code 3` or `SIGSEGV`.
         """
-        if self._process.returncode is None:  # not yet waited for: the id cannot belong to anyone else
+        if self._process.returncode is None:  # not yet waited for, so the id cannot be another process's
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         code = self._process.wait()
         self.connection.close()
-        self._lifeline.close()
+        self._exit_socket.close()
         return f"exit code {code}" if code >= 0 else signal.Signals(-code).name

@@ -1,4 +1,4 @@
-"""Scoring in processes that may hang or die: one completion is lost then, and never the run."""
+"""Scoring in worker processes: one that hangs or dies costs the score of one completion, and never the run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from threading import Thread
 from typing import Self
 
 import cloudpickle
-import numpy as np
 
 from rewards.types import Score, Verifier
 from rewards.workers.call import describe, reward_name
 from rewards.workers.process import WorkerProcess
-from rollout.types import Completion, Group, Prompt
+from rollout.types import Completion, Group
 
 LOADING_LIMIT = 120.0  # seconds for a worker to start and to import what the reward needs
 CLOSED = "this RewardRunner is closed; make a new one"
@@ -29,17 +28,19 @@ FIRST_CALL_EXTRA = 30.0  # seconds more for a verifier's first call in a worker,
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """One group to score, and what is known of it; its scores come in order, for one worker at a time has it."""
+    """One group to score. One worker at a time has it, so its scores come in order."""
 
     group: Group
     future: Future[list[Score]]
     scores: list[Score] = field(default_factory=list)
+    """Scores known so far, in the order of the completions."""
 
     @property
     def remaining(self) -> Sequence[Completion]:
         return self.group.completions[len(self.scores) :]
 
     def finish(self, error: Exception | None = None) -> None:
+        """Resolves the future with the scores, or with an error; does nothing if it is resolved or cancelled."""
         if self.future.cancelled() or self.future.done():
             return
         with suppress(InvalidStateError):  # cancelled by its owner just now
@@ -50,15 +51,17 @@ class _Task:
 
 
 @dataclass(slots=True)
-class _Seat:
-    """A place for a worker, and what the worker is at: loading the reward, scoring a group, or nothing."""
+class WorkerSlot:
+    """A slot for one worker, which is loading the reward, scoring a group, or idle."""
 
     worker: WorkerProcess | None = None
     is_loaded: bool = False
-    together: bool = False  # whether one call scores a whole group
+    is_group_reward: bool = False
+    """One call scores a whole group."""
     has_scored: bool = False
     task: _Task | None = None
-    deadline: float = 0.0  # time.monotonic() at which it has been loading, or in one call, for too long
+    deadline: float = 0.0
+    """`time.monotonic()` at which loading, or the current call, has taken too long."""
 
     def start(self, start_worker: Callable[[], WorkerProcess]) -> None:
         self.worker, self.is_loaded, self.has_scored = start_worker(), False, False
@@ -77,10 +80,10 @@ class _Seat:
 class RewardRunner:
     """Scores groups with a reward function, in worker processes of one thread each.
 
-    A call that hangs, and a worker that dies, cost the score of one completion, which then says so in `Score.error`;
-    the worker is replaced and the next completion is scored. Exceptions and values that are no score end up there too. A reward
-    that is async or `of_group` is one call for a whole group.
-    Use it as a context manager, or call `close`. Any thread may submit groups.
+    A call that hangs, or a worker that dies, costs the score of one completion, which has the reason in `Score.error`. The
+    worker is replaced and the next completion is scored. Exceptions and bad values become errors of scores, too. A reward that
+    is async or `of_group` is one call for a whole group. Use the runner as a context manager, or call `close`. Any thread may
+    submit groups.
     """
 
     def __init__(
@@ -92,17 +95,17 @@ class RewardRunner:
         memory_gib: float = 0.0,
         num_cached: int = 0,
     ) -> None:
-        """Starts the workers, and does not wait for them.
+        """Starts the workers without waiting for them.
 
         Args:
-            reward: The function. cloudpickle sends it to the workers, so a function of the main script, a closure or a
-                lambda will do; one from a file of its own comes from `rewards.loading.load_reward`.
+            reward: The function. cloudpickle sends it to the workers, so it may be a closure, a lambda or defined in the main
+                script. `rewards.loading.load_reward` loads one from a file.
             num_workers: Processes; groups are spread over them, and the completions of a group stay together.
-            timeout: Seconds that one call may take, `FIRST_CALL_EXTRA` more for the first call of a worker, and of each part of
-                the reward in it.
-            memory_gib: Memory, in GiB, that a worker may take once it has loaded the reward; 0: any. Beyond, Python raises a
-                MemoryError, which costs one verdict.
-            num_cached: Verdicts that each worker keeps, for completions that come twice.
+            timeout: Seconds that one call may take; `FIRST_CALL_EXTRA` more for the first call of each part of the reward in
+                each worker.
+            memory_gib: GiB of memory that a worker may allocate after loading the reward; 0: any. Beyond, Python raises a
+                MemoryError, which costs one score.
+            num_cached: Scores that each worker caches, for completions that come twice.
 
         Raises:
             ValueError: An argument is out of range, or the reward cannot be pickled.
@@ -117,27 +120,29 @@ class RewardRunner:
         try:
             pickled = cloudpickle.dumps(reward)
         except Exception as error:
-            told = f"reward {self._name!r} cannot be sent to a worker process: {describe(error)}"
-            raise ValueError(f"{told}; create what it holds inside the function, at its first call") from error
+            message = f"reward {self._name!r} cannot be sent to a worker process: {describe(error)}"
+            raise ValueError(
+                f"{message}; create the objects that it holds inside the function, at its first call"
+            ) from error
         if not memory_gib >= 0:
             raise ValueError(f"memory_gib must be >= 0, got {memory_gib}")
         memory = int(memory_gib * 2**30)
         self._start_worker = partial(WorkerProcess, pickled, memory=memory, num_cached=num_cached)
-        self._seats = [_Seat() for _ in range(num_workers)]
-        for seat in self._seats:
-            seat.start(self._start_worker)
-        self._todo: deque[_Task] = deque()
+        self._slots = [WorkerSlot() for _ in range(num_workers)]
+        for slot in self._slots:
+            slot.start(self._start_worker)
+        self._queue: deque[_Task] = deque()
         self._is_open = True
-        self._bell, self._doorbell = Pipe(duplex=False)
+        self._wake_receiver, self._wake_sender = Pipe(duplex=False)
         self._thread = Thread(target=self._serve, name="rewards", daemon=True)
         self._thread.start()
 
     def submit(self, group: Group) -> Future[list[Score]]:
-        """Has a group scored, in the order in which groups come.
+        """Queues a group; groups are scored first in, first out.
 
         Returns:
-            The scores of its completions, in their order, when there are all. The future raises ValueError if the reward cannot be
-            loaded in a worker process, or if the runner is closed meanwhile. Cancelling it ends the call.
+            A future of the scores of all completions, in their order. It raises ValueError if the reward cannot be loaded in a
+            worker process, or if the runner is closed meanwhile. Cancelling it ends the call.
 
         Raises:
             ValueError: The runner is closed.
@@ -145,13 +150,13 @@ class RewardRunner:
         if not self._is_open:
             raise ValueError(CLOSED)
         task = _Task(group=group, future=Future())
-        task.future.add_done_callback(lambda future: self._ring() if future.cancelled() else None)
-        self._todo.append(task)
-        self._ring()
+        task.future.add_done_callback(lambda future: self._wake() if future.cancelled() else None)
+        self._queue.append(task)
+        self._wake()
         return task.future
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
-        """Scores every completion, and returns when all are done.
+        """Scores every completion of some groups.
 
         Returns:
             [groups][completions], in their order.
@@ -164,14 +169,14 @@ class RewardRunner:
         futures = [self.submit(group) for group in groups]
         try:
             return [future.result() for future in futures]
-        finally:  # after an interrupt nobody waits for the rest
+        finally:  # after an interrupt, nobody waits for the rest
             for future in futures:
                 future.cancel()
 
     def close(self) -> None:
-        """Ends the workers and whatever they have started; may be called twice."""
+        """Ends the workers and all that they have started; may be called twice."""
         self._is_open = False
-        self._ring()
+        self._wake()
         self._thread.join()
 
     def __enter__(self) -> Self:
@@ -180,119 +185,99 @@ class RewardRunner:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         with suppress(OSError):  # the thread has ended
-            self._doorbell.send_bytes(b"")
+            self._wake_sender.send_bytes(b"")
 
     def _serve(self) -> None:
-        """The thread in which everything happens: it alone touches the seats."""
+        """Runs in the runner's thread, which alone touches the slots."""
         try:
             while self._is_open:
-                for seat in self._seats:
-                    while self._todo and not seat.is_busy:
-                        self._hand_out(seat)
-                self._listen()
+                for slot in self._slots:
+                    while self._queue and not slot.is_busy:
+                        self._dispatch(slot)
+                self._poll()
         finally:
-            for task in [*self._todo, *(seat.task for seat in self._seats if seat.task)]:
+            for task in [*self._queue, *(slot.task for slot in self._slots if slot.task)]:
                 task.finish(ValueError(CLOSED))
-            for seat in self._seats:
-                seat.stop()
-            self._bell.close()
-            self._doorbell.close()
+            for slot in self._slots:
+                slot.stop()
+            self._wake_receiver.close()
+            self._wake_sender.close()
 
-    def _hand_out(self, seat: _Seat) -> None:
-        """Gives an idle worker the next group; a worker that has died in the meantime is replaced first."""
-        if seat.worker is None or seat.worker.has_ended():
-            seat.stop()
-            seat.start(self._start_worker)
+    def _dispatch(self, slot: WorkerSlot) -> None:
+        """Sends the next group to an idle worker; replaces a worker that has died in the meantime."""
+        if slot.worker is None or slot.worker.has_ended():
+            slot.stop()
+            slot.start(self._start_worker)
             return
-        task = self._todo.popleft()
+        task = self._queue.popleft()
         if task.future.cancelled() or not task.remaining:
             task.finish()
             return
         prompt, completions = task.group.prompt, task.remaining
         try:
-            seat.worker.send(prompt, completions)
+            slot.worker.send(prompt, completions)
         except Exception as error:
-            told = f"prompt {prompt.id!r} cannot be sent to a reward worker: {describe(error)}"
-            task.scores += [Score(reward=0.0, error=told) for _ in completions]
+            message = f"prompt {prompt.id!r} cannot be sent to a reward worker: {describe(error)}"
+            task.scores += [Score(reward=0.0, error=message) for _ in completions]
             task.finish()
             return
-        seat.task = task
-        seat.deadline = time.monotonic() + self._timeout + (0.0 if seat.has_scored else FIRST_CALL_EXTRA)
+        slot.task = task
+        slot.deadline = time.monotonic() + self._timeout + (0.0 if slot.has_scored else FIRST_CALL_EXTRA)
 
-    def _listen(self) -> None:
-        """Waits until the bell rings, a worker says something or dies, or the time of one is over."""
-        busy = {seat.worker.connection: seat for seat in self._seats if seat.worker and seat.is_busy}
-        first = min((seat.deadline for seat in busy.values()), default=None)
-        ready = wait([self._bell, *busy], None if first is None else max(first - time.monotonic(), 0.0))
-        while self._bell.poll():
-            self._bell.recv_bytes()
-        for connection, seat in busy.items():
-            if seat.task is not None and seat.task.future.cancelled():
-                seat.stop()  # what it still says must not be taken for the next group's scores
+    def _poll(self) -> None:
+        """Waits for a wake-up, a message from a worker, the end of a worker, or a deadline, and handles it."""
+        busy = {slot.worker.connection: slot for slot in self._slots if slot.worker and slot.is_busy}
+        first = min((slot.deadline for slot in busy.values()), default=None)
+        ready = wait([self._wake_receiver, *busy], None if first is None else max(first - time.monotonic(), 0.0))
+        while self._wake_receiver.poll():
+            self._wake_receiver.recv_bytes()
+        for connection, slot in busy.items():
+            if slot.task is not None and slot.task.future.cancelled():
+                slot.stop()  # its scores must not be taken for those of the next group
             elif connection in ready:
-                self._hear(seat)
-            elif time.monotonic() >= seat.deadline:
-                limit = self._timeout if seat.is_loaded else LOADING_LIMIT
-                self._lose(seat, f"took longer than {limit:g} s")
+                self._receive(slot)
+            elif time.monotonic() >= slot.deadline:
+                limit = self._timeout if slot.is_loaded else LOADING_LIMIT
+                self._fail_call(slot, f"took longer than {limit:g} s")
 
-    def _hear(self, seat: _Seat) -> None:
-        assert seat.worker is not None
+    def _receive(self, slot: WorkerSlot) -> None:
+        assert slot.worker is not None
         try:
-            message = seat.worker.receive()
+            message = slot.worker.receive()
         except (OSError, EOFError):
-            self._lose(seat, f"ended its process ({seat.worker.kill()})")
+            self._fail_call(slot, f"ended its process ({slot.worker.kill()})")
             return
         if isinstance(message, str):
-            self._refuse(seat, f"reward {self._name!r} cannot be loaded in a worker process: {message}")
+            self._fail_all(slot, f"reward {self._name!r} cannot be loaded in a worker process: {message}")
         elif isinstance(message, bool):
-            seat.is_loaded, seat.together = True, message
+            slot.is_loaded, slot.is_group_reward = True, message
         elif message is None:
-            seat.deadline = time.monotonic() + self._timeout + FIRST_CALL_EXTRA
+            slot.deadline = time.monotonic() + self._timeout + FIRST_CALL_EXTRA
         else:
-            task = seat.task
+            task = slot.task
             assert task is not None
             task.scores += message
-            seat.has_scored, seat.deadline = True, time.monotonic() + self._timeout
+            slot.has_scored, slot.deadline = True, time.monotonic() + self._timeout
             if not task.remaining:
-                seat.task = None
+                slot.task = None
                 task.finish()
 
-    def _lose(self, seat: _Seat, what: str) -> None:
-        """Empties the seat of a worker that hangs or has died: what the call was about bears it, the others go on."""
-        task, told = seat.task, f"reward {self._name!r} {what}"
+    def _fail_call(self, slot: WorkerSlot, reason: str) -> None:
+        """Ends a worker that hangs or has died; its current call gets an error, and the rest of its group is queued again."""
+        task, message = slot.task, f"reward {self._name!r} {reason}"
         if task is None:
-            self._refuse(seat, f"{told} while it was being loaded in a worker process")
+            self._fail_all(slot, f"{message} while it was being loaded in a worker process")
             return
-        seat.stop()
-        score = Score(reward=0.0, error=f"{told} for prompt {task.group.prompt.id!r}", failed=self._name)
-        task.scores += [score] * (len(task.remaining) if seat.together else 1)
-        self._todo.appendleft(task)  # to be finished there, if that was its last
+        slot.stop()
+        score = Score(reward=0.0, error=f"{message} for prompt {task.group.prompt.id!r}", failed=self._name)
+        task.scores += [score] * (len(task.remaining) if slot.is_group_reward else 1)
+        self._queue.appendleft(task)  # `_dispatch` finishes it if nothing remains
 
-    def _refuse(self, seat: _Seat, told: str) -> None:
-        """Without a reward nothing can be scored: all that wait are told so, and whoever comes next has it tried again."""
-        seat.stop()
-        waiting, self._todo = list(self._todo), deque()
+    def _fail_all(self, slot: WorkerSlot, message: str) -> None:
+        """Fails all queued groups, as the reward cannot be loaded; the next group starts a new attempt."""
+        slot.stop()
+        waiting, self._queue = list(self._queue), deque()
         for task in waiting:
-            task.finish(ValueError(told))
-
-
-def dry_run(runner: RewardRunner, prompt: Prompt) -> None:
-    """Tries a reward on two made-up responses, the reference answer and an empty text, before anything costly starts.
-
-    Raises:
-        ValueError: The reward has no verdict on one of them; the message names the reward, the prompt, what the reward
-            raised or returned, and where.
-    """
-    texts = ("" if prompt.answer is None else str(prompt.answer), "")
-    group = Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=[made_up(text) for text in texts])
-    for text, score in zip(texts, runner.score([group])[0], strict=True):
-        if score.error is not None:
-            raise ValueError(f"{score.error}; this was a trial on the made-up response {text!r}, before the start")
-
-
-def made_up(text: str) -> Completion:
-    """Returns a completion of as many tokens as the text has bytes, and an end token."""
-    num_tokens = len(text.encode()) + 1
-    return Completion(text=text, token_ids=np.zeros(num_tokens, np.int32), logprobs=np.zeros(num_tokens, np.float32))
+            task.finish(ValueError(message))

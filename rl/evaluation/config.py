@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from rl.config import RewardOptions, check_lengths
+from rl.config import RewardOptions
+from rl.config_checks import check_bounds, check_lengths
 from rl.data import DataConfig
-from rl.options import check_bounds
 from rollout.config import RolloutConfig
 from rollout.types import Sampling
 

@@ -69,7 +69,7 @@ def majority_at_k(answers: Sequence[str], correct: Sequence[float]) -> float:
     mean. An answer whose samples got different verdicts counts as the mean of those verdicts.
 
     Args:
-        answers: [n] each sample's normal form of its answer (`rl.evaluation.results.answer_key`): equal answers are equal texts.
+        answers: [n] each sample's normal form of its answer (`rewards.text.answer_key.answer_key`): equal answers are equal texts.
         correct: [n] 1 if the sample is correct, else 0.
 
     Returns:

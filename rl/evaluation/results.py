@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from rewards.text.answer_text import after_thinking, final_answer, last_block, normalised, plain_digits
+from rewards.text.answer_key import answer_key
 from rl.evaluation.estimators import average_at_k, bootstrap_interval, majority_at_k, pass_at_k
 
 TOLERANCE = 1e-9
 """Slack of the threshold: weights that add up to 1 may give slightly less in floating point."""
-_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
-_FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
-_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,37 +78,6 @@ def prompt_result(row: Mapping[str, Any], correct: CorrectnessRule = Correctness
         num_truncated=sum(each["finish_reason"] == "length" for each in completions),
         errors=Counter(each["failed"] or "?" for each in completions if each["error"] is not None),
     )
-
-
-def answer_key(text: str) -> str:
-    r"""The answer that a response gives, in a form in which the same answer is the same text; no verifier is asked.
-
-    It is what `rewards.text.answer_text.final_answer` finds behind the thoughts; where that has neither letter nor digit (the end
-    of JSON, or of a fenced block), the last fenced block, or all. The same are: digits of any script; upper and lower case; white
-    space; `$17$`, `\text{17}` and `17.`; what follows the last equals sign of `3+5+9=17`, unless there are several answers; and a
-    number in any of the ways `1,000`, `1000.0`, `\frac{1}{2}`, `1/2`, `0.50`. Nothing is worked out: `2^3` is not `8`. `""` where
-    there is no answer, as behind a thought that has no end.
-    """
-    found = final_answer(text)
-    if not re.search(r"\w", found):
-        found = last_block(after_thinking(text))
-    found = _TEXT.sub(r"\1", plain_digits(found)).replace("−", "-").replace(r"\$", "").replace("$", "")
-    found = normalised(found).rstrip(". ")
-    if not re.search(r"[,;](?!\d{3}\b)|[<>!:]=", found):
-        found = found.rsplit("=", 1)[-1].strip()
-    return _as_number(found) or found
-
-
-def _as_number(text: str) -> str | None:
-    """A number in lowest terms; None of what is none."""
-    text = text.replace(" ", "")
-    if (parts := _FRACTION.fullmatch(text)) is not None:
-        sign, *digits = parts.groups()
-        over, under = (int(each) for each in digits if each is not None)
-        return str(Fraction(over, under) * (-1 if sign == "-" else 1)) if under else None
-    if len(text) < 100 and re.search(r"\d", text) and _NUMBER.fullmatch(text):
-        return str(Fraction(text.replace(",", "")))
-    return None
 
 
 def summarise(

@@ -17,8 +17,8 @@ from rich.progress import track
 from policies.loading import supported_model, vision_token_ids
 from rewards.check import find_reward
 from rewards.loading import load_function
+from rewards.trial.dry_run import dry_run
 from rewards.types import Score, Verifier
-from rewards.workers.runner import dry_run
 from rl.data import prompts_of
 from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling_of
 from rl.evaluation.results import CorrectnessRule, PromptResult, prompt_result

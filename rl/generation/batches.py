@@ -94,15 +94,12 @@ class BatchProducer:
         sampling: The sampling parameters of the engines.
         stages: The stages of a batch.
         seed: Seeds every sampled token.
-        first_step: The step of the first batch.
-        last_step: The step of the last batch.
+        steps: The steps to produce batches for.
     """
 
-    def __init__(
-        self, options: BatchOptions, sampling: Sampling, stages: Stages, *, seed: int, first_step: int, last_step: int
-    ) -> None:
+    def __init__(self, options: BatchOptions, sampling: Sampling, stages: Stages, *, seed: int, steps: range) -> None:
         self._options, self._sampling, self._stages, self._seed = options, sampling, stages, seed
-        self._next_step, self._last_step = first_step, last_step
+        self._next_step, self._last_step = steps.start, steps.stop - 1
         self._stream_lock = threading.Lock()
         self._attempt = 0
         self._pending: dict[int, _PendingBatch] = {}

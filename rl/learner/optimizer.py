@@ -1,4 +1,4 @@
-"""What learns, by which optimizer, at which learning rate."""
+"""The trainable parameters, their optimizer, and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from policies.lora import add_lora, published_name
 from rl.config import OptimizerConfig, PolicyOptions
 
 
-def choose_what_learns(model: torch.nn.Module, options: PolicyOptions) -> None:
-    """All weights, or LoRA's adapters alone; in either case without the vision tower if its learning rate is 0.
+def select_trainable(model: torch.nn.Module, options: PolicyOptions) -> None:
+    """Selects the trainable parameters: all weights, or LoRA's adapters; without the vision tower if its learning rate is 0.
 
-    Parameters that the checkpoint's config lists in `frozen_parameters` do not learn either.
+    Parameters that the checkpoint's config lists in `frozen_parameters` are not trained either.
 
     Raises:
-        ValueError: If a part that LoRA is to adapt does not exist in this model.
+        ValueError: The model lacks a part that LoRA should adapt.
     """
     if options.lora.rank:
         add_lora(model, rank=options.lora.rank, alpha=options.lora.alpha, parts=options.lora.parts, seed=options.seed)
@@ -28,7 +28,7 @@ def choose_what_learns(model: torch.nn.Module, options: PolicyOptions) -> None:
 
 
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW, fused; matrices decay, vectors (norms, biases) do not; the vision tower may have a learning rate of its own."""
+    """Fused AdamW. Matrices decay, vectors (norms, biases) do not; the vision tower may have its own learning rate."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -45,8 +45,8 @@ def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.opt
     ]
     optimizer = torch.optim.AdamW(options, betas=config.betas, eps=config.eps, fused=True)
     parameters = [parameter for group in groups.values() for parameter in group]
-    # AdamW would leave out parameters without a gradient so far, such as the vision tower while all prompts are text; torch's
-    # get_optimizer_state_dict then fails on resume, and on an optimizer without any state takes a step of its own.
+    # AdamW has no state of parameters without a gradient so far, such as the vision tower while all prompts are text. torch's
+    # get_optimizer_state_dict then fails on resume, and takes a step itself if the optimizer has no state at all.
     for parameter in parameters:
         moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
         optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
@@ -54,7 +54,7 @@ def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.opt
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate rises over `warmup_updates`, and falls to a tenth over `decay_updates` if there are any; linear both."""
+    """The learning rate rises linearly over `warmup_updates`, and falls linearly to a tenth over `decay_updates` if set."""
 
     def share(update: int) -> float:
         rise = min(1.0, (update + 1) / max(1, config.warmup_updates))

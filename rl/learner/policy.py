@@ -15,7 +15,7 @@ from policies.loading import load_policy
 from policies.response_logprobs import ResponseLogprobs
 from policies.sharding import empty_policy, fill_policy, shard_policy
 from rl.config import LearningOptions
-from rl.learner.optimizer import choose_what_learns
+from rl.learner.optimizer import select_trainable
 from rl.learner.ranks import num_ranks
 
 
@@ -32,7 +32,7 @@ def load_trainable(options: LearningOptions, model_path: str | Path, device: tor
     """
 
     def prepare(model: PreTrainedModel) -> None:
-        choose_what_learns(model, options)
+        select_trainable(model, options)
         if options.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()  # transformers requires it; Qwen3-VL has no dropout

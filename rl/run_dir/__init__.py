@@ -1,1 +1,1 @@
-"""What a run leaves in its folder: metrics, samples, checkpoints, summary."""
+"""The files in a run's folder: metrics, samples, checkpoints, summary."""

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.config import RunOptions
-from rl.options import config_dict, first_defaults, resumable_options
+from rl.config import RunOptions, config_dict
+from rl.config_checks import resumable_options
 
 LOOP_FILE = "loop.json"
 
@@ -139,7 +139,7 @@ def load_loop_state(checkpoint: Path, options: RunOptions) -> LoopState:
     """
     state = LoopState(**json.loads((checkpoint / LOOP_FILE).read_text()))
     resumable = resumable_options(options)
-    then = _with_defaults(state.config, first_defaults(options))
+    then = _with_defaults(state.config, _first_defaults(options))
     different = [
         f"{name} = {value!r} (was {old!r})"
         for name, old, value in _differences(then, config_dict(options))
@@ -151,6 +151,25 @@ def load_loop_state(checkpoint: Path, options: RunOptions) -> LoopState:
             "pass the old values, or start a new run with this checkpoint as --model"
         )
     return state
+
+
+def _first_defaults(config: Any) -> dict[str, Any]:
+    """The default of each option in the class that declares it first, as JSON has it; sections are nested.
+
+    An option that is newer than a checkpoint had the effect of its first default there, whatever a recipe's default is now. Options
+    that a recipe itself declares have none: a checkpoint without them is another recipe's.
+    """
+    library = [
+        cls for cls in type(config).__mro__ if is_dataclass(cls) and cls.__module__.split(".")[0] in ("rl", "rollout")
+    ]
+    declared = {field.name: field for cls in library for field in fields(cls)}
+    defaults: dict[str, Any] = {}
+    for name, field in declared.items():
+        if is_dataclass(section := getattr(config, name)):
+            defaults[name] = _first_defaults(section)
+        elif field.default is not MISSING:
+            defaults[name] = json.loads(json.dumps(field.default, default=str))
+    return defaults
 
 
 def _with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from rl.config import LearningOptions, OptimizerConfig, PolicyOptions, RunOptions, WandbMode, check_policy
-from rl.options import check_bounds
+from rl.config import LearningOptions, OptimizerConfig, PolicyOptions, RunOptions, WandbMode
+from rl.config_checks import check_bounds, check_policy
 from rollout.config import RESUMABLE, Count, CountOrZero, Pixels, RolloutConfig
 
 

@@ -50,8 +50,8 @@ def cold_start(
 ) -> Path:
     """Makes a small policy and trains it on demonstrations. A killed cold start resumes by itself.
 
-    The learning rate stays constant. A falling rate scores higher, but ends in a minimum so narrow that RL's first noisy updates
-    leave it: on sums of digits the sampled reward fell from 0.73 to 0.30 within 20 steps.
+    The learning rate stays constant. A falling rate scores higher, but RL's first noisy updates leave its narrow minimum: on sums
+    of digits the sampled reward fell from 0.73 to 0.30 within 20 steps.
 
     Args:
         config: The options.

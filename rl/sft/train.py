@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from policies.loading import load_processor
 from policies.model_sizes import shape_of_checkpoint
+from rl.config import LearningOptions, config_dict
 from rl.hardware.memory import memory_table, plan_learner, this_device
 from rl.learner import Learner
-from rl.options import config_dict
 from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
 from rl.run_dir.tracker import Tracker
 from rl.samples import Sample
@@ -56,15 +57,13 @@ def supervise(
     demonstrate: Demonstrate = reference_answer,
     eval_prompts: Rows | None = None,
 ) -> Path:
-    """Trains a policy on demonstrations by the mean negative log-likelihood of the answers' tokens.
-
-    A killed run that is restarted with `resume="auto"` ends with the same weights as an uninterrupted one.
+    """Trains a policy on demonstrations by the mean negative log-likelihood of the answers' tokens; resumes exactly.
 
     Args:
         config: The options.
         prompts: Training prompts; of a `mixture`, every update has its ratio.
-        demonstrate: Makes a prompt's demonstration, the same at each call. Default: its reference answer.
-        eval_prompts: Held-out prompts, whose loss is `eval/loss`; None measures nothing.
+        demonstrate: Makes a prompt's demonstration, the same at each call.
+        eval_prompts: Held-out prompts, whose loss is `eval/loss`.
 
     Returns:
         The last checkpoint: a folder that `from_pretrained` and vLLM load.
@@ -75,9 +74,7 @@ def supervise(
     check_sft(config)
     options = config.learning_options()
     if config.learner.gpus:
-        # Without siblings no images are shared: a microbatch may consist of image tokens.
-        plan = plan_learner(options, shape_of_checkpoint(config.model), group_size=1, device_gib=this_device()[0])
-        Console().print(memory_table(plan))
+        _print_plan(options)
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint
@@ -93,8 +90,9 @@ def supervise(
         learner = _open_learner(config, checkpoint, stack)
         tracker = Tracker(config, config_dict(config), state.step)
         stack.callback(tracker.close)
+        evaluate = partial(held_out_loss, learner, held_out, config.batch_size)
         if state.step == 0 and held_out:
-            tracker.log(0, {"eval/loss": held_out_loss(learner, held_out, config.batch_size)})
+            tracker.log(0, {"eval/loss": evaluate()})
         started = time.perf_counter() - state.seconds
         for step in track(range(state.step + 1, config.steps + 1), description="training", console=tracker.console):
             step_started = time.perf_counter()
@@ -105,19 +103,20 @@ def supervise(
                 "time/elapsed": time.perf_counter() - started,
             }
             if held_out and config.is_due(step, config.eval_every):
-                metrics["eval/loss"] = held_out_loss(learner, held_out, config.batch_size)
+                metrics["eval/loss"] = evaluate()
             tracker.log(step, metrics)
             if config.is_due(step, config.checkpoint_every):
-                state = LoopState(
-                    step=step,
-                    policy_version=step,
-                    cursor=stream.state(),
-                    seconds=time.perf_counter() - started,
-                    config=config_dict(config),
-                )
+                seconds, plain = time.perf_counter() - started, config_dict(config)
+                state = LoopState(step=step, policy_version=step, cursor=stream.state(), seconds=seconds, config=plain)
                 checkpoint = save_checkpoint(config.run_dir, state, learner.save, keep=config.keep_checkpoints)
     assert checkpoint is not None, "a run ends with a checkpoint"
     return checkpoint
+
+
+def _print_plan(options: LearningOptions) -> None:
+    # Without siblings no images are shared: a microbatch may consist of image tokens.
+    plan = plan_learner(options, shape_of_checkpoint(options.model), group_size=1, device_gib=this_device()[0])
+    Console().print(memory_table(plan))
 
 
 def _step_metrics(report: Mapping[str, float], samples: Sequence[Sample]) -> dict[str, float]:

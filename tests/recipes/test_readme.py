@@ -16,7 +16,8 @@ import pytest
 import rewards
 from policies.small.qwen3_vl import small_processor
 from rewards import math_answer
-from rewards.workers.runner import RewardRunner, dry_run
+from rewards.trial.dry_run import dry_run
+from rewards.workers.runner import RewardRunner
 from rl.config import check_config
 from rollout import Completion, Done, Observation, Prompt
 from rollout.data import layouts

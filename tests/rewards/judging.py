@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rewards import Score, Verifier
-from rewards.workers.call import verdicts
+from rewards.workers.call import score_completions
 from rollout import Completion, Prompt
 
 AXES = {"accuracy": "same final answer", "style": "reads well"}
@@ -83,4 +83,4 @@ def asked_for(answer: object = "17", **fields: Any) -> Prompt:
 
 
 def scores(verifier: Verifier, *texts: str, prompt: Prompt | None = None) -> list[Score]:
-    return verdicts(verifier, prompt or asked_for(), [Completion(text=text) for text in texts])
+    return score_completions(verifier, prompt or asked_for(), [Completion(text=text) for text in texts])

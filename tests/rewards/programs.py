@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from rewards import Score
-from rewards.code.sandbox import why_not
+from rewards.code.sandbox import unavailable_reason
 from rewards.code.verifier import code_tests
 from rollout import Completion, Prompt
 
-isolated_only = pytest.mark.skipif(why_not() is not None, reason=f"programs cannot be isolated here: {why_not()}")
+isolated_only = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"programs cannot be isolated here: {unavailable_reason()}"
+)
 
 PATIENT = code_tests(seconds=20, total_seconds=60)
 SUMS = [{"input": "3 4\n", "output": "7\n"}, {"input": "10 -2\n", "output": "8\n"}]

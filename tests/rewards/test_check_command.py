@@ -19,7 +19,7 @@ from rewards import Score, length_penalty
 from rewards.check import Check, check, find_reward, timed
 from rewards.trial.recorded import Columns, read_groups, read_recorded
 from rewards.workers import runner
-from rewards.workers.call import verdicts
+from rewards.workers.call import score_completions
 from rl.config import TrainConfig
 from rl.run_dir.tracker import Tracker
 from rollout import Completion, Group, Observation, Prompt, Turn
@@ -166,7 +166,7 @@ def test_a_timed_reward_scores_like_the_reward_itself() -> None:
         return Score(reward=1.0, parts={"length": len(completion.text)})
 
     completions, prompt = [Completion(text="abc"), Completion(text="")], Prompt(id="p", messages=[])
-    plain, found = verdicts(length, prompt, completions), verdicts(timed(length), prompt, completions)
+    plain, found = score_completions(length, prompt, completions), score_completions(timed(length), prompt, completions)
     for before, after in zip(plain, found, strict=True):
         assert (after.reward, after.error, after.failed) == (before.reward, before.error, before.failed)
         assert len(set(after.parts) - set(before.parts)) == 1 and before.parts.items() <= after.parts.items()
@@ -252,7 +252,7 @@ def test_what_a_table_does_not_tell_of_tokens_is_guessed_and_said_once(table: Ca
     assert [len(each.token_ids) for each in named.completions] == [8, 7]
     assert length_penalty(max_tokens=8, buffer=2)(named.prompt, named.completions[0]) == -1.0
     assert "not recorded" not in output("exact", table(told[0]))[1]
-    sentence = "of 3 of 4 completions the number of tokens is not recorded: guessed, one for every four bytes\n"
+    sentence = "3 of 4 completions have no recorded number of tokens: guessed, one for every four bytes\n"
     assert output("exact", table(told[1], told[3]))[1].count(sentence) == 1
 
 
@@ -342,7 +342,7 @@ def test_files_that_are_not_there_or_of_no_known_kind_are_refused(tmp_path: Path
     for name, told in {
         "nowhere": "there is no .*nowhere; give a run's samples folder, one of its step_",
         "": "has no step_.*.jsonl in it; give",
-        "answers.csv": "answers.csv is of no kind that can be read here; give",
+        "answers.csv": "answers.csv has a format that cannot be read here; give",
         "answers.parquet": "answers.parquet cannot be read as Parquet: ",
     }.items():
         with pytest.raises(ValueError, match=told):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rewards.types import Score
-from rewards.workers.call import attempt, to_score
+from rewards.workers.call import call_verifier, to_score
 from rollout import Completion, Prompt
 
 PROMPT = Prompt(id="digits-12", messages=[])
@@ -56,7 +56,7 @@ def test_anything_else_is_refused_with_name_prompt_and_value(value: object, told
         to_score(value, my_reward, PROMPT)
     message = f"reward 'my_reward' {told} for prompt 'digits-12'; return a finite float or a Score"
     assert str(refusal.value) == message
-    assert attempt(lambda prompt, completion: value, PROMPT, Completion(text="")).error == (
+    assert call_verifier(lambda prompt, completion: value, PROMPT, Completion(text="")).error == (
         message.replace("my_reward", "<lambda>")
     )
 
@@ -69,15 +69,15 @@ def test_a_number_too_large_for_a_float_is_refused() -> None:
 def test_an_exception_is_told_with_its_place_in_the_users_code() -> None:
     line = my_reward.__code__.co_firstlineno + 1
     told = f"reward 'my_reward' raised KeyError: 'b' for prompt 'digits-12' ({__file__}:{line})"
-    assert attempt(my_reward, PROMPT, Completion(text="b")) == Score(reward=0.0, error=told, failed="my_reward")
-    assert attempt(my_reward, PROMPT, Completion(text="a")) == Score(reward=1.0)
+    assert call_verifier(my_reward, PROMPT, Completion(text="b")) == Score(reward=0.0, error=told, failed="my_reward")
+    assert call_verifier(my_reward, PROMPT, Completion(text="a")) == Score(reward=1.0)
 
 
 def test_the_place_is_where_the_user_called_a_library_and_not_inside_it() -> None:
     def uses_numpy(prompt: Prompt, completion: Completion) -> float:
         return float(np.linalg.inv(np.zeros((2, 2)))[0, 0])
 
-    error = attempt(uses_numpy, PROMPT, Completion(text="")).error
+    error = call_verifier(uses_numpy, PROMPT, Completion(text="")).error
     line = uses_numpy.__code__.co_firstlineno + 1
     assert (
         error == f"reward 'uses_numpy' raised LinAlgError: Singular matrix for prompt 'digits-12' ({__file__}:{line})"
@@ -88,5 +88,5 @@ def test_a_message_of_many_lines_becomes_one_short_line() -> None:
     def shouts(prompt: Prompt, completion: Completion) -> float:
         raise RuntimeError("no\n" * 1000)
 
-    error = attempt(shouts, PROMPT, Completion(text="")).error
+    error = call_verifier(shouts, PROMPT, Completion(text="")).error
     assert error is not None and "\n" not in error and len(error) < 600

@@ -167,9 +167,9 @@ def test_a_machine_without_bubblewrap_is_an_error_and_not_a_zero(monkeypatch: py
 
 
 def test_without_a_sandbox_it_judges_alike_and_warns(caplog: pytest.LogCaptureFixture) -> None:
-    from rewards.code.verifier import _warn
+    from rewards.code.verifier import _warn_unsandboxed
 
-    _warn.cache_clear()
+    _warn_unsandboxed.cache_clear()
     free = code_tests(unsandboxed=True, seconds=20, total_seconds=60)
     with caplog.at_level(logging.WARNING):
         assert [score(SUMS, SUM, free), score(ADDS, ADD, free), score(SUMS, "print(7)", free)] == [1.0, 1.0, 0.0]

@@ -3,7 +3,7 @@
 import pytest
 
 from rewards import Score, by_task, exact, first_readable, math_answer, multiple_choice, numeric, of_group, weighted
-from rewards.workers.call import verdicts
+from rewards.workers.call import score_completions
 from rollout import Completion, Prompt
 
 PROMPT = Prompt(id="digits-12", messages=[], answer="17", task="sums")
@@ -65,7 +65,7 @@ def test_each_task_has_its_own_reward() -> None:
 
 
 def test_an_unknown_task_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"by_task has no reward for task 'default'; it knows \['length', 'sums'\]"):
+    with pytest.raises(ValueError, match=r"by_task has no reward for task 'default', only for \['length', 'sums'\]"):
         by_task({"sums": exact, "length": brevity})(Prompt(id="1", messages=[]), Completion(text=""))
 
 
@@ -92,9 +92,12 @@ def test_a_reward_that_sees_siblings_may_stand_in() -> None:
     reward = first_readable(numeric, ranks)
     completions = [Completion(text="7"), Completion(text="8")]
     prompts = [Prompt(id="1", messages=[], answer=answer) for answer in ("8", "eight")]
-    assert [[score.reward for score in verdicts(reward, prompt, completions)] for prompt in prompts] == [[0, 1], [0, 1]]
+    assert [[score.reward for score in score_completions(reward, prompt, completions)] for prompt in prompts] == [
+        [0, 1],
+        [0, 1],
+    ]
     prompts = [Prompt(id="1", messages=[], answer="7")]
-    assert [score.reward for score in verdicts(reward, prompts[0], completions)] == [1, 0]
+    assert [score.reward for score in score_completions(reward, prompts[0], completions)] == [1, 0]
 
 
 def test_first_readable_of_nothing_is_refused() -> None:

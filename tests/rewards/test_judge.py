@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from rewards import Score
 from rewards.judge import JudgeLimits, judge
 from rewards.llm_judge.request import read_verdict
-from rewards.workers.runner import RewardRunner, dry_run
+from rewards.trial.dry_run import dry_run
+from rewards.workers.runner import RewardRunner
 from rl.config import TrainConfig
 from rollout import Completion
 from tests.rewards.judging import AXES, Endpoint, asked_for, saying, scores
@@ -145,6 +146,15 @@ def test_failed_requests_and_unusable_answers_are_tried_again(endpoint: Endpoint
     assert len(endpoint.asked) == 4
 
 
+@pytest.mark.parametrize("replies", [[(500, "oh"), saying("hm")], [saying("hm"), (500, "oh")], [(500, "oh")] * 2])
+def test_failed_requests_and_unusable_answers_have_one_budget_of_attempts(
+    endpoint: Endpoint, replies: list[tuple[int, Any]]
+) -> None:
+    endpoint.script = lambda endpoint, request: replies[(len(endpoint.asked) - 1) % 2]
+    [score] = scores(judge(base_url=endpoint.url, model="m", limits=JudgeLimits(attempts=3)), "17")
+    assert len(endpoint.asked) == 3 and str(score.error).endswith("(the last of 3 attempts)")
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 def test_a_request_that_cannot_succeed_is_made_once(endpoint: Endpoint, status: int) -> None:
     endpoint.script = lambda *_: (status, "no")
@@ -173,7 +183,9 @@ def test_all_attempts_and_the_wait_for_a_place_are_within_the_time(endpoint: End
     assert time.monotonic() - start < 5
     assert [bool(re.search("none came within 0.5 s; ", str(score.error))) for score in found] == [True] * 4
     # The others wait for a place all the time; one of them may get it in the last moment.
-    assert all("before that: RateLimitError" in str(score.error) for score in found[:2])
+    assert all(
+        "before that: HTTPStatusError: Client error '429 Too Many Requests'" in str(score.error) for score in found[:2]
+    )
 
 
 def test_a_judge_gives_up_before_its_process_is_ended() -> None:
@@ -193,6 +205,10 @@ def test_no_error_tells_a_secret(endpoint: Endpoint, monkeypatch: pytest.MonkeyP
     url = endpoint.url.replace("http://", "http://me:my-password@")
     [score] = scores(judge(base_url=url, model="m"), "17")
     assert "*** is no key of ours" in str(score.error) and f"({endpoint.url})" in str(score.error)
+    assert "my-secret" not in repr(score) and "my-password" not in repr(score)
+    endpoint.script, endpoint.retry_after = lambda *_: (429, "sk-my-secret again"), 30
+    [score] = scores(judge(base_url=url, model="m", limits=JudgeLimits(timeout=0.5)), "17")
+    assert "before that: HTTPStatusError" in str(score.error)
     assert "my-secret" not in repr(score) and "my-password" not in repr(score)
 
 
@@ -241,7 +257,7 @@ def test_no_connection_stays_open(endpoint: Endpoint) -> None:
 def test_without_options_it_is_refused_with_a_remedy() -> None:
     with (
         RewardRunner(judge) as runner,
-        pytest.raises(ValueError, match="needs a model: give the name .* judge\\(model="),
+        pytest.raises(ValueError, match="needs a model: give its name .* judge\\(model="),
     ):
         dry_run(runner, asked_for())
 
@@ -261,10 +277,10 @@ def test_a_prompt_without_an_answer_is_an_error_without_a_call(endpoint: Endpoin
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"model": None}, "judge needs a model: give the name"),
-        ({"model": ""}, "judge needs a model: give the name"),
+        ({"model": None}, "judge needs a model: give its name"),
+        ({"model": ""}, "judge needs a model: give its name"),
         ({"base_url": "localhost:8000"}, "must be a URL such as 'http://localhost:8000/v1', got 'localhost:8000'"),
-        ({"request": {"stream": True, "n": 2}}, r"request of a judge must leave \['stream'\] to it, got"),
+        ({"request": {"stream": True, "n": 2}}, r"request of a judge must not set \['stream'\], got"),
         ({"axes": {}}, r"axes of a judge must be names and descriptions, .*, got \{\}"),
         ({"axes": ["accuracy"]}, r"axes of a judge must be names and descriptions, .*, got \['accuracy'\]"),
         ({"axes": {"accuracy": ""}}, "axes of a judge must be names and descriptions"),

@@ -142,7 +142,7 @@ def test_a_cache_that_is_none_is_refused_when_the_judge_is_made(tmp_path: Path) 
         database.execute("CREATE TABLE verdicts (a, b)")
     (tmp_path / "folder").mkdir()
     for name in ("text", "other.db", "folder", "text/below"):
-        told = f"the judge's cache {str(tmp_path / name)!r} cannot be used (.*); give the path of a file of its own"
+        told = f"the judge's cache {str(tmp_path / name)!r} cannot be used (.*); give the path of a new file"
         with pytest.raises(ValueError, match=told):
             judge(base_url="http://x/v1", model="m", cache=tmp_path / name)
 

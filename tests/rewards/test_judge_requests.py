@@ -150,7 +150,7 @@ def test_a_video_is_mentioned(endpoint: Endpoint) -> None:
 
 def test_the_endpoint_may_come_from_the_environment(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match="judge knows no endpoint; give base_url='http://localhost:8000/v1', or set OPENAI"
+        ValueError, match="judge has no endpoint; give base_url='http://localhost:8000/v1', or set OPENAI"
     ):
         judge(model="m")
     monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)

@@ -26,7 +26,7 @@ from rewards import (
     text_similarity,
     weighted,
 )
-from rewards.trial.references import LEAST, check_references
+from rewards.trial.references import MIN_ROWS, check_references
 from rewards.types import Verifier
 from rewards.workers.runner import RewardRunner
 from rollout import Completion, Prompt
@@ -82,7 +82,7 @@ def test_a_task_whose_answers_its_verifier_cannot_read_is_refused_with_rows_and_
         "task 'choice': none of its first 6 reference answers earns a reward, in none of 5 forms: prompt 'choice/0' with the "
         "answer 'a dog' (multiple_choice cannot read the answer 'a dog'"
     )
-    assert "; and 3 more. Mend the answers" in told and "--no-check-references" in told
+    assert "; and 3 more. Correct the answers" in told and "--no-check-references" in told
 
 
 def test_an_answer_that_can_be_read_and_never_be_said_is_refused() -> None:
@@ -157,7 +157,7 @@ def test_it_takes_no_longer_than_it_may_but_for_the_first_rows() -> None:
 
     with RewardRunner(lambda prompt, completion: float(completion.text == "3")) as runner:
         check_references(runner, slowly(), seconds=0.0)
-    assert len(seen) == LEAST
+    assert len(seen) == MIN_ROWS
 
 
 def test_a_reward_that_raises_is_told_in_its_own_words() -> None:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from rewards import Score, Verifier, math_answer, weighted
 from rewards.loading import load_reward
+from rewards.trial.dry_run import dry_run
 from rewards.workers import runner
-from rewards.workers.runner import RewardRunner, dry_run
+from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group, Prompt
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +165,8 @@ def test_a_busy_worker_dies_with_its_parent(tmp_path: Path, fault: str) -> None:
     script = tmp_path / "parent.py"
     script.write_text(f"""
 import os, re, time
-from rewards.workers.runner import *
+from rewards.workers.runner import RewardRunner
+from rollout import Completion, Group, Prompt
 def my_reward(prompt, completion):
     print(os.getpid(), flush=True)
     {"time.sleep(1000)" if fault == "sleep" else 're.match(r"(a+)+$", "a" * 60 + "b")'}
@@ -230,7 +232,8 @@ def test_a_reward_of_the_main_script_works_and_the_script_is_not_run_again(tmp_p
     script.write_text("""
 import sys
 from rewards import Score
-from rewards.workers.runner import *
+from rewards.workers.runner import RewardRunner
+from rollout import Completion, Group, Prompt
 print("the script runs")
 SCALE = 2.0
 def my_reward(prompt, completion):

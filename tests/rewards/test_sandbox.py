@@ -13,18 +13,20 @@ import psutil
 import pytest
 
 from rewards.code import sandbox, seccomp
-from rewards.code.sandbox import MIB, PYTHON, Limits, Outcome, Unavailable, run, why_not
+from rewards.code.sandbox import MIB, PYTHON, Limits, ProgramResult, Unavailable, run, unavailable_reason
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 1000 + os.getpid() % 800  # MiB, a number that tells programs of this process from others
-isolated_only = pytest.mark.skipif(why_not() is not None, reason=f"programs cannot be isolated here: {why_not()}")
+isolated_only = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"programs cannot be isolated here: {unavailable_reason()}"
+)
 
 
 def limits(seconds: float = 20.0) -> Limits:
     return Limits(seconds=seconds, memory_mib=MEMORY, disk_mib=8, output_bytes=100_000)
 
 
-def outcome(program: str, seconds: float = 20.0, stdin: bytes = b"") -> Outcome:
+def outcome(program: str, seconds: float = 20.0, stdin: bytes = b"") -> ProgramResult:
     return run(program.encode(), stdin=stdin, limits=limits(seconds))
 
 
@@ -52,7 +54,7 @@ def nothing_is_left() -> Iterator[None]:
 @isolated_only
 def test_a_good_program_reads_and_writes() -> None:
     told = run(b"print(sum(map(int, input().split())))\nexit()", stdin=b"3 4\n", limits=limits())
-    assert told == Outcome(returncode=0, stdout=b"7\n", stderr=b"", exceeded=None)
+    assert told == ProgramResult(returncode=0, stdout=b"7\n", stderr=b"", exceeded=None)
 
 
 @isolated_only
@@ -230,10 +232,10 @@ def test_sets_have_the_same_order_in_every_run() -> None:
 
 
 def test_without_isolation_the_limits_hold_all_the_same() -> None:
-    def free(program: str, seconds: float = 20.0) -> Outcome:
+    def free(program: str, seconds: float = 20.0) -> ProgramResult:
         return run(program.encode(), limits=limits(seconds), isolated=False)
 
-    assert free("print(42)") == Outcome(returncode=0, stdout=b"42\n", stderr=b"", exceeded=None)
+    assert free("print(42)") == ProgramResult(returncode=0, stdout=b"42\n", stderr=b"", exceeded=None)
     assert free("while True: pass", 0.5).exceeded == "seconds"
     assert free("while True: print('x' * 1000)").exceeded == "output_bytes"
     assert b"MemoryError" in free("x = bytearray(2 * 10**9)").stderr
@@ -251,9 +253,9 @@ def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Unavailable, match="bubblewrap is missing"):
         outcome("print(42)")
-    assert "bubblewrap is missing; it takes `apt-get install bubblewrap`" in str(why_not())
+    assert "bubblewrap is missing; isolation needs `apt-get install bubblewrap`" in str(unavailable_reason())
     monkeypatch.undo()
-    assert why_not() is None or "bubblewrap is missing" not in str(why_not()), "it is tried again"
+    assert unavailable_reason() is None or "bubblewrap is missing" not in str(unavailable_reason()), "it is tried again"
 
 
 def test_bubblewrap_that_fails_is_no_fault_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,9 +133,9 @@ HUGE = {
 @pytest.mark.parametrize("name", HUGE)
 def test_what_is_huge_or_broken_is_read_in_no_time_and_earns_nothing(name: str) -> None:
     assert score(CSV, CSV) == 1.0  # imports
-    start = time.perf_counter()
+    start = time.process_time()  # other processes of a busy machine do not count
     assert score(CSV, HUGE[name]) == 0.0
-    assert time.perf_counter() - start < 2.0  # a busy machine's; a tenth of it is usual
+    assert time.process_time() - start < 2.0  # a tenth of it is usual
 
 
 def test_a_large_table_is_compared_in_no_time() -> None:

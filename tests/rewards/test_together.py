@@ -10,7 +10,7 @@ import pytest
 
 from rewards import Score, by_task, exact, gated, of_group, weighted
 from rewards.loading import load_reward
-from rewards.workers.call import scores_together, verdicts
+from rewards.workers.call import is_group_reward, score_completions
 from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group, Prompt
 
@@ -39,13 +39,13 @@ async def slowly(prompt, completion):
 
 
 def test_a_group_function_compares_siblings() -> None:
-    assert [score.reward for score in verdicts(rank, PROMPT, said("aaa", "a", "aa"))] == [2.0, 0.0, 1.0]
+    assert [score.reward for score in score_completions(rank, PROMPT, said("aaa", "a", "aa"))] == [2.0, 0.0, 1.0]
     assert rank(PROMPT, said("aaa")[0]) == 0
 
 
 def test_an_async_reward_waits_for_all_siblings_at_once_and_loses_one_verdict_by_an_error() -> None:
     start = time.monotonic()
-    scores = verdicts(slowly, PROMPT, said("a", "raise", *["abc"] * 20))
+    scores = score_completions(slowly, PROMPT, said("a", "raise", *["abc"] * 20))
     assert time.monotonic() - start < 2.0  # one after the other they would take 4 s
     assert [score.reward for score in scores] == [1.0, 0.0, *[3.0] * 20]
     assert [score.failed for score in scores] == [None, "slowly", *[None] * 20]
@@ -56,7 +56,7 @@ def test_an_async_reward_waits_for_all_siblings_at_once_and_loses_one_verdict_by
 
 def test_what_an_environment_broke_off_is_shown_to_no_sibling() -> None:
     broken = Completion(text="aaaa", error="the environment raised")
-    scores = verdicts(rank, PROMPT, [*said("aaa"), broken, *said("a")])
+    scores = score_completions(rank, PROMPT, [*said("aaa"), broken, *said("a")])
     assert [score.reward for score in scores] == [1.0, 0.0, 0.0]
     assert (scores[1].error, scores[1].failed) == ("the environment raised", "episode")
 
@@ -70,16 +70,16 @@ def test_what_an_environment_broke_off_is_shown_to_no_sibling() -> None:
     ],
 )
 def test_a_group_function_that_returns_something_else_is_an_error(function, told: str) -> None:
-    scores = verdicts(of_group(function), PROMPT, said("a", "b"))
+    scores = score_completions(of_group(function), PROMPT, said("a", "b"))
     assert scores[1].error is not None and scores[1].error.startswith(f"reward '<lambda>' {told}")
 
 
 def test_compositions_hand_siblings_on_and_show_each_part() -> None:
     both = weighted({"accuracy": (exact, 1.0), "rank": (rank, 0.5), "wait": (slowly, 0.0)})
-    assert scores_together(both) and scores_together(by_task({"sums": both})) and scores_together(gated(exact, both))
-    assert not scores_together(weighted({"accuracy": (exact, 1.0)}))
+    assert is_group_reward(both) and is_group_reward(by_task({"sums": both})) and is_group_reward(gated(exact, both))
+    assert not is_group_reward(weighted({"accuracy": (exact, 1.0)}))
     for reward in (both, by_task({"sums": both})):
-        scores = verdicts(reward, PROMPT, said("17", "1", "raise"))
+        scores = score_completions(reward, PROMPT, said("17", "1", "raise"))
         assert scores[0] == Score(reward=1.5, parts={"accuracy": 1.0, "rank": 1.0, "wait": 2.0})
         assert scores[1] == Score(reward=0.0, parts={"accuracy": 0.0, "rank": 0.0, "wait": 1.0})
         assert (scores[2].failed, scores[2].parts) == ("wait/slowly", {"accuracy": 0.0, "rank": 2.0})
@@ -93,13 +93,13 @@ def test_a_gate_keeps_the_reward_from_being_called() -> None:
         return Score(reward=2.0, parts={"inner": 0.5})
 
     gate = gated(exact, reward, otherwise=-1.0)
-    scores = verdicts(gate, PROMPT, said("17", "18"))
+    scores = score_completions(gate, PROMPT, said("17", "18"))
     assert scores == [Score(reward=2.0, parts={"gate": 1.0, "inner": 0.5}), Score(reward=-1.0, parts={"gate": 0.0})]
     assert called == ["17"]
 
 
 def test_a_gate_without_a_verdict_leaves_none() -> None:
-    [score] = verdicts(gated(exact, exact), Prompt(id="p-7", messages=[]), said("17"))
+    [score] = score_completions(gated(exact, exact), Prompt(id="p-7", messages=[]), said("17"))
     assert score.error == "part 'gate': exact needs an answer, and prompt 'p-7' has none"
     assert score.failed == "gate/exact"
 

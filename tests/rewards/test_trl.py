@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rewards.trl import from_trl
-from rewards.workers.call import verdicts
+from rewards.workers.call import score_completions
 from rollout import Completion, Prompt
 
 MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}]
@@ -15,7 +15,7 @@ COMPLETIONS = [
 
 
 def rewards_of(function, **options: bool) -> list[float]:
-    scores = verdicts(from_trl(function, **options), PROMPT, COMPLETIONS)
+    scores = score_completions(from_trl(function, **options), PROMPT, COMPLETIONS)
     assert [score.error for score in scores] == [None] * 3
     return [score.reward for score in scores]
 
@@ -64,7 +64,7 @@ def test_what_goes_wrong_names_the_function() -> None:
     def needs(prompts, completions, solution):
         return [1.0] * len(completions)
 
-    [first, *_] = verdicts(from_trl(needs), PROMPT, COMPLETIONS)
+    [first, *_] = score_completions(from_trl(needs), PROMPT, COMPLETIONS)
     assert "reward 'needs' raised TypeError" in str(first.error) and "solution" in str(first.error)
     with pytest.raises(ValueError, match="from_trl takes a function of"):
         from_trl("accuracy_reward")

@@ -20,6 +20,8 @@ class Case:
     columns: dict[str, Any] = field(default_factory=dict)
     best: float = 1.0
     floor: float = 0.0
+    key: str = ""
+    """Characters without which nobody can write a right answer, where it is so short that a random text may be one."""
 
     @property
     def prompt(self) -> Prompt:
@@ -43,6 +45,7 @@ CASES = {
         answer="B",
         columns={"options": ["a dog that sleeps", "a cat that sleeps"]},
         right="B. a cat that sleeps",
+        key="BbCc",  # the letter, or the text of its option
     ),
     "numeric": Case(verifier=rewards.numeric(relative=0.001), answer=1764301.25, right="1,764,301.25 kg"),
     "count": Case(verifier=rewards.count, answer=1764301, right="There are 1764301 of them."),

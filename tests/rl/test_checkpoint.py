@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from recipes.digit_sums import DigitSums
-from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TeacherConfig, TrainConfig
-from rl.options import config_dict
+from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TeacherConfig, TrainConfig, config_dict
 from rl.run_dir.checkpoint import (
     LoopState,
     find_checkpoint,

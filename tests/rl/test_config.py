@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig, check_config
-from rl.options import config_dict
+from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig, check_config, config_dict
 from rollout.config import RolloutConfig
 
 CONFIG = TrainConfig(model="small")

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from rewards import Score
-from rl.config import EvalConfig, TrainConfig
+from rl.config import EvalConfig, TrainConfig, config_dict
 from rl.evaluation.evaluator import Evaluator
 from rl.generation.batches import ScoredBatch
 from rl.loop import check_logprob_gap, check_scores, train
 from rl.metrics import rollout_metrics
-from rl.options import config_dict
 from rl.run import Run
 from rl.run_dir.checkpoint import LoopState, save_checkpoint
 from rl.types import RunStopped

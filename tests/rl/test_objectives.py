@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.config import OBJECTIVE_NAMES, TrainConfig
+from rl.config import TrainConfig
+from rl.config_checks import OBJECTIVE_NAMES
 from rl.objectives import (
     OBJECTIVES,
     accepted,

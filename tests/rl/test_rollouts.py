@@ -111,8 +111,7 @@ def make() -> Iterator[Callable[..., tuple[BatchProducer, FakePool, PromptStream
             Sampling(max_tokens=4),
             Stages(stream=stream, pool=pool, runner=FakeRunner(flat), processor=PROCESSOR, teacher=teacher),
             seed=config.seed,
-            first_step=1,
-            last_step=last_step,
+            steps=range(1, last_step + 1),
         )
         return rollouts, pool, stream
 

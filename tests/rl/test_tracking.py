@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from rewards.types import Score
-from rl.config import TrainConfig
-from rl.options import config_dict
+from rl.config import TrainConfig, config_dict
 from rl.run_dir.files import write_json
 from rl.run_dir.tracker import Tracker, keep_steps, read_metrics
 from rl.run_dir.transcripts import film_strip
