@@ -74,7 +74,7 @@ def queries(
 
 
 def sum_is_right(prompt: Prompt, completion: Completion) -> float:
-    """1 if the number behind the last `=` is the sum."""
+    """Returns 1 if the number after the last `=` is the sum, else 0."""
     return float(completion.text.rpartition("=")[2].strip() == prompt.answer.rpartition("=")[2])
 
 
