@@ -206,6 +206,7 @@ def examine(name: str) -> Finding:
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
+    """Returns the table of all findings."""
     table = Table("", "state", "found", "remedy")
     for finding in findings:
         style = STYLES[finding.state]
