@@ -61,16 +61,6 @@ def supported_model(path_or_name: Path | str) -> str:
     return name
 
 
-def frozen_parameters(model: PreTrainedModel) -> list[str]:
-    """Returns the names of parameters that the checkpoint's config excludes from training (`config.frozen_parameters`)."""
-    names = getattr(model.config, "frozen_parameters", None)
-    if names is None:  # transplanted checkpoints written before the field existed lack it
-        from policies.small.transplant import rescaled_parameters
-
-        names = rescaled_parameters(model)
-    return list(names)
-
-
 def model_folder(name: str) -> Path:
     """Returns the folder of a model's weights; a hub model is first downloaded to the hub's cache."""
     if Path(name).is_dir():

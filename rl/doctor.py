@@ -98,20 +98,12 @@ def check_ray() -> Finding:
 
 def check_placement() -> Finding:
     """Reports the placements that this machine's GPUs allow."""
-    from rl.config import TrainConfig
-    from rl.hardware.placement import derive_placement
+    from rl.hardware.placement import possible_placements
 
     gpus = [importlib.import_module("torch").cuda.device_count()]
     if not gpus[0]:
         return finding("placement", "no GPU: learner and engines run on the CPU")
-    found = []
-    for placement in ("separate", "colocated"):
-        try:
-            config = derive_placement(TrainConfig(model="", placement=placement), gpus)
-            found.append(f"{placement}: learner.gpus {config.learner.gpus}, {config.rollout.num_engines} engines")
-        except ValueError:
-            found.append(f"{placement}: needs more GPUs")
-    return finding("placement", "; ".join(found))
+    return finding("placement", "; ".join(possible_placements(gpus)))
 
 
 def check_memory() -> Finding:

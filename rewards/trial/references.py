@@ -12,9 +12,9 @@ from itertools import cycle, islice
 from reprlib import Repr
 from typing import Any
 
+from rewards.text.boxes import BOX, shapes_of_reference
 from rewards.trial.dry_run import fake_completion
 from rewards.types import Score
-from rewards.verifiers.boxes import BOX, shapes_of_reference
 from rewards.workers.runner import RewardRunner
 from rollout.types import Group, Prompt
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from rewards.text.answer_text import final_answer, plain_digits
 from rewards.text.patterns import Pattern
+from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.count import WORD, number_of_word
 from rewards.verifiers.options import with_options
-from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 DAY = 24 * 3600  # seconds

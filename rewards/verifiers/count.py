@@ -6,9 +6,9 @@ import re
 
 from rewards.text.answer_text import final_answer, plain_digits
 from rewards.text.patterns import Pattern
+from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
-from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 _TO_NINETEEN = (

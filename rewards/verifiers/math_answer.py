@@ -11,8 +11,8 @@ from typing import Any
 
 from rewards.text.answer_text import after_thinking, boxed_answers, plain_digits
 from rewards.text.patterns import Pattern
+from rewards.text.unreadable import unreadable
 from rewards.types import Score
-from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 TAIL = 1000  # characters that are read from the end; the regular expressions are quadratic in it

@@ -8,8 +8,8 @@ from string import ascii_uppercase
 
 from rewards.text.answer_text import final_answer, normalised
 from rewards.text.patterns import Pattern
+from rewards.text.unreadable import unreadable
 from rewards.types import Score
-from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 _MARKUP = Pattern(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}|\*\*")

@@ -10,10 +10,10 @@ from numbers import Real
 
 from rewards.text.answer_text import final_answer, normalised, plain_digits
 from rewards.text.patterns import Pattern
+from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.count import BOUND
 from rewards.verifiers.options import with_options
-from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 _PLAIN = (  # replaces LaTeX and typography by plain characters

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rewards.text.boxes import BOX, POINT, shapes_of_reference, shapes_of_text, share_found
+from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
-from rewards.verifiers.boxes import BOX, POINT, shapes_of_reference, shapes_of_text, share_found
 from rewards.verifiers.options import with_options
-from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 if TYPE_CHECKING:

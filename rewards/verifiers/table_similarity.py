@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewards.text.answer_text import after_thinking, last_block, normalised
 from rewards.text.patterns import Pattern
+from rewards.text.unreadable import unreadable
 from rewards.types import Score
-from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 if TYPE_CHECKING:

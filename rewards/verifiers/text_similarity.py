@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rewards.text.answer_text import normalised, short_answer_or_all
+from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
-from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
 

@@ -69,6 +69,22 @@ def derive_placement(config: TrainConfig, gpus: Sequence[int]) -> TrainConfig:
     return replace(config, learner=replace(config.learner, **learner), rollout=replace(config.rollout, **rollout))
 
 
+def possible_placements(gpus: Sequence[int]) -> list[str]:
+    """Describes what each placement derives from given GPUs, by the defaults of all other options.
+
+    Args:
+        gpus: GPUs of each node.
+    """
+    found = []
+    for placement in ("separate", "colocated"):
+        try:
+            config = derive_placement(TrainConfig(model="", placement=placement), gpus)
+            found.append(f"{placement}: learner.gpus {config.learner.gpus}, {config.rollout.num_engines} engines")
+        except ValueError:
+            found.append(f"{placement}: needs more GPUs")
+    return found
+
+
 def derived_options(config: TrainConfig, gpus: Sequence[int]) -> list[DerivedOption]:
     """Returns the options that a placement derives.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from policies.loading import frozen_parameters
+from policies.frozen import frozen_parameters
 from policies.lora import add_lora, published_name
 from rl.config import OptimizerConfig, PolicyOptions
 

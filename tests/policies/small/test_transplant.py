@@ -27,8 +27,9 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from policies.export import save_policy
+from policies.frozen import frozen_parameters
 from policies.inputs import encode_image
-from policies.loading import frozen_parameters, load_policy, load_processor, vision_token_ids
+from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.logprobs import token_logprobs
 from policies.small.qwen3_vl import save_small_policy, small_tokenizer
 from policies.small.transplant import mrope_section, refuse_unsound, text_scale, transplant

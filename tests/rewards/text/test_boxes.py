@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.verifiers.boxes import BOX, LONGEST, POINT, Shape, shapes_of_reference, shapes_of_text, share_found
+from rewards.text.boxes import BOX, LONGEST, POINT, Shape, shapes_of_reference, shapes_of_text, share_found
 
 ONE = Shape(place=(10, 20, 30, 40))
 CAT = Shape(place=(10, 20, 30, 40), label="cat")
