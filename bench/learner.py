@@ -172,7 +172,7 @@ def report(
         2 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * (lengths.astype(float) ** 2).sum()
     )
     forward = 2.0 * parameters * lengths.sum() + attention
-    passes = 3 + (learner.config.num_minibatches - 1) / learner.config.num_minibatches
+    passes = 3 + (learner.options.num_minibatches - 1) / learner.options.num_minibatches
     teraflops = passes * forward / seconds / 1e12
     figures = {
         "parameters": float(sum(p.numel() for p in learner.model.parameters())),

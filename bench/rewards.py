@@ -25,7 +25,7 @@ from rewards import Verifier
 from rewards.workers.call import score_completions
 from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group, Prompt
-from tests.rewards.verifiers import CASES, Case
+from tests.rewards.cases import CASES, Case
 
 PROSE = "First we look at the picture and count what is there. Then we compare it with the question, step by step. "
 

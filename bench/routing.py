@@ -23,7 +23,7 @@ from bench.learner import Options as StepOptions
 from bench.learner import rollout
 from policies.small.qwen3_vl import save_small_policy
 from rl.config import Dtype, LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
-from rl.learner.learner import Learner, OldPolicy
+from rl.learner.learner import Learner, OldPolicyPass
 from rl.learner.microbatches import Microbatch
 
 
@@ -46,7 +46,12 @@ def main(options: Options) -> None:
         folder = save_small_policy(Path(scratch) / "moe", kind="moe", seed=0)
         rows = [measure(folder, rate, options.dtype) for rate in options.learning_rates]
     table = Table(
-        "learning rate", "unchanged weights, R2: max", "off: mean", "R2: mean", "own choice = old choice", "replayed"
+        "learning rate",
+        "unchanged weights, R2: max",
+        "off: mean",
+        "R2: mean",
+        "router agrees with old choice",
+        "replayed",
     )
     table.title = f"|Δ log p| to the old-policy pass, {options.dtype}"
     for row in rows:
@@ -74,20 +79,20 @@ def measure(folder: Path, learning_rate: float, dtype: Dtype) -> dict[str, float
     unchanged, _, _ = differences(learner, batches, old, replay=True)
     with torch.enable_grad():
         learner.step(groups[:4])
-    left_alone, own, _ = differences(learner, batches, old, replay=False)
+    unreplayed, agreement, _ = differences(learner, batches, old, replay=False)
     replayed, _, taken = differences(learner, batches, old, replay=True)
     return {
         "learning_rate": learning_rate,
         "unchanged_max": float(unchanged.max()),
-        "off": float(left_alone.mean()),
+        "off": float(unreplayed.mean()),
         "R2": float(replayed.mean()),
-        "own_agreement": own,
+        "own_agreement": agreement,
         "replayed_agreement": taken,
     }
 
 
 def differences(
-    learner: Learner, batches: Sequence[Microbatch], old: Sequence[OldPolicy], *, replay: bool
+    learner: Learner, batches: Sequence[Microbatch], old: Sequence[OldPolicyPass], *, replay: bool
 ) -> tuple[torch.Tensor, float, float]:
     """Compares a pass over the batches with the old one.
 
@@ -95,26 +100,26 @@ def differences(
         |Δ log p| of every response token; the share of (token, layer) pairs whose router agrees with the old choice; the
         share whose old experts were called.
     """
-    gaps, own, taken, total = [], 0, 0, 0
-    for batch, its in zip(batches, old, strict=True):
-        assert its.experts_KNk is not None
+    gaps, agreeing, called_as_replayed, total = [], 0, 0, 0
+    for batch, old_pass in zip(batches, old, strict=True):
+        assert old_pass.experts_KNk is not None
         called: list[torch.Tensor] = []
         blocks = [layer.mlp for layer in learner.model.model.language_model.layers if hasattr(layer.mlp, "experts")]
         hooks = [
             block.experts.register_forward_pre_hook(lambda _, args, into=called: into.append(args[1].clone()))
             for block in blocks
         ]
-        with learner.routing.record() as chosen, learner.routing.replay(its.experts_KNk if replay else None):
+        with learner.routing.record() as chosen, learner.routing.replay(old_pass.experts_KNk if replay else None):
             logprobs_BT, _ = learner.forward(batch)
         for hook in hooks:
             hook.remove()
-        gaps.append((logprobs_BT - its.logprobs_BT).abs()[batch.mask_BT])
-        known_N = (its.experts_KNk != -1).all(2)[0]
-        wanted = its.experts_KNk[:, known_N].sort(-1).values
-        own += int((chosen[0][:, known_N].sort(-1).values == wanted).all(-1).sum())
-        taken += int((torch.stack(called)[:, known_N].short().sort(-1).values == wanted).all(-1).sum())
+        gaps.append((logprobs_BT - old_pass.logprobs_BT).abs()[batch.mask_BT])
+        known_N = (old_pass.experts_KNk != -1).all(2)[0]
+        wanted = old_pass.experts_KNk[:, known_N].sort(-1).values
+        agreeing += int((chosen[0][:, known_N].sort(-1).values == wanted).all(-1).sum())
+        called_as_replayed += int((torch.stack(called)[:, known_N].short().sort(-1).values == wanted).all(-1).sum())
         total += wanted.shape[0] * wanted.shape[1]
-    return torch.cat(gaps), own / total, taken / total
+    return torch.cat(gaps), agreeing / total, called_as_replayed / total
 
 
 if __name__ == "__main__":

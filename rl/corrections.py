@@ -70,7 +70,7 @@ class MismatchSums(NamedTuple):
 def mismatch_sums(
     old_logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, weights_BT: Tensor, mask_BT: Tensor
 ) -> MismatchSums:
-    """Sums for `mismatch_metrics`, over the response tokens of one microbatch."""
+    """Returns the sums for `mismatch_metrics` over the response tokens of one microbatch."""
     ratio_N = masked_log_ratio(old_logprobs_BT, rollout_logprobs_BT, mask_BT).exp()[mask_BT].double()
     weights_N = weights_BT[mask_BT].double()
     capped_N = (weights_N > 1) & (weights_N < ratio_N)
@@ -84,7 +84,7 @@ def mismatch_sums(
 
 
 def mismatch_metrics(sums: Sequence[MismatchSums]) -> dict[str, float]:
-    """Distance between engine and learner, and the effect of the corrections, over all microbatches.
+    """Returns the distance between engine and learner, and the effect of the corrections, over all microbatches.
 
     Returns:
         `rollout/mismatch_ess`: the effective sample size (Σ ρ)² / (N Σ ρ²) of ρ = π_old/μ over the N tokens, 1 without mismatch.

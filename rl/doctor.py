@@ -206,7 +206,7 @@ def examine(name: str) -> Finding:
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """A row per finding, with its remedy."""
+    """Returns the table of all findings."""
     table = Table("", "state", "found", "remedy")
     for finding in findings:
         style = STYLES[finding.state]

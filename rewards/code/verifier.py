@@ -62,7 +62,7 @@ def code_tests(
             tests = read_tests(prompt, tolerance)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             return _no_verdict(
-                prompt, f"its tests are unreadable: {describe(error)}; give inputs and outputs, or assertions"
+                prompt, f"its tests cannot be read: {describe(error)}; give inputs and outputs, or assertions"
             )
         if (obstacle := _obstacle(unsandboxed)) is not None:
             return _no_verdict(prompt, obstacle)

@@ -1,4 +1,4 @@
-"""Boxes around what is asked for."""
+"""Rewards bounding boxes by their intersection over union with the reference."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @with_options
 def box_iou(*, threshold: float | None = None) -> Verifier:
-    """Makes a verifier that rewards boxes by how well they cover those of the reference, in Qwen3-VL's coordinates, 0 to 1000.
+    """Makes a verifier that rewards boxes by their IoU with the reference, in Qwen3-VL's coordinates, 0 to 1000.
 
-    Boxes of response and reference are paired so that the sum of their intersections over unions is greatest; the reward is that
-    sum over the number of boxes on the side that has more: a box too many costs as much as one that is missing. Where both sides
-    have labels, only boxes with the same label pair. Where a response gives its boxes is told by `shapes.shapes_of_text`.
+    Boxes of response and reference are paired for the greatest sum of IoUs. The reward is this sum over the larger number of
+    boxes, so a box too many costs as much as a missing one. Where both sides have labels, only equal labels pair.
+    `boxes.shapes_of_text` finds the boxes of a response.
 
     `prompt.answer` is a box `[left, top, right, bottom]`, a list of boxes, a list of `{"bbox_2d": [...], "label": ...}`, or one of
     these as JSON; never in pixels.
@@ -29,7 +29,7 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
         threshold: A pair counts 1 from this IoU on, and else 0; by default it counts its IoU.
 
     Returns:
-        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer is no such boxes.
+        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer holds no such boxes.
 
     Raises:
         ValueError: The threshold is not above 0 and at most 1.
@@ -52,7 +52,7 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
 
 
 def _iou(found_N4: np.ndarray, wanted_M4: np.ndarray) -> np.ndarray:
-    """Returns [N, M], the intersection over union of each pair."""
+    """Returns [N, M] the intersection over union of each pair."""
     import numpy as np
 
     start_NM2 = np.maximum(found_N4[:, None, :2], wanted_M4[:, :2])

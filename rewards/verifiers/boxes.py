@@ -1,4 +1,4 @@
-"""Boxes and points in a response, as Qwen3-VL writes them: from 0 to 1000 across and down, whatever the picture's size."""
+"""Boxes and points in a response, in Qwen3-VL's coordinates: 0 to 1000 across and down, for every picture size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rewards.text.patterns import Pattern
 if TYPE_CHECKING:
     import numpy as np
 
-LONGEST = 100_000  # characters behind the thoughts; what is longer is no answer
-BOX, POINT = 4, 2  # how many coordinates each has
+LONGEST = 100_000  # characters after the thoughts; a longer text is no answer
+BOX, POINT = 4, 2  # numbers of coordinates
 
 _KEYS = {BOX: ("bbox_2d", "bbox"), POINT: ("point_2d", "point")}
 _BRACKET = Pattern(r"[\[\]{}]")
@@ -24,31 +24,31 @@ _PAIR = Pattern(r"\(\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*,\s*(-?\d{1,9}(?:\.\d{1,9})?)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A box or a point.
-
-    Attributes:
-        place: (left, top, right, bottom) or (x, y), from 0 to 1000; `None` where it says none that can be: a box without an
-            area, a coordinate outside, a wrong number of them, or something else than numbers.
-        label: What it is said to show, normalised; `None` where nothing is said.
-    """
+    """A box or a point."""
 
     place: tuple[float, ...] | None
+    """(left, top, right, bottom) or (x, y), from 0 to 1000.
+
+    `None` for an impossible place: a box without an area, a coordinate out of range, a wrong number of coordinates, or values
+    that are no numbers.
+    """
     label: str | None = None
+    """The normalised label; `None` if there is none."""
 
 
 def shapes_of_text(text: str, size: int) -> list[Shape]:
     r"""Returns the shapes that a response gives as its answer.
 
-    They stand in the last `\boxed{...}` or `<answer>...</answer>`, else in the last fenced block, else in the text; there, they
-    are the last JSON list or object (and those right before it, with only commas in between), else its pairs `(x, y)`, two of
-    which are a box. A list that is cut off, or holds a key twice, is not read at all.
+    They are searched in the last `\boxed{...}` or `<answer>...</answer>`, else in the last fenced block, else in all of the
+    text. They are the last JSON list or object, with those right before it if only commas are in between. Without JSON they
+    are pairs `(x, y)`, two of which make a box. A list that is cut off, or has a key twice, gives no shapes.
 
     Args:
         text: The response.
         size: `BOX` or `POINT`.
 
     Returns:
-        The shapes, those without a place included; none where nothing can be read.
+        The shapes, including those without a place; none where nothing can be read.
     """
     text = after_thinking(text)
     if len(text) > LONGEST:
@@ -67,7 +67,7 @@ def shapes_of_reference(answer: Any, size: int) -> list[Shape]:
     """Returns the shapes of a reference: one shape, a list of shapes, or its JSON.
 
     Raises:
-        ValueError: There are none, or one has no place; the message says what could be given.
+        ValueError: There are none, or one has no place; the message lists valid forms.
     """
     try:
         shapes = _shapes(json.loads(answer) if isinstance(answer, str) else answer, size)
@@ -84,13 +84,13 @@ def share_found(
     wanted: Sequence[Shape],
     worth: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> float:
-    """Returns the worth of the best pairs of found and wanted shapes, each used once, over the number of whichever are more.
+    """Returns the worth of the best one-to-one pairs of found and wanted shapes, over the larger of both numbers.
 
     Args:
-        found: N shapes of a response; one without a place is worth nothing, but counts, and more than 10 · M + 100 are no answer.
+        found: N shapes of a response. One without a place counts, but earns nothing. More than 10 · M + 100 are no answer.
         wanted: M shapes of a reference, of one size.
-        worth: From places [K, size] and [M, size] to the worth of each pair, [K, M], from 0 to 1. Where both shapes have
-            labels, and others, it is 0.
+        worth: Maps places [K, size] and [M, size] to the worth of each pair, [K, M], from 0 to 1. Pairs with different labels
+            are worth 0.
     """
     import numpy as np
     from scipy.optimize import linear_sum_assignment
@@ -105,7 +105,7 @@ def share_found(
 
 
 def _values(answer: str) -> list[Any]:
-    """Returns the JSON that a text is, or else the JSON that ends it."""
+    """Returns the values of a JSON text, or else of the JSON at the end of a text."""
     try:
         return [json.loads(answer, object_pairs_hook=_object)]
     except ValueError:
@@ -114,12 +114,12 @@ def _values(answer: str) -> list[Any]:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key stands twice, and which of them is meant nobody knows")
+        raise ValueError("a key occurs twice")
     return dict(pairs)
 
 
 def _shapes(value: Any, size: int) -> list[Shape]:
-    """Returns the shapes in JSON: one shape, or a list of shapes, each as coordinates or as `{"bbox_2d": [...], "label": ...}`."""
+    """Returns the shapes of a JSON value: a shape or a list of them, as coordinates or `{"bbox_2d": [...], "label": ...}`."""
     if not isinstance(value, list | tuple | dict):
         raise ValueError(f"neither a shape nor a list of shapes: {type(value).__name__}")
     is_one = isinstance(value, dict) or (value and not any(isinstance(item, list | tuple | dict) for item in value))
@@ -148,7 +148,7 @@ def _place(value: Any, size: int) -> tuple[float, ...] | None:
 
 
 def _last_lists(text: str) -> list[str]:
-    """Returns the last list or object in a text, outermost brackets included, after those that stand right before it.
+    """Returns the last list or object of a text, as JSON, preceded by those right before it.
 
     Raises:
         ValueError: There is none, or a bracket has no partner, as in a list that was cut off.

@@ -1,4 +1,4 @@
-"""What a clock says."""
+"""Times of day, read off a clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rewards.text.answer_text import final_answer, plain_digits
 from rewards.text.patterns import Pattern
 from rewards.types import Score, Verifier
-from rewards.verifiers.count import WORD, of_word
+from rewards.verifiers.count import WORD, number_of_word
 from rewards.verifiers.options import with_options
 from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
@@ -33,24 +33,26 @@ _ANOTHER = Pattern(rf"\d|\b(?:{WORD}|noon|midday|midnight|quarter|half|o['’`]?
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Time:
-    seconds: int  # since midnight, or since noon where it is not said which
+    seconds: int
+    """Since midnight; since midnight or noon where the half of the day is open."""
     has_seconds: bool
-    has_half: bool  # whether it says which half of the day it is
+    has_half: bool
+    """The half of the day is known."""
 
 
 @with_options
 def clock_time(*, tolerance: float = 0.0) -> Verifier:
-    """Makes a verifier of a time of day, as read off a clock.
+    """Makes a verifier of a time of day, read off a clock.
 
     The final answer must hold one time and no other number: `10:09`, `10:09:30`, `10.09 pm`, `22h09`, `9 am`, `9 o'clock`,
-    `quarter past three`, `ten to 4`, `twenty-five past seven`, `noon`. A dial does not show which half of the day it is: that is
-    compared where both sides say it, by am and pm, by an hour of 0 or above 12, or by name, and else left out. Seconds are
-    compared where the reference has them.
+    `quarter past three`, `ten to 4`, `twenty-five past seven`, `noon`. A dial does not show the half of the day. It is compared
+    only where both sides state it: by am and pm, by an hour of 0 or above 12, or by name. Seconds are compared where the
+    reference has them.
 
     `prompt.answer` is such a time.
 
     Args:
-        tolerance: Minutes that the time may be off, the short way round the dial.
+        tolerance: Minutes that the time may be off, the shorter way round the dial.
 
     Returns:
         The verifier: 1.0 or 0.0; a `Score` with an error where the answer is no time.
@@ -72,7 +74,7 @@ def clock_time(*, tolerance: float = 0.0) -> Verifier:
 
 
 def _difference(found: _Time, wanted: _Time) -> int:
-    """Returns the seconds between two times, the short way round."""
+    """Returns the seconds between two times, the shorter way round."""
     seconds = found.seconds if wanted.has_seconds else found.seconds - found.seconds % 60
     round_trip = DAY if found.has_half and wanted.has_half else DAY // 2
     apart = (seconds - wanted.seconds) % round_trip
@@ -80,7 +82,7 @@ def _difference(found: _Time, wanted: _Time) -> int:
 
 
 def _one_time(text: str) -> _Time | None:
-    """Returns the only time in a text; `None` where there is none, another, or a number that is no time."""
+    """Returns the only time in a text; `None` if there is none, a second one, or another number."""
     text = plain_digits(text)
     matches = list(_TIME.finditer(text))
     times = {_time(match) for match in matches}
@@ -90,7 +92,7 @@ def _one_time(text: str) -> _Time | None:
 
 
 def _time(match: re.Match[str]) -> _Time | None:
-    """Returns the time that was matched, `None` for one that no clock shows."""
+    """Returns the time of a match; `None` for an impossible time."""
     name = match["name"] or match["name_of"]
     if name:
         hour = 0 if name.casefold() == "midnight" else 12
@@ -106,7 +108,7 @@ def _time(match: re.Match[str]) -> _Time | None:
 
 
 def _is_late(match: re.Match[str]) -> bool | None:
-    """Returns whether the time is said to be after noon, `None` where it is not said."""
+    """Returns whether the time is after noon; `None` where the text leaves it open."""
     if match["half"]:
         return match["half"] in "pP"
     return match["part"].casefold() != "morning" if match["part"] else None
@@ -121,4 +123,4 @@ def _minute(match: re.Match[str]) -> int:
 
 
 def _number(word: str) -> int:
-    return int(word) if word.isdecimal() else of_word(word)
+    return int(word) if word.isdecimal() else number_of_word(word)

@@ -1,4 +1,4 @@
-"""How many there are."""
+"""Counts: a whole number, in digits or words."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _HAN = {digit: number for number, digit in enumerate("零一二三四五六七�
 WORD = (
     rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_TO_NINETEEN[1:10])})\b)?|(?:{'|'.join(reversed(_TO_NINETEEN))}))"
 )
-"""Matches a number word up to ninety-nine, for `of_word` to read."""
+"""Matches a number word up to ninety-nine, for `number_of_word` to read."""
 
 BOUND = r"(?:\b(?:not|than|least|most|over|under|up\s+to)\s+|n['’]t\s+|[<>≤≥≠±√]\s*|\\(?:[lg]eq?|neq?|pm)\s*)"
-"""Matches what, in front of a number, says that it is another one: `at least`."""
+"""Matches words and signs that make the following number a bound: `at least`."""
 
-_NO_NUMBER = Pattern(  # ordinals, and Chinese words with 一 in them, such as 一共 "in total"
+_NO_NUMBER = Pattern(  # ordinals, and Chinese words that contain 一, such as 一共 "in total"
     rf"\d+(?:st|nd|rd|th)\b|第\s?[\d十{''.join(_HAN)}]+|一[共起些下样樣定般直旁边邊]|[唯统統]一", re.IGNORECASE
 )
 _WORK = Pattern(r"\d\s*(?:[-−–+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|[\^²³¹⁰⁴-⁹]|\\(?:[dt]?frac|sqrt|binom)\b")
@@ -46,16 +46,16 @@ _SENTENCE_END = Pattern(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 @with_options
 def count(*, tolerance: int = 0) -> Verifier:
-    """Makes a verifier of a whole number: how many there are.
+    """Makes a verifier of a count, which is a whole number.
 
-    The final answer, or where it has several sentences and numbers its last sentence, must hold one number and no other: in digits
-    of any script (`1,204`), as an English word up to ninety-nine, or as a Chinese one up to 九十九. `There are 5 dogs.` is 5;
-    `3 or 4`, `3 of the 5`, `more than 5`, `5%`, `2 + 3` and `-5` are nothing; ordinals (`the 2nd`) are passed over.
+    The final answer must hold one number and no other; if it has several, its last sentence must. The number may be in digits of
+    any script (`1,204`), an English word up to ninety-nine, or a Chinese one up to 九十九. `There are 5 dogs.` is 5. `3 or 4`,
+    `3 of the 5`, `more than 5`, `5%`, `2 + 3` and `-5` are no counts; ordinals (`the 2nd`) are ignored.
 
     `prompt.answer` is a whole number, as a number or in one of these forms.
 
     Args:
-        tolerance: A count that is off by n ≤ tolerance earns 1 − n / (tolerance + 1), one that is further off nothing.
+        tolerance: A count that is off by n ≤ tolerance earns 1 − n / (tolerance + 1), others earn nothing.
 
     Returns:
         The verifier: from 0.0 to 1.0; a `Score` with an error where the answer is no whole number >= 0.
@@ -79,14 +79,14 @@ def count(*, tolerance: int = 0) -> Verifier:
     return verify
 
 
-def of_word(word: str) -> int:
-    """Returns the number that a `WORD` says: 25 for `Twenty-five`."""
+def number_of_word(word: str) -> int:
+    """Returns the number of a `WORD`: 25 for `Twenty-five`."""
     tens, _, ones = "-".join(word.casefold().split()).partition("-")
     return _TENS[tens] + _ONES.get(ones, 0) if tens in _TENS else _ONES[tens]
 
 
 def _one_number(text: str) -> int | None:
-    """Returns the only number in a text, however often it stands there; `None` where there is none, another, or no whole one."""
+    """Returns the only number in a text, repeated or not; `None` if there is none, a second one, or one that is not whole."""
     text = _NO_NUMBER.sub(" ", plain_digits(text))
     numbers = {_value(match) for match in _NUMBER.finditer(text)}
     return numbers.pop() if len(numbers) == 1 and not _WORK.search(text) else None
@@ -98,11 +98,11 @@ def _value(match: re.Match[str]) -> int | None:
     if match["digits"]:
         whole = _WHOLE.fullmatch(match["digits"])
         return int(re.sub(r"\D", "", whole[1])) if whole else None
-    return of_word(match["word"]) if match["word"] else _of_han(match["han"])
+    return number_of_word(match["word"]) if match["word"] else _of_han(match["han"])
 
 
 def _of_han(numeral: str) -> int | None:
-    """Returns what a Chinese numeral up to 九十九 says, `None` for any other."""
+    """Returns the number of a Chinese numeral up to 九十九; `None` for any other."""
     tens, ten, ones = numeral.partition("十")
     if not ten:
         return _HAN.get(numeral)

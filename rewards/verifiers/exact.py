@@ -1,4 +1,4 @@
-"""The strictest verifier: the response is the answer and nothing else."""
+"""The strictest verifier: the response equals the answer and has nothing else."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rollout.types import Completion, Prompt
 def exact(prompt: Prompt, completion: Completion) -> float | Score:
     """Rewards a response whose whole text equals `prompt.answer`.
 
-    Case and white space do not count (`" Dark  Blue\\n"` equals `"dark blue"`); everything else does, so `"17."` is not
-    `"17"`. An answer that is not text is compared as `str` writes it.
+    Case and white space do not count: `" Dark  Blue\\n"` equals `"dark blue"`. Everything else does: `"17."` is not `"17"`. An
+    answer that is not text is converted by `str`.
 
     Returns:
         1.0 or 0.0; a `Score` with an error where the prompt has no answer.

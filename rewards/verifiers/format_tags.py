@@ -1,4 +1,4 @@
-"""Whether a response keeps its thoughts and its answer where they belong."""
+"""Form of a response: thoughts and answer in their tags."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rollout.types import Completion, Prompt
 def format_tags(*, tags: Sequence[str] = ("think",), answer_follows: bool | None = None) -> Verifier:
     """Makes a verifier of the form `<think>…</think>` and then the answer; a gate for `gated`.
 
-    Each tag must be opened and closed exactly once, in this order and not inside another, with something in between; nothing but
-    white space may stand before the first, and between two.
+    Each tag must be opened and closed exactly once, in this order, not nested, and with content. Only white space may precede
+    the first tag, and separate two.
 
     Args:
         tags: Their names, in order: `("think", "answer")`.
-        answer_follows: Whether the answer stands behind the last tag: then something must be there, else nothing may. Default:
-            it does, unless the last tag is `answer`.
+        answer_follows: Requires text after the last tag; else there must be none. Default: true, unless the last tag is
+            `answer`.
 
     Returns:
-        The verifier: 1.0 or 0.0. It looks at the form alone: nonsense in the right tags earns 1.
+        The verifier: 1.0 or 0.0. It checks only the form: nonsense in the right tags earns 1.
 
     Raises:
-        ValueError: There are no tags, one comes twice, or one is no name.
+        ValueError: There are no tags, one occurs twice, or one is no name.
     """
     if not tags or isinstance(tags, str) or len(set(tags)) < len(tags) or not all(map(str.isidentifier, tags)):
         raise ValueError(f"tags of format_tags must be different names such as ('think', 'answer'), got {tags!r}")

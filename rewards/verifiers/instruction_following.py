@@ -1,4 +1,4 @@
-"""Instructions whose fulfilment can be counted: lengths, keywords, case, language, lists."""
+"""Instructions that a program can check: lengths, keywords, case, language, lists."""
 
 from __future__ import annotations
 
@@ -54,35 +54,39 @@ INSTRUCTIONS: Mapping[str, Callable[[str, Any], bool]] = {
     "ends_with": lambda text, end: text.endswith(end),
     "no_commas": lambda text, is_asked: not is_asked or not re.search("[,，、]", text),
 }
-"""What `prompt.columns["instructions"]` may ask: name → (the response, the value asked for) → whether it is fulfilled."""
+"""Checks by the names of `prompt.columns["instructions"]`: each maps the response and the value to True or False."""
 
 
 @with_options
 def instruction_following(*, partial: bool = False) -> Verifier:
-    """Makes a verifier of what a prompt's column `instructions` asks: `{"max_words": 50, "keywords": ["red"], "bullets": 3}`.
+    """Makes a verifier of a prompt's column `instructions`: `{"max_words": 50, "keywords": ["red"], "bullets": 3}`.
 
-    Thoughts do not count. Words are what blanks divide; keywords are found as whole words, whatever their case.
+    Thoughts do not count. Blanks separate words; keywords are whole words in any case.
 
     Args:
-        partial: Whether the reward is the share of instructions that are fulfilled; else all have to be.
+        partial: Rewards the share of fulfilled instructions; else all must be fulfilled.
 
     Returns:
         The verifier: from 0.0 to 1.0, with each instruction in `Score.parts`; an empty response has 0.0. A `Score` with an error
-        where the column is missing, or asks something else than `INSTRUCTIONS` has.
+        where the column is missing, or has a name that is not in `INSTRUCTIONS`.
     """
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
-        asked = prompt.columns.get("instructions")
-        if not isinstance(asked, Mapping) or not asked or not asked.keys() <= INSTRUCTIONS.keys():
-            told = f"instruction_following cannot read the column 'instructions' of prompt {prompt.id!r}, {asked!r}"
-            return Score(reward=0.0, error=f"{told}; give a mapping with some of {', '.join(INSTRUCTIONS)}")
+        instructions = prompt.columns.get("instructions")
+        if not isinstance(instructions, Mapping) or not instructions or not instructions.keys() <= INSTRUCTIONS.keys():
+            message = (
+                f"instruction_following cannot read the column 'instructions' of prompt {prompt.id!r}, {instructions!r}"
+            )
+            return Score(reward=0.0, error=f"{message}; give a mapping with some of {', '.join(INSTRUCTIONS)}")
         text = after_thinking(completion.text).strip()
         is_answer = 0 < len(text) <= LONGEST
         try:
-            parts = {name: float(is_answer and INSTRUCTIONS[name](text, value)) for name, value in asked.items()}
+            parts = {name: float(is_answer and INSTRUCTIONS[name](text, value)) for name, value in instructions.items()}
         except (TypeError, KeyError, AttributeError) as error:
-            told = f"prompt {prompt.id!r} has an instruction whose value does not fit its name: {dict(asked)!r}"
-            return Score(reward=0.0, error=f"{told} ({type(error).__name__}: {error})")
+            message = (
+                f"prompt {prompt.id!r} has an instruction whose value does not fit its name: {dict(instructions)!r}"
+            )
+            return Score(reward=0.0, error=f"{message} ({type(error).__name__}: {error})")
         share = sum(parts.values()) / len(parts)
         return Score(reward=share if partial else float(share == 1), parts=parts)
 

@@ -1,4 +1,4 @@
-"""Whether a response is the JSON that was asked for."""
+"""JSON that fits a schema."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
-LONGEST = 200_000  # characters; what is longer is no answer, and to hold it against a schema takes seconds
+LONGEST = 200_000  # characters; a longer text is no answer, and its validation takes seconds
 
 
 @with_options
 def json_format(*, schema: Mapping[str, Any] | None = None) -> Verifier:
     """Makes a verifier that rewards JSON that fits a JSON Schema.
 
-    Read is the last fenced block of the response, or all of it where there is none, thoughts aside. It must be JSON as RFC 8259
-    has it: no NaN, no key twice, nothing in front or behind.
+    The JSON is the last fenced block after the thoughts, or all of that text. It must follow RFC 8259: no NaN, no key twice,
+    and nothing before or after it.
 
     Args:
-        schema: What it must fit; default: the prompt's column `schema` (a mapping or its JSON), or without one any object or list.
+        schema: The schema. Default: the prompt's column `schema` (a mapping or its JSON); without one, any object or list fits.
 
     Returns:
-        The verifier: 1.0 or 0.0; a `Score` with an error where the prompt's schema is none. It looks at the form alone.
+        The verifier: 1.0 or 0.0; a `Score` with an error where the prompt's schema is no JSON Schema. It checks only the form.
 
     Raises:
         ValueError: `schema` is no JSON Schema.
@@ -37,11 +37,10 @@ def json_format(*, schema: Mapping[str, Any] | None = None) -> Verifier:
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
         wanted = prompt.columns.get("schema") if schema is None else schema
         try:
-            validator = (
-                None if wanted is None else _validator(wanted if isinstance(wanted, str) else json.dumps(wanted))
-            )
+            text = wanted if isinstance(wanted, str) else json.dumps(wanted)
+            validator = None if wanted is None else _validator(text)
         except (TypeError, ValueError) as error:
-            return Score(reward=0.0, error=f"prompt {prompt.id!r} has a column 'schema' that is none: {error}")
+            return Score(reward=0.0, error=f"prompt {prompt.id!r} has no valid schema in its column 'schema': {error}")
         block = last_block(completion.text)
         if len(block) > LONGEST:
             return 0.0
@@ -56,7 +55,7 @@ def json_format(*, schema: Mapping[str, Any] | None = None) -> Verifier:
 
 @lru_cache(maxsize=256)
 def _validator(schema: str) -> Any:
-    """Returns what holds values against a schema, given as JSON."""
+    """Returns the validator of a schema, given as JSON."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import validator_for
 
@@ -75,5 +74,5 @@ def _refuse(constant: str) -> NoReturn:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return dict(pairs)

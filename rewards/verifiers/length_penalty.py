@@ -1,4 +1,4 @@
-"""A price for responses that come near the limit of their length."""
+"""Penalty for responses near the limit of length."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rollout.types import Completion, Prompt, sampled_mask
 def length_penalty(*, max_tokens: int = 20480, buffer: int = 4096) -> Verifier:
     """Makes DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13), to be added to a reward by `weighted`.
 
-    0 for a response of at most `max_tokens − buffer` tokens, then falling in a line to −1 at `max_tokens`, and −1 beyond. Of an
-    episode the policy's own tokens count.
+    It is 0 up to `max_tokens − buffer` tokens, falls linearly to −1 at `max_tokens`, and is −1 beyond. In an episode, only tokens
+    of the policy count.
 
     Args:
-        max_tokens: `rollout.max_tokens` of the run; DAPO's by default.
-        buffer: Tokens before that, over which the penalty grows.
+        max_tokens: `rollout.max_tokens` of the run; default: DAPO's.
+        buffer: Tokens before `max_tokens` over which the penalty grows.
 
     Returns:
         The verifier: from −1.0 to 0.0; an empty response has 0.

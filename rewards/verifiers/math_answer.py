@@ -1,4 +1,4 @@
-"""Numbers and formulas, compared by what they mean: math-verify, without its alarm."""
+"""Numbers and formulas, compared as mathematics by math-verify, without its alarm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rewards.types import Score
 from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
-TAIL = 1000  # characters of a response that are read, from its end; the regular expressions are quadratic in it
+TAIL = 1000  # characters that are read from the end; the regular expressions are quadratic in it
 LONGEST_FORMULA = 300  # characters; the LaTeX parser spends up to a second on 300 hostile ones, and 8 s on 2,000
 
 _FORMULA = r"(?:\$[^$]+\$|\\\((?:(?!\\\)).)+\\\)|\\\[(?:(?!\\\]).)+\\\])"
@@ -40,14 +40,13 @@ _SYMBOLS = str.maketrans({"∞": r"\infty ", "π": r"\pi ", "−": "-", "．": "
 def math_answer(prompt: Prompt, completion: Completion) -> float | Score:
     r"""Rewards a response whose final answer equals `prompt.answer` as mathematics: `\boxed{\frac{34}{4}}` is 8.5.
 
-    Only the final answer counts, behind the thoughts: what the last `\boxed{...}` holds, and other boxes right before it; without
-    a box, the formula that is or ends the response, or what follows its last `####`; in prose, the formula behind the last
-    "answer is", or what math-verify takes as the answer, which is the last number or formula. Of `3+5+9=17`, the answer is `17`;
-    of `$16$ or $17$` it is both. Where the reference is a number, arithmetic still to be done (`3+5+9`, `9 8`) is no answer.
-    Digits may be of any script.
+    Only the final answer after the thoughts counts. It is the last `\boxed{...}`, with other boxes right before it. Without a box
+    it is the formula that ends the response, or the text after its last `####`. In prose it is the formula after the last
+    "answer is", or math-verify's choice, the last number or formula. In `3+5+9=17`, the answer is `17`; in `$16$ or $17$` it is
+    both. Where the reference is a number, unfinished arithmetic (`3+5+9`, `9 8`) is no answer. Digits may be of any script.
 
-    There is no time limit in here, for math-verify's own is a `signal.alarm`, which fails silently outside the main
-    thread: a formula such as `9^{9^{9^9}}` runs on, and `rewards.workers.runner` stops it.
+    There is no time limit here, as math-verify's own is a `signal.alarm`, which fails silently outside the main thread. A
+    formula such as `9^{9^{9^9}}` runs on until `rewards.workers.runner` stops it.
 
     Returns:
         1.0 or 0.0; a `Score` with an error where the reference is neither a number nor LaTeX.
@@ -76,9 +75,9 @@ def _is_answer(text: str, reference: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> Any | None:
-    """Returns the reference as a SymPy object; cached: a group shares its reference.
+    """Returns the reference as a SymPy object; cached, as a group shares its reference.
 
-    It is `None` where it cannot be read, or equals not even itself, as `12:00` does, a division by zero.
+    It is `None` where it cannot be read, or does not equal itself, as `12:00`, a division by zero.
     """
     answer = _plain(answer)
     formula = _final_formula(answer)
@@ -88,40 +87,40 @@ def _reference(answer: str) -> Any | None:
 
 
 def _plain(text: str) -> str:
-    """Returns a text with its digits, signs and separators, of whatever script, as LaTeX has them."""
+    """Returns a text with digits, signs and separators of any script in the form of LaTeX."""
     return plain_digits(text).translate(_SYMBOLS)
 
 
 def _final_formula(text: str) -> str | None:
-    """Returns the formula that is, or ends, a text; `None` for prose, where math-verify has to look for one."""
+    """Returns the formula that ends a text; `None` for prose, where math-verify has to search for one."""
     if boxes := boxed_answers(text):
         return ", ".join(boxes)
-    text = text.rsplit("####", 1)[-1]  # GSM8K's mark; a heading in Markdown does no harm
+    text = text.rsplit("####", 1)[-1]  # GSM8K's mark; headings in Markdown do no harm
     closing = _CLOSING_MATH.search(text)
     if closing is not None:
         return _inside(closing[1])
     if _WORD.search(_TEXT_COMMAND.sub("", text)):
-        said = _ANSWER_IS.findall(text)
-        return _inside(said[-1]) if said else None
+        answers = _ANSWER_IS.findall(text)
+        return _inside(answers[-1]) if answers else None
     return (text.strip().splitlines() or [""])[-1]
 
 
 def _inside(formulas: str) -> str:
-    """Returns formulas without what marks them as such: `1, 2` of `$1$ and $2$`, which are one answer as two boxes are.
+    """Returns formulas without their delimiters: `1, 2` of `$1$ and $2$`, which are one answer, as two boxes are.
 
-    Arithmetic that is done before the last of them, as in `$3+5=8$, $8+9=17$`, is on the way to it.
+    Equations of arithmetic before the last formula, as in `$3+5=8$, $8+9=17$`, are steps and left out.
     """
     *first, last = (formula[1:-1] if formula[0] == "$" else formula[2:-2] for formula in _EACH.findall(formulas))
     return ", ".join([*(formula for formula in first if not _STEP.match(formula)), last])
 
 
 def _right_hand_side(formula: str) -> str:
-    """Returns what follows the last equals sign; a list of equations (`x=1, y=2`) stays whole."""
+    """Returns the text after the last equals sign; a list of equations (`x=1, y=2`) stays whole."""
     return formula if _SEVERAL.search(formula) else _EQUALS.split(formula)[-1]
 
 
 def _boxed(formula: str) -> str:
-    """Returns the formula in the one wrapping that math-verify reads whole, numbers in forms that it knows."""
+    """Returns the formula in a box, the only delimiter in which math-verify reads all of it, with numbers in its forms."""
     formula = _UPRIGHT.sub(r"\1", formula.strip().lstrip("$").rstrip(". "))
     formula = _MIXED.sub(r"\1\\frac{\2}{\3}", _THOUSANDS.sub("", formula))
     formula = _BY_NAME.sub(lambda name: r"\pi" if name[1] == "pi" else r"\infty", formula)
@@ -129,7 +128,7 @@ def _boxed(formula: str) -> str:
 
 
 def _read(text: str) -> tuple[Any | None, str]:
-    """Returns the SymPy object that math-verify finds in a text, `None` for none, and the formula as it was written."""
+    """Returns the SymPy object that math-verify finds in a text, or `None`, and the formula as text."""
     parse, _ = _math_verify()
     found = parse(text, parsing_timeout=None)  # [the object, if the formula could be parsed; the formula as text]
     if not found or isinstance(found[0], str):
@@ -138,7 +137,7 @@ def _read(text: str) -> tuple[Any | None, str]:
 
 
 def _is_worked_out(answer: Any, written: str) -> bool:
-    """Says whether a formula has no arithmetic left to do; `9 8` is read as the mixed number 9 + 8, hence the text."""
+    """Returns whether a formula has no unfinished arithmetic; needs its text, as `9 8` is parsed as the mixed number 9 + 8."""
     from sympy import Add, Integer, Mul, preorder_traversal
     from sympy.core.relational import Equality
 
@@ -152,7 +151,7 @@ def _is_worked_out(answer: Any, written: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Imports math-verify (half a second) and quiets its warning that the alarm is off, which is on purpose."""
+    """Imports math-verify (half a second) and silences its warning that the alarm is off."""
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)

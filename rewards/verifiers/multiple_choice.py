@@ -1,4 +1,4 @@
-"""Questions with lettered options: the letter, the letter with its text, or the text."""
+"""Questions with lettered options, answered by letter, text or both."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rollout.types import Completion, Prompt
 _MARKUP = Pattern(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}|\*\*")
 _LETTER = Pattern(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
 _LETTER_AND_TEXT = Pattern(r"[(\[]?([A-Z])(?:([)\]][.:]?)\s*|([.:])\s+|\s+)(.+)", re.DOTALL)
-_ANOTHER_LETTER = Pattern(r"(?!^)\b[A-Z]\b|^[A-Z]\W*$")  # an article in front (`B. A cat`) is not another letter
+_ANOTHER_LETTER = Pattern(r"(?!^)\b[A-Z]\b|^[A-Z]\W*$")  # an article at the front (`B. A cat`) is not another letter
 
 
 def multiple_choice(prompt: Prompt, completion: Completion) -> float | Score:
     r"""Rewards a response that picks the right option.
 
-    The pick is read where `answer_text.final_answer` finds it. It may be the letter (`B`, `b`, `(B)`, `B.`), the letter with
-    the text of its option (`B. a cat`), or the text of one option (`a cat`).
+    The pick is the response's `answer_text.final_answer`. It may be the letter (`B`, `b`, `(B)`, `B.`), the letter with the text
+    of its option (`B. a cat`), or the text of one option (`a cat`).
 
-    `prompt.columns["options"]` holds the options, as a list of texts or a mapping from letters to texts. Without it
-    any text may follow a letter that a mark sets off (`B. a cat`, but not `A cat`, for `A` is also a word).
-    `prompt.answer` is a letter or the text of an option.
+    `prompt.columns["options"]` holds the options, as a list of texts or a mapping from letters to texts. Without options, any
+    text may follow a letter and a mark (`B. a cat`, but not `A cat`, as `A` is also a word). `prompt.answer` is a letter or the
+    text of an option.
 
     Returns:
         1.0 or 0.0; a `Score` with an error where the reference names no option.
@@ -49,37 +49,37 @@ def _options(prompt: Prompt) -> dict[str, str]:
 
 
 def _bare(text: str, letter: str) -> str:
-    """Returns an option's text without a letter of its own in front: `(B) a cat` is `a cat`."""
-    own, marked, rest = _split(_unwrapped(text))
-    return _unstopped(rest if marked and own == letter else text)
+    """Returns an option's text without its letter in front: `(B) a cat` is `a cat`."""
+    first, is_marked, rest = _split(_unwrapped(text))
+    return _comparable(rest if is_marked and first == letter else text)
 
 
 def _pick(answer: str, options: Mapping[str, str]) -> str | None:
-    """Returns the letter that an answer stands for, `None` where it stands for none or for more than one."""
+    """Returns the letter of an answer; `None` if it names no option, or more than one."""
     answer = _unwrapped(answer)
     single = _LETTER.fullmatch(answer)
     if single and (not options or single[1].upper() in options):
         return single[1].upper()
-    same_text = [letter for letter, text in options.items() if text and text == _unstopped(answer)]
+    same_text = [letter for letter, text in options.items() if text and text == _comparable(answer)]
     if same_text:
         return same_text[0] if len(same_text) == 1 else None
     letter, marked, rest = _split(answer)
     if options:
-        return letter if letter and _unstopped(rest) == options.get(letter) else None
+        return letter if letter and _comparable(rest) == options.get(letter) else None
     return letter if marked and not _ANOTHER_LETTER.search(rest) else None
 
 
 def _split(answer: str) -> tuple[str | None, bool, str]:
-    """Splits `(B) a cat` into its letter, whether a mark sets the letter off from the text, and the text."""
+    """Splits `(B) a cat` into the letter, whether a mark follows it, and the text."""
     match = _LETTER_AND_TEXT.fullmatch(answer)
     return (match[1], bool(match[2] or match[3]), match[4]) if match else (None, False, answer)
 
 
 def _unwrapped(text: str) -> str:
-    """Returns the text without the quotes, the dollars and the bold type that it may be set in."""
+    """Returns the text without quotes, dollars and bold type around it."""
     return _MARKUP.sub(lambda match: match[1] or "", text).strip(" \t\n$`*\"'")
 
 
-def _unstopped(text: str) -> str:
-    """Returns the text as it is compared: normalised, without markup around it and a full stop at its end."""
+def _comparable(text: str) -> str:
+    """Returns the text normalised, without markup around it and a full stop at its end."""
     return normalised(_unwrapped(text)).rstrip(".")

@@ -16,7 +16,7 @@ from rewards.verifiers.options import with_options
 from rewards.verifiers.unreadable import unreadable
 from rollout.types import Completion, Prompt
 
-_PLAIN = (  # LaTeX and typography, as plain characters
+_PLAIN = (  # replaces LaTeX and typography by plain characters
     (Pattern(r"(?<=\d)(?:\\[,:; !]|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))"), ","),
     (Pattern(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}"), r" \1 "),
     (Pattern(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
@@ -36,7 +36,7 @@ _NUMBER = Pattern(
     rf"|(?P<value>{_DECIMAL})(?:e(?P<exponent>[-+]?\d{{1,3}})(?!\d)|\s*[×x*]\s*{_POWER % 2}|\s*/\s*(?P<below>{_DECIMAL}))?)"
 )
 _NOT_BEFORE = Pattern(rf"(?:{BOUND}|[\^×/÷+]\s*)$")
-_NOT_BEHIND = Pattern(r"\s*(?:[\^×/÷+=π√]|[x*]\s*\d|e[-+]?\d|or\s+(?:more|less)\b)")
+_NOT_AFTER = Pattern(r"\s*(?:[\^×/÷+=π√]|[x*]\s*\d|e[-+]?\d|or\s+(?:more|less)\b)")
 _SCALE = Pattern(r"\s*(%|thousand|million|billion|trillion)s?(?![a-z])")
 _SCALES = {"%": Fraction(1, 100)} | {
     word: Fraction(1000**power) for power, word in enumerate(("thousand", "million", "billion", "trillion"), 1)
@@ -45,26 +45,30 @@ _SCALES = {"%": Fraction(1, 100)} | {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Number:
-    value: Fraction  # as it is written: 45 for 45 %
-    scale: Fraction  # what `%` or `million` behind it multiplies it by; 1 where there is nothing of the kind
-    currency: str  # `$` or the like; "" where there is none
-    unit: str  # what follows, up to the end of the text; "" where there is nothing
+    value: Fraction
+    """The number as written: 45 for 45 %."""
+    scale: Fraction
+    """The factor of `%` or `million` after it; else 1."""
+    currency: str
+    """A sign such as `$`, or ""."""
+    unit: str
+    """All text after the number, or ""."""
 
 
 @with_options
 def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
     r"""Makes a verifier of a number: `numeric(relative=0.05)` is ChartQA's relaxed accuracy (arXiv 2203.10244).
 
-    The final answer must hold one number and no other, in digits of any script: with decimals, thousands separators (`1,204.5`), an
-    exponent (`3e5`, `3\times10^{5}`), or as a fraction (`3/4`). `more than 5`, `2^5` and NaN are none. What follows the number is
-    its unit, and must be that of the reference where both have one; so must a currency sign. `45%` is 0.45, and not
+    The final answer must hold one number and no other, in digits of any script: with decimals, thousands separators (`1,204.5`),
+    an exponent (`3e5`, `3\times10^{5}`), or as a fraction (`3/4`). `more than 5`, `2^5` and NaN are no numbers. The text after
+    the number is its unit. Unit and currency must be those of the reference, where both sides have one. `45%` is 0.45, and not
     45; `5.2 million` is 5200000, and not 5.2.
 
     `prompt.answer` is a number, or a text in one of these forms.
 
     Args:
-        tolerance: How far off the number may be, in the reference's unit.
-        relative: How far off it may be, as a share of the reference; the larger of the two counts.
+        tolerance: Largest error, in the reference's unit.
+        relative: Largest error as a share of the reference; the larger of both tolerances counts.
 
     Returns:
         The verifier: 1.0 or 0.0; a `Score` with an error where the answer holds no number, or several.
@@ -85,7 +89,7 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
         found = _one_number(final_answer(completion.text))
         if found is None or not _is_same_unit(found, wanted):
             return 0.0
-        rounding = Fraction(1, 10**14) if isinstance(prompt.answer, float) else 0  # of 0.1 + 0.2, nobody's mistake
+        rounding = Fraction(1, 10**14) if isinstance(prompt.answer, float) else 0  # the float error of 0.1 + 0.2
         allowed = max(off, max(share, rounding) * abs(wanted.value))
         return float(abs(found.value * found.scale / wanted.scale - wanted.value) <= allowed)
 
@@ -93,7 +97,7 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
 
 
 def _is_same_unit(found: _Number, wanted: _Number) -> bool:
-    """Says whether units and currencies agree, where both sides have one; what follows the unit in a sentence is no matter."""
+    """Returns whether units and currencies agree, where both sides have one; text after the unit is ignored."""
     if found.currency and wanted.currency and found.currency != wanted.currency:
         return False
     same = re.match(re.escape(wanted.unit) + r"(?![\w^/*·°%])", found.unit)
@@ -101,29 +105,29 @@ def _is_same_unit(found: _Number, wanted: _Number) -> bool:
 
 
 def _one_number(text: str) -> _Number | None:
-    """Returns the only number in a text; `None` where there is none, another, or work still to be done."""
+    """Returns the only number in a text; `None` if there is none, a second one, or unfinished arithmetic."""
     text = plain_digits(text)
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
     text = normalised(text.translate(_SUPERSCRIPTS))
     if text.replace(r"\$", "").count("$") % 2 == 0:
-        text = re.sub(r"(?<!\\)\$", " ", text)  # the dollars of a formula, and no currency
+        text = re.sub(r"(?<!\\)\$", " ", text)  # dollars around a formula, no currency
     currencies = {symbol.lstrip("\\") for symbol in _CURRENCY.findall(text)}
     text = _CURRENCY.sub("", text).strip(" *_`'\"")
     matches = list(_NUMBER.finditer(text))
     if len(matches) != 1 or len(currencies) > 1 or "\\" in text:
         return None
     match = matches[0]
-    before, behind = text[: match.start()], text[match.end() :]
+    before, after = text[: match.start()], text[match.end() :]
     value = _value(match)
-    if value is None or _NOT_BEFORE.search(before) or _NOT_BEHIND.match(behind):
+    if value is None or _NOT_BEFORE.search(before) or _NOT_AFTER.match(after):
         return None
-    scale = _SCALE.match(behind)
+    scale = _SCALE.match(after)
     return _Number(
         value=value,
         scale=_SCALES[scale[1]] if scale else Fraction(1),
         currency="".join(currencies),
-        unit=(behind[scale.end() :] if scale and scale[1] != "%" else behind).strip(" .,;:!?()[]{}*_`'\""),
+        unit=(after[scale.end() :] if scale and scale[1] != "%" else after).strip(" .,;:!?()[]{}*_`'\""),
     )
 
 

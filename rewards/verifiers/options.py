@@ -1,4 +1,4 @@
-"""Verifiers with options: made by a call, and usable without one."""
+"""Verifiers with options, which work with and without a call that sets them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ P = ParamSpec("P")
 
 
 class WithOptions(Generic[P]):
-    """What `with_options` makes of a function: `count(tolerance=1)` is a verifier, and `count` itself is `count()`.
+    """A verifier with options: `count(tolerance=1)` is a verifier, and `count` itself works like `count()`.
 
     Args:
         make: Makes the verifier from its options, all of which have defaults.
     """
 
     def __init__(self, make: Callable[P, Verifier]) -> None:
-        for name in WRAPPER_ASSIGNMENTS:  # and not `wraps`, whose `__wrapped__` is for a function that does the same
+        for name in WRAPPER_ASSIGNMENTS:  # without the `__wrapped__` of `wraps`, as the signature differs
             setattr(self, name, getattr(make, name, None))
         self.__name__: str = make.__name__
         self._make = make
@@ -42,7 +42,7 @@ class WithOptions(Generic[P]):
 
 
 def with_options(make: Callable[P, Verifier]) -> WithOptions[P]:
-    """Lets a verifier that is made by a call be used without one, with its defaults.
+    """Decorates a function that makes a verifier, so that it is itself a verifier with the default options.
 
     ```python
     @with_options

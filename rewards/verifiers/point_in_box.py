@@ -1,4 +1,4 @@
-"""Points at what is asked for."""
+"""Rewards points that lie in the reference's boxes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 def point_in_box(*, radius: float | None = None) -> Verifier:
     """Makes a verifier that rewards points that lie in the reference's boxes, in Qwen3-VL's coordinates, 0 to 1000.
 
-    Each box is to be hit, edge included, by a point of its own: the reward is the number of boxes hit over that of boxes or of
-    points, whichever are more. Where both sides have labels, only the same label hits. Where a response gives its points is told by
-    `shapes.shapes_of_text`.
+    Each box needs a point of its own inside it or on its edge. The reward is the number of boxes hit over the larger of the
+    numbers of boxes and points. Where both sides have labels, only equal labels hit. `boxes.shapes_of_text` finds the points of
+    a response.
 
     `prompt.answer` is a box `[left, top, right, bottom]`, a list of boxes, a list of `{"bbox_2d": [...], "label": ...}`, or one of
     these as JSON; never in pixels. With a radius it is points instead: `[x, y]`, a list of these, or with `"point_2d"`.
 
     Args:
-        radius: How far off a point of the reference a hit may be, in thousandths of the picture's width and height; by default the
-            reference is boxes.
+        radius: Largest distance of a hit from a point of the reference, in thousandths of the picture's width and height.
+            Default: the reference holds boxes.
 
     Returns:
-        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer is no such boxes or points.
+        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer holds no such boxes or points.
 
     Raises:
         ValueError: The radius is not from 0 to 1000.

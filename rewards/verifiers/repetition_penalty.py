@@ -1,4 +1,4 @@
-"""A price for saying the same again and again."""
+"""Penalty for repetition."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from rewards.types import Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
-READ = 50_000  # characters at the end of a response, where it loops if it does
+READ = 50_000  # characters that are read from the end, where loops are
 
-# A word; of a script without blanks, a letter; of something without either, such as "aaaa…", four characters.
+# Units: words of up to 24 characters, single letters of scripts without blanks, and up to 4 punctuation marks.
 _UNIT = Pattern(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,24}|[^\w\s]{1,4}"
 )
@@ -19,12 +19,12 @@ _UNIT = Pattern(
 def repetition_penalty(*, ngram: int = 4, allowed: float = 0.2, most: float = 1.0) -> Verifier:
     """Makes a penalty for repeated n-grams of words, to be added to a reward by `weighted`.
 
-    With s the share of a response's n-grams that have occurred in it before, it is −most · max(0, (s − allowed) / (1 − allowed)).
-    Ordinary prose has s below 0.1, a worked solution below 0.2, and a loop soon above 0.9. Thoughts count.
+    The penalty is −most · max(0, (s − allowed) / (1 − allowed)), with s the share of the response's n-grams that repeat an
+    earlier one. Ordinary prose has s below 0.1, a worked solution below 0.2, and a loop soon above 0.9. Thoughts count.
 
     Args:
-        ngram: Words of an n-gram; each letter counts as a word in Chinese, Japanese and Korean.
-        allowed: The share that costs nothing.
+        ngram: Words of an n-gram; in Chinese, Japanese and Korean, each letter counts as a word.
+        allowed: The share without a penalty.
         most: The penalty of a response that only repeats.
 
     Returns:
@@ -38,7 +38,7 @@ def repetition_penalty(*, ngram: int = 4, allowed: float = 0.2, most: float = 1.
     if not 0 <= allowed < 1:
         raise ValueError(f"allowed of repetition_penalty must be >= 0 and < 1, got {allowed}")
     if not most >= 0:
-        raise ValueError(f"most of repetition_penalty must be >= 0, got {most}; the penalty has its sign already")
+        raise ValueError(f"most of repetition_penalty must be >= 0, got {most}; the sign is added to it")
 
     def verify(prompt: Prompt, completion: Completion) -> float:
         words = _UNIT.findall(completion.text[-READ:].casefold())

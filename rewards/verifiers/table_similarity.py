@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 Table = list[list[str]]
 
-LONGEST = 200_000  # characters behind the thoughts, and
-LARGEST = 3_000  # cells, shorter rows filled up: what is more is no answer
-LIKENESS = 0.5  # what two texts must share at least, as in ANLS; letters that happen to be the same earn nothing
+LONGEST = 200_000  # characters after the thoughts; a longer text is no answer
+LARGEST = 3_000  # cells, with short rows padded; a larger table is no answer
+MIN_SIMILARITY = 0.5  # smallest that counts, as in ANLS: letters that agree by chance earn nothing
 
 _TAG = Pattern(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)([^<>]*)>")
 _SPAN = Pattern(r"\b(row|col)span\s*=\s*[\"']?\s*(\d{1,6})", re.IGNORECASE)
@@ -33,15 +33,15 @@ _NUMBER = Pattern(r"[-−+]?[$€£¥]?\s?[\d.,]*\d\s?[%]?")
 
 
 def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
-    """Rewards a table by how much of it is in the reference, and of the reference in it, in the same order.
+    """Rewards a table by its similarity to the reference.
 
-    Rows are aligned with rows, and cells with cells, so that their likeness is greatest while both keep their order; the reward
-    is twice that likeness over the number of cells of both: 1 for the same table, and less for every cell that is missing, other,
-    or too much. Of two texts the likeness is 1 − Levenshtein distance / length of the longer, 0 below one half; of numbers it is
-    1 or 0. Case, white space, bold type, thousands separators and empty rows do not count.
+    Rows are aligned with rows, and cells with cells, in order and for the greatest similarity. The reward is twice that similarity
+    over the number of cells of both tables: 1 for the same table, less for each missing, different or extra cell. Two texts have
+    the similarity 1 − Levenshtein distance / length of the longer one, or 0 if that is below one half. Two numbers have 1 or 0.
+    Case, white space, bold type, thousands separators and empty rows do not count.
 
-    The table is the last one in the last fenced block of the response, or in all of it where there is none: HTML, whose cells count
-    in each row and column that they span; else lines with `|`, as in Markdown; else lines with tabs or commas. A table of more than
+    The table is the last one in the last fenced block after the thoughts, or in all of that text. It is HTML, with cells counted in
+    each row and column that they span; else lines with `|`, as in Markdown; else lines with tabs or commas. A table of more than
     3,000 cells is no answer.
 
     `prompt.answer` is such a text, or a list of rows, each a list of cells.
@@ -59,7 +59,7 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
 
 
 def _table(text: str) -> Table:
-    """Returns the rows of the last table in a text, as they are compared; none where there is no table, or too large a one."""
+    """Returns the comparable rows of the last table in a text; none if there is no table, or it is too large."""
     block = last_block(text)
     if "<table" in block.lower():
         return _comparable(_of_html(block))
@@ -73,7 +73,7 @@ def _table(text: str) -> Table:
 
 
 def _of_lists(rows: Any) -> Table:
-    """Returns a reference that is given as rows of cells, as it is compared; none where it is something else."""
+    """Returns the comparable rows of a reference in lists; none for anything else."""
     if not isinstance(rows, list | tuple) or not all(isinstance(row, list | tuple) for row in rows):
         return []
     return _comparable([["" if cell is None else str(cell) for cell in row] for row in rows])
@@ -91,10 +91,10 @@ def _of_markdown(block: str) -> Table:
 
 
 def _of_html(block: str) -> Table:
-    """Returns the last table. `html.parser` takes quadratic time over `<!--<!--<!--`, and so is not used."""
+    """Returns the last table; does not use `html.parser`, which takes quadratic time for `<!--<!--<!--`."""
     opening, *comments = block.split("<!--")
     block = opening + "".join(comment.partition("-->")[2] for comment in comments)
-    rows: list[list[tuple[list[str], int, int]]] = []  # of cells: pieces of text, rows and columns that it spans
+    rows: list[list[tuple[list[str], int, int]]] = []  # each cell: pieces of text, number of rows, number of columns
     depth, end, in_cell = 0, 0, False
     for tag in _TAG.finditer(block):
         name, is_end = tag[2].lower(), bool(tag[1])
@@ -106,7 +106,7 @@ def _of_html(block: str) -> Table:
             if depth == 1 and not is_end:
                 rows = []
             in_cell = in_cell and depth > 0
-        elif depth == 1 and name in ("tr", "td", "th"):  # the text of a table inside a cell is the cell's
+        elif depth == 1 and name in ("tr", "td", "th"):  # the text of an inner table belongs to its cell
             in_cell = name != "tr" and not is_end
             if not is_end and (name == "tr" or not rows):
                 rows.append([])
@@ -119,9 +119,9 @@ def _of_html(block: str) -> Table:
 
 
 def _expanded(rows: Iterable[Sequence[tuple[str, int, int]]]) -> Table:
-    """Returns rows of texts, each in all the rows and columns that it spans; no rows at all where these are too many cells."""
+    """Returns rows of texts, each in all the rows and columns that its cell spans; no rows if there are too many cells."""
     table: Table = []
-    held: dict[int, tuple[str, int]] = {}  # by column, a text from above and how many more rows it spans
+    held: dict[int, tuple[str, int]] = {}  # by column: a text from above, and the number of further rows that it spans
     cells = 0
     for row in rows:
         line = {column: text for column, (text, _) in held.items()}
@@ -143,7 +143,7 @@ def _expanded(rows: Iterable[Sequence[tuple[str, int, int]]]) -> Table:
 
 
 def _last_run(rows: Iterable[list[str]]) -> Table:
-    """Returns the last rows that stand together, with no empty one in between."""
+    """Returns the last rows without an empty one between them."""
     run: Table = []
     for row in reversed(list(rows)):
         if row:
@@ -166,32 +166,36 @@ def _cell(text: str) -> str:
 
 
 def _similarity(found: Table, wanted: Table) -> float:
-    """Returns twice the likeness of the best alignment over the number of cells of both tables."""
+    """Returns twice the similarity of the best alignment over the number of cells of both tables."""
     import numpy as np
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cdist
 
     texts, others = (_distinct(cell for row in table for cell in row) for table in (found, wanted))
-    likeness = cdist(
-        list(texts), list(others), scorer=Levenshtein.normalized_similarity, score_cutoff=LIKENESS, dtype=np.float32
+    similarity = cdist(
+        list(texts),
+        list(others),
+        scorer=Levenshtein.normalized_similarity,
+        score_cutoff=MIN_SIMILARITY,
+        dtype=np.float32,
     )
     is_number, is_other_number = (
         np.array([bool(_NUMBER.fullmatch(text)) for text in each]) for each in (texts, others)
     )
-    likeness[(is_number[:, None] | is_other_number) & (likeness < 1)] = 0
-    likeness = np.pad(likeness, (0, 1))  # what a short row is filled up with is like nothing
+    similarity[(is_number[:, None] | is_other_number) & (similarity < 1)] = 0
+    similarity = np.pad(similarity, (0, 1))  # padding of short rows is similar to nothing
     found_RC, wanted_SD = _places(found, texts), _places(wanted, others)
-    rows_RS = np.stack([_aligned(likeness[row_C[None, :, None], wanted_SD[:, None, :]]) for row_C in found_RC])
+    rows_RS = np.stack([_aligned(similarity[row_C[None, :, None], wanted_SD[:, None, :]]) for row_C in found_RC])
     return 2 * float(_aligned(rows_RS)) / sum(len(row) for table in (found, wanted) for row in table)
 
 
 def _distinct(texts: Iterable[str]) -> dict[str, int]:
-    """Returns the texts, each once, with their numbers."""
+    """Returns the distinct texts, numbered."""
     return {text: number for number, text in enumerate(dict.fromkeys(texts))}
 
 
 def _places(table: Table, texts: dict[str, int]) -> np.ndarray:
-    """Returns [rows, cells] the place of each cell among the texts, the last one where the row is short."""
+    """Returns [rows, cells] the number of each cell's text; padding of short rows has the number after the last."""
     import numpy as np
 
     places = np.full((len(table), max(map(len, table))), len(texts))
@@ -201,7 +205,7 @@ def _places(table: Table, texts: dict[str, int]) -> np.ndarray:
 
 
 def _aligned(worth: np.ndarray) -> np.ndarray:
-    """Returns [...], the greatest sum over [..., N, M] of pairs whose N and M both rise: `best[m]` is that of the first m."""
+    """Returns [...] the greatest sum of pairs of worth [..., N, M] with rising n and m; `best[m]` is that of the first m."""
     import numpy as np
 
     best = np.zeros((*worth.shape[:-2], worth.shape[-1] + 1), np.float32)

@@ -1,4 +1,4 @@
-"""Text that was read off a picture, against what stands there."""
+"""Text read off a picture, compared by edit distance."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rollout.types import Completion, Prompt
 
 @with_options
 def text_similarity(*, threshold: float = 0.5) -> Verifier:
-    r"""Makes a verifier that rewards text by how little must be changed to make it the reference.
+    r"""Makes a verifier that rewards text by its similarity to the reference.
 
-    The reward is 1 − Levenshtein distance / length of the longer text, case and white space aside, and 0 below `threshold`: ANLS
-    (arXiv 1905.13648), with its usual threshold. Compared is what the last `\boxed{...}` or `<answer>...</answer>` holds, else the
-    whole response behind its thoughts: a response that also says other things is less similar.
+    The reward is 1 − Levenshtein distance / length of the longer text, and 0 below `threshold`: ANLS (arXiv 1905.13648), with its
+    usual threshold. Case and white space do not count. The text is the last `\boxed{...}` or `<answer>...</answer>`, else all of
+    the response after its thoughts, where further words reduce the similarity.
 
-    `prompt.answer` is the text, or a list of texts of which the most similar counts.
+    `prompt.answer` is the text, or a list of texts; the most similar one counts.
 
     Args:
         threshold: Similarities below it count as 0; random text stays below 0.5 of all but the shortest references.
@@ -40,7 +40,7 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
         )
         if not any(references):
             return unreadable("text_similarity", prompt, "give a text or a list of texts")
-        # Longer than this it is less than 1 % similar, however well it begins.
+        # A text that is cut here is less than 1 % similar.
         text = normalised(short_answer_or_all(completion.text)[: 100 * max(map(len, references))])
         best = max(Levenshtein.normalized_similarity(text, reference) for reference in references if reference)
         return float(best) if text and best >= threshold else 0.0

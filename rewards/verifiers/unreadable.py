@@ -1,4 +1,4 @@
-"""What a verifier says of a reference that it cannot read."""
+"""The score of a prompt with an unreadable reference."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from rollout.types import Prompt
 
 
 def unreadable(verifier: str, prompt: Prompt, remedy: str) -> Score:
-    """Returns the score that names the verifier, the answer and the prompt, and says what to give instead."""
-    told = f"{verifier} cannot read the answer {prompt.answer!r:.200} of prompt {prompt.id!r}"
-    return Score(reward=0.0, error=f"{told}; {remedy}")
+    """Returns a score with an error that names verifier, answer, prompt and a remedy."""
+    message = f"{verifier} cannot read the answer {prompt.answer!r:.200} of prompt {prompt.id!r}"
+    return Score(reward=0.0, error=f"{message}; {remedy}")

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from rl.curation.config import SelectConfig
 from rl.curation.select import REASONS, Selection
-from rl.run_dir.files import jsonl_line, write_json
+from rl.run_dir.files import jsonl_line, write_atomically, write_json
 from rollout.data.prompts import Rows
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def write_selection(config: SelectConfig, selection: Selection, run_dir: Path, c
         for name, task in [selection.names.get(row, ("", ""))]
     ]
     for name, rows in (("selected.jsonl", kept), ("dropped.jsonl", dropped)):
-        temporary = run_dir / f".{name}"
-        temporary.write_text("".join(map(jsonl_line, rows)))
-        temporary.rename(run_dir / name)
+        write_atomically(run_dir / name, "".join(map(jsonl_line, rows)))
     write_json(run_dir / "report.json", {"choices": asdict(config), **counts(selection)})
     console.print(_table(selection))
     console.print(f"selection: {run_dir / 'selected.jsonl'}", highlight=False, soft_wrap=True)

@@ -57,7 +57,8 @@ class SamplingRunConfig(RewardOptions, DataConfig):
     """Completions per prompt."""
     sampling: SamplingName = "plain"
     """plain: rollout.temperature and nothing else, as in training. greedy: temperature 0. thinking-dense: temperature 1, top-p .95,
-    top-k 20. thinking-moe: the same at temperature .6. instruct: .7, .8, 20, presence penalty 1.5. instruct-text: 1, 1, 40, 2."""
+    top-k 20. thinking-moe: the same at temperature .6. instruct: .7, .8, 20, presence penalty 1.5. instruct-text
+    (text-only prompts): 1, 1, 40, 2."""
     temperature: float | None = None
     """Replaces the preset's temperature; 0 is greedy."""
     top_p: float | None = None

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from rl.evaluation.config import sampling_of
 from rl.evaluation.results import pass_rate, summarise
-from rl.run_dir.files import jsonl_line, write_json
+from rl.run_dir.files import jsonl_line, write_atomically, write_json
 
 if TYPE_CHECKING:
     from rl.evaluation.sampling import SampledAnswers
@@ -54,15 +54,15 @@ def report_pass_rates(answers: SampledAnswers, output: Path | None, console: Con
         for row, result in zip(answers.rows, answers.results, strict=True)
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
     if file.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
 
+        temporary = file.with_suffix(".tmp")
         parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
+        temporary.rename(file)
     else:
-        temporary.write_text("".join(map(jsonl_line, rows)))
-    temporary.rename(file)
+        write_atomically(file, "".join(map(jsonl_line, rows)))
     console.print(_rates(rows))
     _print_rest(answers, summarise(answers.results, answers.config.samples)["overall"], console)
     console.print(f"pass rates: {file}", highlight=False, soft_wrap=True)

@@ -124,7 +124,7 @@ PRESETS: dict[str, Preset] = {
         model="Qwen/Qwen3-VL-8B-Instruct",
         nodes=1,
         gpus_per_engine=1,
-        why="a rank keeps 16 GiB of states, and an engine still has 30 GiB of cache beside them",
+        why="a rank keeps 16 GiB of states, and an engine still has 30 GiB of cache",
     ),
     "32B": Preset(
         model="Qwen/Qwen3-VL-32B-Instruct",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from rl.run_dir.files import write_atomically
 from rl.run_dir.tracker import read_metrics
 
 if TYPE_CHECKING:
@@ -135,9 +136,7 @@ def write_report(run_dir: Path) -> Path:
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(run_dir.name)}</title><style>{STYLE}</style>"
     )
-    temporary = run_dir / ".report.html"
-    temporary.write_text(page + "\n".join(parts) + "</html>\n", encoding="utf-8")
-    return temporary.rename(run_dir / "report.html")
+    return write_atomically(run_dir / "report.html", page + "\n".join(parts) + "</html>\n")
 
 
 def _sentence(rows: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> str:

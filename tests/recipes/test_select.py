@@ -73,7 +73,7 @@ def test_a_selection_is_written_and_told(
     assert json.loads((folder / "run" / "report.json").read_text())["all"]["kept"] == 2
     told = capsys.readouterr().out
     assert (
-        "never or too seldom solved" in told and f"{folder}/run/selected.jsonl" in told and "selected.parquet" in told
+        "never or too rarely solved" in told and f"{folder}/run/selected.jsonl" in told and "selected.parquet" in told
     )
 
 

@@ -64,7 +64,7 @@ def score(answer: object, said: object, threshold: float | None = None) -> float
         ([CAT, DOG], [{"bbox_2d": LEFT, "label": "dog"}, {"bbox_2d": RIGHT, "label": "cat"}], 0),
         ([CAT, DOG], [CAT, {"bbox_2d": RIGHT, "label": "cat"}], 1 / 2),
         (json.dumps([CAT, DOG]), [CAT, DOG], 1),
-        # How a response may give its boxes: tests/rewards/test_shapes.py.
+        # How a response may give its boxes: tests/rewards/verifiers/test_shapes.py.
         (LEFT, "<think>[200, 0, 300, 100]</think>```json\n" + json.dumps([CAT]) + "\n```", 1),
         (LEFT, '{"point_2d": [50, 50]}', 0),
         (LEFT, "", 0),

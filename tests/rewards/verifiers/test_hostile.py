@@ -14,8 +14,8 @@ import rewards
 from rewards.workers.call import score_completions
 from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group
+from tests.rewards.cases import CASES
 from tests.rewards.hostile import HOSTILE, LARGE, NUMBERS
-from tests.rewards.verifiers import CASES
 
 ESCAPED = Path("/tmp/escaped")
 

@@ -103,7 +103,9 @@ def test_a_schema_that_is_none_is_refused_or_no_verdict() -> None:
         json_format(schema={"type": "thing"})
     for schema in ({"type": "thing"}, "{", {1, 2}):
         score = json_format(Prompt(id="p-3", messages=[], columns={"schema": schema}), Completion(text="{}"))
-        assert isinstance(score, Score) and "prompt 'p-3' has a column 'schema' that is none" in str(score.error)
+        assert isinstance(score, Score) and "prompt 'p-3' has no valid schema in its column 'schema'" in str(
+            score.error
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from rewards.workers import runner
 from rewards.workers.runner import RewardRunner
 from rollout import Completion, Group, Prompt
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def group(prompt_id: str, *texts: str, **prompt: object) -> Group:

@@ -15,7 +15,7 @@ import pytest
 from rewards.code import sandbox, seccomp
 from rewards.code.sandbox import MIB, PYTHON, Limits, ProgramResult, Unavailable, run, unavailable_reason
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MEMORY = 1000 + os.getpid() % 800  # MiB, a number that tells programs of this process from others
 isolated_only = pytest.mark.skipif(
     unavailable_reason() is not None, reason=f"programs cannot be isolated here: {unavailable_reason()}"

@@ -27,7 +27,7 @@ def score(answer: object, said: object, radius: float | None = None) -> float | 
         (LEFT, [150, 150], 1),
         (LEFT, [[150, 150]], 1),
         (LEFT, {"point_2d": [150, 150]}, 1),
-        # How a response may give its points: tests/rewards/test_shapes.py.
+        # How a response may give its points: tests/rewards/verifiers/test_shapes.py.
         (LEFT, '```json\n{"point_2d": [150, 150], "label": "cat"}\n```', 1),
         (LEFT, [100, 200], 1),  # the edge is inside
         (LEFT, [99.9, 150], 0),

@@ -110,7 +110,7 @@ def test_processes_count_their_calls_together(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, tmp_path / "verdicts.db"]
     processes = [
-        subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     assert sum(int(process.communicate()[0]) for process in processes) == 50
 
@@ -121,7 +121,7 @@ def test_processes_may_make_and_fill_one_cache_at_the_same_time(tmp_path: Path) 
         "for n in range(40): VerdictCache(Path(sys.argv[1])).put(f'{sys.argv[2]} {n}', str(n))"
     )
     path = tmp_path / "verdicts.db"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     processes = [subprocess.Popen([sys.executable, "-c", code, path, str(k)], cwd=root) for k in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     cache = VerdictCache(path)
