@@ -1,4 +1,4 @@
-"""Prompts in, completions out."""
+"""Prompts, completions, and the vLLM engines between them."""
 
 from rollout.types import Completion, Done, Group, Observation, Prompt, Sampling, Turn, Video
 

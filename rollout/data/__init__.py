@@ -1,1 +1,1 @@
-"""Datasets in, prompts out."""
+"""Datasets, prompts and their order."""

@@ -1,1 +1,1 @@
-"""Real data that installs from PyPI: each file gives a `datasets.Dataset` and the `to_prompt` that goes with it."""
+"""Tasks with data from PyPI or generated: each file has rows and their `to_prompt`."""
