@@ -22,7 +22,7 @@ from rl.config import check_config
 from rollout import Completion, Done, Observation, Prompt
 from rollout.data import layouts
 from rollout.data.mixture import mixture, open_stream
-from rollout.data.prompts import column_mapping, prompts_from
+from rollout.data.prompts import prompts_from
 from rollout.environments.episodes import try_environment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
@@ -76,13 +76,14 @@ def test_the_environment_rolls_the_same_dice_for_the_same_prompt() -> None:
     assert dice.step(Completion(text="enough")).outcome == {"answer": "enough"}
 
 
-def test_recipe_for_a_published_model_hands_train_what_it_takes(trained: dict[str, Any]) -> None:
+def test_recipe_for_a_published_model_hands_train_what_it_takes(
+    trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{"images": [], "problem": "Find x.", "answer": "3"}]
-    names: dict[str, Any] = {"load_dataset": lambda name, split: rows}
+    names: dict[str, Any] = {}
     exec(BLOCKS[0], names)
-    exec(
-        compile(BLOCKS[1], "README.md", "exec"), names | {"column_mapping": column_mapping, "math_answer": math_answer}
-    )
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: rows)
+    exec(compile(BLOCKS[1], "README.md", "exec"), names)
     check_config(trained["config"])
     assert trained["prompts"][0].answer == "3"
     assert trained["reward"] is math_answer
@@ -140,6 +141,16 @@ def test_commands_and_links_lead_somewhere() -> None:
         for module in re.findall(r"python -m ([A-Za-z_.]+[A-Za-z])", text):
             exists = (ROOT / (module.replace(".", "/") + ".py")).exists()
             assert exists or module in ("recipes.NAME", "ruff", "mypy", "pytest"), (page, module)
+
+
+def test_the_walks_through_the_code_name_what_is_there() -> None:
+    walks = (ROOT / "CONTRIBUTING.md").read_text().split("## Five walks")[1].split("## ")[0]
+    names = {name.split(".")[-1] for name in re.findall(r"`([A-Za-z_][\w.]*)`", walks)}
+    folders = [ROOT / name for name in ("rl", "rollout", "rewards", "policies")]
+    code = "\n".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    defined = set(re.findall(r"(?:def|class) (\w+)|^ *(\w+):", code, re.MULTILINE))
+    assert len(names) > 70
+    assert names - {name for pair in defined for name in pair} == {"get_image_features", "json"}
 
 
 def test_every_page_of_docs_is_in_the_index_and_the_readme_is_short() -> None:
