@@ -1,4 +1,4 @@
-"""Measures how often a checkpoint solves each query, with 16 samples; recipes.select uses the result. Trains nothing.
+"""Measures how often a checkpoint solves each query, with 16 samples, for recipes.select; trains nothing.
 
     python -m recipes.measure_pass_rate CHECKPOINT --data train.parquet --reward math_answer
     python -m recipes.measure_pass_rate CHECKPOINT --data train.parquet --reward math_answer --blind

@@ -56,7 +56,7 @@ def sapo_loss(logprobs_BT: Tensor, old_BT: Tensor, advantages_B: Tensor, mask_BT
     """− 1/B Σ_i A_i · 1/|y_i| Σ_t f(r_it),  f(r) = 4/τ · σ(τ (r − 1)),  r = π_θ / π_old  (arXiv 2511.20347)."""
     advantages_B1 = advantages_B[:, None]
     tau_B1 = torch.where(advantages_B1 > 0, 1.0, 1.05)
-    ratio_BT = (logprobs_BT - old_BT).mrepeated_fill(~mask_BT, 0).clamp(-20, 20).exp()
+    ratio_BT = (logprobs_BT - old_BT).masked_fill(~mask_BT, 0).clamp(-20, 20).exp()
     gate_BT = 4 / tau_B1 * torch.sigmoid(tau_B1 * (ratio_BT - 1))
     token_mean_B = (gate_BT * advantages_B1 * mask_BT).sum(1) / mask_BT.sum(1)
     return -token_mean_B.mean()
