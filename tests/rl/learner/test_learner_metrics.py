@@ -1,0 +1,87 @@
+"""Metrics of an update: merged over microbatches as if they were one, with numbers worked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from rl.corrections import MismatchSums
+from rl.learner.metrics import UpdateRecord, gap_metrics, update_metrics
+
+AGREEMENT = MismatchSums(tokens=1, ratio=1.0, ratio_squared=1.0, capped=0, masked=0)
+
+
+def record(
+    means: Mapping[str, float], counts: Mapping[str, int], *, ratios: tuple[float, ...] = (1.0,), **options: Any
+) -> UpdateRecord:
+    none = {"tokens": 0, "sequences": 0, "positive": 0, "negative": 0}
+    defaults = {"sums": {}, "mismatch": AGREEMENT, "gaps_M": torch.zeros(0), "nonfinite_prompts": []}
+    return UpdateRecord(
+        means=means, counts={**none, **counts}, ratios_N=torch.tensor(ratios), **{**defaults, **options}
+    )
+
+
+def test_each_mean_is_weighted_by_what_it_is_a_mean_of():
+    # Tokens 1 and 3, positive 1 and 1, negative 0 and 2, sequences 1 and 2.
+    first = record(
+        {
+            "policy/gate_mean": 0.2,
+            "policy/gate_mean_positive": 0.2,
+            "policy/gate_mean_negative": 1.0,
+            "policy/log_ratio_variance": 0.3,
+        },
+        {"tokens": 1, "sequences": 1, "positive": 1},
+    )
+    second = record(
+        {
+            "policy/gate_mean": 0.6,
+            "policy/gate_mean_positive": 0.8,
+            "policy/gate_mean_negative": 0.5,
+            "policy/log_ratio_variance": 0.9,
+        },
+        {"tokens": 3, "sequences": 2, "positive": 1, "negative": 2},
+    )
+    metrics = update_metrics([first, second])
+    assert metrics["policy/gate_mean"] == pytest.approx((0.2 + 3 * 0.6) / 4)
+    assert metrics["policy/gate_mean_positive"] == pytest.approx(0.5)
+    assert metrics["policy/gate_mean_negative"] == 0.5  # the first microbatch has no negative token
+    assert metrics["policy/log_ratio_variance"] == pytest.approx((0.3 + 2 * 0.9) / 3)
+
+
+def test_extremes_and_percentiles_are_those_of_all_tokens_and_not_means_of_means():
+    names = ("mean", "min", "p01", "p50", "p99", "max")
+    parts = [(0.5, 0.6, 0.7), (1.0, 2.0)]
+    records = [record({f"policy/ratio_{name}": -1.0 for name in names}, {"tokens": len(p)}, ratios=p) for p in parts]
+    metrics = update_metrics(records)
+    assert [metrics[f"policy/ratio_{name}"] for name in names] == pytest.approx([0.96, 0.5, 0.5, 0.7, 2.0, 2.0])
+
+
+def test_a_metric_of_a_users_objective_has_its_extremes_by_name_and_else_the_token_mean():
+    mine = [
+        record({"policy/mine": 1.0, "policy/mine_min": 3.0, "policy/mine_max": 3.0}, {"tokens": 1}),
+        record({"policy/mine": 4.0, "policy/mine_min": 2.0, "policy/mine_max": 5.0}, {"tokens": 2}),
+    ]
+    metrics = update_metrics(mine)
+    assert (metrics["policy/mine"], metrics["policy/mine_min"], metrics["policy/mine_max"]) == (3.0, 2.0, 5.0)
+    assert "policy/ratio_p50" not in metrics
+
+
+def test_losses_and_penalties_are_shares_that_add_up():
+    records = [record({}, {"tokens": 1}, sums={"loss/objective": part, "policy/kl": 0.25}) for part in (0.5, -0.125)]
+    metrics = update_metrics(records)
+    assert (metrics["loss/objective"], metrics["policy/kl"]) == (0.375, 0.5)
+
+
+def test_one_microbatch_has_its_own_float32_means_to_the_last_bit():
+    mean = float(torch.tensor(0.1))
+    for tokens in (1, 3, 999_983):
+        assert update_metrics([record({"policy/entropy": mean}, {"tokens": tokens})])["policy/entropy"] == mean
+
+
+def test_the_gap_is_over_the_tokens_of_all_updates():
+    gaps = [record({}, {}, gaps_M=torch.tensor(values)) for values in ([0.25], [0.5, 0.75, 1.0])]
+    assert gap_metrics(gaps) == {"rollout/logprob_gap_mean": 0.625, "rollout/logprob_gap_max": 1.0}
+    assert gap_metrics([]) == gap_metrics([record({}, {})]) == {}
