@@ -72,7 +72,7 @@ def install_cpu_torch() -> list[str]:
     """Installs torch's CPU build. Returns the pip options by which its companions are found as CPU builds, too."""
     pin = re.search(r"^torch==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)
     assert pin, f"{CONSTRAINTS.name} pins no torch"
-    # On Linux a CPU build is told by its local version; elsewhere the plain build is the CPU build.
+    # On Linux a local version marks a CPU build; elsewhere the plain build is the CPU build.
     requirement = f"torch=={pin[1]}" + ("+cpu" if platform.system() == "Linux" else "")
     found, _ = pip_install(requirement, "--no-deps")
     if found:
