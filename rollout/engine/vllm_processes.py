@@ -52,7 +52,8 @@ def exit_without_teardown() -> None:
 def _exit_unless_failed() -> None:
     error = sys.exc_info()[1]
     if error is None or (isinstance(error, SystemExit) and not error.code):
-        multiprocessing.util._flush_std_streams()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(0)
 
 
