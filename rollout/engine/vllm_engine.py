@@ -16,7 +16,7 @@ from rollout.config import ENGINE_RANKS, RolloutConfig
 from rollout.engine.outputs import as_prompt_logprobs, as_response
 from rollout.engine.pause_gate import PauseGate
 from rollout.engine.spec import EngineSpec
-from rollout.engine.vllm_processes import remove_unmapped, segments_of, wait_until_ended
+from rollout.engine.vllm_processes import imports_of_vllm, remove_unmapped, segments_of, wait_until_ended
 from rollout.rendering import engine_media, limit_pixels, pixel_options, render
 from rollout.types import EngineFailed, GenerateCall, Request, Response, Sampling
 
@@ -38,10 +38,11 @@ class VllmEngine:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        from transformers import AutoProcessor
-        from vllm import AsyncEngineArgs
-        from vllm.config import WeightTransferConfig
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with imports_of_vllm():
+            from transformers import AutoProcessor
+            from vllm import AsyncEngineArgs
+            from vllm.config import WeightTransferConfig
+            from vllm.v1.engine.async_llm import AsyncLLM
 
         self.config = config = spec.config
         self.policy_version = self._initial_version = spec.policy_version

@@ -5,13 +5,14 @@ vLLM 0.32 leaves its processes' shared memory in /dev/shm when they are terminat
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.util
 import os
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -55,6 +56,18 @@ def _exit_unless_failed() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+@contextmanager
+def imports_of_vllm() -> Iterator[None]:
+    """Pauses the garbage collector, which looks through vLLM's 7,000 modules again and again: 2 CPU seconds for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def wait_until_ended(processes: Iterable[psutil.Process], seconds: float) -> None:
