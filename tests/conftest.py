@@ -40,8 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays, and need not be looked through by each collection to come."""
-    gc.freeze()
     gc.enable()
 
 
