@@ -8,7 +8,7 @@ RUN    := .venv/bin/python
 # core to the others.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart test bench setup constraints clean
+.PHONY: help quickstart check test static bench setup constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -17,10 +17,15 @@ help:  ## list the targets
 quickstart: $(STAMP)  ## the main job: teach a small policy sums of handwritten digits; ARGS="--steps 10" passes options on
 	@$(RUN) -m recipes.digit_sums --resume auto $(ARGS)
 
-test: $(STAMP)  ## imports, lint, format, types, tests; ARGS="-k sapo" passes options on to pytest, PARALLEL= runs one at a time
+check: static  ## imports, lint, format, types, and the tests that need no engine and no long time: 3 minutes on two cores
+	@$(RUN) -m pytest $(PARALLEL) -m 'not engine and not slow and not gpu' $(ARGS)
+
+test: static  ## the same with all tests; ARGS="-k sapo" passes options on to pytest, PARALLEL= runs one at a time
+	@$(RUN) -m pytest $(PARALLEL) $(ARGS)
+
+static: $(STAMP)
 	@$(RUN) setup/check_imports.py & imports=$$!; \
 	 $(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy && wait $$imports
-	@$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 bench: $(STAMP)  ## run every script in bench/; each prints a table and writes JSON
 	@set -e; for script in bench/*.py; do $(RUN) -m bench.$$(basename $$script .py) $(ARGS); done

@@ -1,6 +1,8 @@
 """Imports every module of the five packages and names those that fail: the cheapest test, run first."""
 
+import gc
 import importlib
+import os
 import pkgutil
 import sys
 
@@ -24,10 +26,11 @@ def main() -> None:
             importlib.import_module(name)
         except Exception as error:
             broken.append(f"{name}: {type(error).__name__}: {error}")
-    print("\n".join(broken) or f"all {len(names)} modules import")
-    sys.exit(bool(broken))
+    print("\n".join(broken) or f"all {len(names)} modules import", flush=True)
+    os._exit(bool(broken))  # Python would take 7,000 modules apart, in 3 CPU seconds
 
 
 if __name__ == "__main__":
+    gc.disable()  # 2 CPU seconds less
     sys.path.insert(0, ".")
     main()

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from rollout.config import ENGINE_RANKS
+from rollout.config import ENGINE_RANKS, RolloutConfig
 from rollout.engine.outputs import as_prompt_logprobs, as_response
 from rollout.engine.pause_gate import PauseGate
 from rollout.engine.spec import EngineSpec
-from rollout.engine.vllm_processes import remove_unmapped, segments_of, wait_until_ended
+from rollout.engine.vllm_processes import imports_of_vllm, remove_unmapped, segments_of, wait_until_ended
 from rollout.rendering import engine_media, limit_pixels, pixel_options, render
 from rollout.types import EngineFailed, GenerateCall, Request, Response, Sampling
 
@@ -38,10 +38,11 @@ class VllmEngine:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        from transformers import AutoProcessor
-        from vllm import AsyncEngineArgs
-        from vllm.config import WeightTransferConfig
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with imports_of_vllm():
+            from transformers import AutoProcessor
+            from vllm import AsyncEngineArgs
+            from vllm.config import WeightTransferConfig
+            from vllm.v1.engine.async_llm import AsyncLLM
 
         self.config = config = spec.config
         self.policy_version = self._initial_version = spec.policy_version
@@ -60,8 +61,7 @@ class VllmEngine:
             enable_chunked_prefill=is_teacher or config.gpus_per_engine > 0,
             max_num_seqs=config.max_running,
             tensor_parallel_size=max(1, config.gpus_per_engine),
-            # By default vLLM would start Ray actors for its workers, and nobody would end them.
-            distributed_executor_backend="mp" if config.gpus_per_engine > 1 else None,
+            distributed_executor_backend=_executor(config),
             enable_sleep_mode=config.shares_gpus,
             gpu_memory_utilization=config.gpu_memory_utilization,
             # Log-probabilities of the sampled distribution: after temperature and bans.
@@ -316,6 +316,18 @@ class VllmEngine:
         del self._llm  # its finaliser would fail at the interpreter's end, when half of Python is gone
         wait_until_ended(workers, seconds=10)
         remove_unmapped(segments)
+
+
+def _executor(config: RolloutConfig) -> Any:
+    """Returns the class or name of what runs vLLM's workers."""
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    if not config.gpus_per_engine:
+        # For "uni" on CPUs vLLM would start a worker process, to give it the environment of OpenMP, which `engine_environment` has
+        # set already. A second process costs 12 CPU seconds per start, most of them imports.
+        return UniProcExecutor
+    # By default vLLM would start Ray actors for its workers, and nobody would end them.
+    return "mp" if config.gpus_per_engine > 1 else None
 
 
 def _names(name: str, kind: str, items: Sequence[Any]) -> list[str]:

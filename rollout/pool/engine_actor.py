@@ -40,6 +40,8 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
+        # joblib, which scikit-learn imports, would make a semaphore in /dev/shm that stays when Ray kills vLLM's process.
+        "JOBLIB_MULTIPROCESSING": "0",
         # The remaining warnings of these libraries are not for the user of a recipe.
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),

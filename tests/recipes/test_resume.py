@@ -79,11 +79,13 @@ class Killed:
     Attributes:
         run_dir: The folder.
         rows: What it had come to.
-        shared: The shared memory that its processes talked through.
+        names: The names of its processes.
+        shared: The shared memory of these processes.
     """
 
     run_dir: Path
     rows: list[dict[str, Any]]
+    names: list[str]
     shared: set[Path]
 
 
@@ -98,16 +100,18 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     try:
         wait_for_row(run, run_dir, KILLED_AFTER - 1)
         living = processes_of(os.getpid())
+        names = [process.name() for process in living]
         shared = segments_of(living) | {path for process in living for path in semaphores_of(process.pid)}
         wait_for_row(run, run_dir, KILLED_AFTER)
     finally:
         run.send_signal(signal.SIGKILL)
         run.wait()
-    return Killed(run_dir, rows(run_dir), shared)
+    return Killed(run_dir, rows(run_dir), names, shared)
 
 
 def test_a_run_killed_in_the_middle_of_a_step_leaves_no_process_and_no_shared_memory(killed: Killed):
-    assert killed.shared, "vLLM's processes talk through shared memory"
+    # On CPUs vLLM has one process, which shares no memory: what remains to be seen is that it was among those looked at.
+    assert "VLLM::EngineCore" in killed.names and "VLLM::Worker" not in killed.names
     deadline = time.monotonic() + 60
     while processes_of(os.getpid()) and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -41,6 +41,8 @@ OPTIONS = {
     "--max-num-seqs": "8",
     "--limit-mm-per-prompt": '{"image": 1, "video": 0}',
     "--generation-config": "vllm",
+    # By default a second process imports all of vLLM, 12 CPU seconds; as to why it may be left out, see `VllmEngine`.
+    "--distributed-executor-backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
     # Without it the schema allows white space anywhere, and at temperature 0 a random policy writes more than 1,000 tabs before
     # its first grade, or fills all 2,048 tokens with them (measured: 6 to 24 s each, 2 of 5 without a verdict).
     "--structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',

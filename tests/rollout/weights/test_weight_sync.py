@@ -90,9 +90,9 @@ def test_an_engine_that_waits_leaves_the_cores_to_others(pair):
     processes = [child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM")]
     pair[0].generate(PROMPTS[:1], Sampling(max_tokens=12))
     before = [sum(process.cpu_times()[:2]) for process in processes]
-    time.sleep(0.8)  # for a second vLLM's own would look for the next message without a pause
+    time.sleep(0.8)  # with a worker process, both would look for the next message without a pause for a second
     seconds = [sum(process.cpu_times()[:2]) - start for process, start in zip(processes, before, strict=True)]
-    assert len(seconds) == 2 and max(seconds) < 0.4  # 0.1 on a free core
+    assert len(seconds) == 1 and max(seconds) < 0.4  # 0.01 on busy cores
 
 
 def test_no_vision_token_is_sampled(pair, groups):
