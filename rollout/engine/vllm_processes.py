@@ -50,6 +50,18 @@ def exit_without_teardown() -> None:
         multiprocessing.util.Finalize(None, _exit_unless_failed, exitpriority=-1000)
 
 
+def unlink_locks_at_once() -> None:
+    """Makes locks of a vLLM process on CPUs nameless: no file in /dev/shm stays when Ray kills the process and its tracker.
+
+    Python unlinks a lock as it is made if child processes are to be forked. vLLM names its own method for each child.
+    """
+    from vllm.platforms import current_platform
+
+    is_spawned = multiprocessing.parent_process() is not None
+    if is_spawned and os.environ.get(ENGINE_PROCESS_VAR) and current_platform.is_cpu():
+        multiprocessing.set_start_method("fork", force=True)
+
+
 def _exit_unless_failed() -> None:
     error = sys.exc_info()[1]
     if error is None or (isinstance(error, SystemExit) and not error.code):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from rollout.engine.vllm_processes import exit_with_parent, exit_without_teardown
+from rollout.engine.vllm_processes import exit_with_parent, exit_without_teardown, unlink_locks_at_once
 
 
 def register() -> None:
     """Registers the backend `shared_memory`, and installs the hooks of `rollout.engine.vllm_processes`."""
     exit_with_parent()
     exit_without_teardown()
+    unlink_locks_at_once()
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if "shared_memory" not in WeightTransferEngineFactory._registry:
