@@ -22,6 +22,8 @@ from rl.objectives import Objective
 from rl.sapo import sapo_loss
 from tests.learning import config, rollout
 
+pytestmark = pytest.mark.slow  # Ray and ranks of its own: 80 seconds
+
 SOON = 60
 """Seconds within which a failure must show; ranks that wait for one another give up after an hour."""
 

@@ -20,7 +20,10 @@ from rl.samples import Sample
 from tests.learning import config, difference, parameters, rollout, watch_gradients
 from tests.ranks import RankPool
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+pytestmark = [
+    pytest.mark.slow,  # three more processes with torch: 90 seconds
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
