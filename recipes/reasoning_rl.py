@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "test"]
 
-PUZZLES = ("knights_knaves", "family_relationships", "number_sequence")
-"""Logic tasks of reasoning-gym with one answer each, a word or two."""
+PUZZLES: dict[str, dict[str, int]] = {
+    "knights_knaves": {},
+    "family_relationships": {},
+    "number_sequence": {"max_complexity": 2},  # sequences of three operations take 60 ms each to draw
+}
+"""Logic tasks of reasoning-gym with one answer each, a word or two, and their options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,10 @@ def public_tasks(config: ReasoningRl, split: Split) -> Mixture:
     words = read_rows(config.source("openai/gsm8k"), split, subset="main")
     # RefCOCO is published for evaluation alone: what one of its splits teaches, the other measures.
     boxes = read_rows(config.source("lmms-lab/RefCOCO"), "val" if split == "train" else "testA")
-    puzzles = {name: (prompts_from(text_task(name, split, num_prompts=1000), reasoning_gym), 1) for name in PUZZLES}
+    puzzles = {
+        name: (prompts_from(text_task(name, split, num_prompts=1000, **options), reasoning_gym), 1)
+        for name, options in PUZZLES.items()
+    }
     return mixture(
         {
             "geometry3k": (prompts_from(problems, geometry3k), 3),

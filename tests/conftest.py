@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.ranks import RankPool
+    from tests.zygote import Zygote
 
 SHARED_MEMORY = Path("/dev/shm")
 LONGEST = """
@@ -66,12 +69,12 @@ def _orphans(before: set[Path]) -> set[Path]:
 
 
 def _children() -> list[str]:
-    """Living descendants of this process; Python's own trackers of resources end with it."""
+    """Living descendants of this process; Python's own, for resources and forks, end with it."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
             command = " ".join(process.cmdline())
-            if process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in command:
+            if process.status() != psutil.STATUS_ZOMBIE and not re.search("resource_tracker|forkserver", command):
                 found.append(f"{process.pid} {command[:80]}")
         except psutil.NoSuchProcess:
             continue
@@ -83,6 +86,28 @@ def one_thread() -> None:
     """On busy cores, small tensors take seconds when several OpenMP threads wait for one another."""
     if "torch" in sys.modules:  # tests of rewards need none, and start at once
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def zygote(nothing_leaks: None) -> Iterator[Zygote]:
+    """What Ray's workers are copies of."""
+    from tests.zygote import Zygote
+
+    with tempfile.TemporaryDirectory() as folder:
+        zygote = Zygote(folder)
+        yield zygote
+        zygote.close()
+
+
+@pytest.fixture(scope="session")
+def cluster(zygote: Zygote) -> Iterator[None]:
+    """Ray on this machine as `train()` starts it, for all tests that can share it."""
+    import ray
+
+    options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+    ray.init(address="local", **options, runtime_env=zygote.runtime_env)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

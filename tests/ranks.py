@@ -27,9 +27,12 @@ class RankPool:
     """
 
     def __init__(self, size: int, scratch: Path) -> None:
-        spawn = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(
+            "forkserver"
+        )  # copies of a process with the imports, which take 6 CPU seconds
+        context.set_forkserver_preload(["tests.learning"])
         self._processes = [
-            ProcessPoolExecutor(1, mp_context=spawn, initializer=_exit_without_teardown) for _ in range(size)
+            ProcessPoolExecutor(1, mp_context=context, initializer=_exit_without_teardown) for _ in range(size)
         ]
         self._scratch, self._calls = scratch, 0
 

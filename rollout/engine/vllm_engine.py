@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,13 @@ from rollout.config import ENGINE_RANKS, RolloutConfig
 from rollout.engine.outputs import as_prompt_logprobs, as_response
 from rollout.engine.pause_gate import PauseGate
 from rollout.engine.spec import EngineSpec
-from rollout.engine.vllm_processes import imports_of_vllm, remove_unmapped, segments_of, wait_until_ended
+from rollout.engine.vllm_processes import (
+    forked_processes,
+    imports_of_vllm,
+    remove_unmapped,
+    segments_of,
+    wait_until_ended,
+)
 from rollout.rendering import engine_media, limit_pixels, pixel_options, render
 from rollout.types import EngineFailed, GenerateCall, Request, Response, Sampling
 
@@ -82,7 +88,8 @@ class VllmEngine:
         self._asleep = False
         self._cut_requests: set[str] = set()
         self._gate = PauseGate()
-        self._llm = AsyncLLM.from_engine_args(args)
+        with nullcontext() if config.gpus_per_engine else forked_processes():
+            self._llm = AsyncLLM.from_engine_args(args)
         self._scores_as_sampled: asyncio.Future[Any] | None = None
         if is_teacher:
             args_of_worker = (list(spec.banned_ids), config.temperature)

@@ -1,4 +1,4 @@
-"""Hooks inside vLLM's processes: they exit with their parent, delete leaked shared memory, and skip Python's teardown.
+"""vLLM's processes: a fork on CPUs, exit with the parent, removal of leaked shared memory, no teardown by Python.
 
 vLLM 0.32 leaves its processes' shared memory in /dev/shm when they are terminated.
 """
@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from threading import Thread
+from unittest import mock
 
 import psutil
 
@@ -60,6 +62,41 @@ def unlink_locks_at_once() -> None:
     is_spawned = multiprocessing.parent_process() is not None
     if is_spawned and os.environ.get(ENGINE_PROCESS_VAR) and current_platform.is_cpu():
         multiprocessing.set_start_method("fork", force=True)
+
+
+class _ForkedProcess(ForkProcess):
+    """vLLM's process as a copy of the engine's. vLLM has called its plugins before the fork, so their hooks run here."""
+
+    def run(self) -> None:
+        import torch
+
+        exit_with_parent()
+        unlink_locks_at_once()
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        if (ray := sys.modules.get("ray")) is not None:
+            ray._raylet.setproctitle("VLLM::EngineCore")  # vLLM cannot name a process that Ray has named
+        super().run()
+
+
+class _ForkedContext(ForkContext):
+    Process = _ForkedProcess
+
+
+@contextmanager
+def forked_processes() -> Iterator[None]:
+    """Makes vLLM fork its process on CPUs. A spawned process would repeat all imports, which take half of an engine's start.
+
+    Meanwhile this process computes with one thread. OpenMP's other threads would not exist in the copy, which would wait for them.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with mock.patch("vllm.v1.engine.utils.get_mp_context", _ForkedContext):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _exit_unless_failed() -> None:

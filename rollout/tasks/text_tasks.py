@@ -5,6 +5,7 @@ A tenth of all questions is held out by a hash of their text. No seed and no num
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 from zlib import crc32
 
@@ -40,7 +41,7 @@ def text_task(name: str, split: Split, *, num_prompts: int = 5_000, seed: int = 
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if num_prompts < 1:
         raise ValueError(f"num_prompts must be >= 1, got {num_prompts}")
-    drawn = _items(name, num_prompts, seed, options)
+    drawn = _items(name, num_prompts, seed, tuple(sorted(options.items())))
     items = {question: answer for question, answer in drawn.items() if _is_held_out(question) == (split == "test")}
     if not items:
         raise ValueError(f"of {num_prompts} items of task {name!r} none is left for split {split!r}: raise num_prompts")
@@ -58,7 +59,8 @@ def _is_held_out(question: str) -> bool:
     return crc32(question.encode()) % HELD_OUT == 0
 
 
-def _items(name: str, count: int, seed: int, options: dict[str, Any]) -> dict[str, str]:
+@lru_cache(maxsize=32)  # both splits are cut from the same items, and some tasks take 20 ms for one
+def _items(name: str, count: int, seed: int, options: tuple[tuple[str, Any], ...]) -> dict[str, str]:
     """Returns answers by question, each question once."""
     try:
         import reasoning_gym
@@ -67,7 +69,7 @@ def _items(name: str, count: int, seed: int, options: dict[str, Any]) -> dict[st
             f"text task {name!r} needs reasoning-gym: `pip install reasoning-gym` (a C compiler builds a part of it)"
         ) from error
     try:
-        made = reasoning_gym.create_dataset(name, size=count, seed=seed, **options)
+        made = reasoning_gym.create_dataset(name, size=count, seed=seed, **dict(options))
     except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"reasoning-gym cannot make {name!r} with {options}: {error}") from error
+        raise ValueError(f"reasoning-gym cannot make {name!r} with {dict(options)}: {error}") from error
     return {item["question"]: str(item["answer"]) for item in made if item["answer"] is not None}

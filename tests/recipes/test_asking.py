@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.recipes.running import run_here, shared_ray
+from tests.recipes.running import run_here
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 
@@ -104,12 +103,6 @@ def test_a_mistake_is_told_in_one_sentence_before_ray_starts(
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
     assert err.startswith(f"error: {told}") and len(err.splitlines()) == 1
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with shared_ray():
-        yield
 
 
 @pytest.fixture(scope="module")

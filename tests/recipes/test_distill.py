@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.recipes.running import ONE_THREAD, run_here, shared_ray
+from tests.recipes.running import ONE_THREAD, run_here
 
 pytestmark = pytest.mark.engine
 
@@ -31,11 +31,12 @@ def distill(run_dir: Path, *more: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith(UNEQUAL) and "per_second" not in k} for row in rows]
 
 
-def test_a_distillation_has_a_teachers_word_on_every_token_and_resumes_to_the_same_numbers(tmp_path: Path):
-    with shared_ray():
-        rows = distill(tmp_path / "undisturbed")
-        checkpoint = tmp_path / "undisturbed" / "checkpoints" / "step_2"
-        [resumed] = distill(tmp_path / "resumed", "--resume", str(checkpoint))
+def test_a_distillation_has_a_teachers_word_on_every_token_and_resumes_to_the_same_numbers(
+    cluster: None, tmp_path: Path
+):
+    rows = distill(tmp_path / "undisturbed")
+    checkpoint = tmp_path / "undisturbed" / "checkpoints" / "step_2"
+    [resumed] = distill(tmp_path / "resumed", "--resume", str(checkpoint))
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(row["policy/teacher_kl"] > 0.01 and row["policy/grad_norm"] > 0 for row in rows)
     assert all(row["rollout/teacher_failures"] == 0 for row in rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.recipes.running import ONE_THREAD, run_here, shared_ray
+from tests.recipes.running import ONE_THREAD, run_here
 
 pytestmark = pytest.mark.engine
 
@@ -25,11 +25,10 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_episodes_generated_ahead_agree_with_the_learner_and_resume(tmp_path: Path) -> None:
+def test_episodes_generated_ahead_agree_with_the_learner_and_resume(cluster: None, tmp_path: Path) -> None:
     run_dir = tmp_path / "zoom"
-    with shared_ray():
-        run(run_dir, "--steps", "2")
-        run(run_dir, "--steps", "4", "--resume", "auto")
+    run(run_dir, "--steps", "2")
+    run(run_dir, "--steps", "4", "--resume", "auto")
     steps = rows(run_dir)
     assert [row["step"] for row in steps] == [0, 1, 2, 3, 4]
     assert {"eval/greedy", "eval/sampled", "eval/blind"} <= steps[0].keys() & steps[4].keys()

@@ -102,7 +102,7 @@ def handed_to_train(name: str, options: list[Any], monkeypatch: pytest.MonkeyPat
         ("general_rl", {"chartqa": 16, "refcoco": 8, "clock": 4, "count": 4}),
         ("distill", {"geometry3k": 16, "gsm8k": 8, "chartqa": 8}),
         # Of 32 in a minibatch, the rest puzzles.
-        pytest.param("reasoning_rl", {"geometry3k": 10, "gsm8k": 6, "refcoco": 6}, marks=pytest.mark.slow),
+        ("reasoning_rl", {"geometry3k": 10, "gsm8k": 6, "refcoco": 6}),
     ],
 )
 def test_a_preset_mixes_public_tasks_in_every_minibatch(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 import torch.distributed as dist
 
@@ -22,17 +21,10 @@ from rl.objectives import Objective
 from rl.sapo import sapo_loss
 from tests.learning import config, rollout
 
-pytestmark = pytest.mark.slow  # Ray and ranks of its own: 80 seconds
+pytestmark = pytest.mark.usefixtures("cluster")
 
 SOON = 60
 """Seconds within which a failure must show; ranks that wait for one another give up after an hour."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def new_group(model: str | Path, objective: Objective = sapo_loss, num_ranks: int = 2) -> LearnerGroup:

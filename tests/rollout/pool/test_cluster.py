@@ -30,6 +30,7 @@ from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.tasks.digit_sums import digit_sums, to_prompt
 from rollout.types import CannotReplace, Group, Sampling
 from tests.engines import LocalLearner, change_weights, group_of, largest_gap
+from tests.zygote import Zygote
 
 pytestmark = pytest.mark.engine
 
@@ -44,11 +45,11 @@ def spec_of(model: str | Path, config: RolloutConfig, banned_ids: Sequence[int] 
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[Cluster]:
+def two_nodes(zygote: Zygote) -> Iterator[Cluster]:
     """Two Ray nodes on this machine: separate schedulers and object stores, as on two machines."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False)
+    ray.init(address=cluster.address, log_to_driver=False, runtime_env=zygote.runtime_env)
     yield cluster
     ray.shutdown()
     cluster.shutdown()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from policies.loading import load_processor, vision_token_ids
@@ -80,18 +79,12 @@ def teacher(dense_policy: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(teacher: Path, dense_policy: Path) -> Iterator[Teacher]:
+def served(cluster: None, teacher: Path, dense_policy: Path) -> Iterator[Teacher]:
     """The teacher on an engine of Ray's; the tests come in order and share it, and the last one kills it."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        banned = vision_token_ids(load_processor(dense_policy))
-        served = Teacher(teacher, dense_policy, READS, processor=PROCESSOR, banned_ids=banned)
-        try:
-            yield served
-        finally:
-            served.close()
-    finally:
-        ray.shutdown()
+    banned = vision_token_ids(load_processor(dense_policy))
+    served = Teacher(teacher, dense_policy, READS, processor=PROCESSOR, banned_ids=banned)
+    yield served
+    served.close()
 
 
 def readings(served: Teacher, groups: Sequence[Group]) -> list[list[np.ndarray]]:
