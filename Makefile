@@ -7,6 +7,8 @@ RUN    := .venv/bin/python
 # Each file whole in one of two processes, those with engines first (tests/conftest.py): what waits for an engine to start leaves a
 # core to the others.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
+# Tests without engines wait for processes that they start, but take little memory.
+check: PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart check test static bench setup constraints clean
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ help:  ## list the targets
 quickstart: $(STAMP)  ## the main job: teach a small policy sums of handwritten digits; ARGS="--steps 10" passes options on
 	@$(RUN) -m recipes.digit_sums --resume auto $(ARGS)
 
-check: static  ## imports, lint, format, types, and the tests that need no engine and no long time: 3.5 minutes on two cores
+check: static  ## imports, lint, format, types, and the tests that need no engine and no long time: 3 to 4 minutes on two cores
 	@$(RUN) -m pytest $(PARALLEL) -m 'not engine and not slow and not gpu' $(ARGS)
 
 test: static  ## the same with all tests; ARGS="-k sapo" passes options on to pytest, PARALLEL= runs one at a time

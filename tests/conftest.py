@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = Path("/dev/shm")
 LONGEST = """
-    test_cluster test_resume test_weight_sync test_distill test_asking test_teacher test_judge_server test_episode_run
-    test_adapter_sync test_transplant test_learner_group test_ranks test_hostile test_sft test_doctor test_sized_recipes
-    test_learner test_learner_options test_setup test_reward_runner
+    test_cluster test_weight_sync test_resume test_ranks test_hostile test_episode_run test_asking test_distill
+    test_learner_options test_learner test_judge_server test_doctor test_recipes test_adapter_sync test_reward_runner
+    test_learner_group test_sft test_transplant test_sandbox test_teacher test_code_cheats test_first_calls test_setup
     """.split()
-"""Files that take 20 seconds and more, those with engines first, by their length on a quiet machine."""
+"""Files that take 10 seconds and more, the longest first. `test_cluster` has a cluster of its own, before others share one."""
 
 # During the imports of torch, transformers and vLLM the garbage collector finds nothing and takes a fifth of the CPU time.
 gc.disable()

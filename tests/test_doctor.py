@@ -22,6 +22,7 @@ def run_doctor(**environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "rl.doctor"], cwd=ROOT, env=variables, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_without_vllm_and_ray_it_reports_both_and_exits_with_1(tmp_path: Path) -> None:
     for name in ("vllm", "ray"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\")")

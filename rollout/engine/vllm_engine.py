@@ -88,8 +88,10 @@ class VllmEngine:
         self._asleep = False
         self._cut_requests: set[str] = set()
         self._gate = PauseGate()
+        others = _children()
         with nullcontext() if config.gpus_per_engine else forked_processes():
             self._llm = AsyncLLM.from_engine_args(args)
+        self._processes = _children() - others
         self._scores_as_sampled: asyncio.Future[Any] | None = None
         if is_teacher:
             args_of_worker = (list(spec.banned_ids), config.temperature)
@@ -315,14 +317,17 @@ class VllmEngine:
 
     def close(self) -> None:
         """Ends vLLM's processes and removes the shared memory that they leave."""
-        children = psutil.Process().children(recursive=True)
-        # Python's resource tracker lives as long as this process.
-        workers = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
-        segments = segments_of(workers)
+        segments = segments_of(self._processes)
         self._llm.shutdown()
         del self._llm  # its finaliser would fail at the interpreter's end, when half of Python is gone
-        wait_until_ended(workers, seconds=10)
+        wait_until_ended(self._processes, seconds=10)
         remove_unmapped(segments)
+
+
+def _children() -> set[psutil.Process]:
+    """Returns this process's descendants, but Python's resource tracker, which lives as long as this process."""
+    children = psutil.Process().children(recursive=True)
+    return {child for child in children if "resource_tracker" not in " ".join(child.cmdline())}
 
 
 def _executor(config: RolloutConfig) -> Any:

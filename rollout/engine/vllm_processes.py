@@ -12,10 +12,11 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from unittest import mock
 
 import psutil
@@ -67,7 +68,14 @@ def unlink_locks_at_once() -> None:
 class _ForkedProcess(ForkProcess):
     """vLLM's process as a copy of the engine's. vLLM has called its plugins before the fork, so their hooks run here."""
 
+    def start(self) -> None:
+        """Forks in a new thread. The copy lacks OpenMP's threads, and a thread that has worked with them would wait for them."""
+        forking = Thread(target=super().start)
+        forking.start()
+        forking.join()
+
     def run(self) -> None:
+        """Runs vLLM in the copy."""
         import torch
 
         exit_with_parent()
@@ -82,21 +90,9 @@ class _ForkedContext(ForkContext):
     Process = _ForkedProcess
 
 
-@contextmanager
-def forked_processes() -> Iterator[None]:
-    """Makes vLLM fork its process on CPUs. A spawned process would repeat all imports, which take half of an engine's start.
-
-    Meanwhile this process computes with one thread. OpenMP's other threads would not exist in the copy, which would wait for them.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with mock.patch("vllm.v1.engine.utils.get_mp_context", _ForkedContext):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+def forked_processes() -> AbstractContextManager[Any]:
+    """Makes vLLM fork its process on CPUs. A spawned process would repeat all imports, which take half of an engine's start."""
+    return mock.patch("vllm.v1.engine.utils.get_mp_context", _ForkedContext)
 
 
 def _exit_unless_failed() -> None:

@@ -1,6 +1,6 @@
 """A run that is killed in the middle of a step and resumed, against what it had come to before: real Ray, real vLLM, fp32.
 
-A run costs the start of an engine, half a minute of a core: what it wrote before the kill, beyond its last checkpoint, is what it
+A run of its own costs all imports, half a minute of a core: what it wrote before the kill, beyond its last checkpoint, is what it
 comes to undisturbed. Only the run that is to be killed has a process of its own.
 """
 

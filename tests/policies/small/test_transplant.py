@@ -38,8 +38,9 @@ from rl.config import LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
 from rl.samples import Sample, make_samples
 from rollout import Prompt
+from rollout.engine.spec import EngineSpec
+from rollout.pool.engine_pool import EnginePool
 from rollout.types import Sampling
-from tests.engines import EngineThread
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,
@@ -275,7 +276,7 @@ def test_a_source_without_a_chat_template_is_refused(tmp_path: Path):
 
 
 @pytest.mark.engine
-def test_vllm_gives_a_carried_policy_the_learners_log_probabilities(tmp_path: Path):
+def test_vllm_gives_a_carried_policy_the_learners_log_probabilities(cluster: None, tmp_path: Path):
     sizes = SIZES | {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on CPUs takes no smaller heads
     torch.manual_seed(0)
     folder = transplant(
@@ -285,11 +286,12 @@ def test_vllm_gives_a_carried_policy_the_learners_log_probabilities(tmp_path: Pa
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     content = [{"type": "image"}, {"type": "text", "text": "sum?"}]
     asked = Prompt(id="a", messages=[{"role": "user", "content": content}], images=[Image.fromarray(noise)])
-    engine = EngineThread(folder, rollout)
+    banned = tuple(vision_token_ids(load_processor(folder)))
+    pool = EnginePool(EngineSpec(model=folder, config=rollout, backend="shared_memory", banned_ids=banned))
     try:
-        [group] = engine.generate([asked], Sampling(temperature=1.0, max_tokens=24))
+        [group] = pool.generate([asked], Sampling(temperature=1.0, max_tokens=24), [[1, 2, 3, 4]], policy_version=0)
     finally:
-        engine.close()
+        pool.close()
     [samples] = make_samples([group], [[Score(reward=0.0)] * len(group.completions)])
     learner = Learner(TrainConfig(model=str(folder), rollout=rollout, learner=LearnerConfig(dtype="float32")), folder)
     [batch] = learner.make_microbatches(samples)

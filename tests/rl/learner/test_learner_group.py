@@ -21,7 +21,7 @@ from rl.objectives import Objective
 from rl.sapo import sapo_loss
 from tests.learning import config, rollout
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]  # Ray, and processes with torch: 40 seconds
 
 SOON = 60
 """Seconds within which a failure must show; ranks that wait for one another give up after an hour."""
@@ -88,7 +88,10 @@ def test_two_ranks_step_sync_and_save_as_one_does(make, two: LearnerGroup, dense
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
-def test_the_error_of_one_rank_is_told_soon_and_not_what_follows_from_it(two: LearnerGroup, flag: Path):
+def test_the_error_of_one_rank_is_told_soon_and_not_what_follows_from_it(
+    two: LearnerGroup, flag: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rl.learner.group.ERROR_GRACE_SECONDS", 3.0)  # rank 0 waits for rank 1, and is heard no more
     flag.touch()
     started = time.monotonic()
     with pytest.raises(ValueError, match="rank 1 of the learner: no idea"):

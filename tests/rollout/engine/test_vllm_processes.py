@@ -1,4 +1,4 @@
-"""A process whose parent is killed ends with it and leaves no shared memory, and only where it is an engine's."""
+"""vLLM's processes: they end with a parent that is killed, leave no shared memory, and compute with threads after a fork."""
 
 from __future__ import annotations
 
@@ -56,3 +56,29 @@ def test_what_an_engine_has_spawned_ends_when_the_engine_is_killed(is_engine: bo
     parent.stdout.close()
     assert has_ended == is_engine
     assert left == ([] if is_engine else shared)
+
+
+COMPUTE = """
+import os, torch, vllm.v1.engine.utils as utils
+from rollout.engine.vllm_processes import forked_processes
+def compute():
+    total = torch.ones(1000, 1000).mm(torch.ones(1000, 1000)).sum()
+    print(torch.get_num_threads(), int(total), flush=True)
+torch.set_num_threads(2)
+compute()
+with forked_processes():
+    process = utils.get_mp_context().Process(target=compute)
+process.start()
+process.join(30)
+print(process.exitcode, flush=True)
+process.kill()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_process_computes_with_two_threads_as_its_parent_has() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "VLLM_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run([sys.executable, "-c", COMPUTE], env=environment, capture_output=True, text=True)
+    # Threads that only the parent has would be waited for without end.
+    assert done.stdout.split() == ["2", "1000000000", "2", "1000000000", "0"], done.stderr[-2000:]

@@ -1,7 +1,7 @@
 """Two engines on two nodes of a Ray cluster, one of them not the learner's: the weights arrive in both, exactly, and engines that
 die or hang in the middle of generation, by real signals to real processes, leave a result as if nothing had been.
 
-The tests come in order and share the engines: a start costs half a minute of a core, and a fault ends one of them.
+The tests come in order and share the engines: a fault ends one of them.
 """
 
 from __future__ import annotations
