@@ -123,6 +123,8 @@ class Completion:
     """The environment's outcome at the end of an episode."""
     error: str | None = None
     """Why the episode could not be played to its end. Such a completion is neither scored nor trained on."""
+    thinking: bool = False
+    """The prompt has opened a thought with `<think>`, as Qwen3-VL-Thinking's template does: `text` begins inside it."""
 
 
 def sampled_mask(completion: Completion) -> np.ndarray:

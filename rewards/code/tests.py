@@ -20,7 +20,6 @@ from typing import Any
 from rewards.code import harness as code_harness
 from rewards.code.harness import close, wanted
 from rewards.code.sandbox import Limits, Running, memory_file, run, start_program
-from rewards.text.answer_text import after_thinking
 from rewards.text.patterns import Pattern
 from rollout.types import Prompt
 
@@ -59,8 +58,7 @@ def results(
 
 
 def program_in(text: str) -> bytes:
-    """Returns the program in a response; `b""` if there is none, or only one that is too long or cannot be encoded."""
-    text = after_thinking(text)
+    """Returns the program in a response without thoughts; `b""` if there is none, or one that is too long or cannot be encoded."""
     if len(text) > 2 * LONGEST_PROGRAM:
         return b""
     block, start = text, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 
+from rewards.text.answer_text import answer_part
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rewards.workers.call import describe
@@ -67,7 +68,7 @@ def code_tests(
         if (obstacle := _obstacle(unsandboxed)) is not None:
             return _no_verdict(prompt, obstacle)
         limits = Limits(seconds=seconds, memory_mib=memory_mib)
-        passed = results(tests, program_in(completion.text), limits, total_seconds, not unsandboxed)
+        passed = results(tests, program_in(answer_part(completion)), limits, total_seconds, not unsandboxed)
         try:
             return sum(passed) / len(tests) if partial else float(all(passed))
         except (Unavailable, OSError) as error:

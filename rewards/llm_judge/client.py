@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rewards.llm_judge.cache import VerdictCache
 from rewards.llm_judge.limits import JudgeLimits
 from rewards.llm_judge.request import chat_request, read_verdict, request_key
-from rewards.text.answer_text import after_thinking
+from rewards.text.answer_text import answer_part
 from rewards.types import Score
 from rewards.workers.call import describe
 from rollout.types import Completion, Prompt
@@ -70,7 +70,7 @@ class JudgeClient:
         """Returns the score of one completion; it has an error if no verdict can be had."""
         if prompt.answer is None or not str(prompt.answer).strip():
             return Score(reward=0.0, error=f"judge needs an answer, and prompt {prompt.id!r} has none")
-        response = after_thinking(completion.text).strip()
+        response = answer_part(completion).strip()
         if not response:
             return self._weighted_score(dict.fromkeys(self.axes, 0.0))
         try:

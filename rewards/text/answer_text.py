@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 from rewards.text.patterns import Pattern
+from rollout.types import Completion
 
 TAIL = 1000  # characters that are read from the end: a final answer is short, and regular expressions cost time
 
@@ -51,6 +52,15 @@ def _last_box(text: str) -> tuple[int, str, int] | None:
         if depth == 0:
             return box.start(), text[box.end() : token.start()].strip(), token.end()
     return box.start(), "", len(text)
+
+
+def answer_part(completion: Completion) -> str:
+    """Returns the response without its thoughts; `""` if a thought has no end.
+
+    With `Completion.thinking` the prompt has opened a thought, so the response begins inside it: without `</think>` there is no
+    answer, whatever stands in the thought.
+    """
+    return after_thinking("<think>" + completion.text if completion.thinking else completion.text)
 
 
 def after_thinking(text: str) -> str:

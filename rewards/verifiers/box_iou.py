@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rewards.text.answer_text import answer_part
 from rewards.text.boxes import BOX, shapes_of_reference, shapes_of_text, share_found
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
@@ -46,7 +47,7 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
             wanted = shapes_of_reference(prompt.answer, BOX)
         except ValueError as error:
             return unreadable("box_iou", prompt, str(error))
-        return share_found(shapes_of_text(completion.text, BOX), wanted, worth)
+        return share_found(shapes_of_text(answer_part(completion), BOX), wanted, worth)
 
     return verify
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rewards.text.answer_text import final_answer, plain_digits
+from rewards.text.answer_text import answer_part, final_answer, plain_digits
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
@@ -67,7 +67,7 @@ def clock_time(*, tolerance: float = 0.0) -> Verifier:
         wanted = _one_time(str(prompt.answer))
         if wanted is None:
             return unreadable("clock_time", prompt, "give a time such as 10:09, 10:09:30 or 10:09 pm")
-        found = _one_time(final_answer(completion.text))
+        found = _one_time(final_answer(answer_part(completion)))
         return float(found is not None and _difference(found, wanted) <= 60 * tolerance)
 
     return verify

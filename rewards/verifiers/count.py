@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.text.answer_text import final_answer, plain_digits
+from rewards.text.answer_text import answer_part, final_answer, plain_digits
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
@@ -70,7 +70,7 @@ def count(*, tolerance: int = 0) -> Verifier:
         wanted = _one_number(str(prompt.answer))
         if wanted is None:
             return unreadable("count", prompt, "give a whole number >= 0")
-        answer = final_answer(completion.text)
+        answer = final_answer(answer_part(completion))
         found = _one_number(answer)
         if found is None:
             found = _one_number(_SENTENCE_END.split(answer.strip())[-1])

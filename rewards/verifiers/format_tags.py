@@ -15,7 +15,8 @@ def format_tags(*, tags: Sequence[str] = ("think",), answer_follows: bool | None
     """Makes a verifier of the form `<think>…</think>` and then the answer; a gate for `gated`.
 
     Each tag must be opened and closed exactly once, in this order, not nested, and with content. Only white space may precede
-    the first tag, and separate two.
+    the first tag, and separate two. `<think>` may be missing at the beginning: the templates of thinking models put it into the
+    prompt.
 
     Args:
         tags: Their names, in order: `("think", "answer")`.
@@ -35,9 +36,12 @@ def format_tags(*, tags: Sequence[str] = ("think",), answer_follows: bool | None
     any_mark = re.compile("|".join(map(re.escape, marks)))
 
     def verify(prompt: Prompt, completion: Completion) -> float:
-        if any_mark.findall(completion.text) != marks:
+        text = completion.text
+        if tags[0] == "think" and any_mark.findall(text)[:1] == ["</think>"]:
+            text = "<think>" + text  # which the prompt has
+        if any_mark.findall(text) != marks:
             return 0.0
-        before, *pieces = any_mark.split(completion.text)
+        before, *pieces = any_mark.split(text)
         inside, outside = pieces[::2], pieces[1::2]
         is_empty = [not piece.strip() for piece in [before, *outside[:-1]]]
         return float(all(is_empty) and all(piece.strip() for piece in inside) and bool(outside[-1].strip()) == follows)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewards.text.answer_text import after_thinking, normalised
+from rewards.text.answer_text import answer_part, normalised
 from rewards.text.languages import is_in, prose_of
 from rewards.text.patterns import Pattern
 from rewards.types import Score, Verifier
@@ -78,7 +78,7 @@ def instruction_following(*, partial: bool = False) -> Verifier:
                 f"instruction_following cannot read the column 'instructions' of prompt {prompt.id!r}, {instructions!r}"
             )
             return Score(reward=0.0, error=f"{message}; give a mapping with some of {', '.join(INSTRUCTIONS)}")
-        text = after_thinking(completion.text).strip()
+        text = answer_part(completion).strip()
         is_answer = 0 < len(text) <= LONGEST
         try:
             parts = {name: float(is_answer and INSTRUCTIONS[name](text, value)) for name, value in instructions.items()}

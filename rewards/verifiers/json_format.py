@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from rewards.text.answer_text import last_block
+from rewards.text.answer_text import answer_part, last_block
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
@@ -41,7 +41,7 @@ def json_format(*, schema: Mapping[str, Any] | None = None) -> Verifier:
             validator = None if wanted is None else _validator(text)
         except (TypeError, ValueError) as error:
             return Score(reward=0.0, error=f"prompt {prompt.id!r} has no valid schema in its column 'schema': {error}")
-        block = last_block(completion.text)
+        block = last_block(answer_part(completion))
         if len(block) > LONGEST:
             return 0.0
         try:

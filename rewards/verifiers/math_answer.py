@@ -9,7 +9,7 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
-from rewards.text.answer_text import after_thinking, boxed_answers, plain_digits
+from rewards.text.answer_text import answer_part, boxed_answers, plain_digits
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score
@@ -54,7 +54,7 @@ def math_answer(prompt: Prompt, completion: Completion) -> float | Score:
     reference = _reference(str(prompt.answer)) if isinstance(prompt.answer, str | Real) else None
     if reference is None:
         return unreadable("math_answer", prompt, "give a number or LaTeX")
-    return float(_is_answer(_plain(after_thinking(completion.text)[-TAIL:]), reference))
+    return float(_is_answer(_plain(answer_part(completion)[-TAIL:]), reference))
 
 
 def _is_answer(text: str, reference: Any) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from string import ascii_uppercase
 
-from rewards.text.answer_text import final_answer, normalised
+from rewards.text.answer_text import answer_part, final_answer, normalised
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score
@@ -36,7 +36,7 @@ def multiple_choice(prompt: Prompt, completion: Completion) -> float | Score:
     if correct is None:
         known = f"one of {list(options)} or the text of an option" if options else "a letter, or add a column 'options'"
         return unreadable("multiple_choice", prompt, f"give {known}")
-    return float(_pick(final_answer(completion.text), options) == correct)
+    return float(_pick(final_answer(answer_part(completion)), options) == correct)
 
 
 def _options(prompt: Prompt) -> dict[str, str]:

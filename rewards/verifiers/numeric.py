@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import isfinite
 from numbers import Real
 
-from rewards.text.answer_text import final_answer, normalised, plain_digits
+from rewards.text.answer_text import answer_part, final_answer, normalised, plain_digits
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
@@ -86,7 +86,7 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
         wanted = _one_number(str(prompt.answer)) if is_text_or_number else None
         if wanted is None:
             return unreadable("numeric", prompt, "give a number, or a text with one number in it")
-        found = _one_number(final_answer(completion.text))
+        found = _one_number(final_answer(answer_part(completion)))
         if found is None or not _is_same_unit(found, wanted):
             return 0.0
         rounding = Fraction(1, 10**14) if isinstance(prompt.answer, float) else 0  # the float error of 0.1 + 0.2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rewards.text.answer_text import answer_part
 from rewards.text.boxes import BOX, POINT, shapes_of_reference, shapes_of_text, share_found
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
@@ -51,6 +52,6 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
             wanted = shapes_of_reference(prompt.answer, size)
         except ValueError as error:
             return unreadable("point_in_box", prompt, f"{error}{remedy}")
-        return share_found(shapes_of_text(completion.text, POINT), wanted, worth)
+        return share_found(shapes_of_text(answer_part(completion), POINT), wanted, worth)
 
     return verify

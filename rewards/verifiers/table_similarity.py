@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rewards.text.answer_text import after_thinking, last_block, normalised
+from rewards.text.answer_text import answer_part, last_block, normalised
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score
@@ -53,7 +53,7 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
     if not wanted:
         remedy = f"give Markdown, HTML, CSV or rows of cells, {LARGEST} cells at most"
         return unreadable("table_similarity", prompt, remedy)
-    text = after_thinking(completion.text)
+    text = answer_part(completion)
     found = _table(text) if len(text) <= LONGEST else []
     return _similarity(found, wanted) if found else 0.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewards.text.answer_text import normalised, short_answer_or_all
+from rewards.text.answer_text import answer_part, normalised, short_answer_or_all
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
@@ -41,7 +41,7 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
         if not any(references):
             return unreadable("text_similarity", prompt, "give a text or a list of texts")
         # A text that is cut here is less than 1 % similar.
-        text = normalised(short_answer_or_all(completion.text)[: 100 * max(map(len, references))])
+        text = normalised(short_answer_or_all(answer_part(completion))[: 100 * max(map(len, references))])
         best = max(Levenshtein.normalized_similarity(text, reference) for reference in references if reference)
         return float(best) if text and best >= threshold else 0.0
 

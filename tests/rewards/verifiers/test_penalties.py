@@ -96,7 +96,7 @@ def test_options_of_repetition_penalty_are_checked(options: dict[str, float], to
         ("<think>a cat</think> \n", 0),
         ("Well. <think>a cat</think>B", 0),
         ("<think>a cat", 0),
-        ("a cat</think>B", 0),
+        ("a cat</think>B", 1),
         ("<think>a<think>b</think>c</think>B", 0),
         ("<think>a</think><think>b</think>B", 0),
         ("</think>a<think>B", 0),

@@ -1,0 +1,75 @@
+r"""One spelling for what text and LaTeX write in several ways: full-width forms, `²`, `½`, `√`, minus signs, `\text{}`, `\,`."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from rewards.text.patterns import Pattern
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("−﹣－‐‑⁃➖", "-"),
+        **{"。": ". ", "、": ", ", "，": ",", "．": ".", "：": ":", "；": "; ", "？": "?", "！": "!"},
+        **{
+            "（": "(",
+            "）": ")",
+            "【": "[",
+            "】": "]",
+            "《": '"',
+            "》": '"',
+            "「": '"',
+            "」": '"',
+            "『": '"',
+            "』": '"',
+        },
+        **{"“": '"', "”": '"', "‘": "'", "’": "'", "′": "'", "％": "%", "＄": "$", "＝": "=", "＋": "+", "×": "×"},
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),  # without width
+        "٫": ".",
+        "٬": ",",
+    }
+)
+_SUPERSCRIPT = Pattern(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+)")
+_SUBSCRIPT = Pattern(r"([₀₁₂₃₄₅₆₇₈₉₊₋₍₎]+)")
+_ROOT = Pattern(r"√\s*(\([^()]*\)|\d+(?:\.\d+)?|[A-Za-z])")
+_WRAPPER = Pattern(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|bb|cal|frak|normal)|mbox|hbox|boldsymbol|bm|emph|operatorname\*?"
+    r"|underline|displaystyle)\s*\{([^{}]*)\}"
+)
+_SPACE = Pattern(r"\\[,;:!> ]|\\(?:quad|qquad|enspace|thinspace|displaystyle|left|right)(?![A-Za-z])|~")
+_MARKUP = Pattern(r"\*\*|__|(?<!\\)\$|\\[()\[\]]")
+
+
+def plain_typography(text: str) -> str:
+    r"""Returns the text in plain characters: `x²` as `x^{2}`, `5½` as `5 1/2`, `√2` as `\sqrt{2}`, `（３）` as `(3)`, `−` as `-`.
+
+    Digits may be of any script. Ligatures and other compatibility forms are those of NFKC. LaTeX stays as it is.
+    """
+    text = text.translate(_SIGNS)
+    text = _SUPERSCRIPT.sub(lambda match: "^{" + match[1].translate(_SUPERSCRIPTS) + "}", text)
+    text = _SUBSCRIPT.sub(lambda match: "_{" + match[1].translate(_SUBSCRIPTS) + "}", text)
+    text = _ROOT.sub(lambda match: r"\sqrt{" + match[1].removeprefix("(").removesuffix(")") + "}", text)
+    letters = []
+    for place, letter in enumerate(text):
+        plain = letter if letter.isascii() else _plain_letter(letter)
+        if "/" in plain and letter != plain and place and text[place - 1].isdigit():
+            plain = " " + plain  # a mixed number
+        letters.append(plain)
+    return "".join(letters)
+
+
+def _plain_letter(letter: str) -> str:
+    if letter.isdecimal():
+        return str(unicodedata.decimal(letter))
+    return unicodedata.normalize("NFKC", letter).replace("\u2044", "/")
+
+
+def without_markup(text: str) -> str:
+    r"""Returns the text without LaTeX's and Markdown's wrappers: `\text{knight}` and `**knight**` as `knight`.
+
+    Spaces of LaTeX become one blank, dollars and brackets around formulas vanish. Commands with a meaning, as `\frac`, stay.
+    """
+    while (bare := _WRAPPER.sub(r"\1", text)) != text:
+        text = bare
+    return _MARKUP.sub("", _SPACE.sub(" ", text)).strip()
