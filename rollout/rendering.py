@@ -13,6 +13,8 @@ from rollout.types import Group, Observation, Prompt, Video
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+THOUGHT_HEAD = 12
+"""Tokens at a prompt's end that hold `<think>` and white space, even for a tokenizer of bytes."""
 _MARK = "⟨the policy's turn⟩"
 """Stands for the policy's turn, to find the text that a chat template puts after it."""
 
@@ -31,6 +33,11 @@ def rendered_text(processor: ProcessorMixin, prompt: Prompt) -> str:
     text = processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
     video = processor.video_token
     return text.replace(f"{processor.vision_start_token}{video}{processor.vision_end_token}", video)
+
+
+def opens_thought(processor: ProcessorMixin, token_ids: Sequence[int]) -> bool:
+    """Returns True if rendered tokens end with an open thought, as thinking models' templates do: the response begins inside it."""
+    return processor.tokenizer.decode(token_ids[-THOUGHT_HEAD:]).rstrip().endswith("<think>")
 
 
 def observation_tokens(processor: ProcessorMixin, observation: Observation) -> list[int]:

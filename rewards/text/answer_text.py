@@ -65,8 +65,8 @@ def answer_part(completion: Completion) -> str:
 
 def after_thinking(text: str) -> str:
     """Returns the text after the last `</think>`; `""` if a later thought has no end."""
-    thought, end, rest = text.rpartition("</think>")
-    return rest if end else thought + rest if "<think>" not in rest else ""
+    _, _, rest = text.rpartition("</think>")
+    return "" if "<think>" in rest else rest
 
 
 def final_answer(text: str) -> str:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rewards.text.answer_text import after_thinking, boxed_answers, final_answer, last_block, plain_digits
+from rewards.text.answer_text import after_thinking, answer_part, boxed_answers, final_answer, last_block, plain_digits
+from rollout import Completion
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,19 @@ def test_boxes_far_apart_are_not_one_answer() -> None:
 
 def test_digits_of_every_script_are_digits() -> None:
     assert plain_digits("١٧ १७ １７ 17 ½ Ⅷ") == "17 17 17 17 ½ Ⅷ"
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "answer"),
+    [
+        (r"It may be \boxed{42}. But wait", True, ""),  # cut in the thought that the prompt has opened
+        (r"It may be \boxed{42}. But wait", False, r"It may be \boxed{42}. But wait"),
+        ("2 and 2.</think>4", True, "4"),
+        ("2 and 2.</think>4", False, "4"),
+        ("2 and 2.</think>4 <think>or 5", True, ""),
+    ],
+)
+def test_a_thought_that_the_prompt_has_opened_has_no_answer_before_its_end(
+    text: str, opened: bool, answer: str
+) -> None:
+    assert answer_part(Completion(text=text, thinking=opened)) == answer
