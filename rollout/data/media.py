@@ -161,7 +161,7 @@ def _file_of(source: Any) -> Any:
     if scheme := _ADDRESS.match(source):
         raise ValueError(f"it is an address ({scheme[0]}…): download the files first, and give their paths")
     if len(source) > LONGEST_PATH:
-        return base64.b64decode(source, validate=True)  # of a file, without the head of a data URI
+        return base64.b64decode(source, validate=True)  # a file without the head of a data URI
     return source
 
 

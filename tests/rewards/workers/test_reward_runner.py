@@ -19,7 +19,6 @@ from rewards.loading import load_reward
 from rewards.trial.dry_run import dry_run
 from rewards.workers import runner
 from rewards.workers.runner import RewardRunner
-from rl.advantages import group_advantages
 from rollout import Completion, Group, Prompt
 
 ROOT = Path(__file__).parents[3]
@@ -301,37 +300,6 @@ def test_a_prompt_that_cannot_travel_is_an_error_of_its_group_alone(value: objec
         bad, good = rewards.score([group("p-7", "a", "b", columns={"value": value}), group("p-8", "ab")])
     assert [score.error for score in bad] == [f"prompt 'p-7' {told}"] * 2
     assert good == [Score(reward=2.0)]
-
-
-def hangs(prompt: Prompt, completion: Completion) -> float:
-    """Takes the text for seconds, but for an empty one; then as a reward."""
-    seconds, _, reward = completion.text.partition(":")
-    time.sleep(float(seconds or 0))
-    return float(reward or 0)
-
-
-def test_a_response_that_hangs_earns_what_the_worst_of_its_siblings_earns() -> None:
-    with RewardRunner(hangs, timeout=1.0) as rewards:
-        [better, worse] = rewards.score([group("p-7", "0:1", "9:1", "0:.5"), group("p-8", "0:-2", "9:1", "0:1")])
-    assert [score.reward for score in better] == [1.0, 0.0, 0.5]  # 0 is what a wrong response usually earns
-    assert [score.reward for score in worse] == [-2.0, -2.0, 1.0]
-    assert [score.timeout for score in (better[1], worse[1])] == [
-        f"reward 'hangs' took longer than 1 s for prompt '{prompt}'" for prompt in ("p-7", "p-8")
-    ]
-    assert all(score.error is None for score in [*better, *worse])
-    as_wrong = [better[0], Score(reward=0.0), better[2]]
-    assert group_advantages(better, "group_std").tolist() == group_advantages(as_wrong, "group_std").tolist()
-
-
-def test_eight_siblings_that_hang_cost_two_time_limits_and_a_right_one_is_still_paid() -> None:
-    with RewardRunner(hangs, timeout=2.0) as rewards:
-        rewards.score([group("p-6", "0:1")])
-        begin = time.monotonic()
-        [scores] = rewards.score([group("p-7", *["60:1"] * 8, "0:1")])
-        seconds = time.monotonic() - begin
-    assert [score.reward for score in scores] == [0.0] * 8 + [1.0]
-    # 2 + 1 + 1/2 + … and the starts of eight workers, each half a second on busy cores; a limit and a first call each were 256.
-    assert seconds < 2 * 2.0 + 16
 
 
 def test_a_reward_that_cannot_be_pickled_or_loaded_is_refused(tmp_path: Path) -> None:
