@@ -3,8 +3,8 @@
     python -m recipes.check_data train.jsonl --reward math_answer
     python -m recipes.check_data hiyouga/geometry3k --split train --layout geometry3k --model Qwen/Qwen3-VL-8B-Instruct
 
-It counts rows that cannot be used, by their reasons, and the tokens of the others. It shows what each column becomes, and one prompt
-as the policy reads it. With a reward, reference answers are scored as if they were responses.
+It counts rows that cannot be used, by their reasons, and the tokens of the others. It shows what each column becomes, and one
+prompt as the policy reads it. With a reward, reference answers are scored as if they were responses.
 """
 
 from __future__ import annotations
@@ -101,32 +101,17 @@ def show(reading: Reading, processor: Any, console: Console) -> None:
 
     show_line = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     used = reading.num_rows - reading.skipped.total()
-    show_line(
-        f"{reading.num_rows} rows read: {used} prompts, {reading.skipped.total()} skipped",
-        highlight=False,
-        soft_wrap=True,
-    )
+    show_line(f"{reading.num_rows} rows read: {used} prompts, {reading.skipped.total()} skipped")
     for kind, count in reading.skipped.most_common(10):
-        show_line(
-            f"  {count} × {reading.examples[kind]}", style="yellow", highlight=False, markup=False, soft_wrap=True
-        )
+        show_line(f"  {count} × {reading.examples[kind]}", style="yellow")
     if not reading.prompts:
         return
     tokens = reading.num_tokens
-    show_line(
-        f"tokens of a prompt: {min(tokens)} to {max(tokens)}, median {median(tokens):g}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    show_line(f"tokens of a prompt: {min(tokens)} to {max(tokens)}, median {median(tokens):g}")
     prompt = reading.prompts[0]
     for name, value in _fields(prompt).items():
         show_line(f"  {name}: {value}")
-    show_line(
-        f"prompt {prompt.id!r} as the policy reads it, {tokens[0]} tokens:",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    show_line(f"prompt {prompt.id!r} as the policy reads it, {tokens[0]} tokens:")
     show_line(rendered_text(processor, prompt)[:SHOWN])
 
 
