@@ -51,7 +51,7 @@ class CheckData(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the rows of a dataset have become."""
+    """Prompts of a dataset, and reasons of the rows that are none."""
 
     num_rows: int
     """Rows that were tried."""
@@ -87,7 +87,7 @@ def read(prompts: Prompts, processor: Any, limit: int) -> Reading:
             prompt = prompts[index]
             lengths.append(prompt_length(processor, prompt))
             usable += [prompt] if len(usable) < KEPT else []
-        except Exception as error:  # what a chat template or a processor raises is a skipped row in training, too
+        except Exception as error:  # training skips a row, too, on which a chat template or a processor fails
             reason = str(error) if isinstance(error, UnreadablePrompt) else f"row {index}: {brief(error)}"
             kind = _VARYING.sub("…", reason)
             skipped[kind] += 1

@@ -52,8 +52,8 @@ def read_rows(source: str | Path, split: str | None = None, *, subset: str | Non
     Relative paths in texts, lists and `{"bytes": None, "path": ...}` become absolute as rows are read.
 
     Args:
-        source: A .parquet, .arrow, .jsonl, .json, .csv or .tsv file, compressed or not; a folder of such files, or one that
-            `save_to_disk` has written; or else the name of a dataset on the hub. A file in a folder is named after its split,
+        source: A .parquet, .arrow, .jsonl, .json, .csv or .tsv file, compressed or not. Or a folder of such files, or one that
+            `save_to_disk` has written. Or else the name of a dataset on the hub. A file in a folder is named after its split,
             with or without a shard's number (`train-00000-of-00002.parquet`), or it is in a folder named after the split.
             Every cell of a .csv or .tsv file is a text.
         split: The split; may be left out if there is only one.
@@ -160,7 +160,7 @@ def _load(files: Sequence[Path]) -> Dataset:
     if kind is None:
         raise ValueError(f"{named} has an unknown file type: give a {', '.join(KINDS)} file")
     try:
-        # A path is a pattern to `datasets`. The name tells its cache of a file that was replaced and has its old time.
+        # A path is a pattern to `datasets`. By the name, its cache knows a file that was replaced and has its old time.
         patterns = [glob.escape(str(path.absolute())) for path in files]
         options = _text_options(files, suffix) if kind == "csv" else {}
         rows = load_dataset(kind, _fingerprint(files), data_files=patterns, split="train", **options)
