@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rollout.data.json_rows import decoded, is_encoded, load_json
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -159,6 +161,11 @@ def _load(files: Sequence[Path]) -> Dataset:
     kind = KINDS.get(suffix)
     if kind is None:
         raise ValueError(f"{named} has an unknown file type: give a {', '.join(KINDS)} file")
+    if kind == "json":
+        try:
+            return load_json(files, _fingerprint(files))
+        except ValueError as error:
+            raise ValueError(f"{named} cannot be read as json: {error}") from error
     try:
         # A path is a pattern to `datasets`. By the name, its cache knows a file that was replaced and has its old time.
         patterns = [glob.escape(str(path.absolute())) for path in files]
@@ -198,11 +205,11 @@ def _with_absolute_paths(rows: Dataset, homes: Sequence[Sequence[Path]]) -> Data
         homes: Folders that paths may lead from, in this order.
     """
     found = [name for name in rows.column_names if _MEDIA_COLUMN.search(name) and _has_media(rows, name, homes)]
-    for name in found:
+    for name in () if is_encoded(rows) else found:
         rows = rows.cast_column(name, _undecoded(rows.features[name]))
-    if not found:
+    if not found and not is_encoded(rows):
         return rows.remove_columns(_HOME) if _HOME in rows.column_names else rows
-    return rows.with_transform(partial(_absolute, frozenset(found), homes))
+    return rows.with_transform(partial(_absolute, frozenset(found), homes, is_encoded(rows)))
 
 
 def _has_media(rows: Dataset, name: str, homes: Sequence[Sequence[Path]]) -> bool:
@@ -210,7 +217,9 @@ def _has_media(rows: Dataset, name: str, homes: Sequence[Sequence[Path]]) -> boo
     seen = 0
     for chunk in rows.data.column(name).chunks:
         for start in range(0, len(chunk), CHUNK):
-            for path in (path for value in chunk[start : start + CHUNK].to_pylist() for path in _paths(value)):
+            values = chunk[start : start + CHUNK].to_pylist()
+            values = [decoded(value) for value in values] if is_encoded(rows) else values
+            for path in (path for value in values for path in _paths(value)):
                 if any((folder / path).is_file() for folders in homes for folder in folders):
                     return True
                 seen += 1
@@ -242,11 +251,12 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _absolute(
-    media: frozenset[str], homes: Sequence[Sequence[Path]], batch: Mapping[str, Sequence[Any]]
+    media: frozenset[str], homes: Sequence[Sequence[Path]], encoded: bool, batch: Mapping[str, Sequence[Any]]
 ) -> dict[str, Any]:
-    """Returns a batch of rows with absolute paths in some columns."""
-    count = len(next(iter(batch.values())))
-    numbers = batch.get(_HOME, [0] * count)
+    """Returns a batch of rows, decoded, with absolute paths in some columns."""
+    numbers = batch.get(_HOME, [0] * len(next(iter(batch.values()))))
+    if encoded:
+        batch = {name: [decoded(value) for value in values] for name, values in batch.items() if name != _HOME}
     return {
         name: [_from(homes[number], value) for number, value in zip(numbers, values, strict=True)]
         if name in media

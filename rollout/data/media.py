@@ -132,7 +132,8 @@ def _open_image(source: Any) -> Image.Image:
             with Image.open(source) as opened:
                 return _as_rgb(opened)
         except UnidentifiedImageError:
-            raise ValueError(f"it is {_kind_of_file(source)}, not a picture that can be read") from None
+            named = "it" if isinstance(source, io.BytesIO) else source
+            raise ValueError(f"{named} is {_kind_of_file(source)}, not a picture that can be read") from None
     if isinstance(source, Image.Image):
         with _DECODING:
             return _as_rgb(source)

@@ -153,6 +153,16 @@ def test_cells_of_a_table_are_the_texts_that_are_written(tmp_path: Path):
     assert list(read_rows(tmp_path / "data.tsv")) == [{"a": "1,5", "b": "2"}]
 
 
+def test_values_of_json_arrive_as_they_are_written(tmp_path: Path):
+    rows = [
+        {"answer": "2020-01-01", "number": 10**30, "options": {"A": "cat"}, "mixed": "x"},
+        {"answer": "\ud800", "number": 1.5, "options": {"B": "dog", "C": None}, "mixed": ["x", 1]},
+    ]
+    assert list(read_rows(write_jsonl(tmp_path / "d.jsonl", rows))) == rows
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    assert list(read_rows(tmp_path / "d.json")) == rows
+
+
 def test_a_compressed_file_is_read(tmp_path: Path):
     with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -297,7 +307,7 @@ def test_a_path_that_leads_nowhere_is_not_looked_for_on_the_hub(source: str):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("data.jsonl", '{"a": 1}\n{"a": \n', "data.jsonl cannot be read as json: ArrowInvalid: JSON parse error"),
+        ("data.jsonl", '{"a": 1}\n{"a": \n', "data.jsonl cannot be read as json: line 2 is not JSON"),
         ("data.jsonl", "", "data.jsonl cannot be read as json: it has no rows"),
         ("data.parquet", "no parquet", "data.parquet cannot be read as parquet: ArrowInvalid"),
         (
