@@ -7,6 +7,7 @@ import re
 from rewards.text.answer_text import boxed_answers
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_typography
+from rewards.text.units import is_known
 
 _SYMBOLS = str.maketrans(
     {
@@ -69,6 +70,10 @@ _NEGATION = Pattern(
     r"|before|after|instead of)\b|n't|\\(?:ne|neq|not)|[≠<>]|不是|不等于|并非|不|小于|大于|超过|低于|至少|至多|除了)(?:\W+[a-z]+){0,1}\W*$",
     re.IGNORECASE,
 )
+_DOUBT_BEFORE = Pattern(
+    r"(?:\b(?:not|never|n't|maybe|perhaps|possibly|(?:may|might|could|cannot|can't) be)|不是|不等于|可能是?|也许是?)\s*:?\s*[$\\(\[]*$", re.IGNORECASE
+)
+_SECOND_THOUGHT = Pattern(r"\b(?:but\s+wait|wait,|hold on|let me (?:re)?check|no, that)\b|等等|等一下", re.IGNORECASE)
 _LIST_JOIN = Pattern(r"[\s,;/*]*(?:\b(?:and|or|also|but|maybe|to)\b|和|或|或者|及|到|至)?[\s,;/*]*(?:\b(?:also|maybe|even|possibly|perhaps)\b)?\s*", re.IGNORECASE)
 _RUN = Pattern(
     r"[$€£¥₹]?(?<![\w.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|(?<![A-Za-z])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
@@ -111,7 +116,7 @@ def final_formula(text: str) -> str | None:
     """Returns the final answer of a response in plain typography; `None` where there is none, or it is denied or in doubt."""
     text = _CHAT_MARK.sub("", _BARE_BOX.sub(r"\\boxed{\1}", text)).rstrip()
     if boxes := boxed_answers(_BOX_BY_BOX.sub("}, ", text)):
-        return ", ".join(dict.fromkeys(boxes))
+        return None if _is_doubted(text) else ", ".join(dict.fromkeys(boxes))
     if tagged := _ANSWER_TAG.findall(text):
         return final_formula(tagged[-1])
     marks = text.split("####")[1:]
@@ -122,10 +127,17 @@ def final_formula(text: str) -> str | None:
         return found or None
     closing = _CLOSING_MATH.match(text)
     if closing is not None and not _is_in_prose_doubt(closing[1]):
-        return f"{_inside(closing[2])}{closing[3] if (closing[3] or '') in ('%', chr(92) + '%', 'percent', 'pct') else ''}"
+        behind = closing[3] or ""
+        return _inside(closing[2]) + (f" {behind}" if "%" in behind or behind in ("percent", "pct") or is_known(behind) else "")
     if not _WORD.search(_TEXT_COMMAND.sub("", text)):
         return _lines(text)
     return _in_prose(text)
+
+
+def _is_doubted(text: str) -> bool:
+    """Returns whether the last box is denied or in doubt right before it, or taken back after it."""
+    before, _, after = text.rpartition(r"\boxed")
+    return bool(_DOUBT_BEFORE.search(before) or _SECOND_THOUGHT.search(after))
 
 
 def _is_in_prose_doubt(before: str) -> bool:

@@ -19,6 +19,7 @@ _SPLIT = Pattern(r"\s*(?:(?<!\d),|,(?!\d{3}(?!\d))|;|(?<![A-Za-z\\])(?:and|or)(?
 _SIDE_BY_SIDE = Pattern(r"-?\d{1,20}(?:\.\d{1,20})?(?:\s+-?\d{1,20}(?:\.\d{1,20})?){1,40}")
 _RATIO = Pattern(r"\d{1,20}(?:\.\d{1,20})?(?:\s*:\s*\d{1,20}(?:\.\d{1,20})?){1,10}")
 _REMAINDER = Pattern(r"(?<=\d)\s*,?\s*(?:with\s+)?(?:a\s+)?(?:remainder|rem\.?|[rR]|余)\s*(?:of\s+)?(?=\d)")
+_TIME = Pattern(r"(\d{1,2}(?::\d{2}){1,2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
 _ANSWER_WORDS = Pattern(r"^\s*(?:the\s+)?(?:final\s+)?(?:answer|result|solution)\s*(?:is|:|=)\s*:?\s*|^\s*(?:答案|答)\s*(?:是|为|:)\s*", re.IGNORECASE)
 _CLAUSE = Pattern(r"[,\s]*\b(?:for\s+(?:any|all|some|every|each)|where|for\s+(?=[a-zA-Z]\s*(?:\\|=|>|<)))\b.*$", re.DOTALL)
 _NO_SOLUTION = Pattern(r"(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+|such\s+)?(?:solutions?|roots?|values?)(?:\s+exists?)?|无解|无实数解|the empty set|empty set", re.IGNORECASE)
@@ -53,6 +54,8 @@ class Reading:
     """The plain formula."""
     name: str = ""
     """The left side of `x = 5`."""
+    is_equation: bool = False
+    """Whether the left side is more than a name, as in `2x + z = 1`; the quantity is its right side."""
     quantity: Quantity | None = None
     items: tuple[Quantity, ...] = ()
     """The numbers of a list; their order does not count."""
@@ -69,7 +72,7 @@ class Reading:
     @property
     def key(self) -> str:
         """The text without blanks and signs that mean nothing; long words in lower case."""
-        text = re.sub(r"\s+|\\(?![A-Za-z{}|])|[$*_]|\.$", "", self.text)
+        text = re.sub(r"\s+|\\(?![A-Za-z{}|])|\$|\.$", "", self.text)
         return text.lower() if re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", text)) else text
 
 
@@ -84,7 +87,9 @@ def read_answer(written: str) -> Reading | None:
     if _NO_SOLUTION.fullmatch(text):
         text = r"\emptyset"
     text = _REMAINDER.sub("R", text)
-    if r"\ldots" in text or re.fullmatch(r"\d+R\d+", text):
+    if (time := _TIME.fullmatch(text)) is not None:
+        text = f"{time[1]}{time[2]}m"
+    if r"\ldots" in text or time is not None or re.fullmatch(r"\d+R\d+", text):
         return Reading(text=text, is_verbatim=True)
     return _numbers(text) or _formula(_bound(text))
 
@@ -103,7 +108,10 @@ def _numbers(text: str) -> Reading | None:
     is_named = bool(_SIMPLE_NAME.fullmatch(name))
     last = _EQUALS.split(text)[-1]
     if len(_SPLIT.split(text)) == 1 and (quantity := read_quantity(last)) is not None:
-        return Reading(text=text, name=name.strip() if is_named else "", quantity=quantity, formula=text)
+        is_equation = not is_named and any(character.isalpha() for character in re.sub(r"\\[a-z]+", "", name))
+        return Reading(
+            text=text, name=name.strip() if is_named else "", is_equation=is_equation, quantity=quantity, formula=text
+        )
     if (quantity := read_quantity(text)) is not None:
         return Reading(text=text, quantity=quantity, formula=text)
     if _RATIO.fullmatch(text):

@@ -27,6 +27,7 @@ _OPERATIONS = Pattern(
     r"|div|Gamma|Re|Im|arg|operatorname)(?![A-Za-z])|\\begin\{vmatrix\}|!|\||(?<![A-Za-z\\])(?:max|min|gcd|lcm|det|log|ln|sin|cos|tan)"
 )
 _NEVER_FINISHED = Pattern(r"\\(?:sum|prod|int|oint|lim|gcd|lcm|det)(?![A-Za-z])|\\begin\{vmatrix\}|(?<![A-Za-z\\])(?:gcd|lcm|det)")
+_SAMPLES = (1.25, 2.375, 0.4375, 3.8125, -0.625, -1.8125, -2.4375)
 
 
 def operations(formula: str, *, of_constant: bool) -> set[str]:
@@ -72,6 +73,8 @@ def is_same(wanted: Any, found: Any) -> bool:
             both = _is_number(wanted) and _is_number(found)
             if both or not (_elements(wanted) or _elements(found) or _is_relation(wanted) or _is_relation(found)):
                 return both and _is_same_number(wanted, found)
+        if (sampled := _by_samples(wanted, found)) is not None:
+            return sampled
         sets = _both_sets(wanted, found)
         if sets is not None:
             return _is_same_set(*sets)
@@ -115,6 +118,42 @@ def _is_same_number(wanted: Any, found: Any) -> bool:
         return bool(first == second)
     largest = max(abs(first), abs(second))
     return bool(largest == 0 or abs(first - second) <= largest * Float("1e-12" if has_float else "1e-40", 60))
+
+
+def _by_samples(wanted: Any, found: Any) -> bool | None:
+    """Returns whether two expressions have the same values wherever both are real; `None` where they cannot be computed.
+
+    SymPy's `simplify` takes seconds on some, and holds `\\sqrt{1/m}` and `1/\\sqrt{m}` for different.
+    """
+    from sympy import Expr, Rational, S
+    from sympy.core.function import AppliedUndef
+
+    if not isinstance(wanted, Expr) or not isinstance(found, Expr):
+        return None
+    symbols = sorted(wanted.free_symbols | found.free_symbols, key=str)
+    if wanted.has(AppliedUndef) or found.has(AppliedUndef) or not 1 <= len(symbols) <= 8:
+        return None
+    if any(formula.has(*_unbounded()) for formula in (wanted, found)):
+        return None
+    equal = 0
+    for point, sample in enumerate(_SAMPLES):
+        values = {
+            symbol: Rational(sample) + Rational(place * (point + 3), 17) * (-1 if sample < 0 else 1)
+            for place, symbol in enumerate(symbols)
+        }
+        first, second = (formula.subs(values).evalf(30) for formula in (wanted, found))
+        if not (first.is_real and second.is_real and first.is_finite and second.is_finite):
+            continue
+        if abs(first - second) > max(abs(first), abs(second), S(10) ** -25) * S(10) ** -12:
+            return False
+        equal += 1
+    return True if equal >= 3 else None
+
+
+def _unbounded() -> tuple[Any, ...]:
+    from sympy import Derivative, Integral, Limit, MatrixSymbol, Product, Sum
+
+    return Derivative, Integral, Limit, MatrixSymbol, Product, Sum
 
 
 def _as_set(formula: Any) -> Any | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from numbers import Real
 
@@ -89,6 +90,8 @@ def _reference(answer: str) -> Reading | None:
     elif text.count("$") > 1 or "\\(" in text or "\\[" in text:
         text = _DELIMITER.sub(" ", text)
     reading = read_answer(text)
+    if reading is not None and reading.is_equation:
+        reading = replace(reading, quantity=None)
     if reading is None or reading.is_verbatim or reading.quantity or reading.items or reading.named:
         return reading
     if reading.ratio:
