@@ -6,6 +6,7 @@ import re
 
 from rewards.text.answer_text import boxed_answers
 from rewards.text.patterns import Pattern
+from rewards.text.quantities import read_quantity
 from rewards.text.typography import plain_typography
 from rewards.text.units import is_known
 
@@ -19,8 +20,8 @@ _SYMBOLS = str.maketrans(
 _SHORT_DASH = Pattern(r"(?<![\w.)}\]])\s*–\s*(?=[\d.\\a-zA-Z(])")
 _PLAIN = (
     (Pattern(r"\\(?:left|right|big|Big|bigg|Bigg)[lr]?(?![A-Za-z])\.?"), ""),
-    (Pattern(r"\\!\s*|\\displaystyle(?![A-Za-z])|\\(?:limits|nolimits)(?![A-Za-z])"), ""),
-    (Pattern(r"\\[,;: >]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|(?<!\\)~"), " "),
+    (Pattern(r"(?<!\\)\\!\s*|\\displaystyle(?![A-Za-z])|\\(?:limits|nolimits)(?![A-Za-z])"), ""),
+    (Pattern(r"(?<!\\)\\[,;: >]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|(?<!\\)~"), " "),
     (Pattern(r"\{\s*,\s*\}\s*"), ","),
     (Pattern(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (Pattern(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
@@ -43,11 +44,13 @@ _BOLD = Pattern(
 )
 _MARKS = Pattern(r"\*\*|__(?=\S)|`")
 
-_FORMULA = r"(?:\$\$[^$]+\$\$|\$[^$]+\$|\\\((?:(?!\\\)).)+\\\)|\\\[(?:(?!\\\]).)+\\\])"
+_FORMULA = r"(?:\$\$(?:[^$\\]|\\.)+\$\$|\$(?:[^$\\]|\\.)+\$|\\\((?:(?!\\\)).)+\\\)|\\\[(?:(?!\\\]).)+\\\])"
 _FORMULAS = rf"({_FORMULA}(?:(?:\s*(?:[,;]|\band\b|\bor\b|和|或))*\s*{_FORMULA})*)"
 _EACH = Pattern(_FORMULA, re.DOTALL)
 _STEP = Pattern(r"(?:\\(?:[dt]?frac|sqrt|times|cdot|div)|[^a-z\\=])*=", re.IGNORECASE)
-_CLOSING_MATH = Pattern(rf"(.*?){_FORMULAS}\s*(\\?%|percent\b|pct\b|[a-z]+\b|[\u4e00-\u9fff]{{1,4}})?[\s.*。]*$", re.DOTALL | re.IGNORECASE)
+_CLOSING_MATH = Pattern(
+    rf"(.*?){_FORMULAS}\s*(\\?%|percent\b|pct\b|[a-z]+\b|[\u4e00-\u9fff]{{1,4}})?[\s.*。]*$", re.DOTALL | re.IGNORECASE
+)
 _ANSWER_IS = Pattern(
     r"\b(?:answers?|solutions?|result|value)\b(?:\s+(?:is|are|equals))?\s*(?::|\bis\b|\bare\b|\bequals\b)\s*"
     r"|\banswers?\s+(?=[$\\\d-])"
@@ -61,26 +64,34 @@ _BOX_BY_BOX = Pattern(r"\}[\s$./|;,]{0,12}(?=\\(?:boxed|fbox))")
 _BARE_BOX = Pattern(r"\\(?:boxed|fbox)\s*(?=[\d-])(-?\d{1,40}(?:\.\d{1,40})?)")
 _SENTENCE = Pattern(r"(?<=[.!?])\s+(?=[A-Z\[<(\"$\\]|$)|\n+|(?<=[\u4e00-\u9fff])\. ?")
 _HEDGE = Pattern(
-    r"\b(?:maybe|perhaps|possibly|might|may be|could be|not sure|unsure|uncertain|cannot|can't|do(?:n't| not) know|guess(?:es)?|either"
-    r"|between|from)\b|可能|也许|大概|不确定|不知道|之间",
+    r"\b(?:maybe|perhaps|possibly|not sure|unsure|uncertain|(?:cannot|can't) (?:decide|tell|say)|do(?:n't| not) know|guess(?:es)?|either)\b"
+    r"|可能|也许|大概|不确定|不知道|之间",
     re.IGNORECASE,
 )
 _NEGATION = Pattern(
     r"(?:\b(?:not|never|no|nor|neither|n't|without|except|excluding|unlike|than|below|under|over|above|least|most|beyond|wrong|up to|until"
-    r"|before|after|instead of)\b|n't|\\(?:ne|neq|not)|[≠<>]|不是|不等于|并非|不|小于|大于|超过|低于|至少|至多|除了)(?:\W+[a-z]+){0,1}\W*$",
+    r"|before|after|instead of|between|from|(?:may|might|could) be)\b|n't|\\(?:ne|neq|not)|[≠<>]|不是|不等于|并非|不|小于|大于|超过|低于|至少|至多|除了)(?:\W+[a-z]+){0,1}\W*$",
     re.IGNORECASE,
 )
 _DOUBT_BEFORE = Pattern(
-    r"(?:\b(?:not|never|n't|maybe|perhaps|possibly|(?:may|might|could|cannot|can't) be)|不是|不等于|可能是?|也许是?)\s*:?\s*[$\\(\[]*$", re.IGNORECASE
+    r"(?:\b(?:not|never|n't|maybe|perhaps|possibly|(?:may|might|could|cannot|can't) be)|不是|不等于|可能是?|也许是?)\s*:?\s*[$\\(\[]*$",
+    re.IGNORECASE,
 )
 _SECOND_THOUGHT = Pattern(r"\b(?:but\s+wait|wait,|hold on|let me (?:re)?check|no, that)\b|等等|等一下", re.IGNORECASE)
-_LIST_JOIN = Pattern(r"[\s,;/*]*(?:\b(?:and|or|also|but|maybe|to)\b|和|或|或者|及|到|至)?[\s,;/*]*(?:\b(?:also|maybe|even|possibly|perhaps)\b)?\s*", re.IGNORECASE)
+_LIST_JOIN = Pattern(
+    r"[\s,;/*]*(?:\b(?:and|or|also|but|maybe|to)\b|和|或|或者|及|到|至)?[\s,;/*]*(?:\b(?:also|maybe|even|possibly|perhaps)\b)?\s*",
+    re.IGNORECASE,
+)
 _RUN = Pattern(
-    r"[$€£¥₹]?(?<![\w.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|(?<![A-Za-z])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
+    r"[$€£¥₹]?(?<![\w.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
     r"|[-+*/^_=(){}\[\]!|°<>≤≥]|\s(?=[-+*/^=<>≤≥({\d\\])|(?<=[-+*/^=<>≤≥)}\d])\s(?=[-+*/^=<>≤≥()\d\\]|[b-hj-zB-HJ-Z](?![A-Za-z])))+"
 )
+_NUMBER_AND_UNIT = Pattern(r"([-+$€£¥₹]?[\d.,]{0,60}\d)([a-z]{1,5}(?:\^?\{?[23]\}?)?)")
 _TEXT_COMMAND = Pattern(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+")
-_WORD = Pattern(r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)|[\u0400-\u04ff\u0600-\u06ff\u0900-\u097f\u4e00-\u9fff]{2,}", re.IGNORECASE)
+_WORD = Pattern(
+    r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)|[\u0400-\u04ff\u0600-\u06ff\u0900-\u097f\u4e00-\u9fff]{2,}",
+    re.IGNORECASE,
+)
 _UNIT_AFTER = Pattern(
     r"\s{0,3}(\\?%|‰|percent(?:age)?\b|pct\b|(?:hundred|thousand|million|billion|trillion)\b(?:\s+(?:dollars|euros|yuan))?|(?:[kKMB]|bn)\b|°"
     r"|(?:cm|mm|km|m|kg|g|ml|l|s|h|min|ft|in|yd|lb|oz)(?:\^?\{?[23]\}?|[²³])?(?:/[a-z]{1,4})?(?![A-Za-z])"
@@ -128,7 +139,9 @@ def final_formula(text: str) -> str | None:
     closing = _CLOSING_MATH.match(text)
     if closing is not None and not _is_in_prose_doubt(closing[1]):
         behind = closing[3] or ""
-        return _inside(closing[2]) + (f" {behind}" if "%" in behind or behind in ("percent", "pct") or is_known(behind) else "")
+        return _inside(closing[2]) + (
+            f" {behind}" if "%" in behind or behind in ("percent", "pct") or is_known(behind) else ""
+        )
     if not _WORD.search(_TEXT_COMMAND.sub("", text)):
         return _lines(text)
     return _in_prose(text)
@@ -195,8 +208,19 @@ def _in_prose(text: str) -> str | None:
     return pieces[-1].strip(" .*_") if pieces and len(pieces[-1]) < 60 else None
 
 
+def _apart(run: str) -> str:
+    """Returns a number with a blank before its unit: `5 m` of `5m`, which would be a product in a formula."""
+    parts = _NUMBER_AND_UNIT.fullmatch(run)
+    return f"{parts[1]} {parts[2]}" if parts is not None and is_known(parts[2]) else run
+
+
 def _in_sentence(sentence: str) -> str | None:
-    """Returns the last number or formula of a sentence, with those that are joined to it by commas or "and"."""
+    """Returns the last number or formula of a sentence, with those that are joined to it by commas or "and".
+
+    A sentence that is a number with its unit is whole: `6 oranges`.
+    """
+    if len(sentence) < 80 and read_quantity(plain_formula(sentence).strip(" $")) is not None:
+        return sentence.strip()
     if _HEDGE.search(sentence) is not None:
         return None
     found: list[tuple[int, int, str]] = []
@@ -207,7 +231,7 @@ def _in_sentence(sentence: str) -> str | None:
             found.append((formula.start(), formula.end(), _bare(formula.group())))
         elif run is not None:
             if any(character.isdigit() for character in run.group()) or "\\" in run.group():
-                found.append((run.start(), run.end(), run.group().strip(" .,;:*(").removeprefix("=").strip()))
+                found.append((run.start(), run.end(), _apart(run.group().strip(" .,;:*(").removeprefix("=").strip())))
             place = run.end()
             continue
         else:

@@ -36,7 +36,17 @@ _SCALE = Pattern(
 _SCALES = {
     **{"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12},
     **{"十": 10, "百": 100, "千": 10**3, "万": 10**4, "亿": 10**8},
-    **{"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "Mn": 10**6, "mln": 10**6, "T": 10**12},
+    **{
+        "k": 10**3,
+        "K": 10**3,
+        "M": 10**6,
+        "B": 10**9,
+        "bn": 10**9,
+        "mn": 10**6,
+        "Mn": 10**6,
+        "mln": 10**6,
+        "T": 10**12,
+    },
 }
 _ORDINAL = Pattern(r"(?:st|nd|rd|th)(?![a-z])", re.IGNORECASE)
 _DECIMAL_COMMA = Pattern(r"([-+]?0),(\d{1,100})")
@@ -80,7 +90,11 @@ class Quantity:
     def _equals_in_base(self, said: Quantity) -> bool:
         if self.base is not None and said.base is None:
             return said.value.denominator == 1 and str(said.value) == self.digits
-        return self.value == said.value and (self.base or 10) in (said.base or 10, 10) and (self.base is not None or said.base == 10)
+        return (
+            self.value == said.value
+            and (self.base or 10) in (said.base or 10, 10)
+            and (self.base is not None or said.base == 10)
+        )
 
 
 def is_close(wanted: Fraction, found: Fraction, *, decimal: bool) -> bool:
@@ -113,7 +127,7 @@ def _stripped(text: str) -> str:
     text = text.strip().rstrip(".,;:").strip()
     if text[:1] == "$" and text[-1:] == "$":
         text = text.strip("$ ")
-    while (text[:1], text[-1:]) in (("(", ")"), ("{", "}")) and not set("(){},;") & set(text[1:-1]):
+    while (text[:1], text[-1:]) in (("(", ")"), ("{", "}")) and not {*"(),;", text[0]} & set(text[1:-1]):
         text = text[1:-1].strip()
     return text
 

@@ -20,28 +20,65 @@ _SIDE_BY_SIDE = Pattern(r"-?\d{1,20}(?:\.\d{1,20})?(?:\s+-?\d{1,20}(?:\.\d{1,20}
 _RATIO = Pattern(r"\d{1,20}(?:\.\d{1,20})?(?:\s*:\s*\d{1,20}(?:\.\d{1,20})?){1,10}")
 _REMAINDER = Pattern(r"(?<=\d)\s*,?\s*(?:with\s+)?(?:a\s+)?(?:remainder|rem\.?|[rR]|余)\s*(?:of\s+)?(?=\d)")
 _TIME = Pattern(r"(\d{1,2}(?::\d{2}){1,2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
-_ANSWER_WORDS = Pattern(r"^\s*(?:the\s+)?(?:final\s+)?(?:answer|result|solution)\s*(?:is|:|=)\s*:?\s*|^\s*(?:答案|答)\s*(?:是|为|:)\s*", re.IGNORECASE)
-_CLAUSE = Pattern(r"[,\s]*\b(?:for\s+(?:any|all|some|every|each)|where|for\s+(?=[a-zA-Z]\s*(?:\\|=|>|<)))\b.*$", re.DOTALL)
-_NO_SOLUTION = Pattern(r"(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+|such\s+)?(?:solutions?|roots?|values?)(?:\s+exists?)?|无解|无实数解|the empty set|empty set", re.IGNORECASE)
+_ANSWER_WORDS = Pattern(
+    r"^\s*(?:the\s+)?(?:final\s+)?(?:answer|result|solution)\s*(?:is|:|=)\s*:?\s*|^\s*(?:答案|答)\s*(?:是|为|:)\s*|^\s*the\s+(?=\d)",
+    re.IGNORECASE,
+)
+_CLAUSE = Pattern(
+    r"[,\s]*\b(?:for\s+(?:any|all|some|every|each)|where|for\s+(?=[a-zA-Z]\s*(?:\\|=|>|<)))\b.*$", re.DOTALL
+)
+_NO_SOLUTION = Pattern(
+    r"(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+|such\s+)?(?:solutions?|roots?|values?)(?:\s+exists?)?|无解|无实数解|the empty set|empty set",
+    re.IGNORECASE,
+)
 _VALUE = r"(-?[\d.,/\\{}a-z^]{1,60})"
 _BOUNDS = (
-    (rf"(?:at\s+least|no\s+(?:less|fewer)\s+than|not\s+less\s+than|至少|不少于|不小于|大于等于)\s*{_VALUE}", r"[\1,\\infty)"),
-    (rf"(?:at\s+most|no\s+(?:more|greater)\s+than|not\s+more\s+than|up\s+to|至多|不超过|不大于|小于等于)\s*{_VALUE}", r"(-\\infty,\1]"),
+    (
+        rf"(?:at\s+least|no\s+(?:less|fewer)\s+than|not\s+less\s+than|至少|不少于|不小于|大于等于)\s*{_VALUE}",
+        r"[\1,\\infty)",
+    ),
+    (
+        rf"(?:at\s+most|no\s+(?:more|greater)\s+than|not\s+more\s+than|up\s+to|至多|不超过|不大于|小于等于)\s*{_VALUE}",
+        r"(-\\infty,\1]",
+    ),
     (rf"(?:more|greater|larger|bigger)\s+than\s*{_VALUE}|(?:above|over|大于|超过)\s*{_VALUE}", r"(\1\2,\\infty)"),
     (rf"(?:less|fewer|smaller|lower)\s+than\s*{_VALUE}|(?:below|under|小于|低于)\s*{_VALUE}", r"(-\\infty,\1\2)"),
     (rf"{_VALUE}\s+or\s+(?:more|greater|above)", r"[\1,\\infty)"),
     (rf"{_VALUE}\s+or\s+(?:less|fewer|below)", r"(-\\infty,\1]"),
     (rf"(?:between\s+|from\s+)?{_VALUE}\s*(?:to|and|至|到)\s*{_VALUE}(?<=\d)", r"[\1,\2]"),
     (r"(\d{1,20}(?:\.\d{1,9})?)\s*[–~-]\s*(\d{1,20}(?:\.\d{1,9})?)", r"[\1,\2]"),
-    (rf"(?:all\s+)?(?:the\s+)?real\s+numbers?\s+(?:except|but|other\s+than|excluding)\s*(?:for\s+)?{_VALUE}", r"(-\\infty,\1)\\cup(\1,\\infty)"),
+    (
+        rf"(?:all\s+)?(?:the\s+)?real\s+numbers?\s+(?:except|but|other\s+than|excluding)\s*(?:for\s+)?{_VALUE}",
+        r"(-\\infty,\1)\\cup(\1,\\infty)",
+    ),
     (r"(?:all\s+|any\s+)?real(?:\s+numbers?|s)|\\mathbb\s*\{?R\}?", r"(-\\infty,\\infty)"),
     (rf"[a-zA-Z]\s*(?:\\neq?|!=)\s*{_VALUE}", r"(-\\infty,\1)\\cup(\1,\\infty)"),
 )
 _BOUND_PATTERNS = tuple((Pattern(pattern, re.IGNORECASE), plain) for pattern, plain in _BOUNDS)
 _WORDS = Pattern(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u0370-\u1fff\u3040-\u9fff]")
-_ENVIRONMENT = Pattern(r"\\(?:begin|end)\{[a-z]{1,10}\*?\}(?:\{[clr|]{0,20}\})?|\\(?:mathbb|mathcal|overline|overrightarrow)\{[A-Z]{1,3}\}")
+_ENVIRONMENT = Pattern(
+    r"\\(?:begin|end)\{[a-z]{1,10}\*?\}(?:\{[clr|]{0,20}\})?|\\(?:mathbb|mathcal|overline|overrightarrow)\{[A-Z]{1,3}\}"
+)
 _FUNCTIONS = frozenset(
-    {"pi", "oo", "inf", "infty", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "mod", "gcd", "lcm"}
+    {
+        "pi",
+        "oo",
+        "inf",
+        "infty",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "exp",
+        "sqrt",
+        "mod",
+        "gcd",
+        "lcm",
+    }
     | {"max", "min", "det", "and", "or", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"}
 )
 
@@ -68,6 +105,8 @@ class Reading:
     unit: Unit | None = None
     """The unit behind a formula that is no quantity; `formula` is without it."""
     formula: str = ""
+    about: Reading | None = None
+    """The rounded value of `1/3 \\approx 0.33`."""
 
     @property
     def key(self) -> str:
@@ -78,7 +117,14 @@ class Reading:
 
 def read_answer(written: str) -> Reading | None:
     """Returns the reading of a whole answer; `None` where nothing is written."""
-    text = plain_formula(written)
+    exact, sign, rounded = plain_formula(written).partition(r"\approx")
+    if not sign or _SIMPLE_NAME.fullmatch(exact) or not exact.strip(" ${"):
+        return _read(rounded if sign else exact)
+    reading, about = _read(exact), _read(rounded)
+    return reading if reading is None else replace(reading, about=about)
+
+
+def _read(text: str) -> Reading | None:
     text = _CLAUSE.sub("", _ANSWER_WORDS.sub("", text)).strip().rstrip(".,;: ").strip()
     if text[:1] == "$" and text.count("$") == 2 and text[-1:] == "$":
         text = text[1:-1].strip()
@@ -117,7 +163,9 @@ def _numbers(text: str) -> Reading | None:
     if _RATIO.fullmatch(text):
         return Reading(text=text, ratio=tuple(Fraction(part) for part in text.split(":")), formula=text)
     if _SIDE_BY_SIDE.fullmatch(text):
-        return Reading(text=text, items=tuple(filter(None, map(read_quantity, text.split()))), formula=", ".join(text.split()))
+        return Reading(
+            text=text, items=tuple(filter(None, map(read_quantity, text.split()))), formula=", ".join(text.split())
+        )
     return _list(text)
 
 
@@ -154,7 +202,9 @@ def _list(text: str) -> Reading | None:
 def _formula(text: str) -> Reading:
     """Returns the reading of what is no list of numbers: a formula with an optional unit, or words."""
     formula, unit = text, None
-    tail = re.search(r"(?<=[\w})°])\s+((?:square |cubic )?[A-Za-z\u4e00-\u9fff]{1,20}(?:\^\{?[23]\}?)?(?:/[a-z]{1,10})?)$", text)
+    tail = re.search(
+        r"(?<=[\w})°])\s+((?:square |cubic )?[A-Za-z\u4e00-\u9fff]{1,20}(?:\^\{?[23]\}?)?(?:/[a-z]{1,10})?)$", text
+    )
     if tail is not None and is_known(tail[1]) and re.search(r"\d|\\", text[: tail.start()]):
         formula, unit = text[: tail.start()].strip(), read_unit(tail[1])
     left = _ENVIRONMENT.sub("", formula)

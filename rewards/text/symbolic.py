@@ -26,7 +26,9 @@ _OPERATIONS = Pattern(
     r"\\(?:sum|prod|int|oint|lim|binom|gcd|lcm|max|min|det|log|ln|lg|sin|cos|tan|cot|sec|csc|arc[a-z]+|exp|lceil|lfloor|mod|bmod|pmod"
     r"|div|Gamma|Re|Im|arg|operatorname)(?![A-Za-z])|\\begin\{vmatrix\}|!|\||(?<![A-Za-z\\])(?:max|min|gcd|lcm|det|log|ln|sin|cos|tan)"
 )
-_NEVER_FINISHED = Pattern(r"\\(?:sum|prod|int|oint|lim|gcd|lcm|det)(?![A-Za-z])|\\begin\{vmatrix\}|(?<![A-Za-z\\])(?:gcd|lcm|det)")
+_NEVER_FINISHED = Pattern(
+    r"\\(?:sum|prod|int|oint|lim|gcd|lcm|det)(?![A-Za-z])|\\begin\{vmatrix\}|(?<![A-Za-z\\])(?:gcd|lcm|det)"
+)
 _SAMPLES = (1.25, 2.375, 0.4375, 3.8125, -0.625, -1.8125, -2.4375)
 
 

@@ -37,7 +37,9 @@ _POWER = Pattern(r"\s*(?:\^\s*\{?\s*([23])\s*\}?|(?<=[a-zA-Z])([23]))$")
 _AREA = Pattern(r"^(?:(square|sq\.?|平方)|(cubic|cu\.?|立方))\s*", re.IGNORECASE)
 _PLAIN = Pattern(r"[A-Za-z°℃¢%\u4e00-\u9fff'.\- ]+")
 _WORD = Pattern(r"[a-z°¢]+|[\u4e00-\u9fff]+")
-_NO_UNIT = Pattern(r"(?:or|and|not|never|to|maybe|perhaps|except|than|least|most|below|above|if|但|或|和|不)(?![a-z])", re.IGNORECASE)
+_NO_UNIT = Pattern(
+    r"(?:or|and|not|never|to|maybe|perhaps|except|than|least|most|below|above|if|但|或|和|不)(?![a-z])", re.IGNORECASE
+)
 _ANY = frozenset({"unit", "个", "sq unit", "square unit"})
 
 
@@ -86,7 +88,9 @@ def read_unit(text: str) -> Unit | None:
     words = _WORD.findall(text.lower())
     if not _PLAIN.fullmatch(text) or len(words) > 5 or any(_NO_UNIT.fullmatch(word) for word in words):
         return None
-    if any(character in text for character in "不或和但非") or not any(len(word) > 1 or not word.isascii() for word in words):
+    if any(character in text for character in "不或和但非") or not any(
+        len(word) > 1 or not word.isascii() for word in words
+    ):
         return None
     stems = {stem(word) for word in words}
     return Unit("", words=frozenset() if stems <= _ANY else frozenset(stems - {"of", "the", "a", "个", "in", "total"}))

@@ -145,6 +145,12 @@ def _is_answer(answer: Reading, reference: Reading, *, expressions: bool) -> boo
     """Returns whether an answer equals the reference, in the most exact form that both have."""
     if answer.key == reference.key:
         return True
+    if (
+        answer.about is not None
+        and _is_rounded(answer)
+        and _is_answer(answer.about, reference, expressions=expressions)
+    ):
+        return True
     if answer.is_verbatim or reference.is_verbatim:
         return False
     if reference.ratio or answer.ratio:
@@ -158,6 +164,12 @@ def _is_answer(answer: Reading, reference: Reading, *, expressions: bool) -> boo
     if reference.unit and answer.unit and not reference.unit.agrees(answer.unit):
         return False
     return not reference.has_words and not answer.has_words and _is_formula(answer, reference, expressions=expressions)
+
+
+def _is_rounded(answer: Reading) -> bool:
+    """Returns whether the value after `\\approx` is near the one before it, as far as both are numbers."""
+    exact, about = answer.quantity, answer.about.quantity if answer.about else None
+    return exact is None or about is None or abs(exact.value - about.value) * 20 <= abs(exact.value)
 
 
 def _is_quantity(answer: Reading, reference: Reading, *, expressions: bool) -> bool:
