@@ -1,4 +1,4 @@
-r"""The final formula of a response, and formulas in one plain form of LaTeX: `½` as `1/2`, `\dfrac` as `\frac`, `\text{cm}` as `cm`."""
+r"""The final formula of a response, in one plain form of LaTeX: `½` as `1/2`, `\dfrac` as `\frac`, `\text{cm}` as `cm`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _CLOSING_MATH = Pattern(
 _ANSWER_IS = Pattern(
     r"\b(?:answers?|solutions?|result|value)\b(?:\s+(?:is|are|equals))?\s*(?::|\bis\b|\bare\b|\bequals\b)\s*"
     r"|\banswers?\s+(?=[$\\\d-])"
-    r"|(?:答案|结果|答)\s*(?:是|为|[:=])\s*|故选\s*:?\s*|故答案\s*(?:是|为)\s*|因此\s*,?\s*答案\s*"
+    r"|(?:答案|结果|答)\s*(?:是|为|[:=])\s*|故选\s*:?\s*|故答案\s*(?:是|为)\s*"
     r"|\b(?:respuesta|réponse|antwort)\b\s*(?:es|est|ist)?\s*:?\s*|उत्तर\s*:?\s*|الجواب\s*(?:هو)?\s*:?\s*|ответ\s*:?\s*",
     re.IGNORECASE,
 )
@@ -64,17 +64,26 @@ _BOX_BY_BOX = Pattern(r"\}[\s$./|;,]{0,12}(?=\\(?:boxed|fbox))")
 _BARE_BOX = Pattern(r"\\(?:boxed|fbox)\s*(?=[\d-])(-?\d{1,40}(?:\.\d{1,40})?)")
 _SENTENCE = Pattern(r"(?<=[.!?])\s+(?=[A-Z\[<(\"$\\]|$)|\n+|(?<=[\u4e00-\u9fff])\. ?")
 _HEDGE = Pattern(
-    r"\b(?:maybe|perhaps|possibly|not sure|unsure|uncertain|(?:cannot|can't) (?:decide|tell|say)|do(?:n't| not) know|guess(?:es)?|either)\b"
+    r"\b(?:maybe|perhaps|possibly|not sure|unsure|uncertain|(?:cannot|can't) (?:decide|tell|say)"
+    r"|do(?:n't| not) know|guess(?:es)?|either)\b"
     r"|可能|也许|大概|不确定|不知道|之间",
     re.IGNORECASE,
 )
 _NEGATION = Pattern(
-    r"(?:\b(?:not|never|no|nor|neither|n't|without|except|excluding|unlike|than|below|under|over|above|least|most|beyond|wrong|up to|until"
-    r"|before|after|instead of|between|from|(?:may|might|could) be)\b|n't|\\(?:ne|neq|not)|[≠<>]|不是|不等于|并非|不|小于|大于|超过|低于|至少|至多|除了)(?:\W+[a-z]+){0,1}\W*$",
+    r"(?:\b(?:not|never|no|nor|neither|n't|without|except|excluding|unlike|than|below|under|over|above|least|most|beyond"
+    r"|wrong|up to|until"
+    r"|before|after|instead of|between|from|(?:may|might|could|cannot|can't) be)\b|n't|\\(?:ne|neq|not)|[≠<>]"
+    r"|不是|不等于|并非|不|小于|大于|超过|低于|至少|至多|除了)(?:\W+[a-z]+){0,1}\W*$",
+    re.IGNORECASE,
+)
+_DENIED_AFTER = Pattern(
+    r"\s*(?:or\s+(?:more|less|fewer|greater|above|below|so)|is\s+(?:not|wrong|incorrect|false)|isn't|was\s+wrong|and\s+(?:above|up|below))\b"
+    r"|\s*(?:以上|以下|不是|是错)",
     re.IGNORECASE,
 )
 _DOUBT_BEFORE = Pattern(
-    r"(?:\b(?:not|never|n't|maybe|perhaps|possibly|(?:may|might|could|cannot|can't) be)|不是|不等于|可能是?|也许是?)\s*:?\s*[$\\(\[]*$",
+    r"(?:\b(?:not|never|n't|maybe|perhaps|possibly|(?:may|might|could|cannot|can't) be)"
+    r"|不是|不等于|可能是?|也许是?)\s*:?\s*[$\\(\[]*$",
     re.IGNORECASE,
 )
 _SECOND_THOUGHT = Pattern(r"\b(?:but\s+wait|wait,|hold on|let me (?:re)?check|no, that)\b|等等|等一下", re.IGNORECASE)
@@ -83,7 +92,7 @@ _LIST_JOIN = Pattern(
     re.IGNORECASE,
 )
 _RUN = Pattern(
-    r"[$€£¥₹]?(?<![\w.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
+    r"[$€£¥₹]?(?<![A-Za-z0-9_.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
     r"|[-+*/^_=(){}\[\]!|°<>≤≥]|\s(?=[-+*/^=<>≤≥({\d\\])|(?<=[-+*/^=<>≤≥)}\d])\s(?=[-+*/^=<>≤≥()\d\\]|[b-hj-zB-HJ-Z](?![A-Za-z])))+"
 )
 _NUMBER_AND_UNIT = Pattern(r"([-+$€£¥₹]?[\d.,]{0,60}\d)([a-z]{1,5}(?:\^?\{?[23]\}?)?)")
@@ -95,7 +104,8 @@ _WORD = Pattern(
 _UNIT_AFTER = Pattern(
     r"\s{0,3}(\\?%|‰|percent(?:age)?\b|pct\b|(?:hundred|thousand|million|billion|trillion)\b(?:\s+(?:dollars|euros|yuan))?|(?:[kKMB]|bn)\b|°"
     r"|(?:cm|mm|km|m|kg|g|ml|l|s|h|min|ft|in|yd|lb|oz)(?:\^?\{?[23]\}?|[²³])?(?:/[a-z]{1,4})?(?![A-Za-z])"
-    r"|(?:square |cubic )?(?:(?:centi|milli|kilo)?met(?:er|re)s?|inch(?:es)?|feet|foot|miles?|seconds?|minutes?|hours?|days?|weeks?|months?|years?"
+    r"|(?:square |cubic )?(?:(?:centi|milli|kilo)?met(?:er|re)s?|inch(?:es)?|feet|foot|miles?|seconds?|minutes?|hours?|days?|weeks?"
+    r"|months?|years?"
     r"|degrees?|dollars?|cents?|euros?|yuan|pounds?|(?:kilo)?grams?|lit(?:er|re)s?|[ap]\.?m\b\.?)(?![A-Za-z])|[$€£¥₹]|[十百千]?[万亿]?[\u4e00-\u9fff]{0,4})",
 )
 
@@ -117,6 +127,8 @@ def plain_formula(formula: str) -> str:
 
 
 def _unwrapped(match: re.Match[str]) -> str:
+    if match[1] in ("i", "e"):
+        return match[1]
     before = match.string[: match.start()][-1:]
     apart = " " if before.isalnum() or before in (")", "}") else ""
     behind = " " if match.string[match.end() :][:1].isalnum() else ""
@@ -127,7 +139,8 @@ def final_formula(text: str) -> str | None:
     """Returns the final answer of a response in plain typography; `None` where there is none, or it is denied or in doubt."""
     text = _CHAT_MARK.sub("", _BARE_BOX.sub(r"\\boxed{\1}", text)).rstrip()
     if boxes := boxed_answers(_BOX_BY_BOX.sub("}, ", text)):
-        return None if _is_doubted(text) else ", ".join(dict.fromkeys(boxes))
+        is_closed = boxes[-1] != ""  # a cut response, or an empty box after the answer
+        return ", ".join(dict.fromkeys(filter(None, boxes))) if is_closed and not _is_doubted(text) else None
     if tagged := _ANSWER_TAG.findall(text):
         return final_formula(tagged[-1])
     marks = text.split("####")[1:]
@@ -195,7 +208,7 @@ def _after_phrase(text: str) -> str | None:
     if not _WORD.search(_TEXT_COMMAND.sub("", pieces[0])):
         return pieces[0].strip()
     if any(character.isdigit() for character in pieces[0]) or "$" in pieces[0]:
-        return _in_sentence(pieces[0]) or ""
+        return _in_sentence(pieces[0], leads=True) or ""
     return pieces[0].strip(" .*_") if len(pieces[0]) < 40 else None
 
 
@@ -214,15 +227,28 @@ def _apart(run: str) -> str:
     return f"{parts[1]} {parts[2]}" if parts is not None and is_known(parts[2]) else run
 
 
-def _in_sentence(sentence: str) -> str | None:
+def _in_sentence(sentence: str, *, leads: bool = False) -> str | None:
     """Returns the last number or formula of a sentence, with those that are joined to it by commas or "and".
 
-    A sentence that is a number with its unit is whole: `6 oranges`.
+    With `leads`, a number that begins the sentence is it. A sentence that is a number with its unit is whole: `6 oranges`.
     """
     if len(sentence) < 80 and read_quantity(plain_formula(sentence).strip(" $")) is not None:
         return sentence.strip()
     if _HEDGE.search(sentence) is not None:
         return None
+    found = _candidates(sentence)
+    if not found:
+        return None
+    group = _group(sentence, found, is_first=found[0][0] == 0 and leads)
+    start, end = group[0][0], group[-1][1]
+    unit = _UNIT_AFTER.match(sentence, end)
+    if _NEGATION.search(sentence[:start]) or _DENIED_AFTER.match(sentence, end):
+        return None
+    return ", ".join(each for _, _, each in group) + (" " + unit[1] if unit is not None and unit[1] else "")
+
+
+def _candidates(sentence: str) -> list[tuple[int, int, str]]:
+    """Returns start, end and text of each formula and number in a sentence."""
     found: list[tuple[int, int, str]] = []
     place = 0
     while place < len(sentence):
@@ -237,14 +263,21 @@ def _in_sentence(sentence: str) -> str | None:
         else:
             break
         place = formula.end()
-    if not found:
-        return None
-    start, end, last = found.pop()
-    unit = _UNIT_AFTER.match(sentence, end)
-    answers = [last + (" " + unit[1] if unit is not None and unit[1] else "")]
-    while found and _LIST_JOIN.fullmatch(sentence, found[-1][1], start) and found[-1][1] < start:
-        start, _, earlier = found.pop()
-        answers.insert(0, earlier)
-    if _NEGATION.search(sentence[:start]):
-        return None
-    return ", ".join(answers)
+    return found
+
+
+def _group(sentence: str, found: list[tuple[int, int, str]], *, is_first: bool) -> list[tuple[int, int, str]]:
+    """Returns the last number, or the first, with those that commas or "and" join to it."""
+    if is_first:
+        group = [found[0]]
+        for each in found[1:]:
+            if not _LIST_JOIN.fullmatch(sentence, group[-1][1], each[0]):
+                break
+            group.append(each)
+        return group
+    group = [found[-1]]
+    for each in reversed(found[:-1]):
+        if not _LIST_JOIN.fullmatch(sentence, each[1], group[0][0]):
+            break
+        group.insert(0, each)
+    return group

@@ -1,4 +1,4 @@
-r"""Numbers with units, read exactly and whole: `3 1/2 cups`, `2.5 million`, `\frac{5}{8}`, `1011_2`, `6 feet 2 inches`, lists of them."""
+r"""Numbers with units, read exactly and whole: `3 1/2 cups`, `2.5 million`, `\frac{5}{8}`, `1011_2`, `6 feet 2 inches`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ _CLAUSE = Pattern(
     r"[,\s]*\b(?:for\s+(?:any|all|some|every|each)|where|for\s+(?=[a-zA-Z]\s*(?:\\|=|>|<)))\b.*$", re.DOTALL
 )
 _NO_SOLUTION = Pattern(
-    r"(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+|such\s+)?(?:solutions?|roots?|values?)(?:\s+exists?)?|无解|无实数解|the empty set|empty set",
+    r"(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+|such\s+)?(?:solutions?|roots?|values?)(?:\s+exists?)?"
+    r"|无解|无实数解|the empty set|empty set",
     re.IGNORECASE,
 )
 _VALUE = r"(-?[\d.,/\\{}a-z^]{1,60})"
@@ -111,7 +112,8 @@ class Reading:
     @property
     def key(self) -> str:
         """The text without blanks and signs that mean nothing; long words in lower case."""
-        text = re.sub(r"\s+|\\(?![A-Za-z{}|])|\$|\.$", "", self.text)
+        text = re.sub(r"(?<=\d)\s+(?=\d)", "_", self.text)
+        text = re.sub(r"\s+|\\(?![A-Za-z{}|])|\$|\.$", "", text)
         return text.lower() if re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", text)) else text
 
 
@@ -150,7 +152,7 @@ def _bound(text: str) -> str:
 
 def _numbers(text: str) -> Reading | None:
     """Returns the reading of a text that is numbers, and names of them, alone."""
-    name, _, value = text.partition("=") if _EQUALS.search(text) else ("", "", text)
+    name = text.partition("=")[0] if _EQUALS.search(text) else ""
     is_named = bool(_SIMPLE_NAME.fullmatch(name))
     last = _EQUALS.split(text)[-1]
     if len(_SPLIT.split(text)) == 1 and (quantity := read_quantity(last)) is not None:

@@ -33,8 +33,10 @@ _SAMPLES = (1.25, 2.375, 0.4375, 3.8125, -0.625, -1.8125, -2.4375)
 
 
 def operations(formula: str, *, of_constant: bool) -> set[str]:
-    r"""Returns the operations that a finished answer does not hold unless its reference does: `\int`; for numbers also `\log`, `!`."""
-    return {each.lstrip("\\") for each in (_OPERATIONS if of_constant else _NEVER_FINISHED).findall(formula)}
+    r"""Returns the operations that an answer holds only if its reference does: `\int`; for numbers also `\log`, `!`."""
+    names = {"ln": "log", "lg": "log"}
+    found = (each.lstrip("\\") for each in (_OPERATIONS if of_constant else _NEVER_FINISHED).findall(formula))
+    return {names.get(each, each) for each in found}
 
 
 @lru_cache(maxsize=4096)
@@ -108,8 +110,10 @@ def _is_relation(formula: Any) -> bool:
 
 
 def _is_same_number(wanted: Any, found: Any) -> bool:
-    from sympy import Float, Rational
+    from sympy import Float, Rational, nan, zoo
 
+    if wanted.has(zoo, nan) or found.has(zoo, nan):
+        return False
     if wanted == found:
         return True
     if isinstance(wanted, Rational) and isinstance(found, Rational):
@@ -172,9 +176,13 @@ def _as_set(formula: Any) -> Any | None:
 
 
 def _both_sets(wanted: Any, found: Any) -> tuple[Any, Any] | None:
-    """Returns both as sets, where one is an interval and the other an inequality, or both are unions."""
+    """Returns both as sets, where one is an interval, a union, or a chain of inequalities."""
+    from sympy.core.relational import Relational
+
     if _is_relation(wanted) and _is_relation(found):
-        return None
+        is_chain = not isinstance(wanted, Relational) or not isinstance(found, Relational)
+        if not is_chain or wanted.free_symbols != found.free_symbols:
+            return None
     first = _as_set(wanted)
     second = None if first is None else _as_set(found)
     return None if first is None or second is None else (first, second)
@@ -196,7 +204,7 @@ def _elements(formula: Any) -> list[Any]:
 
 
 def _digits(*formulas: Any) -> int:
-    """Returns the decimals that the smallest number in formulas needs before its first digit, as math-verify compares absolutely."""
+    """Returns the decimals before the first digit of the smallest number, as math-verify compares absolutely."""
     smallest = 1.0
     for formula in formulas:
         for number in _numbers(formula):

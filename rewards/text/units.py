@@ -10,10 +10,12 @@ from functools import cache
 from rewards.text.patterns import Pattern
 
 _TABLE = """
-length  mm 1/1000 millimeter millimetre | cm 1/100 centimeter centimetre 厘米 | dm 1/10 decimeter decimetre 分米 | m 1 meter metre 米
+length  mm 1/1000 millimeter millimetre | cm 1/100 centimeter centimetre 厘米 | dm 1/10 decimeter decimetre 分米
+length  m 1 meter metre 米
 length  km 1000 kilometer kilometre 千米 公里 | in 127/5000 inch inches | ft 381/1250 foot feet | yd 1143/1250 yard
 length  mi 201168/125 mile 英里
-time    ms 1/1000 millisecond | s 1 sec second 秒 秒钟 | min 60 minute 分钟 | h 3600 hr hour 小时 | day 86400 天 | week 604800 周 星期
+time    ms 1/1000 millisecond | s 1 sec second 秒 秒钟 | min 60 minute 分钟 | h 3600 hr hour 小时 | day 86400 天
+time    week 604800 周 星期
 months  month 1 月 个月 | year 12 yr 年
 mass    mg 1/1000 milligram 毫克 | g 1 gram gramme 克 | kg 1000 kilogram 千克 公斤 | tonne 1000000 ton 吨
 mass    lb 45359237/100000 lbs pound | oz 45359237/1600000 ounce
@@ -38,7 +40,8 @@ _AREA = Pattern(r"^(?:(square|sq\.?|平方)|(cubic|cu\.?|立方))\s*", re.IGNORE
 _PLAIN = Pattern(r"[A-Za-z°℃¢%\u4e00-\u9fff'.\- ]+")
 _WORD = Pattern(r"[a-z°¢]+|[\u4e00-\u9fff]+")
 _NO_UNIT = Pattern(
-    r"(?:or|and|not|never|to|maybe|perhaps|except|than|least|most|below|above|if|但|或|和|不)(?![a-z])", re.IGNORECASE
+    r"(?:or|and|not|never|to|maybe|perhaps|except|than|least|most|below|above|if|is|are|was|were|be|isn|wrong|incorrect|但|或|和|不)(?![a-z])",
+    re.IGNORECASE,
 )
 _ANY = frozenset({"unit", "个", "sq unit", "square unit"})
 
