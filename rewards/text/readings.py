@@ -18,6 +18,7 @@ _SIMPLE_NAME = Pattern(rf"\s*{_NAME}\s*")
 _SPLIT = Pattern(r"\s*(?:(?<!\d),|,(?!\d{3}(?!\d))|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|和|或)\s*")
 _SIDE_BY_SIDE = Pattern(r"-?\d{1,20}(?:\.\d{1,20})?(?:\s+-?\d{1,20}(?:\.\d{1,20})?){1,40}")
 _RATIO = Pattern(r"\d{1,20}(?:\.\d{1,20})?(?:\s*:\s*\d{1,20}(?:\.\d{1,20})?){1,10}")
+_BASED = Pattern(r"\(?[0-9A-F]*\d[0-9A-F]*\)?\s*_\s*\{?\d{1,9}\}?")
 _REMAINDER = Pattern(r"(?<=\d)\s*,?\s*(?:with\s+)?(?:a\s+)?(?:remainder|rem\.?|[rR]|余)\s*(?:of\s+)?(?=\d)")
 _TIME = Pattern(r"(\d{1,2}(?::\d{2}){1,2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
 _ANSWER_WORDS = Pattern(
@@ -139,7 +140,10 @@ def _read(text: str) -> Reading | None:
         text = f"{time[1]}{time[2]}m"
     if r"\ldots" in text or time is not None or re.fullmatch(r"\d+R\d+", text):
         return Reading(text=text, is_verbatim=True)
-    return _numbers(text) or _formula(_bound(text))
+    reading = _numbers(text)
+    if reading is None and _BASED.fullmatch(text):  # a digit beyond its base
+        return None
+    return reading or _formula(_bound(text))
 
 
 def _bound(text: str) -> str:

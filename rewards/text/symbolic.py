@@ -110,8 +110,10 @@ def _is_relation(formula: Any) -> bool:
 
 
 def _is_same_number(wanted: Any, found: Any) -> bool:
-    from sympy import Float, Rational, nan, zoo
+    from sympy import Float, Rational, UnevaluatedExpr, nan, zoo
 
+    if found.has(UnevaluatedExpr) and not found.has(*_unbounded()):
+        found = found.doit()
     if wanted.has(zoo, nan) or found.has(zoo, nan):
         return False
     if wanted == found:
