@@ -1,4 +1,4 @@
-"""What math_answer reads as one answer, and what it pays nothing for: parts of references, work to be done, hedges, huge numbers."""
+"""math_answer reads references whole, and pays nothing for a part, for work to be done, hedges and numbers without end."""
 
 import time
 
