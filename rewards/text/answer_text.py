@@ -6,12 +6,28 @@ import re
 import unicodedata
 
 from rewards.text.patterns import Pattern
+from rewards.text.typography import plain_typography
 from rollout.types import Completion
 
 TAIL = 1000  # characters that are read from the end: a final answer is short, and regular expressions cost time
 
 _ANSWER_TAG = Pattern(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_ANSWER_PHRASE = Pattern(r"\banswer\b(?:\s+is\b)?\s*:?\s*", re.IGNORECASE)
+_OTHER_LANGUAGES = r"antwort|réponse|respuesta|resposta|risposta|ответ|정답|답"
+_PHRASE = Pattern(  # in plain typography; `not the answer: B` and `the answer is not B` are left to the reader of what follows
+    rf"""(?:
+    (?:\b(?:answers?|(?:correct|right|best|final|chosen|selected)\s+(?:options?|choices?|letters?|ones?|results?)|{_OTHER_LANGUAGES})\b
+        (?:\s+(?:letters?|options?|choices?))?(?:\s+(?:to|for)\s[^.:?!\n]{{1,60}}?)?
+      |\bcorrect\s+answers?\b
+    )["'*_`)\s]{{0,4}}
+      (?:\b(?:is|are|was|were|would\s+be|should\s+be|must\s+be|will\s+be|ist|est|es|é|è)\b[*_ \t]{{0,4}}:?|:|=(?!=)|[-=]>|→|⇒|[-–—]\s)
+    |(?:答案|正确选项|答え)\s{{0,3}}(?:应该|应当|应|就)?\s{{0,3}}(?:是|为|選|选|は|:|=)(?!不)\s{{0,3}}:?
+    |(?:故|应|因此|所以|综上|则|答)\s{{0,3}},?\s{{0,3}}(?:选择|选)(?!项|不)\s{{0,3}}:?
+    |^[\W_]{{0,8}}(?:the\s+)?(?:final\s+|correct\s+|my\s+)?(?:answer|{_OTHER_LANGUAGES})(?:[^\w\n]{{0,8}}$|\s{{1,4}}(?!(?:is|are|to)\b)(?=\S{{1,20}}$))
+    |^[\W_]{{0,8}}(?:最终|正确)?答案(?:[^\w\n]{{0,8}}$|\s{{0,4}}(?=[（(\[]?[A-Za-z0-9]\S{{0,20}}$))
+    )[*_]{{0,3}}\s*""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_NO_CONTENT = Pattern(r"\$\$|\\\[|```\w{0,20}|[-*_#\s]{0,100}")  # a line that opens a formula or a block, or is a rule
 _BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = Pattern(  # includes `x_1 =`, but no other words
     r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or|[a-z](?:_\{?\w{1,3}\}?)?\s*=)*",
@@ -70,20 +86,34 @@ def after_thinking(text: str) -> str:
 
 
 def final_answer(text: str) -> str:
-    r"""Returns the short answer of a response, thoughts excluded.
+    r"""Returns the short answer of a response, thoughts excluded, in plain typography.
 
-    It is the content of the last `\boxed{...}`, else of the last `<answer>...</answer>`, else the text after the last
-    "answer is" or "answer:", else the last line.
+    It is the content of the last `\boxed{...}`, else of the last `<answer>...</answer>`, else the line after the last phrase such
+    as "answer is", "answer:", "correct option is" or `答案是`, else the last line. Where nothing stands behind the phrase, as in a
+    heading, it is the next line that is not empty.
     """
     text = after_thinking(text)[-TAIL:]
     marked = _marked(text)
     if marked is not None:
-        return marked
-    lines = text.strip().splitlines()
-    phrases = list(_ANSWER_PHRASE.finditer(text))
-    if phrases:
-        lines = text[phrases[-1].end() :].strip().splitlines()[:1]
+        return plain_typography(marked)
+    stated = stated_answer(text)
+    if stated is not None:
+        return stated
+    lines = plain_typography(text).strip().splitlines()
     return lines[-1].strip() if lines else ""
+
+
+def stated_answer(text: str) -> str | None:
+    """Returns the line after the last answer phrase, in plain typography; `None` without a phrase."""
+    text = plain_typography(text[-TAIL:])
+    phrases = list(_PHRASE.finditer(text))
+    if not phrases:
+        return None
+    lines = [line.strip() for line in text[phrases[-1].end() :].strip().splitlines()]
+    line = next((line for line in lines if not _NO_CONTENT.fullmatch(line)), "")
+    if line.count("**") % 2:  # bold type that began before the phrase, or that the phrase has opened
+        line = line.removeprefix("**").strip() if line.startswith("**") else line.replace("**", "", 1).strip()
+    return line
 
 
 def short_answer_or_all(text: str) -> str:
