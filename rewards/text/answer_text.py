@@ -13,16 +13,16 @@ TAIL = 1000  # characters that are read from the end: a final answer is short, a
 
 _ANSWER_TAG = Pattern(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _OTHER_LANGUAGES = r"antwort|réponse|respuesta|resposta|risposta|ответ|정답|답"
-_PHRASE = Pattern(  # in plain typography; `not the answer: B` and `the answer is not B` are left to the reader of what follows
+_PHRASE = Pattern(  # in plain typography; `the answer is not B` is left to the reader of what follows
     rf"""(?:
-    (?:\b(?:answers?|(?:correct|right|best|final|chosen|selected)\s+(?:options?|choices?|letters?|ones?|results?)|{_OTHER_LANGUAGES})\b
-        (?:\s+(?:letters?|options?|choices?))?(?:\s+(?:to|for)\s[^.:?!\n]{{1,60}}?)?
-      |\bcorrect\s+answers?\b
-    )["'*_`)\s]{{0,4}}
-      (?:\b(?:is|are|was|were|would\s+be|should\s+be|must\s+be|will\s+be|ist|est|es|é|è)\b[*_ \t]{{0,4}}:?|:|=(?!=)|[-=]>|→|⇒|[-–—]\s)
+    (?<!wrong\s)(?<!incorrect\s)(?<!not\sthe\s)(?<!not\san\s)(?<!n't\sthe\s)
+    \b(?:answers?|(?:correct|right|best|final|chosen|selected)\s+(?:options?|choices?|letters?|ones?|results?)|{_OTHER_LANGUAGES})\b
+        (?:\s+(?:letters?|options?|choices?))?(?:\s+(?:to|for)\s[^.:?!\n]{{1,60}}?)?["'*_`)\s]{{0,4}}
+      (?:\b(?:is|are|was|were|(?:would|should|must|will)\s+be|ist|est|es|é|è)\b[*_ \t]{{0,4}}:?|:|=(?!=)|[-=]>|→|⇒|[-–—]\s)
     |(?:答案|正确选项|答え)\s{{0,3}}(?:应该|应当|应|就)?\s{{0,3}}(?:是|为|選|选|は|:|=)(?!不)\s{{0,3}}:?
     |(?:故|应|因此|所以|综上|则|答)\s{{0,3}},?\s{{0,3}}(?:选择|选)(?!项|不)\s{{0,3}}:?
-    |^[\W_]{{0,8}}(?:the\s+)?(?:final\s+|correct\s+|my\s+)?(?:answer|{_OTHER_LANGUAGES})(?:[^\w\n]{{0,8}}$|\s{{1,4}}(?!(?:is|are|to)\b)(?=\S{{1,20}}$))
+    |^[\W_]{{0,8}}(?:the\s+)?(?:final\s+|correct\s+|my\s+)?(?:answer|{_OTHER_LANGUAGES})
+        (?:[^\w\n]{{0,8}}$|\s{{1,4}}(?!(?:is|are|to)\b)(?=\S{{1,20}}$))
     |^[\W_]{{0,8}}(?:最终|正确)?答案(?:[^\w\n]{{0,8}}$|\s{{0,4}}(?=[（(\[]?[A-Za-z0-9]\S{{0,20}}$))
     )[*_]{{0,3}}\s*""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
@@ -93,9 +93,9 @@ def final_answer(text: str) -> str:
     heading, it is the next line that is not empty.
     """
     text = after_thinking(text)[-TAIL:]
-    marked = _marked(text)
+    marked = marked_answer(text)
     if marked is not None:
-        return plain_typography(marked)
+        return plain_typography(marked[0])
     stated = stated_answer(text)
     if stated is not None:
         return stated
@@ -119,15 +119,17 @@ def stated_answer(text: str) -> str | None:
 def short_answer_or_all(text: str) -> str:
     r"""Returns the content of the last `\boxed{...}` or `<answer>...</answer>`; without one, all text after the thoughts."""
     text = after_thinking(text)
-    marked = _marked(text[-TAIL:])
-    return text.strip() if marked is None else marked
+    marked = marked_answer(text[-TAIL:])
+    return text.strip() if marked is None else marked[0]
 
 
-def _marked(text: str) -> str | None:
+def marked_answer(text: str) -> tuple[str, str] | None:
+    r"""Returns the content of the last `\boxed{...}` or `<answer>...</answer>`, and the text behind it; `None` without one."""
     if boxes := boxed_answers(text):
-        return ", ".join(boxes)
-    tagged = _ANSWER_TAG.findall(text)
-    return str(tagged[-1]).strip() if tagged else None
+        box = _last_box(text)
+        return ", ".join(boxes), text[box[2] :] if box else ""
+    tags = list(_ANSWER_TAG.finditer(text))
+    return (tags[-1][1].strip(), text[tags[-1].end() :]) if tags else None
 
 
 def last_block(text: str) -> str:
