@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -14,9 +15,46 @@ Options = Mapping[str, tuple[str, ...]]
 
 Pick = TypeVar("Pick")
 
-NO = ("no", "nope", "false", "not true", "incorrect", "wrong", "不", "不是", "不是的", "否", "没有", "没", "不对", "错", "错误")
-NO += ("错的", "错误的", "不正确", "假", "不能", "不可以", "不会", "不存在", "无", "不行")
-YES = ("yes", "yeah", "yep", "true", "correct", "是", "是的", "有", "有的", "对", "对的", "正确", "正确的", "真", "能", "可以", "会", "存在")
+NO: tuple[str, ...] = (
+    *(
+        "no",
+        "nope",
+        "false",
+        "not true",
+        "incorrect",
+        "wrong",
+        "不",
+        "不是",
+        "不是的",
+        "否",
+        "没有",
+        "没",
+        "不对",
+        "错",
+        "错误",
+    ),
+    *("错的", "错误的", "不正确", "假", "不能", "不可以", "不会", "不存在", "无", "不行"),
+)
+YES = (
+    "yes",
+    "yeah",
+    "yep",
+    "true",
+    "correct",
+    "是",
+    "是的",
+    "有",
+    "有的",
+    "对",
+    "对的",
+    "正确",
+    "正确的",
+    "真",
+    "能",
+    "可以",
+    "会",
+    "存在",
+)
 
 _LEAD = Pattern(  # words before a pick that change nothing about it
     r"""(?:(?:
@@ -26,31 +64,40 @@ _LEAD = Pattern(  # words before a pick that change nothing about it
         |(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:options?|choices?|answers?|letters?)\b(?:\s+(?:is|are)\b)?\s?[:\#]?
         |所以|因此|故|应该|应|我|答案|选项|选择|选|是|为|:
     )\s*)+""",
-    2 | 64,  # re.IGNORECASE | re.VERBOSE
+    re.IGNORECASE | re.VERBOSE,
 )
 _LETTER = r"[A-Z]"
 _NUMBER = r"\d{1,2}"
-_REASON = Pattern(r"(?:,\s*)?\b(?:because|since|as|so|due\s+to|given|which|where)\b|因为|由于|所以|理由", 2)
+_REASON = Pattern(r"(?:,\s*)?\b(?:because|since|as|so|due\s+to|given|which|where)\b|因为|由于|所以|理由", re.IGNORECASE)
 _RETRACTION = Pattern(
     r"\b(?:wait|hmm+|sorry|hold\s+on|scratch\s+that|on\s+second\s+thoughts?|i\s+mean|i\s+was\s+wrong|correction)\b"
     r"|(?:^|[.,;:!?\n]\s?)(?:but\s+|no,?\s+|oh,?\s+)?actually\b|不对|等等|等一下|其实",
-    2,
+    re.IGNORECASE,
 )
 _HEDGE = Pattern(
     r"\b(?:maybe|perhaps|possibly|not\s+sure|unsure|uncertain|(?:could|might|may)\s+(?:also\s+)?be|or\s+so|or\s+not)\b"
     r"|或|可能|也许|不确定|还是",
-    2,
+    re.IGNORECASE,
 )
-_NEGATIVE = Pattern(r"\b(?:not?|never|nope|wrong|incorrect|false|cannot)\b|n't\b|不|错|非|没|否", 2)
+_NEGATIVE = Pattern(r"\b(?:not?|never|nope|wrong|incorrect|false|cannot)\b|n't\b|不|错|非|没|否", re.IGNORECASE)
 _ABOUT_PICK = Pattern(  # the beginning of a clause that has a pick as its subject, or is an exclamation
     r"(?:but\s+|and\s+|so\s+)?(?:no|not|never|nope|wrong|incorrect|false|is|isn't|was|wasn't|are|cannot|can't"
     r"|(?:that|this|it|which|the\s+(?:above|answer|option))\b(?:\s+(?:one|option|choice|answer))?"
     r"(?:'s|\s+(?:is|isn't|was|wasn't|can|cannot|does|doesn't|seems)))\b|\W*(?:这|那|它|是)?(?:不|错|非|没)",
-    2,
+    re.IGNORECASE,
 )
-_IS_WRONG = Pattern(r"\b(?:is|are|was|were)\s+(?:\w{1,20}\s+)?(?:wrong|incorrect|false)\b|\b(?:is|are)\s+not\s+(?:correct|right|it)\b", 2)
-_OTHERS = Pattern(r"\b(?:others?|rest|remaining|distractors?)\b|其他|其余|其它", 2)
-_IS_RIGHT_TOO = r"\b%s\b[)\]]?\s+(?:is|are|could|would|seems)\s+(?:also|likewise|equally|just\s+as|both|the\s+correct|correct|right)\b"
+_IS_WRONG = Pattern(
+    r"\b(?:is|are|was|were)\s+(?:\w{1,20}\s+)?(?:wrong|incorrect|false)\b|\b(?:is|are)\s+not\s+(?:correct|right|it)\b",
+    re.IGNORECASE,
+)
+_OTHERS = Pattern(r"\b(?:others?|rest|remaining|distractors?)\b|其他|其余|其它", re.IGNORECASE)
+_IS_RIGHT_TOO = (  # `%s` is a letter
+    r"\b%s\b[)\]]?\s+(?:is|are|could|would|seems)\s+"
+    r"(?:also|likewise|equally|just\s+as|both|the\s+correct|correct|right)\b"
+)
+_STATEMENT = Pattern(
+    r"is\s+the\s+(?:correct\s+|right\s+)?answer\b|(?:it|there|they|he|she|this)\s+(?:is|are|does|do|has|have|was|were|can)\b"
+)
 _SENTENCE_END = Pattern(r"[.;!?](?=\s|$)|\n")
 _CLAUSE_END = Pattern(r"[.;:!?,](?=\s|$)|\n|,|[()]")
 _WORD = Pattern(r"[^\W\d_]")
@@ -103,8 +150,12 @@ def _first(text: str, lines: list[str], read: Callable[[str], Pick | None]) -> P
 
 def _is_letters(text: str) -> bool:
     """Returns whether a text is made of letters of options and words between them: `A or B`, `B, C`."""
-    words = Pattern(r"[\w']+").findall(bare(text))
-    return bool(words) and all(len(word) == 1 or word in ("or", "and", "not", "none", "all") for word in words)
+    return (
+        Pattern(
+            r"(?:[A-Z]|or|and|not|either|[\s,;/&()\[\].?])*[A-Z](?![A-Za-z])(?:or|and|[\s,;/&()\[\].?])*"
+        ).fullmatch(bare(text))
+        is not None
+    )
 
 
 def bare(text: str) -> str:
@@ -131,12 +182,14 @@ def read_picks(text: str, options: Options) -> frozenset[str] | None:
     text = bare(text)
     lead = _LEAD.match(text)
     text = text[lead.end() :] if lead else text
-    together = Pattern(r"([A-Z]{2,26})[.!]?").fullmatch(text)
-    if together:
-        items = list(together[1])
+    together = Pattern(r"([A-Z]{2,26}|[a-z]{2,26})[.!]?").fullmatch(text)
+    if together and (text.isupper() or list(together[1]) == sorted(set(together[1]))):  # `bad` is a word
+        items = list(together[1].upper())
     else:
-        items = Pattern(r"\s*(?:[,;/&\n]|\band\b|和|与|及)\s*").split(text)
-        if all(Pattern(r"[(\[]?[A-Za-z][)\]]?(?:\s+[(\[]?[A-Za-z][)\]]?)*[.!]?").fullmatch(item) for item in items if item):
+        items = Pattern(r"\s*(?:[,;/&+\n]|\band\b|和|与|及)\s*").split(text)
+        if all(
+            Pattern(r"[(\[]?[A-Za-z][)\]]?(?:\s+[(\[]?[A-Za-z][)\]]?)*[.!]?").fullmatch(item) for item in items if item
+        ):
             items = " ".join(items).split()
     picks = [read_pick(item, options) for item in items if item.strip()]
     found = frozenset(pick for pick in picks if pick is not None)
@@ -145,7 +198,7 @@ def read_picks(text: str, options: Options) -> frozenset[str] | None:
 
 def _read(text: str, options: Options) -> str | None:
     key = _NUMBER if options and all(each.isdigit() for each in options) else _LETTER
-    single = Pattern(rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?[\s.,:;!)]*", 2).fullmatch(text)
+    single = Pattern(rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?[\s.,:;!)]*", re.IGNORECASE).fullmatch(text)
     if single and (not options or single[1].upper() in options):
         return single[1].upper()
     same = [letter for letter, texts in options.items() if comparable(text) in texts]
@@ -163,7 +216,9 @@ def _lettered(text: str, key: str, options: Options) -> str | None:
     if is_right and (not options or is_right[1] in options):
         rest = text[is_right.end() :]
         return is_right[1] if _supports(rest, is_right[1], options) else None
-    match = Pattern(rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+|\s+(?=\())|\s+)", 2).match(text)
+    match = Pattern(
+        rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+|\s+(?=\())|\s+)", re.IGNORECASE
+    ).match(text)
     if not match:
         return None
     letter, rest = match[1].upper(), text[match.end() :].strip()
@@ -188,7 +243,9 @@ def _text_and_letter(text: str, key: str, options: Options) -> str | None:
     before, letter = match[1], match[2]
     if options:
         return letter if comparable(before) in _with_bare_nouns(options.get(letter, ())) else None
-    is_doubtful = any(each.search(before) for each in (_NEGATIVE, _HEDGE, _RETRACTION)) or "(" in before or " or " in before
+    is_doubtful = (
+        any(each.search(before) for each in (_NEGATIVE, _HEDGE, _RETRACTION)) or "(" in before or " or " in before
+    )
     return None if is_doubtful else letter
 
 
@@ -197,7 +254,7 @@ def _told(text: str, options: Options) -> str | None:
     found = {}
     for letter, texts in options.items():
         rest = _after_own_text(text, texts)
-        if rest is not None and (rest[:1] in tuple(".,;:!-") or _REASON.match(rest)):
+        if rest is not None and (rest[:1] in tuple(".,;:!-") or _REASON.match(rest) or _STATEMENT.match(rest)):
             found[letter] = rest
     if len(found) != 1:
         return None
@@ -227,9 +284,15 @@ def _supports(rest: str, letter: str, options: Options) -> bool:
     others = {other: texts for other, texts in options.items() if other != letter}
     other = f"(?!{letter}\\b)(?:{'|'.join(map(str, others)) or _LETTER})"
     first, *later = _SENTENCE_END.split(rest)
+    if not options and Pattern(r"\bor\b").search(first):
+        return False
     if _picks_another(first, other) or Pattern(_IS_RIGHT_TOO % other).search(rest):
         return False
-    if any(Pattern(rf"(?:\s|[,/&(\[)\]]|and|or|{other})*{other}[\s)\]]*").fullmatch(sentence) for sentence in later if len(sentence) < 60):
+    if any(
+        Pattern(rf"(?:\s|[,/&(\[)\]]|and|or|{other})*{other}[\s)\]]*").fullmatch(sentence)
+        for sentence in later
+        if len(sentence) < 60
+    ):
         return False
     clauses = [clause.strip() for clause in _CLAUSE_END.split(rest)]
     texts = {text for each in others.values() for text in each}
@@ -249,7 +312,7 @@ def _picks_another(sentence: str, other: str) -> bool:
     return bool(
         Pattern(rf"{between}[(\[]?{other}(?:[)\]]?\s*$|[)\].:]+\s|[)\]])").search(sentence)
         or Pattern(r"\bor\s+(?:options?\s+)?[(\[]?[A-Z][)\]]?(?!\w)").search(sentence)
-        or Pattern(r"^\W*or\b", 2).search(sentence)
+        or Pattern(r"^\W*or\b", re.IGNORECASE).search(sentence)
     )
 
 
@@ -260,8 +323,12 @@ def _holds(claim: str, text: str) -> bool:
     place = claim.find(text)
     while place >= 0:
         before, after = claim[:place], claim[place + len(text) :]
-        is_word = not (text[:1].isascii() and before[-1:].isalnum()) and not (text[-1:].isascii() and after[:1].isalnum())
-        if is_word and not Pattern(r"\b(?:not|than|unlike|instead\s+of|nor|no)\s+(?:\w{1,20}\s+){0,2}$|(?:不是|而非)$").search(before[-60:]):
+        is_word = not (text[:1].isascii() and before[-1:].isalnum()) and not (
+            text[-1:].isascii() and after[:1].isalnum()
+        )
+        if is_word and not Pattern(
+            r"\b(?:not|than|unlike|instead\s+of|nor|no)\s+(?:\w{1,20}\s+){0,2}$|(?:不是|而非)$"
+        ).search(before[-60:]):
             return True
         place = claim.find(text, place + 1)
     return False
@@ -271,11 +338,15 @@ def _denies(clause: str, letter: str, other: str, texts: set[str]) -> bool:
     """Returns whether a clause calls the pick wrong."""
     if not _NEGATIVE.search(clause):
         return False
-    rejected = Pattern(r"(?:and\s+|but\s+)?(?:not|rather\s+than|不是|而不是|而非|不选)\s*(.*)", 2 | 16).match(clause)
+    rejected = Pattern(
+        r"(?:and\s+|but\s+)?(?:not|rather\s+than|不是|而不是|而非|不选)\s*(.*)", re.IGNORECASE | re.DOTALL
+    ).match(clause)
     if rejected:
         named = Pattern(rf"(?:options?\s+|the\s+)?[(\[]?{other}[)\]]?(?!\w)").match(rejected[1])
         return not (named or _OTHERS.search(rejected[1]) or comparable(rejected[1]) in texts)
     if Pattern(rf"(?:options?\s+)?[(\[]?{letter}[)\]]?(?!\w)").match(clause) or _ABOUT_PICK.match(clause):
         return True
+    if len(clause.split()) <= 3 and not Pattern(rf"(?:^|\W){other}(?!\w)").search(clause):
+        return True  # `definitely not`
     is_other = Pattern(rf"(?:^|\W)[(\[]?{other}[)\]]?(?!\w)").search(clause) or _OTHERS.search(clause)
     return bool(_IS_WRONG.search(clause)) and not is_other and not any(text in normalised(clause) for text in texts)

@@ -46,6 +46,8 @@ def plain_typography(text: str) -> str:
 
     Digits may be of any script. Ligatures and other compatibility forms are those of NFKC. LaTeX stays as it is.
     """
+    if text.isascii():
+        return text
     text = text.translate(_SIGNS)
     text = _SUPERSCRIPT.sub(lambda match: "^{" + match[1].translate(_SUPERSCRIPTS) + "}", text)
     text = _SUBSCRIPT.sub(lambda match: "_{" + match[1].translate(_SUBSCRIPTS) + "}", text)
@@ -70,6 +72,8 @@ def without_markup(text: str) -> str:
 
     Spaces of LaTeX become one blank, dollars and brackets around formulas vanish. Commands with a meaning, as `\frac`, stay.
     """
+    if not any(mark in text for mark in "\\$*_~"):
+        return text.strip()
     while (bare := _WRAPPER.sub(r"\1", text)) != text:
         text = bare
     return _MARKUP.sub("", _SPACE.sub(" ", text)).strip()

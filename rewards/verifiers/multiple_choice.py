@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from functools import lru_cache
 from typing import Any
 
 from rewards.text.answer_text import answer_part
@@ -14,7 +15,7 @@ from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
-_OWN_LETTER = Pattern(r"[(\[]?([A-Za-z0-9]{1,2})(?:[)\]][.:]?\s*|[.:]\s+)(.+)", 16)  # re.DOTALL
+_OWN_LETTER = Pattern(r"[(\[]?([A-Za-z0-9]{1,2})(?:[)\]][.:]?\s*|[.:]\s+)(.+)", re.DOTALL)
 _SEVERAL = Pattern(r"(?:[(\[]?[A-Z][)\]]?(?:\s*[,;/&]\s*|\s+and\s+|\s+|(?=[A-Z]))){1,25}[(\[]?[A-Z][)\]]?\.?")
 _YES_AND_NO: Options = {"yes": YES, "no": NO}
 
@@ -51,10 +52,14 @@ def multiple_choice(*, several: bool = False, boxed: bool = False) -> Verifier:
             return unreadable("multiple_choice", prompt, str(error))
         correct = _correct(prompt.answer, options, several or bool(prompt.columns.get("several")))
         if correct is None:
-            known = f"one of {list(options)} or the text of an option" if options else "a letter, or add a column 'options'"
+            known = (
+                f"one of {list(options)} or the text of an option" if options else "a letter, or add a column 'options'"
+            )
             return unreadable("multiple_choice", prompt, f"give {known}")
-        read: Callable[[str], Any] = read_pick if isinstance(correct, str) else read_picks
-        return float(picked(answer_part(completion), lambda text: read(text, options), boxed=boxed) == correct)
+        text = answer_part(completion)
+        if isinstance(correct, str):
+            return float(picked(text, lambda each: read_pick(each, options), boxed=boxed) == correct)
+        return float(picked(text, lambda each: read_picks(each, options), boxed=boxed) == correct)
 
     return verify
 
@@ -92,6 +97,7 @@ def _options(prompt: Prompt) -> Options:
     return {letter: (_without_letter(text, letter),) for letter, text in given.items()}
 
 
+@lru_cache(maxsize=4096)
 def _without_letter(text: str, letter: str) -> str:
     """Returns an option's text without its letter in front: `(B) a cat` is `a cat`."""
     match = _OWN_LETTER.fullmatch(bare(text))
@@ -108,6 +114,6 @@ def _correct(answer: Any, options: Options, several: bool) -> str | frozenset[st
     if pick is None and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         pick = list(options)[answer]
     if pick is None and (options or several) and _SEVERAL.fullmatch(bare(text)):
-        picks = read_picks(text, options)
-        return picks if picks and len(picks) > 1 else None
+        letters = read_picks(text, options)
+        return letters if letters and len(letters) > 1 else None
     return frozenset([pick]) if pick and several else pick
