@@ -217,7 +217,7 @@ def _lettered(text: str, key: str, options: Options) -> str | None:
         rest = text[is_right.end() :]
         return is_right[1] if _supports(rest, is_right[1], options) else None
     match = Pattern(
-        rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+|\s+(?=\())|\s+)", re.IGNORECASE
+        rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+(?=[^\W\d])|\s+(?=\())|\s+)", re.IGNORECASE
     ).match(text)
     if not match:
         return None
@@ -237,7 +237,7 @@ def _lettered(text: str, key: str, options: Options) -> str | None:
 
 def _text_and_letter(text: str, key: str, options: Options) -> str | None:
     """Returns the letter of `a cat (B)`."""
-    match = Pattern(rf"(.{{1,300}}?)\s*[(\[]({key})[)\]][\s.!]*").fullmatch(text)
+    match = Pattern(rf"(.{{1,300}}?)(?:\s+|(?<=[^\x00-\x7f]))[(\[]({key})[)\]][\s.!]*").fullmatch(text)
     if not match:
         return None
     before, letter = match[1], match[2]

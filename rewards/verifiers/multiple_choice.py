@@ -16,6 +16,7 @@ from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
 _OWN_LETTER = Pattern(r"[(\[]?([A-Za-z0-9]{1,2})(?:[)\]][.:]?\s*|[.:]\s+)(.+)", re.DOTALL)
+_LETTER_FIRST = Pattern(r"\W*[A-Za-z]\W*|\W*[A-Z](?:[)\]][.:]?|[.:](?=\s)).+", re.DOTALL)
 _SEVERAL = Pattern(r"(?:[(\[]?[A-Z][)\]]?(?:\s*[,;/&]\s*|\s+and\s+|\s+|(?=[A-Z]))){1,25}[(\[]?[A-Z][)\]]?\.?")
 _YES_AND_NO: Options = {"yes": YES, "no": NO}
 
@@ -110,7 +111,10 @@ def _correct(answer: Any, options: Options, several: bool) -> str | frozenset[st
         picks = [read_pick(str(each), options) for each in answer] if options or several else []
         return frozenset(pick for pick in picks if pick) if picks and None not in picks else None
     text = str(answer)
-    pick = read_pick(text, options)
+    is_readable = options or _LETTER_FIRST.fullmatch(
+        bare(text)
+    )  # `C - 5` and `P(A)` may be the reference of another verifier
+    pick = read_pick(text, options) if is_readable else None
     if pick is None and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         pick = list(options)[answer]
     if pick is None and (options or several) and _SEVERAL.fullmatch(bare(text)):
