@@ -33,6 +33,7 @@ _BETWEEN_BOXES = Pattern(  # includes `x_1 =`, but no other words
     r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or|[a-z](?:_\{?\w{1,3}\}?)?\s*=)*",
     re.IGNORECASE,
 )
+_FENCE = Pattern(r"^[ \t]{0,20}(?:`{3,}|~{3,})|(?<!`)`{3,}(?!`)(?=[ \t]{0,4}\w{0,20}[ \t]{0,4}$)", re.MULTILINE)
 _BRACE = Pattern(r"\\.|[{}]", re.DOTALL)  # an escaped brace is one token, so it never counts as a brace
 
 
@@ -135,9 +136,10 @@ def marked_answer(text: str) -> tuple[str, str] | None:
 def last_block(text: str) -> str:
     """Returns the last fenced block after the thoughts, closed or cut off; without one, all text after the thoughts.
 
-    Qwen3-VL writes JSON and tables in such blocks.
+    Qwen3-VL writes JSON and tables in such blocks. A fence stands at the beginning or the end of a line: one inside a text of JSON
+    is none.
     """
-    pieces = after_thinking(text).split("```")
+    pieces = _FENCE.split(after_thinking(text))
     if len(pieces) == 1:
         return pieces[0].strip()
     block = pieces[-1] if len(pieces) % 2 == 0 else pieces[-2]

@@ -19,11 +19,14 @@ _ESCAPED = Pattern(r"\\([&%$#_{}])")
 _MULTI = Pattern(r"\\multi(column|row)\s*(?=\{)")
 
 
-def rows_of_latex(text: str) -> list[list[tuple[str, int, int]]] | None:
+Row = list[tuple[str, int, int]]
+"""Cells: each has its text, and the numbers of rows and of columns that it spans."""
+
+
+def rows_of_latex(text: str) -> list[Row] | None:
     """Returns the rows of the last table in a text; `None` if there is none.
 
-    Each cell is its text, and the numbers of rows and of columns that it spans. The empty cells below one that spans rows are in
-    the table, as LaTeX wants them.
+    LaTeX wants empty cells below one that spans rows; these are left out.
     """
     begins = list(_BEGIN.finditer(text))
     if not begins:
@@ -34,11 +37,24 @@ def rows_of_latex(text: str) -> list[list[tuple[str, int, int]]] | None:
     for _ in range(wanted):
         body = _after_options(body)
         _, body = _braced(body)
-    return [
-        [_cell(cell) for cell in _SEPARATOR.split(line)]
-        for row in _ROW_END.split(body)
-        if (line := _RULE.sub("", row).strip())
-    ]
+    lines = [_RULE.sub("", row).strip() for row in _ROW_END.split(body)]
+    return _without_cells_below([[_cell(cell) for cell in _SEPARATOR.split(line)] for line in lines if line])
+
+
+def _without_cells_below(rows: list[Row]) -> list[Row]:
+    """Returns the rows without the empty cells below one that spans rows, as HTML has them."""
+    left: dict[int, int] = {}  # by column: the number of further rows that a cell spans
+    kept: list[Row] = []
+    for row in rows:
+        kept.append([])
+        column = 0
+        for text, down, across in row:
+            is_below = left.get(column, 0) > 0
+            left[column] = left.get(column, 0) - 1 if is_below else down - 1
+            if not is_below or text:
+                kept[-1].append((text, down, across))
+            column += across
+    return kept
 
 
 def _after_options(text: str) -> str:
