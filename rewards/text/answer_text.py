@@ -33,6 +33,8 @@ _BETWEEN_BOXES = Pattern(  # includes `x_1 =`, but no other words
     r"(?:[\s,;$]|\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[,;()])|and|or|[a-z](?:_\{?\w{1,3}\}?)?\s*=)*",
     re.IGNORECASE,
 )
+_DOUBT = Pattern(r"\b(?:wait|hold\s+on|let\s+me\s+(?:re-?\s?|double[- ]?)?check)\b|等等|等一下", re.IGNORECASE)
+_SENTENCE_END = Pattern(r"[.!?。！？)\]}>*`\"'$|]\s*$")
 _FENCE = Pattern(r"^[ \t]{0,20}(?:`{3,}|~{3,})|(?<!`)`{3,}(?!`)(?=[ \t]{0,4}\w{0,20}[ \t]{0,4}$)", re.MULTILINE)
 _BRACE = Pattern(r"\\.|[{}]", re.DOTALL)  # an escaped brace is one token, so it never counts as a brace
 
@@ -71,6 +73,12 @@ def _last_box(text: str) -> tuple[int, str, int] | None:
     return box.start(), "", len(text)
 
 
+def is_taken_back(behind: str) -> bool:
+    """Returns whether the text behind an answer doubts it and is then cut: `But wait, let me check again whether`."""
+    doubts = list(_DOUBT.finditer(behind))
+    return bool(doubts) and not _SENTENCE_END.search(behind[doubts[-1].end() :][-100:])
+
+
 def answer_part(completion: Completion) -> str:
     """Returns the response without its thoughts; `""` if a thought has no end.
 
@@ -91,12 +99,12 @@ def final_answer(text: str) -> str:
 
     It is the content of the last `\boxed{...}`, else of the last `<answer>...</answer>`, else the line after the last phrase such
     as "answer is", "answer:", "correct option is" or `答案是`, else the last line. Where nothing stands behind the phrase, as in a
-    heading, it is the next line that is not empty.
+    heading, it is the next line that is not empty. An answer that is taken back by a last sentence that was cut is `""`.
     """
     text = after_thinking(text)[-TAIL:]
     marked = marked_answer(text)
     if marked is not None:
-        return plain_typography(marked[0])
+        return "" if is_taken_back(marked[1]) else plain_typography(marked[0])
     stated = stated_answer(text)
     if stated is not None:
         return stated
@@ -110,6 +118,8 @@ def stated_answer(text: str) -> str | None:
     phrases = list(_PHRASE.finditer(text))
     if not phrases:
         return None
+    if is_taken_back(text[phrases[-1].end() :]):
+        return ""
     lines = [line.strip() for line in text[phrases[-1].end() :].strip().splitlines()]
     line = next((line for line in lines if not _NO_CONTENT.fullmatch(line)), "")
     if line.count("**") % 2:  # bold type that began before the phrase, or that the phrase has opened
@@ -121,7 +131,9 @@ def short_answer_or_all(text: str) -> str:
     r"""Returns the content of the last `\boxed{...}` or `<answer>...</answer>`; without one, all text after the thoughts."""
     text = after_thinking(text)
     marked = marked_answer(text[-TAIL:])
-    return text.strip() if marked is None else marked[0]
+    if marked is None:
+        return text.strip()
+    return "" if is_taken_back(marked[1]) else marked[0]
 
 
 def marked_answer(text: str) -> tuple[str, str] | None:
@@ -142,7 +154,10 @@ def last_block(text: str) -> str:
     pieces = _FENCE.split(after_thinking(text))
     if len(pieces) == 1:
         return pieces[0].strip()
-    block = pieces[-1] if len(pieces) % 2 == 0 else pieces[-2]
+    is_open = len(pieces) % 2 == 0
+    if not is_open and is_taken_back(pieces[-1][-TAIL:]):
+        return ""
+    block = pieces[-1] if is_open else pieces[-2]
     language, line_end, rest = block.partition("\n")
     return (rest if line_end and len(language.split()) <= 1 else block).strip()
 

@@ -6,7 +6,7 @@ import re
 
 from rewards.text.patterns import Pattern
 
-MOST = 3_000  # columns that one cell may span
+MOST = 3_000  # cells, and columns that one cell may span; a larger table has no rows
 
 _BEGIN = Pattern(r"\\begin\{(tabular[xy*]?|array|longtable)\}")
 _BRACE = Pattern(r"\\.|[{}]", re.DOTALL)
@@ -37,6 +37,8 @@ def rows_of_latex(text: str) -> list[Row] | None:
     for _ in range(wanted):
         body = _after_options(body)
         _, body = _braced(body)
+    if body.count("&") + body.count("\\\\") > MOST:
+        return []
     lines = [_RULE.sub("", row).strip() for row in _ROW_END.split(body)]
     return _without_cells_below([[_cell(cell) for cell in _SEPARATOR.split(line)] for line in lines if line])
 

@@ -65,7 +65,8 @@ def _table(text: str) -> Table:
     block = last_block(text)
     if "<table" in block.lower():
         return _comparable(_of_html(block))
-    if (latex := rows_of_latex(block)) is not None:
+    is_latex = block.rfind("\\begin{") > block.rfind("\n|")  # else a formula that stands before a table
+    if is_latex and (latex := rows_of_latex(block)) is not None:
         return _comparable(_expanded(latex))
     if block.startswith("[") and (listed := _of_json(block)):
         return listed
@@ -179,9 +180,11 @@ def _last_run(rows: Iterable[list[str]]) -> Table:
 
 def _comparable(rows: Table) -> Table:
     """Returns the rows that say something, their cells normalised; none where the table is too large."""
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    if len(rows) * max(map(len, rows), default=0) > LARGEST:
+        return []
     rows = [[_cell(cell) for cell in row] for row in rows]
-    rows = [row for row in rows if any(row)]
-    return rows if len(rows) * max(map(len, rows), default=0) <= LARGEST else []
+    return [row for row in rows if any(row)]
 
 
 def _cell(text: str) -> str:
