@@ -107,24 +107,27 @@ def final_answer(text: str) -> str:
         return "" if is_taken_back(marked[1]) else plain_typography(marked[0])
     stated = stated_answer(text)
     if stated is not None:
-        return stated
+        return stated[0]
     lines = plain_typography(text).strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 
-def stated_answer(text: str) -> str | None:
-    """Returns the line after the last answer phrase, in plain typography; `None` without a phrase."""
+def stated_answer(text: str) -> tuple[str, str] | None:
+    """Returns the line after the last answer phrase, in plain typography, and the text behind it; `None` without a phrase."""
     text = plain_typography(text[-TAIL:])
     phrases = list(_PHRASE.finditer(text))
     if not phrases:
         return None
-    if is_taken_back(text[phrases[-1].end() :]):
-        return ""
-    lines = [line.strip() for line in text[phrases[-1].end() :].strip().splitlines()]
-    line = next((line for line in lines if not _NO_CONTENT.fullmatch(line)), "")
+    behind = text[phrases[-1].end() :]
+    if is_taken_back(behind):
+        return "", ""
+    line = ""
+    while behind.strip() and not line:
+        line, _, behind = behind.lstrip().partition("\n")
+        line = "" if _NO_CONTENT.fullmatch(line.strip()) else line.strip()
     if line.count("**") % 2:  # bold type that began before the phrase, or that the phrase has opened
         line = line.removeprefix("**").strip() if line.startswith("**") else line.replace("**", "", 1).strip()
-    return line
+    return line, behind
 
 
 def short_answer_or_all(text: str) -> str:

@@ -129,8 +129,7 @@ def picked(text: str, read: Callable[[str], Pick | None], *, boxed: bool = False
         tail = text = behind
     stated = stated_answer(tail)
     if stated is not None:
-        _, _, behind = plain_typography(tail).rpartition(stated)
-        return None if _RETRACTION.search(behind) else read(stated)
+        return None if _RETRACTION.search(stated[1]) else read(stated[0])
     lines = [line for line in tail.splitlines() if line.strip()]
     if not lines:
         return None
@@ -179,7 +178,7 @@ def read_pick(text: str, options: Options) -> str | None:
 
 def read_picks(text: str, options: Options) -> frozenset[str] | None:
     """Returns the letters of all options that a short text picks: `A, C`, `ACD`, `A. a dog and C. a horse`."""
-    text = bare(text)
+    text = bare(text).replace(")(", ") (")
     lead = _LEAD.match(text)
     text = text[lead.end() :] if lead else text
     together = Pattern(r"([A-Z]{2,26}|[a-z]{2,26})[.!]?").fullmatch(text)

@@ -90,10 +90,10 @@ def _answers(response: str) -> list[str]:
     text = short_answer_or_all(response)
     if text != response.strip():
         return [text]
-    stated = stated_answer(text) or ""
+    stated = stated_answer(text)
     found = [text]
-    if stated and plain_typography(text[-TAIL:]).rstrip(" .\n*").endswith(stated.rstrip(" .\n*")):
-        found.append(stated)
+    if stated is not None and not re.search(r"\w", stated[1]):
+        found.append(stated[0])
     if quoted := _LAST_QUOTE.fullmatch(plain_typography(text[:TAIL])):
         found.append(quoted[1])
     return found
