@@ -20,8 +20,8 @@ def answer_key(text: str) -> str:
     is the last fenced block, or all of the text. It is `""` where there is no answer, as after a thought that has no end.
 
     These differences vanish: the script of digits; case; white space; full-width forms; markup as in `$17$`, `\text{17}` and
-    `**17**`; the stop of `17.`; all before the last equals sign of `3+5+9=17`, unless there are several answers; the forms `1,000`,
-    `1000.0`, `\frac{1}{2}`, `1/2`, `0.50` of a number. Arithmetic is left alone: `2^3` is not `8`.
+    `**17**`; the stop of `17.`. All before the last equals sign of `3+5+9=17` vanishes too, unless there are several answers. So do
+    the forms `1,000`, `1000.0`, `\frac{1}{2}`, `1/2`, `0.50` of a number. Arithmetic is left alone: `2^3` is not `8`.
     """
     found = final_answer(text)
     if not re.search(r"\w", found):

@@ -97,9 +97,9 @@ def after_thinking(text: str) -> str:
 def final_answer(text: str) -> str:
     r"""Returns the short answer of a response, thoughts excluded, in plain typography.
 
-    It is the content of the last `\boxed{...}`, else of the last `<answer>...</answer>`, else the line after the last phrase such
-    as "answer is", "answer:", "correct option is" or `答案是`, else the last line. Where nothing stands behind the phrase, as in a
-    heading, it is the next line that is not empty. An answer that is taken back by a last sentence that was cut is `""`.
+    It is the content of the last `\boxed{...}`, else of the last `<answer>...</answer>`. Without these it is the line after the
+    last phrase such as "answer is", "answer:", "correct option is" or `答案是`, else the last line. Where nothing stands behind the
+    phrase, as in a heading, it is the next line that is not empty. It is `""` where a last sentence that was cut takes it back.
     """
     text = after_thinking(text)[-TAIL:]
     marked = marked_answer(text)

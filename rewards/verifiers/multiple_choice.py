@@ -17,7 +17,7 @@ from rollout.types import Completion, Prompt
 
 _OWN_LETTER = Pattern(r"[(\[]?([A-Za-z0-9]{1,2})(?:[)\]][.:]?\s*|[.:]\s+)(.+)", re.DOTALL)
 _LETTER_FIRST = Pattern(r"\W*[A-Za-z]\W*|\W*[A-Z](?:[)\]][.:]?|[.:](?=\s)).+", re.DOTALL)
-_SEVERAL = Pattern(r"(?:[(\[]?[A-Z][)\]]?(?:\s*[,;/&]\s*|\s+and\s+|\s+|(?=[A-Z]))){1,25}[(\[]?[A-Z][)\]]?\.?")
+_SEVERAL = Pattern(r"(?:[(\[]?[A-Z][)\]]?(?:\s*[,;/&]\s*|\s+and\s+|\s+|(?=[A-Z(\[]))){1,25}[(\[]?[A-Z][)\]]?\.?")
 _YES_AND_NO: Options = {"yes": YES, "no": NO}
 
 

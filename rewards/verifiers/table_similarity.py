@@ -43,8 +43,8 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
     Case, white space, markup, thousands separators, needless zeros (`1200.0`), full-width forms and empty rows do not count.
 
     The table is the last one in the last fenced block after the thoughts, or in all of that text. It is HTML or LaTeX, with cells
-    counted in each row and column that they span; else JSON, a list of rows or of objects; else lines with `|`, as in Markdown;
-    else lines with tabs, semicolons or commas. A table of more than 3,000 cells is no answer.
+    counted in each row and column that they span, or JSON, a list of rows or of objects. Else it is lines with `|`, as in Markdown,
+    or with tabs, semicolons or commas. A table of more than 3,000 cells is no answer.
 
     `prompt.answer` is such a text, or a list of rows, each a list of cells or an object.
 

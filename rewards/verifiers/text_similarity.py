@@ -45,11 +45,12 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
 
     The reward is 1 − Levenshtein distance / length of the longer text, and 0 below `threshold`: ANLS (arXiv 1905.13648), with its
     usual threshold. Case, markup, full-width forms, the kind of quotes and dashes, and blanks next to signs or Chinese letters do
-    not count. The text is the last `\boxed{...}` or `<answer>...</answer>`; else what ends the response after an answer phrase or
-    a colon and in quotes, or all of the response after its thoughts, where further words reduce the similarity.
+    not count. The text is the last `\boxed{...}` or `<answer>...</answer>`. Without these it is all of the response after its
+    thoughts, where further words reduce the similarity. It may also be what ends it after an answer phrase, or in quotes after a
+    colon.
 
-    Another number or the opposite is no misread letter, and earns nothing: a reference without letters must be met exactly, and so
-    must the numbers and negations of up to four words (`Room 12`, `not allowed`, `increase`).
+    Another number or the opposite is no misread letter, and earns nothing. So a reference without letters must be met exactly. In
+    one of up to four words the numbers, negations and prefixes must be the same (`Room 12`, `not allowed`, `increase`).
 
     `prompt.answer` is the text, a number, or a list of these; the most similar one counts.
 
