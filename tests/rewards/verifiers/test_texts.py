@@ -28,6 +28,38 @@ from rollout import Completion, Prompt
         (["Main St", "Main Street"], "main stree", 10 / 11),
         ("北京市", "北京", 2 / 3),
         ("a\nb", "a b", 1),
+        ("kitten", r"\boxed{\text{Kitten}}", 1),
+        ("kitten", "**kitten**.", 1),
+        ("kitten", "“kitten”", 1),
+        ("kitten", "`kitten`", 1),
+        ("kitten", "ｋｉｔｔｅｎ", 1),
+        ("kitten", "The answer is kitten.", 1),
+        ("kitten", "**Final answer**\n\nkitten", 1),
+        ("小猫", "答案是小猫。", 1),
+        ("kitten", 'The label on the box: "kitten".', 1),
+        ("kitten", "The answer is kitten. There are also a puppy, a foal and a lamb.", 0),
+        ("kitten", 'It says "puppy", "foal", "lamb" and "kitten"', 0),
+        ("kitten", r"\boxed{kitten}. But wait, let me check", 0),
+        ("naïve", "nai\u0308ve", 1),
+        ("the cat’s", "the cat's", 1),
+        ("1990–1999", "1990-1999", 1),
+        ("a , b", "a, b", 1),
+        ("上 海", "上海", 1),
+        (r"\sqrt { 3 } - y ^ { 2 }", r"$\sqrt{3}-y^2$", 1),
+        (2024, "2024", 1),
+        ([1.5, "x"], "1.5", 1),
+        ("12,000", "12000", 1),
+        ("$3.50", "$3.50", 1),
+        ("$3.50", "$8.50", 0),
+        ("7:45", "7:46", 0),
+        ("Gate 14", "Gate 15", 0),
+        ("gate 14 is open until ten", "gate 15 is open until ten", 24 / 25),  # in a longer text a digit is a letter
+        ("no entry", "entry", 0),
+        ("do not push", "do push", 0),
+        ("visible", "invisible", 0),
+        ("import", "export", 0),
+        ("minimum", "maximum", 0),
+        ("kittens", "kitten", 6 / 7),
     ],
 )
 def test_similarity_is_the_share_of_letters_that_stay(answer: object, text: str, reward: float) -> None:
@@ -42,7 +74,7 @@ def test_a_threshold_may_be_moved() -> None:
         text_similarity(threshold=2)
 
 
-@pytest.mark.parametrize("answer", [None, "", 5, [], [""], [1]])
+@pytest.mark.parametrize("answer", [None, "", True, [], [""], [None], {"a": "b"}])
 def test_without_a_text_there_is_no_similarity(answer: object) -> None:
     score = text_similarity(Prompt(id="p", messages=[], answer=answer), Completion(text="5"))
     assert isinstance(score, Score) and "give a text or a list of texts" in str(score.error)
@@ -68,6 +100,9 @@ SCHEMA = {
         ('{"name": "Bo", "age": -1}', 1, 0),
         ('{"name": "Bo", "size": 1}', 1, 0),
         ('{"age": 3}', 1, 0),
+        ('{"name": "```py\\nBo\\n```"}', 1, 1),
+        ('```json\n{"name": "```py\\nBo\\n```"}\n```\nDone.', 1, 1),
+        ('```json\n{"name": "Bo"}\n```\nWait, I should', 0, 0),
         ("[1, 2]", 1, 0),
         ("5", 0, 0),
         ('"Bo"', 0, 0),
