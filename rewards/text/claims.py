@@ -16,7 +16,7 @@ BOUND = (
     r"(?:\b(?:at\s+(?:the\s+)?(?:least|most|minimum|maximum)|up\s+to|(?:more|less|fewer|greater|larger|smaller|higher|lower|later"
     r"|earlier|better|worse)\s+than|(?:min|max)(?:imum)?\.?\s+of|(?:upwards|excess|short)\s+of|under|over|above|below|beyond"
     r"|past|exceed(?:s|ing|ed)?|surpass(?:es|ing|ed)?|between|within|either|until|before|after)\b|[<>≤≥≠±√]"
-    r"|\\(?:[lg]eq?|neq?|pm)(?![a-z])|至少|至多|最多|最少|超过|超過|高于|低于|不足|不到|不止|少于|多于|大于|小于|[近逾])"
+    r"|\\(?:[lg]eq?|neq?|pm)(?![a-z])|至少|至多|最多|最少|超过|超過|高于|低于|不足|不到|不止|少于|多于|大于|小于|[近逾])有?"
 )
 """Matches a word that makes a number behind it a bound, when it stands right before the number."""
 
@@ -30,7 +30,7 @@ BOUND_BEHIND = (
 HEDGE = (
     r"(?:\b(?:about|around|approximately|approx\.?|roughly|nearly|almost|circa|ca\.|some|maybe|perhaps|probably|possibly|close\s+to"
     r"|near|(?:could|might|may)\s+be|(?:looks|seems)\s+like|an\s+estimated|an\s+average\s+of)(?!\w)|[~≈]"
-    r"|大约|大約|大概|约|約|差不多|可能|也许|也許|或许|接近|将近|几乎)"
+    r"|(?:大约|大約|大概|约|約|差不多|可能|也许|也許|或许|接近|将近|几乎)[有是]?)"
 )
 """Matches a word that makes a number behind it an estimate, when it stands right before the number."""
 

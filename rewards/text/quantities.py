@@ -58,7 +58,7 @@ _SHARE = Pattern(r"\s*(?:(?P<percent>%|per\s?cent\b|pct\b|percentage\s+points?\b
 _SMALL = {"‰": 10**3, "per mille": 10**3, "permille": 10**3, "ppm": 10**6, "ppb": 10**9}
 
 _SMALL_MILLION = Pattern(r"\s*m(?![^\W_])")
-_NO_UNIT = Pattern(r"(?<=\d)[ACF](?![^\W_])|\s+A(?=\s)")  # `5A` may be a room; an ampere has a blank before it
+_NO_UNIT = Pattern(r"(?<=\d)[ACF](?![^\W_])|(?<=\d\d\d0)s(?![^\W_])|\s+A(?=\s)")  # `5A` may be a room, `1990s` a decade
 _BETWEEN_PARTS = Pattern(r"\s*(?:,\s*)?(?:and\s+)?|")
 _NOUN = Pattern(
     r"(?:[个個只隻条張张本位名辆頭头匹件块塊支把]?(?=\W|$|[\u4e00-\u9fff])|(?=\s))\s*"
@@ -66,6 +66,7 @@ _NOUN = Pattern(
     r"|altogether|overall|approximately|approx|about|exactly|only|rounded|to|respectively|please|here|there|now|according|based)\b)"
     r"([^\W\d_](?:[^\W\d_]|['-]){0,40}(?:[\s-][^\W\d_]{1,40}){0,3})"
 )
+_SEASON = Pattern(r"(?:19|20)\d\d/\d\d")  # 2015/16
 _LABEL = Pattern(r"1[5-9]\d\d|20\d\d|0\d+")
 
 
@@ -108,7 +109,9 @@ def plain_quantities(text: str) -> str:
     text = without_markup(plain_typography(text))
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
-    return " ".join(text.replace(r"\$", "$").split()).strip(" *_`'\"")
+    text = " ".join(text.replace(r"\$", "$").split()).strip(" *_`")
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""  # else `5'` may be feet
+    return text[1:-1].strip() if is_quoted else text
 
 
 def read_quantity(text: str) -> Reading | None:
@@ -230,6 +233,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
         value = int(match["whole"]) + Fraction(top, bottom) if top < bottom else None
     else:
         below = _decimal(match["below"] or "1")
+        if _SEASON.fullmatch(match.group()):
+            return None
         power = match["power1"] or match["exponent"] or match["power2"] or "0"
         value = (_decimal(match["value"] or "1") + half) * Fraction(10) ** int(power) / below if below else None
     sign = match["sign"] or match["sign_of_words"] or ""

@@ -165,7 +165,7 @@ def _meanings(word: str, after: str, *, is_next: bool) -> tuple[Unit, ...]:
         return ()  # `5 in total`
     table = _units()
     name = "_".join(word.replace("µ", "μ").replace("° ", "°").split())
-    for spelling in (name, name.casefold(), singular(name)):
+    for spelling in (name, name.casefold(), singular(name), name.casefold().removesuffix("s") if len(name) > 2 else ""):
         # A single letter means what it does in its own case only: 5 G are no grams.
         if spelling in table and (len(name) > 1 or spelling == name):
             return table[spelling]

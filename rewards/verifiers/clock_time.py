@@ -9,7 +9,7 @@ from rewards.text.answer_text import answer_part, final_answer, plain_digits
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
-from rewards.verifiers.count import WORD, number_of_word
+from rewards.text.number_words import WORD, number_of_words
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -123,4 +123,4 @@ def _minute(match: re.Match[str]) -> int:
 
 
 def _number(word: str) -> int:
-    return int(word) if word.isdecimal() else number_of_word(word)
+    return int(word) if word.isdecimal() else number_of_words(word)

@@ -22,7 +22,7 @@ _LEADS_UP = Pattern(  # a name, as in `Boeing 747` or `Top 10`, does not
     rf"(?:^|[=:≈~(\[*]|\b(?:{_ABOUT}|is|was|are|were|be|been|being|as|it['’]s|that['’]s|there['’]s|equals?|equal\s+to|of|to|at|in|has|have|had"
     r"|holds?|shows?|gives?|gave|gets?|got|costs?|takes?|took|weighs?|measures?|travell?s?|counte?d?|counts|reads?|reached|reaches"
     r"|totals?|needs?|needed|sold|sells|pays?|paid|earns?|earned|makes?|made|contains?|includes?|see|found|find|say|so|then|answer"
-    r"|result|value|a|an|the|total)|是|为|為|有|共|数量|总数|约|約|得|等于|到|了|大概|大约)[\s,]*$",
+    r"|result|value|year|a|an|the|total)|是|为|為|有|共|数量|总数|约|約|得|等于|到|了|大概|大约)[\s,]*$",
     re.IGNORECASE,
 )
 _NO_BEFORE = Pattern(
@@ -99,6 +99,8 @@ def _reference(text: str) -> Quantity | None:
     """Returns the quantity that a text is; `None` where it is another thing, has another number, or more words."""
     reading = read_quantity(plain_quantities(text))
     if reading is None or not _ALONE.fullmatch(reading.before.strip()) or _NO_BEHIND.search(reading.after):
+        return None
+    if re.search(r"\b\d0s\b", text):  # `20s` are an age rather than seconds
         return None
     rest = reading.after.rstrip(" .")
     # A capital begins a name: `10 Downing Street`, `4 May`.
