@@ -21,8 +21,8 @@ BOUND = (
 """Matches a word that makes a number behind it a bound, when it stands right before the number."""
 
 BOUND_BEHIND = (
-    r"(?:\s*\+|\s*(?:or|and|if\s+not)\s+(?:so|up(?:wards?)?|more|less|fewer|over|under|above|below|beyond|older|younger|higher|lower"
-    r"|counting|some|a\s+half)\b|\s*,?\s*(?:at\s+(?:the\s+)?(?:least|most|minimum|maximum)|upwards?|plus|minimum|maximum|max|min"
+    r"(?:\s*\+|\s*(?:or|and|if\s+not)\s+(?:so|up(?:wards?)?|more|less|fewer|over|under|above|below|beyond|older|younger|higher|lower|later|earlier"
+    r"|counting|some|a\s+half)\b|\s*,?\s*(?:at\s+(?:the\s+)?(?:least|most|minimum|maximum|latest|earliest)|upwards?|plus|minimum|maximum|max|min"
     r"|tops|give\s+or\s+take)\b|\s*[个個只隻人名张張]?(?:以上|以下|以内|左右|上下|出头)|[多余餘几幾来])"
 )
 """Matches what makes a number before it a bound or an estimate, when it stands right behind the number and its unit."""
