@@ -39,17 +39,28 @@ _RESULT = Pattern(
     r"|因此|所以|因而|那么|故(?=[为是有共])",
     re.IGNORECASE,
 )
-_TAKEN_BACK = Pattern(r"\s*[,;(]\s*(?:(?:and\s+)?not|rather\s+than|instead\s+of|而不是|不是)\s?[^,;()]{1,40}\)?\s*[.!]?\s*$", re.IGNORECASE)
+_TAKEN_BACK = Pattern(
+    r"\s*[,;(]\s*(?:(?:and\s+)?not|rather\s+than|instead\s+of|而不是|不是)\s?[^,;()]{1,40}\)?\s*[.!]?\s*$",
+    re.IGNORECASE,
+)
 _CONTEXT = Pattern(r"^\s*(?:in|on|for|at|by|during|from|as\s+of|with)\b[^,:;.]{1,60},\s+", re.IGNORECASE)
-_CONTEXT_BEHIND = Pattern(r"\s+(?:in|as\s+of|during|by|for)\s+(?:the\s+year\s+)?(?:1[5-9]|20)\d\d\s*[.!]?\s*$", re.IGNORECASE)
+_CONTEXT_BEHIND = Pattern(
+    r"\s+(?:in|as\s+of|during|by|for)\s+(?:the\s+year\s+)?(?:1[5-9]|20)\d\d\s*[.!]?\s*$", re.IGNORECASE
+)
+_REASON_BEHIND = Pattern(
+    r"(?<=\w)[\s,]+(?:because|since|given\s+that|as\s+the)\b.*$|(?<=\w)[\s,]*因为.*$", re.IGNORECASE | re.DOTALL
+)
 
 
 def result_of(text: str) -> str:
-    """Returns the part of an answer that states its result: without the reasons before `so`, and without what it rejects.
+    """Returns the part of an answer that states its result: without reasons and without what it rejects.
 
-    `3 + 2.2, so 5.2` and `5.2, not 5.3` and `In 2020, it was 5.2` state 5.2.
+    `3 + 2.2, so 5.2` and `5.2 because 3 + 2.2 = 5.2` and `5.2, not 5.3` and `In 2020, it was 5.2` state 5.2.
     """
-    return _CONTEXT_BEHIND.sub("", _CONTEXT.sub("", _TAKEN_BACK.sub("", behind_reasons(text))))
+    text = behind_reasons(text)
+    for pattern in (_REASON_BEHIND, _TAKEN_BACK, _CONTEXT, _CONTEXT_BEHIND):
+        text = pattern.sub("", text)
+    return text
 
 
 def behind_reasons(text: str) -> str:

@@ -16,7 +16,9 @@ _HAN = {digit: number for number, digit in enumerate(_HAN_DIGITS)}
 _HAN_PLACES = {"十": 10, "百": 100, "千": 1000}
 _HAN_PLAIN = str.maketrans("〇两兩萬億", "零二二万亿")
 
-WORD = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_TO_NINETEEN[1:10])})\b)?|(?:{'|'.join(reversed(_TO_NINETEEN))}))"
+WORD = (
+    rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_TO_NINETEEN[1:10])})\b)?|(?:{'|'.join(reversed(_TO_NINETEEN))}))"
+)
 """Matches a number word up to ninety-nine, for `number_of_words` to read."""
 
 _ANY = rf"(?:{'|'.join([*_TENS, *reversed(_TO_NINETEEN), *_LARGE, 'hundred', 'dozen'])})"
@@ -26,6 +28,10 @@ WORDS = rf"(?:half\s+a\s+dozen|(?:an?\s+(?=hundred|thousand|million|billion|doze
 
 HAN = r"[零〇一二两兩三四五六七八九十百千万萬亿億]"
 """Matches a character of a Chinese numeral, for runs of which there is `number_of_han`."""
+
+TO_NINE = f"(?:{'|'.join(_TO_NINETEEN[1:10])})"
+TO_TWELVE = f"(?:{'|'.join(reversed(_TO_NINETEEN[1:13]))})"
+TEEN = f"(?:{'|'.join(_TO_NINETEEN[10:])})"
 
 
 def number_of_words(text: str) -> int | None:
@@ -68,7 +74,7 @@ def number_of_han(numeral: str) -> int | None:
     for part, factor in ((above if sign else "", 10**8), (below, 1)):
         ten_thousands, is_split, rest = part.rpartition("万")
         total += factor * (10**4 * _of_places(ten_thousands) + _of_places(rest if is_split else part))
-    # What the characters add up to is the number only if it is written so: 七八 and 一百五 are something else.
+    # A sum of characters is the number only if it is written so: 七八 and 一百五 are something else.
     written = _han(total)
     return total if numeral in (written, written[1:] if written.startswith("一十") else written) else None
 

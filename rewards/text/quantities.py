@@ -37,10 +37,13 @@ _NUMBER = Pattern(
     rf"{_SIGN}(?:{_POWER % 1}|(?P<whole>\d{{1,15}})(?:\s+|\s+and\s+)(?P<top>\d{{1,9}})/(?P<bottom>\d{{1,9}})(?![\d/.,])"
     rf"|(?P<value>{_PLAIN_NUMBER})(?P<half>\s+and\s+a\s+half\b)?"
     rf"(?:[eE](?P<exponent>[-+]?\d{{1,3}})(?!\d)|\s*[×x*]\s*{_POWER % 2}|\s*/\s*(?P<below>{_PLAIN_NUMBER}))?)"
-    rf"|{_SIGN.replace('P<sign>', 'P<sign_of_words>')}(?:\b(?P<words>{WORDS})\b(?P<half_of_words>\s+and\s+a\s+half\b)?|(?P<han>{HAN}{{1,30}}))",
+    rf"|{_SIGN.replace('P<sign>', 'P<sign_of_words>')}(?:\b(?P<words>{WORDS})\b(?P<half_of_words>\s+and\s+a\s+half\b)?"
+    rf"|(?P<han>{HAN}{{1,30}}))",
     re.IGNORECASE,
 )
-_CURRENCY = Pattern(r"(?P<sign>[-+]\s*)?(?P<symbol>(?:\b[A-Z]{1,3})?\$|[€£¥₹₩]|\b(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?=\s|$))\s*$")
+_CURRENCY = Pattern(
+    r"(?P<sign>[-+]\s*)?(?P<symbol>(?:\b[A-Z]{1,3})?\$|[€£¥₹₩]|\b(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?=\s|$))\s*$"
+)
 _LETTER_SCALES = {
     "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "Mn": 10**6, "mln": 10**6,
     "B": 10**9, "b": 10**9, "bn": 10**9, "Bn": 10**9, "T": 10**12, "tn": 10**12,
@@ -54,7 +57,10 @@ _SCALE = Pattern(
     r"\s*(?:(?P<word>(?:dozen|hundred|thousand|lakh|lac|million|mil|crore|billion|trillion)s?\b|[百千万萬亿億](?![米克]))"
     r"|(?P<letter>k|mn|Mn|mln|M|bn|Bn|B|tn|(?<=\d)[KTb])(?![^\W_]))"
 )
-_SHARE = Pattern(r"\s*(?:(?P<percent>%|per\s?cent\b|pct\b|percentage\s+points?\b)|(?P<small>‰|ppm\b|ppb\b|per\s?mille\b))", re.IGNORECASE)
+_SHARE = Pattern(
+    r"\s*(?:(?P<percent>%|per\s?cent\b|pct\b|percentage\s+points?\b)|(?P<small>‰|ppm\b|ppb\b|per\s?mille\b))",
+    re.IGNORECASE,
+)
 _SMALL = {"‰": 10**3, "per mille": 10**3, "permille": 10**3, "ppm": 10**6, "ppb": 10**9}
 
 _SMALL_MILLION = Pattern(r"\s*m(?![^\W_])")
@@ -81,7 +87,7 @@ class Quantity:
     units: tuple[Unit, ...] = ()
     """The meanings of its unit; none where it has no known unit."""
     noun: str = ""
-    """What is counted, in lower case and the singular."""
+    """The things that are counted, in lower case and the singular."""
     is_percent: bool = False
     is_sum: bool = False
     """It has several parts, such as hours and minutes, so that its number alone says nothing."""
@@ -131,7 +137,9 @@ def read_quantity(text: str) -> Reading | None:
     if read is None:
         return None
     quantity, end = read
-    while quantity.units and (more := _NUMBER.match(text, _BETWEEN_PARTS.match(text, end).end())) and _is_in_digits(more):
+    while (
+        quantity.units and (more := _NUMBER.match(text, _BETWEEN_PARTS.match(text, end).end())) and _is_in_digits(more)
+    ):
         part = _quantity_of(more, text, None)
         if part is None or more["sign"] or not _is_smaller(part[0], quantity):
             break
@@ -224,10 +232,11 @@ def noun_of(text: str) -> str:
 
 def _value(match: re.Match[str]) -> Fraction | None:
     """Returns the number that has matched; `None` for number words that make no number, and for a fraction over zero."""
-    half = Fraction(1, 2) if match["half"] or match["half_of_words"] else 0
+    half = Fraction(1 if match["half"] or match["half_of_words"] else 0, 2)
+    value: Fraction | None
     if match["words"] or match["han"]:
         number = number_of_words(match["words"]) if match["words"] else number_of_han(match["han"])
-        value = None if number is None else number + half
+        value = None if number is None else Fraction(number + half)
     elif match["whole"]:
         top, bottom = int(match["top"]), int(match["bottom"])
         value = int(match["whole"]) + Fraction(top, bottom) if top < bottom else None
@@ -238,7 +247,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
         power = match["power1"] or match["exponent"] or match["power2"] or "0"
         value = (_decimal(match["value"] or "1") + half) * Fraction(10) ** int(power) / below if below else None
     sign = match["sign"] or match["sign_of_words"] or ""
-    return value if value is None or sign.strip() in ("", "+") else -Fraction(value)
+    return value if value is None or sign.strip() in ("", "+") else -value
 
 
 def _decimal(number: str) -> Fraction:

@@ -190,7 +190,7 @@ def _units() -> dict[str, tuple[Unit, ...]]:
     for line in _OTHERS.strip().splitlines():
         size, bases, names = line.split("|")
         for name in names.split():
-            for base in ([bases] if name != "度" else bases.split()):
+            for base in [bases] if name != "度" else bases.split():
                 add(name, Fraction(size), _powers(base))
     return table
 

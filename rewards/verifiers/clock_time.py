@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rewards.text.answer_text import answer_part, final_answer
 from rewards.text.claims import BOUND, BOUND_BEHIND, NEGATION, behind_reasons, result_of
-from rewards.text.number_words import HAN, WORD, number_of_han, number_of_words
+from rewards.text.number_words import HAN, TEEN, TO_NINE, TO_TWELVE, WORD, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
 from rewards.text.quantities import plain_quantities
 from rewards.text.unreadable import unreadable
@@ -18,17 +18,16 @@ from rollout.types import Completion, Prompt
 DAY = 24 * 3600  # seconds
 
 _NUMBER = rf"(?:\d{{1,2}}(?!\d)|{WORD})"
-_MINUTES = r"(?:(?:twenty|thirty|forty|fifty)(?:[-\s](?:one|two|three|four|five|six|seven|eight|nine))?|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|(?:oh|o|zero)[-\s](?:one|two|three|four|five|six|seven|eight|nine))"
-_HOURS = "(?:twelve|eleven|ten|nine|eight|seven|six|five|four|three|two|one)"
+_MINUTES = rf"(?:(?:twenty|thirty|forty|fifty)(?:[-\s]{TO_NINE})?|{TEEN}|(?:oh|o|zero)[-\s]{TO_NINE})"
 _NAME = r"(?:12(?:[:.]00)?\s+)?(?P<%s>noon|midday|midnight)\b"
 _HALF = r"(?:\s*(?P<half>[ap])\.?\s?m\b\.?|\s+(?:in\s+the|at)\s+(?P<part>morning|afternoon|evening|night)\b)"
 _TIME = Pattern(
-    rf"(?<![\w.:])(?:{_NAME % 'name'}"
+    rf"(?<![^\W\u4e00-\u9fff])(?<![.:])(?:{_NAME % 'name'}"
     r"|(?P<hour>\d{1,2})(?:\s?[:.;]\s?|\s?h\s?)(?P<minute>\d{2})(?:[:.](?P<second>\d{2})|\s?m(?:in(?:utes?)?)?\b)?(?!\d)"
     rf"|(?:(?:a\s+)?(?P<share>quarter|half)|(?P<minutes>{_NUMBER})(?:\s+minutes?)?)\s+(?P<way>past|after|to|till?|before|of(?=\s))"
     rf"\s+(?P<half_past>half\s+past\s+)?(?:{_NAME % 'name_of'}|(?P<of>{_NUMBER})\b(?:\s*o\s?['`]?\s?clock\b)?)"
     rf"|(?P<full>{_NUMBER})\s*o\s?['`]?\s?clock\b"
-    rf"|(?P<hour_word>{_HOURS})[-\s]+(?P<minute_word>{_MINUTES})\b(?!\s*(?:o\s?['`]?\s?clock|minutes?|past|to|after|before|till?|of)\b)"
+    rf"|(?P<hour_word>{TO_TWELVE})[-\s]+(?P<minute_word>{_MINUTES})\b(?!\s*(?:o\s?['`]?\s?clock|minutes?|past|to|after|before|till?|of)\b)"
     rf"|(?P<bare>{_NUMBER})(?={_HALF.replace('?P<half>', '').replace('?P<part>', '')}|\s+sharp\b)"
     rf"|(?<=exactly\s)(?P<exact>{_NUMBER})(?=\s*(?:\.?\s*$|[ap]\.?\s?m\b)))(?:{_HALF})?",
     re.IGNORECASE,
@@ -37,15 +36,19 @@ _CHINESE = Pattern(  # 下午9点15分, 9点半, 差一刻十点
     rf"(?P<part>凌晨|清晨|早上|早晨|上午|中午|下午|傍晚|晚上|夜里|夜晚)?\s*(?:差\s*(?P<before>\d{{1,2}}|{HAN}{{1,3}})\s*(?P<unit>分钟?|刻)?(?:到)?)?"
     rf"\s*(?P<hour>\d{{1,2}}|{HAN}{{1,3}})\s*(?:点|點|时(?!间))(?P<full>[钟鐘整])?"
     rf"\s*(?:(?P<half>半)|(?P<quarter>[一三1-3])刻|(?P<behind>差)\s*(?P<to>\d{{1,2}}|{HAN}{{1,3}})\s*(?P<to_unit>分钟?|刻)"
-    rf"|(?:过\s*)?(?P<minute>\d{{1,2}}|{HAN}{{1,4}})\s*分?(?:\s*(?P<second>\d{{1,2}}|{HAN}{{1,3}})\s*秒)?)?"
+    rf"|(?:过\s*|零(?=\d))?(?P<minute>\d{{1,2}}|{HAN}{{1,4}})\s*分?(?:\s*(?P<second>\d{{1,2}}|{HAN}{{1,3}})\s*秒)?)?"
 )
-_ALONE = Pattern(r"(\d{1,2})[\s-](\d{2})|(0\d|1\d|2[0-3])([0-5]\d)(?:\s*(?:hours|hrs|h)\b)|(0\d)([0-5]\d)", re.IGNORECASE)
+_ALONE = Pattern(
+    r"(\d{1,2})[\s-](\d{2})|(0\d|1\d|2[0-3])([0-5]\d)(?:\s*(?:hours|hrs|h)\b)|(0\d)([0-5]\d)", re.IGNORECASE
+)
 _NOT_BEFORE = Pattern(rf"{NEGATION}|{BOUND}\s*$", re.IGNORECASE)
 _SENTENCE_END = Pattern(r"(?<=[!?])\s+|(?<=[^.\s]{3}\.)\s+")  # `p.m.` ends none
 _NOT_BEHIND = Pattern(
-    rf"^(?:{BOUND_BEHIND}|[\s,]*(?:is|are|was|were)?\s*(?:not\b|wrong\b|incorrect\b|false\b|n['’]t)|\s*不)|\bgive\s+or\s+take\b", re.IGNORECASE
+    rf"^(?:{BOUND_BEHIND}|[\s,]*(?:is|are|was|were)?\s*(?:not\b|wrong\b|incorrect\b|false\b|n['’]t)|\s*不)|\bgive\s+or\s+take\b",
+    re.IGNORECASE,
 )
 _ANOTHER = Pattern(rf"\d|\b(?:{WORD}|noon|midday|midnight|quarter|half|o['`]?clock)\b|{HAN}\s*[点點分]", re.IGNORECASE)
+_SAYS = Pattern(r"\b(?:time|clock|watch)\b[^,.;:\d]{0,40}?\b(?:is|reads|says|shows?|indicates?)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +99,8 @@ def clock_time(*, tolerance: float = 0.0) -> Verifier:
 def _stated(answer: str) -> _Time | None:
     """Returns the time that an answer states: all of it, what stands behind `so`, or its last sentence."""
     text = plain_quantities(answer)
-    for part in (text, result_of(text), behind_reasons(text), _SENTENCE_END.split(text)[-1]):
+    sentences = _SENTENCE_END.split(text)
+    for part in (text, result_of(text), behind_reasons(text), _SAYS.split(text)[-1], result_of(sentences[-1])):
         if (found := _one_time(part)) is not None:
             return found
     return None

@@ -14,7 +14,7 @@ from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
-_NONE = Pattern(  # what says zero
+_NONE = Pattern(  # words for zero
     r"\bnot\s+(?:a\s+single|even\s+(?:a\s+single|one)|one|any)\b(?:\s+one\b)?|n['’]t\s+any\b|\bnone\b(?:\s+at\s+all\b)?"
     r"|\b(?:nothing(?!\s+but)|nobody|no\s+one|not\s+any)\b"
     r"|(?:^|(?<=\bis)|(?<=\bare)|(?<=\bwas)|(?<=\bwere)|(?<=there['’]s)|(?<=\bsee)|(?<=\bhas)|(?<=\bhave)|(?<=\bshows)|(?<=\bcontains))"
@@ -46,13 +46,17 @@ _NUMBER = Pattern(
 )
 _WHOLE = Pattern(r"(\d{1,18}|[1-9]\d{0,2}(?:,\d{3}){1,5})(?:\.0+)?")
 _TAKEN_BACK_BEFORE = Pattern(
-    rf"{NEGATION}|\b(?:maybe|perhaps|probably|possibly|guess|estimate|(?:could|might|may)\b)|可能|也许|估计|大概", re.IGNORECASE
+    rf"{NEGATION}|\b(?:maybe|perhaps|probably|possibly|guess|estimate|(?:could|might|may)\b)|可能|也许|估计|大概",
+    re.IGNORECASE,
 )
 _TAKEN_BACK_BEHIND = Pattern(
-    r"\b(?:wrong|incorrect|false|impossible)\b|n['’]t\b|\b(?:is|are|was|were)\s+not\b|^\s*,?\s*not\b|不对|错|不是", re.IGNORECASE
+    r"\b(?:wrong|incorrect|false|impossible)\b|n['’]t\b|\b(?:is|are|was|were)\s+not\b|^\s*,?\s*not\b|不对|错|不是",
+    re.IGNORECASE,
 )
 _PARTS_FOLLOW = Pattern(r"(?!.*\b(?:and|or|of)\s*$)(?=.*(?:[^\W\d_]|[:(]))", re.DOTALL)
-_TOTAL_FOLLOWS = Pattern(r"\b(?:so|total|altogether|all|makes?|making|thus|therefore|hence|sum)\b|[=:]|共|总|總", re.IGNORECASE)
+_TOTAL_FOLLOWS = Pattern(
+    r"\b(?:so|total|altogether|all|makes?|making|thus|therefore|hence|sum)\b|[=:]|共|总|總", re.IGNORECASE
+)
 _SENTENCE_END = Pattern(r"(?<=[.!?])\s+|(?<=[。！？])")
 _LONGEST = 20_000  # characters; a longer response has no list behind its answer
 _LIST_ITEM = Pattern(r"\s*(?:[-*•+]|\d{1,3}[.)])\s")
@@ -100,7 +104,12 @@ def _stated(text: str) -> int | None:
     """Returns the count that a response states, thoughts excluded."""
     answer = final_answer(text)
     lines = [line for line in text.strip().splitlines() if line.strip()] if len(text) <= _LONGEST else []
-    if len(lines) > 1 and answer == lines[-1].strip() and _LIST_ITEM.match(lines[-1]) and not _LIST_ITEM.match(lines[0]):
+    if (
+        len(lines) > 1
+        and answer == lines[-1].strip()
+        and _LIST_ITEM.match(lines[-1])
+        and not _LIST_ITEM.match(lines[0])
+    ):
         found = _one_number(_plain(lines[0]))  # the answer, and then the list of what has been counted
         if found is not None:
             return found
@@ -114,7 +123,7 @@ def _stated(text: str) -> int | None:
 def _plain(text: str) -> str:
     """Returns the text in plain characters, with words for what says zero, one and two without a number."""
     text = re.sub(r"(?<=\d)[\u00a0\u202f](?=\d{3})", ",", text[:_LONGEST])
-    text = re.sub(r"(?<!\S)~(?=\d)", "≈", text)  # which LaTeX's typography takes for a blank
+    text = re.sub(r"(?<!\S)~(?=\d)", "≈", text)  # in LaTeX, ~ is a blank
     text = result_of(plain_quantities(text))
     for pattern, word in ((_NONE, " zero "), (_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
         text = pattern.sub(word, text)

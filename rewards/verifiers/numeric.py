@@ -37,7 +37,10 @@ _NO_BEHIND = Pattern(
     re.IGNORECASE,
 )
 _EQUALS = Pattern(r"\s*[=≈]\s*")
-_WORK = Pattern(r"(?=[^,;]*[\w)}%°]\s*(?:[-+*/×÷^]|\\div\b)\s*[\w(\\{$]|.*\\sqrt\b)(?!.*\b(?:and|or)\b)(?:[^,;]|,(?=\d))+", re.IGNORECASE)
+_WORK = Pattern(
+    r"(?=[^,;]*[\w)}%°]\s*(?:[-+*/×÷^]|\\div\b)\s*[\w(\\{$]|.*\\sqrt\b)(?!.*\b(?:and|or)\b)(?:[^,;]|,(?=\d))+",
+    re.IGNORECASE,
+)
 _NOUN = Pattern(r"\s*(?:[^\W\d_]|-(?=\w)){0,40}(?:\s(?:[^\W\d_]|-(?=\w)){1,40}){0,3}[.\s]*")
 _NO_NOUN = Pattern(
     r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december|and|or|to|is|was|are|were|not"
