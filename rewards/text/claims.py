@@ -43,7 +43,7 @@ _TAKEN_BACK = Pattern(
     r"\s*[,;(]\s*(?:(?:and\s+)?not|rather\s+than|instead\s+of|而不是|不是)\s?[^,;()]{1,40}\)?\s*[.!]?\s*$",
     re.IGNORECASE,
 )
-_CONTEXT = Pattern(r"^\s*(?:in|on|for|at|by|during|from|as\s+of|with)\b[^,:;.]{1,60},\s+", re.IGNORECASE)
+_CONTEXT = Pattern(r"^\s*(?:in|on|for|at|by|during|from|as\s+of|with|since|after|before|between)\b[^,:;.]{1,60},\s+", re.IGNORECASE)
 _CONTEXT_BEHIND = Pattern(
     r"\s+(?:in|as\s+of|during|by|for)\s+(?:the\s+year\s+)?(?:1[5-9]|20)\d\d\s*[.!]?\s*$", re.IGNORECASE
 )

@@ -54,7 +54,7 @@ _WORD_SCALES = {
     "亿": 10**8, "億": 10**8,
 }  # fmt: skip
 _SCALE = Pattern(
-    r"\s*(?:(?P<word>(?:dozen|hundred|thousand|lakh|lac|million|mil|crore|billion|trillion)s?\b|[百千万萬亿億](?![米克]))"
+    r"\s*(?:(?P<word>(?:dozen|hundred|thousand|lakh|lac|million|mil|crore|billion|trillion)s?\b|百|千(?![米克])|[万萬亿億])"
     r"|(?P<letter>k|mn|Mn|mln|M|bn|Bn|B|tn|(?<=\d)[KTb])(?![^\W_]))"
 )
 _SHARE = Pattern(
@@ -72,6 +72,7 @@ _NOUN = Pattern(
     r"|altogether|overall|approximately|approx|about|exactly|only|rounded|to|respectively|please|here|there|now|according|based)\b)"
     r"([^\W\d_](?:[^\W\d_]|['-]){0,40}(?:[\s-][^\W\d_]{1,40}){0,3})"
 )
+_HUNDREDTHS = Pattern(rf"百分之\s*(?:(\d{{1,9}}(?:\.\d{{1,9}})?)|({HAN}{{1,5}}))")
 _SEASON = Pattern(r"(?:19|20)\d\d/\d\d")  # 2015/16
 _LABEL = Pattern(r"1[5-9]\d\d|20\d\d|0\d+")
 
@@ -115,6 +116,7 @@ def plain_quantities(text: str) -> str:
     text = without_markup(plain_typography(text))
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
+    text = _HUNDREDTHS.sub(lambda match: f"{match[1] or number_of_han(match[2])}%", text)
     text = " ".join(text.replace(r"\$", "$").split()).strip(" *_`")
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""  # else `5'` may be feet
     return text[1:-1].strip() if is_quoted else text

@@ -8,7 +8,7 @@ from rewards.text.answer_text import answer_part, final_answer
 from rewards.text.claims import BOUND, BOUND_BEHIND, HEDGE, NEGATION, behind_reasons, result_of
 from rewards.text.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
-from rewards.text.quantities import plain_quantities
+from rewards.text.quantities import LONGEST, plain_quantities
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
@@ -58,7 +58,7 @@ _TOTAL_FOLLOWS = Pattern(
     r"\b(?:so|total|altogether|all|makes?|making|thus|therefore|hence|sum)\b|[=:]|共|总|總", re.IGNORECASE
 )
 _SENTENCE_END = Pattern(r"(?<=[.!?])\s+|(?<=[。！？])")
-_LONGEST = 20_000  # characters; a longer response has no list behind its answer
+_LONGEST_LIST = 20_000  # characters; a longer response has no list behind its answer
 _LIST_ITEM = Pattern(r"\s*(?:[-*•+]|\d{1,3}[.)])\s")
 
 
@@ -103,7 +103,7 @@ def count(*, tolerance: int = 0) -> Verifier:
 def _stated(text: str) -> int | None:
     """Returns the count that a response states, thoughts excluded."""
     answer = final_answer(text)
-    lines = [line for line in text.strip().splitlines() if line.strip()] if len(text) <= _LONGEST else []
+    lines = [line for line in text.strip().splitlines() if line.strip()] if len(text) <= _LONGEST_LIST else []
     if (
         len(lines) > 1
         and answer == lines[-1].strip()
@@ -122,7 +122,9 @@ def _stated(text: str) -> int | None:
 
 def _plain(text: str) -> str:
     """Returns the text in plain characters, with words for what says zero, one and two without a number."""
-    text = re.sub(r"(?<=\d)[\u00a0\u202f](?=\d{3})", ",", text[:_LONGEST])
+    if len(text) > LONGEST:
+        return ""
+    text = re.sub(r"(?<=\d)[\u00a0\u202f](?=\d{3})", ",", text)
     text = re.sub(r"(?<!\S)~(?=\d)", "≈", text)  # in LaTeX, ~ is a blank
     text = result_of(plain_quantities(text))
     for pattern, word in ((_NONE, " zero "), (_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):

@@ -19,19 +19,19 @@ from rollout.types import Completion, Prompt
 _ABOUT = r"(?:about|around|approximately|approx\.?|roughly|nearly|almost|circa|only|just|exactly|precisely|[≈~])"
 _ALONE = Pattern(rf"(?:[a-z](?:_\w)?\s*=\s*)?(?:{_ABOUT}\s*)?", re.IGNORECASE)
 _LEADS_UP = Pattern(  # a name, as in `Boeing 747` or `Top 10`, does not
-    rf"(?:^|[=:≈~(\[*]|\b(?:{_ABOUT}|is|was|are|were|be|been|being|as|it['’]s|that['’]s|there['’]s|equals?|equal\s+to|of|to|at|in|has|have|had"
+    rf"(?:^|[=:≈~(\[*]|\b(?:{_ABOUT}|is|was|are|were|be|been|being|as|it['’]s|that['’]s|there['’]s|equals?|equal\s+to|of|to|at|in|by|rose|fell|grew|has|have|had"
     r"|holds?|shows?|gives?|gave|gets?|got|costs?|takes?|took|weighs?|measures?|travell?s?|counte?d?|counts|reads?|reached|reaches"
     r"|totals?|needs?|needed|sold|sells|pays?|paid|earns?|earned|makes?|made|contains?|includes?|see|found|find|say|so|then|answer"
     r"|result|value|year|a|an|the|total)|是|为|為|有|共|数量|总数|约|約|得|等于|到|了|大概|大约)[\s,]*$",
     re.IGNORECASE,
 )
 _NO_BEFORE = Pattern(
-    rf"{NEGATION}|{BOUND}\s*(?:{_ABOUT}\s*)?$|\bor\b|\d|第\s*$|%\s+of\s+$|/\s*$"
+    rf"{NEGATION}|{BOUND}\s*(?:{_ABOUT}\s*)?$|\bor\b|\d|第\s*$|%\s+of\s+$|/\s*$|\b(?:divided|multiplied|divisible|times|raised)\s+(?:by|to)\s+$"
     r"|\b(?:root|half|thirds?|quarters?|multiple|power|log|logarithm|square|cube|twice|out|top|one|factor)\s+of\s+$",
     re.IGNORECASE,
 )
 _NO_BEHIND = Pattern(
-    rf"^(?:{BOUND_BEHIND}|\s*(?:[×÷*/=^√π:-]|x\s|to\b|point\b|o\s?['’]?\s?clock\b|点|[ap]\.?m\b|bc\b|ad\b"
+    rf"^(?:{BOUND_BEHIND}|\s*(?:[×÷*/=^√π:-]|x\s|to\b|point\b|o\s?['’]?\s?clock\b|[点月号楼折届]|[ap]\.?m\b|bc\b|ad\b"
     r"|(?:half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|ninths?|tenths?|hundredths?|thousandths?)\b))"
     rf"|{NEGATION}|[\d±√^\\<>≤≥]|\bor\b",
     re.IGNORECASE,
@@ -44,7 +44,7 @@ _WORK = Pattern(
 _NOUN = Pattern(r"\s*(?:[^\W\d_]|-(?=\w)){0,40}(?:\s(?:[^\W\d_]|-(?=\w)){1,40}){0,3}[.\s]*")
 _NO_NOUN = Pattern(
     r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december|and|or|to|is|was|are|were|not"
-    r"|older|younger|over|under|above|below|up|more|less|fewer|plus|least|most|if|but|than|as)\b"
+    r"|older|younger|over|under|above|below|up|more|less|fewer|plus|least|most|if|but|than|as|something|odd)\b|^\s*[a-z]\b"
 )
 
 
@@ -100,7 +100,8 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
 
 def _reference(text: str) -> Quantity | None:
     """Returns the quantity that a text is; `None` where it is another thing, has another number, or more words."""
-    reading = read_quantity(plain_quantities(text))
+    text = plain_quantities(text)
+    reading = read_quantity(text[1:-1] if text[:1] + text[-1:] in ("[]", "{}") else text)
     if reading is None or not _ALONE.fullmatch(reading.before.strip()) or _NO_BEHIND.search(reading.after):
         return None
     if re.search(r"\b\d0s\b", text):  # `20s` are an age rather than seconds
