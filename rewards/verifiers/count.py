@@ -126,7 +126,7 @@ def _plain(text: str) -> str:
         return ""
     text = re.sub(r"(?<=\d)[\u00a0\u202f](?=\d{3})", ",", text)
     text = re.sub(r"(?<!\S)~(?=\d)", "≈", text)  # in LaTeX, ~ is a blank
-    text = result_of(plain_quantities(text))
+    text = result_of(plain_quantities(text)).replace("一共", "共")
     for pattern, word in ((_NONE, " zero "), (_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
         text = pattern.sub(word, text)
     return text
