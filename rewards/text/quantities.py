@@ -72,6 +72,7 @@ _NOUN = Pattern(
     r"|altogether|overall|approximately|approx|about|exactly|only|rounded|to|respectively|please|here|there|now|according|based)\b)"
     r"([^\W\d_](?:[^\W\d_]|['-]){0,40}(?:[\s-][^\W\d_]{1,40}){0,3})"
 )
+_MARKUP = Pattern(r"[\\$*_~{}]")
 _HUNDREDTHS = Pattern(rf"百分之\s*(?:(\d{{1,9}}(?:\.\d{{1,9}})?)|({HAN}{{1,5}}))")
 _SEASON = Pattern(r"(?:19|20)\d\d/\d\d")  # 2015/16
 _LABEL = Pattern(r"1[5-9]\d\d|20\d\d|0\d+")
@@ -108,6 +109,8 @@ class Reading:
 
 def plain_quantities(text: str) -> str:
     r"""Returns a text with numbers and units in plain characters: `5\frac{1}{2}\,\text{cm}` as `5 1/2 cm`, `5½` as `5 1/2`."""
+    if text.isascii() and not _MARKUP.search(text):
+        return _unquoted(" ".join(text.split()).strip(" `"))
     text = text.replace("，", ", ").replace("–", "-").replace("∶", ":")  # full-width commas are between numbers
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
@@ -117,7 +120,10 @@ def plain_quantities(text: str) -> str:
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
     text = _HUNDREDTHS.sub(lambda match: f"{match[1] or number_of_han(match[2])}%", text)
-    text = " ".join(text.replace(r"\$", "$").split()).strip(" *_`")
+    return _unquoted(" ".join(text.replace(r"\$", "$").split()).strip(" *_`"))
+
+
+def _unquoted(text: str) -> str:
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""  # else `5'` may be feet
     return text[1:-1].strip() if is_quoted else text
 

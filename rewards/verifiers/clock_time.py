@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rewards.text.answer_text import answer_part, final_answer
 from rewards.text.claims import BOUND, BOUND_BEHIND, NEGATION, behind_reasons, result_of
@@ -41,7 +42,8 @@ _CHINESE = Pattern(  # 下午9点15分, 9点半, 差一刻十点
 _ALONE = Pattern(
     r"(\d{1,2})[\s-](\d{2})|(0\d|1\d|2[0-3])([0-5]\d)(?:\s*(?:hours|hrs|h)\b)|(0\d)([0-5]\d)", re.IGNORECASE
 )
-_NOT_BEFORE = Pattern(rf"{NEGATION}|{BOUND}\s*$", re.IGNORECASE)
+_NEGATION = Pattern(NEGATION, re.IGNORECASE)
+_BOUND_BEFORE = Pattern(rf"{BOUND}\s*$", re.IGNORECASE)
 _SENTENCE_END = Pattern(r"(?<=[!?])\s+|(?<=[^.\s]{3}\.)\s+")  # `p.m.` ends none
 _NOT_BEHIND = Pattern(
     rf"^(?:{BOUND_BEHIND}|[\s,]*(?:is|are|was|were)?\s*(?:not\b|wrong\b|incorrect\b|false\b|n['’]t)|\s*不)|\bgive\s+or\s+take\b",
@@ -87,7 +89,7 @@ def clock_time(*, tolerance: float = 0.0) -> Verifier:
         raise ValueError(f"tolerance of clock_time must be >= 0 minutes, got {tolerance}")
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
-        wanted = _one_time(str(prompt.answer))
+        wanted = _reference(str(prompt.answer))
         if wanted is None:
             return unreadable("clock_time", prompt, "give a time such as 10:09, 10:09:30 or 10:09 pm")
         found = _stated(final_answer(answer_part(completion)))
@@ -96,11 +98,17 @@ def clock_time(*, tolerance: float = 0.0) -> Verifier:
     return verify
 
 
+@lru_cache(maxsize=1024)  # a group of completions has one reference
+def _reference(text: str) -> _Time | None:
+    return _one_time(plain_quantities(text))
+
+
 def _stated(answer: str) -> _Time | None:
     """Returns the time that an answer states: all of it, what stands behind `so`, or its last sentence."""
     text = plain_quantities(answer)
     sentences = _SENTENCE_END.split(text)
-    for part in (text, result_of(text), behind_reasons(text), _SAYS.split(text)[-1], result_of(sentences[-1])):
+    parts = (text, result_of(text), behind_reasons(text), _SAYS.split(text)[-1], result_of(sentences[-1]))
+    for part in dict.fromkeys(parts):
         if (found := _one_time(part)) is not None:
             return found
     return None
@@ -115,13 +123,16 @@ def _difference(found: _Time, wanted: _Time) -> int:
 
 
 def _one_time(text: str) -> _Time | None:
-    """Returns the only time in a text; `None` if there is none, a second one, another number, or it is taken back."""
-    text = _CHINESE.sub(_western, plain_quantities(text))
+    """Returns the only time in a text from `plain_quantities`; `None` if there is none, a second one, another number, or it is taken back."""
+    if not text.isascii():
+        text = _CHINESE.sub(_western, text)
     if alone := _ALONE.fullmatch(text.strip(" .")):
         text = ":".join(part for part in alone.groups() if part)
     matches = list(_TIME.finditer(text))
     times = {_time(match) for match in matches}
-    if len(times) != 1 or any(_NOT_BEFORE.search(text[: match.start()]) for match in matches):
+    if len(times) != 1 or _NEGATION.search(text[: matches[-1].start()]):
+        return None
+    if any(_BOUND_BEFORE.search(text, max(0, match.start() - 40), match.start()) for match in matches):
         return None
     if _NOT_BEHIND.search(text[matches[-1].end() :]) or _ANOTHER.search(_TIME.sub(" ", text)):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from rewards.text.answer_text import answer_part, final_answer
 from rewards.text.claims import BOUND, BOUND_BEHIND, HEDGE, NEGATION, behind_reasons, result_of
@@ -89,15 +90,21 @@ def count(*, tolerance: int = 0) -> Verifier:
         raise ValueError(f"tolerance of count must be >= 0, got {tolerance}")
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
-        reference = "" if prompt.answer is None else _plain(str(prompt.answer))
-        first = _NUMBER.search(reference)
-        wanted = _one_number(reference) if first is None or not reference[: first.start()].strip() else None
+        wanted = None if prompt.answer is None else _reference(str(prompt.answer))
         if wanted is None:
             return unreadable("count", prompt, "give a whole number >= 0")
         found = _stated(answer_part(completion))
         return 0.0 if found is None else max(0.0, 1 - abs(found - wanted) / (tolerance + 1))
 
     return verify
+
+
+@lru_cache(maxsize=1024)  # a group of completions has one reference
+def _reference(text: str) -> int | None:
+    """Returns the number with which a reference begins; `None` where words stand before it, as in `Room 12`."""
+    text = _plain(text)
+    first = _NUMBER.search(text)
+    return None if first and text[: first.start()].strip() else _one_number(text)
 
 
 def _stated(text: str) -> int | None:
@@ -113,7 +120,7 @@ def _stated(text: str) -> int | None:
         found = _one_number(_plain(lines[0]))  # the answer, and then the list of what has been counted
         if found is not None:
             return found
-    for part in (answer, behind_reasons(answer), _SENTENCE_END.split(answer.strip())[-1]):
+    for part in dict.fromkeys((answer, behind_reasons(answer), _SENTENCE_END.split(answer.strip())[-1])):
         found = _one_number(_plain(part))
         if found is not None:
             return found

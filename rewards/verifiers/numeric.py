@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from math import isfinite
 from numbers import Real
 
@@ -98,6 +99,7 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
     return verify
 
 
+@lru_cache(maxsize=1024)  # a group of completions has one reference
 def _reference(text: str) -> Quantity | None:
     """Returns the quantity that a text is; `None` where it is another thing, has another number, or more words."""
     text = plain_quantities(text)
