@@ -27,7 +27,7 @@ _PLAIN_NUMBER = (
     r"(?:[1-9]\d{0,2}(?:,\d{3}){1,12}(?![\d,])(?:\.\d{1,40})?"  # 1,204.5
     r"|[1-9]\d?(?:,\d\d){1,6},\d{3}(?![\d,])(?:\.\d{1,40})?"  # 12,34,567, as in India
     r"|[1-9]\d{0,2}(?:\.\d{3}){1,12},\d{1,40}(?![\d.,])|[1-9]\d{0,2}(?:\.\d{3}){2,12}(?![\d.,])"  # 1.204,5
-    r"|[1-9]\d{0,2}(?:[ '_]\d{3}){1,12}(?!\d)(?:\.\d{1,40})?"  # 1 204 567.5
+    r"|[1-9]\d{0,2}(?:[ '_]\d{3}){1,12}(?!\d)(?:\.\d{1,40}|,\d{1,2}(?![\d,]))?"  # 1 204 567.5
     r"|0,\d{1,40}(?![\d,])|\d{1,40},(?:\d{1,2}|\d{4,40})(?![\d,])"  # 1,5
     r"|\d{1,40}(?:\.\d{1,40})?|\.\d{1,40})"
 )
@@ -73,6 +73,7 @@ _NOUN = Pattern(
     r"([^\W\d_](?:[^\W\d_]|['-]){0,40}(?:[\s-][^\W\d_]{1,40}){0,3})"
 )
 _MARKUP = Pattern(r"[\\$*_~{}]")
+_RANGE = Pattern(r"(?<=\d)\s?[~～〜]\s?(?=\d)")
 _HUNDREDTHS = Pattern(rf"百分之\s*(?:(\d{{1,9}}(?:\.\d{{1,9}})?)|({HAN}{{1,5}}))")
 _SEASON = Pattern(r"(?:19|20)\d\d/\d\d")  # 2015/16
 _LABEL = Pattern(r"1[5-9]\d\d|20\d\d|0\d+")
@@ -112,6 +113,7 @@ def plain_quantities(text: str) -> str:
     if text.isascii() and not _MARKUP.search(text):
         return _unquoted(" ".join(text.split()).strip(" `"))
     text = text.replace("，", ", ").replace("–", "-").replace("∶", ":")  # full-width commas are between numbers
+    text = _RANGE.sub("-", text)
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
     if (text.count("$") - text.count(r"\$")) % 2:  # a currency; dollars around a formula come in pairs
@@ -145,15 +147,12 @@ def read_quantity(text: str) -> Reading | None:
     if read is None:
         return None
     quantity, end = read
-    while (
-        quantity.units and (more := _NUMBER.match(text, _BETWEEN_PARTS.match(text, end).end())) and _is_in_digits(more)
-    ):
+    while quantity.units and (more := _NUMBER.match(text, _BETWEEN_PARTS.match(text, end).end())):
         part = _quantity_of(more, text, None)
-        if part is None or more["sign"] or not _is_smaller(part[0], quantity):
+        if part is None or more["sign"] or not _is_in_digits(more) or not _is_smaller(part[0], quantity):
             break
         size = part[0].value * part[0].scale * part[0].units[0].factor / quantity.units[0].factor / quantity.scale
         value = quantity.value + (-size if quantity.value < 0 else size)
-        # Units of the smallest part are compared with the smallest part that the other side has.
         quantity, end = replace(quantity, value=value, is_sum=True), part[1]
     return Reading(before[: currency.start()] if currency else before, quantity, text[end:])
 

@@ -123,7 +123,10 @@ def _difference(found: _Time, wanted: _Time) -> int:
 
 
 def _one_time(text: str) -> _Time | None:
-    """Returns the only time in a text from `plain_quantities`; `None` if there is none, a second one, another number, or it is taken back."""
+    """Returns the only time in a text from `plain_quantities`.
+
+    It is `None` if there is none, a second one, another number, or it is taken back.
+    """
     if not text.isascii():
         text = _CHINESE.sub(_western, text)
     if alone := _ALONE.fullmatch(text.strip(" .")):

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from rewards.text.answer_text import answer_part, final_answer
-from rewards.text.claims import BOUND, BOUND_BEHIND, HEDGE, NEGATION, behind_reasons, result_of
+from rewards.text.claims import BOUND, BOUND_BEHIND, HEDGE, HEDGE_BEHIND, NEGATION, behind_reasons, result_of
 from rewards.text.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
 from rewards.text.quantities import LONGEST, plain_quantities
@@ -16,7 +16,7 @@ from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
 _NONE = Pattern(  # words for zero
-    r"\bnot\s+(?:a\s+single|even\s+(?:a\s+single|one)|one|any)\b(?:\s+one\b)?|n['’]t\s+any\b|\bnone\b(?:\s+at\s+all\b)?"
+    r"\bnot\s+(?:a\s+single|even\s+(?:a\s+single|one)|one|any)\b(?:\s+one\b)?|(?:n['’]t|\bnot|\bcannot)\s+(?:(?:see|find|spot|detect|count)\s+)?(?:any|a)\b|\bnone\b(?:\s+at\s+all\b)?"
     r"|\b(?:nothing(?!\s+but)|nobody|no\s+one|not\s+any)\b"
     r"|(?:^|(?<=\bis)|(?<=\bare)|(?<=\bwas)|(?<=\bwere)|(?<=there['’]s)|(?<=\bsee)|(?<=\bhas)|(?<=\bhave)|(?<=\bshows)|(?<=\bcontains))"
     r"\s*\bno\s+(?!(?:more|fewer|less|doubt|longer|other|way|later|greater|matter|need|question|single|number|answer)\b)(?=[a-z])"
@@ -24,7 +24,7 @@ _NONE = Pattern(  # words for zero
     re.IGNORECASE,
 )
 _ONE = Pattern(
-    r"\b(?:a|one)\s+(?:single|lone|solitary)\b|(?<=\bthere\sis\s)(?:just\s|only\s)?an?\s"
+    r"\b(?:a|one)\s+(?:single|lone|solitary)\b(?:\s+one\b)?|(?:(?<=\bthere\sis\s)(?:just\s|only\s)?|^(?=an?\s[a-z]+\W*$))an?\s"
     r"(?!\s*(?:few|lot|group|number|bunch|crowd|pair|couple|dozen|hundred|thousand|million|handful|herd|flock|total|large|great|good"
     r"|big|huge|small|set|row|stack|pile|bit|maximum|minimum|chance|possibility)\b)(?!.*(?:\band\b|,))",
     re.IGNORECASE,
@@ -36,13 +36,13 @@ _NO_NUMBER = Pattern(  # ordinals, labels, and Chinese words that contain 一, s
     re.IGNORECASE,
 )
 _WORK = Pattern(r"\d\s*(?:[-+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|\^|\\(?:[dt]?frac|sqrt|binom)\b")
-_BEFORE = rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:(?:only|just|an?|the)\s+)?"
+_BEFORE = rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?"
 _NUMBER = Pattern(
     rf"(?P<bound>{_BEFORE})?(?:"
     r"(?<![a-z\d_])(?P<digits>-?\d+(?:[.,:]\d+)*)(?P<letter>\s?(?:%|°|percent\b)|-?[a-z])?"
     rf"|\b(?P<words>{WORDS})\b(?P<part>-[a-z]|(?<=one)\s+of\b|\s+(?:half\b|third\b|quarter\b|percent\b|point\b))?|(?P<han>(?:{HAN}|[半几幾数])+)"
     r"|\b(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters|several)\b)"
-    rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}))?",
+    rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}|{HEDGE_BEHIND}))?",
     re.IGNORECASE,
 )
 _WHOLE = Pattern(r"(\d{1,18}|[1-9]\d{0,2}(?:,\d{3}){1,5})(?:\.0+)?")
@@ -132,7 +132,7 @@ def _plain(text: str) -> str:
     if len(text) > LONGEST:
         return ""
     text = re.sub(r"(?<=\d)[\u00a0\u202f](?=\d{3})", ",", text)
-    text = re.sub(r"(?<!\S)~(?=\d)", "≈", text)  # in LaTeX, ~ is a blank
+    text = re.sub(r"(?<!\S)~(?=\s?\d)", "≈", text)  # in LaTeX, ~ is a blank
     text = result_of(plain_quantities(text)).replace("一共", "共")
     for pattern, word in ((_NONE, " zero "), (_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
         text = pattern.sub(word, text)

@@ -27,7 +27,7 @@ _LEADS_UP = Pattern(  # a name, as in `Boeing 747` or `Top 10`, does not
     re.IGNORECASE,
 )
 _NO_BEFORE = Pattern(
-    rf"{NEGATION}|{BOUND}\s*(?:{_ABOUT}\s*)?$|\bor\b|\d|第\s*$|%\s+of\s+$|/\s*$|\b(?:divided|multiplied|divisible|times|raised)\s+(?:by|to)\s+$"
+    rf"{NEGATION}|{BOUND}\s*,?\s*(?:{_ABOUT}\s*)?$|\bor\b|\d|第\s*$|%\s+of\s+$|/\s*$|\b(?:divided|multiplied|divisible|times|raised)\s+(?:by|to)\s+$"
     r"|\b(?:root|half|thirds?|quarters?|multiple|power|log|logarithm|square|cube|twice|out|top|one|factor)\s+of\s+$",
     re.IGNORECASE,
 )
