@@ -20,7 +20,7 @@ from rollout.types import Completion, Prompt
 _ABOUT = r"(?:about|around|approximately|approx\.?|roughly|nearly|almost|circa|only|just|exactly|precisely|[≈~])"
 _ALONE = Pattern(rf"(?:[a-z](?:_\w)?\s*=\s*)?(?:{_ABOUT}\s*)?", re.IGNORECASE)
 _LEADS_UP = Pattern(  # a name, as in `Boeing 747` or `Top 10`, does not
-    rf"(?:^|[=:≈~(\[*]|\b(?:{_ABOUT}|is|was|are|were|be|been|being|as|it['’]s|that['’]s|there['’]s|equals?|equal\s+to|of|to|at|in|by|rose|fell|grew|has|have|had"
+    rf"(?:^|[=:≈~(\[*]|##|\b(?:{_ABOUT}|is|was|are|were|be|been|being|as|it['’]s|that['’]s|there['’]s|equals?|equal\s+to|of|to|at|in|by|rose|fell|grew|has|have|had"
     r"|holds?|shows?|gives?|gave|gets?|got|costs?|takes?|took|weighs?|measures?|travell?s?|counte?d?|counts|reads?|reached|reaches"
     r"|totals?|needs?|needed|sold|sells|pays?|paid|earns?|earned|makes?|made|contains?|includes?|see|found|find|say|so|then|answer"
     r"|result|value|year|a|an|the|total)|是|为|為|有|共|数量|总数|约|約|得|等于|到|了|大概|大约)[\s,]*$",
@@ -37,6 +37,7 @@ _NO_BEHIND = Pattern(
     rf"|{NEGATION}|[\d±√^\\<>≤≥]|\bor\b",
     re.IGNORECASE,
 )
+_IN_BRACKETS = Pattern(r"\s*\(([^()]{1,60})\)\W*")
 _EQUALS = Pattern(r"\s*[=≈]\s*")
 _WORK = Pattern(
     r"(?=[^,;]*[\w)}%°]\s*(?:[-+*/×÷^]|\\div\b)\s*[\w(\\{$]|.*\\sqrt\b)(?!.*\b(?:and|or)\b)(?:[^,;]|,(?=\d))+",
@@ -119,7 +120,12 @@ def _stated(text: str) -> Quantity | None:
     reading = read_quantity(_end_of_chain(result_of(plain_quantities(text))))
     if reading is None or not _LEADS_UP.search(reading.before) or _NO_BEFORE.search(reading.before):
         return None
-    return None if _NO_BEHIND.search(reading.after) else reading.quantity
+    after = reading.after
+    again = _IN_BRACKETS.fullmatch(after)
+    if again and (other := read_quantity(again[1])) and not other.before and not _NO_BEHIND.search(other.after):
+        # `5 km (5000 m)` says the same twice.
+        after = "" if convert(other.quantity, reading.quantity) == reading.quantity.value else after
+    return None if _NO_BEHIND.search(after) else reading.quantity
 
 
 def _end_of_chain(text: str) -> str:
