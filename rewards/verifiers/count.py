@@ -3,56 +3,79 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-from rewards.text.answer_text import answer_part, final_answer, plain_digits
+from rewards.text.answer_text import answer_part, final_answer
+from rewards.text.claims import BOUND, BOUND_BEHIND, HEDGE, HEDGE_BEHIND, NEGATION, behind_reasons, result_of
+from rewards.text.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
+from rewards.text.amounts import LONGEST, plain_quantities
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
-_TO_NINETEEN = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen"
-).split()
-_ONES = {word: number for number, word in enumerate(_TO_NINETEEN)}
-_TENS = {
-    word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
-}
-_HAN = {digit: number for number, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
-
-WORD = (
-    rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_TO_NINETEEN[1:10])})\b)?|(?:{'|'.join(reversed(_TO_NINETEEN))}))"
-)
-"""Matches a number word up to ninety-nine, for `number_of_word` to read."""
-
-BOUND = r"(?:\b(?:not|than|least|most|over|under|up\s+to)\s+|n['’]t\s+|[<>≤≥≠±√]\s*|\\(?:[lg]eq?|neq?|pm)\s*)"
-"""Matches words and signs that make the following number a bound: `at least`."""
-
-_NO_NUMBER = Pattern(  # ordinals, and Chinese words that contain 一, such as 一共 "in total"
-    rf"\d+(?:st|nd|rd|th)\b|第\s?[\d十{''.join(_HAN)}]+|一[共起些下样樣定般直旁边邊]|[唯统統]一", re.IGNORECASE
-)
-_WORK = Pattern(r"\d\s*(?:[-−–+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|[\^²³¹⁰⁴-⁹]|\\(?:[dt]?frac|sqrt|binom)\b")
-_NUMBER = Pattern(
-    rf"(?P<bound>{BOUND})?(?:"
-    r"(?<![a-z\d_])(?P<digits>[-−]?\d+(?:[.,:\u00a0\u202f]\d+)*)(?P<behind>\s?(?:%|°|percent\b)|[a-z+]|\s+or\s+(?:more|less|fewer)\b)?"
-    rf"|\b(?P<word>{WORD})\b|(?P<han>[十百千万萬亿億半{''.join(_HAN)}]+)"
-    r"|\b(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters)\b)",
+_NONE = Pattern(  # words for zero
+    r"\bnot\s+(?:a\s+single|even\s+(?:a\s+single|one)|one|any)\b(?:\s+one\b)?|(?:n['’]t|\bnot|\bcannot)\s+(?:(?:see|find|spot|detect|count)\s+)?(?:any|a)\b|\bnone\b(?:\s+at\s+all\b)?"
+    r"|\b(?:nothing(?!\s+but)|nobody|no\s+one|not\s+any)\b"
+    r"|(?:^|(?<=\bis)|(?<=\bare)|(?<=\bwas)|(?<=\bwere)|(?<=there['’]s)|(?<=\bsee)|(?<=\bhas)|(?<=\bhave)|(?<=\bshows)|(?<=\bcontains))"
+    r"\s*\bno\s+(?!(?:more|fewer|less|doubt|longer|other|way|later|greater|matter|need|question|single|number|answer)\b)(?=[a-z])"
+    r"|一[个個只隻条張张本位名辆匹件块]?(?:[^\W\d_]{0,4})[都也][没沒不](?:有)?|[没沒]有|(?<!\w)[无無](?!\w)",
     re.IGNORECASE,
 )
-_WHOLE = Pattern(r"(\d{1,18}|[1-9]\d{0,2}(?:[,\u00a0\u202f]\d{3}){1,5})(?:\.0+)?")
+_ONE = Pattern(
+    r"\b(?:a|one)\s+(?:single|lone|solitary)\b(?:\s+one\b)?|(?:(?<=\bthere\sis\s)(?:just\s|only\s)?|^(?=an?\s[a-z]+\W*$))an?\s"
+    r"(?!\s*(?:few|lot|group|number|bunch|crowd|pair|couple|dozen|hundred|thousand|million|handful|herd|flock|total|large|great|good"
+    r"|big|huge|small|set|row|stack|pile|bit|maximum|minimum|chance|possibility)\b)(?!.*(?:\band\b|,))",
+    re.IGNORECASE,
+)
+_TWO = Pattern(r"\b(?:a|one)\s+(?:couple|pair)\b(?:\s+of\b)?", re.IGNORECASE)
+_NO_NUMBER = Pattern(  # ordinals, labels, and Chinese words that contain 一, such as 一共 "in total"
+    rf"\d+(?:st|nd|rd|th)\b|第\s?(?:\d+|{HAN}+)|一[共起些下样樣定般直旁边邊]|[唯统統]一|[图圖]\s?\d+(?=\W|中|里)"
+    r"|\b(?:image|picture|photo|figure|fig\.|frame|panel|scene|question|step|view)\s*#?\d+\b|^\s*(?:yes|no)\s*[,.](?=\s*\S)",
+    re.IGNORECASE,
+)
+_WORK = Pattern(r"\d\s*(?:[-+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|\^|\\(?:[dt]?frac|sqrt|binom)\b")
+_BEFORE = rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?"
+_NUMBER = Pattern(
+    rf"(?P<bound>{_BEFORE})?(?:"
+    r"(?<![a-z\d_])(?P<digits>-?\d+(?:[.,:]\d+)*)(?P<letter>\s?(?:%|°|percent\b)|-?[a-z])?"
+    rf"|\b(?P<words>{WORDS})\b(?P<part>-[a-z]|(?<=one)\s+of\b|\s+(?:half\b|third\b|quarter\b|percent\b|point\b))?|(?P<han>(?:{HAN}|[半几幾数])+)"
+    r"|\b(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters|several)\b)"
+    rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}|{HEDGE_BEHIND}))?",
+    re.IGNORECASE,
+)
+_WHOLE = Pattern(r"(\d{1,18}|[1-9]\d{0,2}(?:,\d{3}){1,5})(?:\.0+)?")
+_TAKEN_BACK_BEFORE = Pattern(
+    rf"{NEGATION}|\b(?:maybe|perhaps|probably|possibly|guess|estimate|(?:could|might|may)\b)|可能|也许|估计|大概",
+    re.IGNORECASE,
+)
+_TAKEN_BACK_BEHIND = Pattern(
+    r"\b(?:wrong|incorrect|false|impossible)\b|n['’]t\b|\b(?:is|are|was|were)\s+not\b|^\s*,?\s*not\b|不对|错|不是",
+    re.IGNORECASE,
+)
+_PARTS_FOLLOW = Pattern(r"(?!.*\b(?:and|or|of)\s*$)(?=.*(?:[^\W\d_]|[:(]))", re.DOTALL)
+_TOTAL_FOLLOWS = Pattern(
+    r"\b(?:so|total|altogether|all|makes?|making|thus|therefore|hence|sum)\b|[=:]|共|总|總", re.IGNORECASE
+)
 _SENTENCE_END = Pattern(r"(?<=[.!?])\s+|(?<=[。！？])")
+_LONGEST_LIST = 20_000  # characters; a longer response has no list behind its answer
+_LIST_ITEM = Pattern(r"\s*(?:[-*•+]|\d{1,3}[.)])\s")
 
 
 @with_options
 def count(*, tolerance: int = 0) -> Verifier:
     """Makes a verifier of a count, which is a whole number.
 
-    The final answer must hold one number and no other; if it has several, its last sentence must. The number may be in digits of
-    any script (`1,204`), an English word up to ninety-nine, or a Chinese one up to 九十九. `There are 5 dogs.` is 5. `3 or 4`,
-    `3 of the 5`, `more than 5`, `5%`, `2 + 3` and `-5` are no counts; ordinals (`the 2nd`) are ignored.
+    The final answer must state one number: in digits of any script (`1,204`), in English words (`twelve`, `a hundred and five`,
+    `two dozen`, `a pair`) or Chinese ones (两, 一百零五). `There are no cats.`, `none` and 没有 are 0, `There is a dog.` is 1.
+    Of several numbers, the total of the others counts (`7 apples: 3 red and 4 green`), else what stands behind `so`, else the
+    last sentence. Where the response ends in a list, its first line counts.
 
-    `prompt.answer` is a whole number, as a number or in one of these forms.
+    `3 or 4`, `3 of the 5`, `5%`, `2 + 3`, `7½` and `-5` are no counts, nor are bounds (`more than 5`, `7 at least`), estimates
+    (`about 7`) and negations (`never 7`); ordinals (`the 2nd`) and labels (`image 1`) are ignored.
+
+    `prompt.answer` is a whole number, as a number or as a text that begins with it in one of these forms.
 
     Args:
         tolerance: A count that is off by n ≤ tolerance earns 1 − n / (tolerance + 1), others earn nothing.
@@ -67,44 +90,83 @@ def count(*, tolerance: int = 0) -> Verifier:
         raise ValueError(f"tolerance of count must be >= 0, got {tolerance}")
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
-        wanted = _one_number(str(prompt.answer))
+        wanted = None if prompt.answer is None else _reference(str(prompt.answer))
         if wanted is None:
             return unreadable("count", prompt, "give a whole number >= 0")
-        answer = final_answer(answer_part(completion))
-        found = _one_number(answer)
-        if found is None:
-            found = _one_number(_SENTENCE_END.split(answer.strip())[-1])
+        found = _stated(answer_part(completion))
         return 0.0 if found is None else max(0.0, 1 - abs(found - wanted) / (tolerance + 1))
 
     return verify
 
 
-def number_of_word(word: str) -> int:
-    """Returns the number of a `WORD`: 25 for `Twenty-five`."""
-    tens, _, ones = "-".join(word.casefold().split()).partition("-")
-    return _TENS[tens] + _ONES.get(ones, 0) if tens in _TENS else _ONES[tens]
+@lru_cache(maxsize=1024)  # a group of completions has one reference
+def _reference(text: str) -> int | None:
+    """Returns the number with which a reference begins; `None` where words stand before it, as in `Room 12`."""
+    text = _plain(text)
+    first = _NUMBER.search(text)
+    return None if first and text[: first.start()].strip() else _one_number(text)
+
+
+def _stated(text: str) -> int | None:
+    """Returns the count that a response states, thoughts excluded."""
+    answer = final_answer(text)
+    lines = [line for line in text.strip().splitlines() if line.strip()] if len(text) <= _LONGEST_LIST else []
+    if (
+        len(lines) > 1
+        and answer == lines[-1].strip()
+        and _LIST_ITEM.match(lines[-1])
+        and not _LIST_ITEM.match(lines[0])
+    ):
+        found = _one_number(_plain(lines[0]))  # the answer, and then the list of what has been counted
+        if found is not None:
+            return found
+    for part in dict.fromkeys((answer, behind_reasons(answer), _SENTENCE_END.split(answer.strip())[-1])):
+        found = _one_number(_plain(part))
+        if found is not None:
+            return found
+    return None
+
+
+def _plain(text: str) -> str:
+    """Returns the text in plain characters, with words for what says zero, one and two without a number."""
+    if len(text) > LONGEST:
+        return ""
+    text = re.sub(r"(?<=\d)[\u00a0\u202f](?=\d{3})", ",", text)
+    text = re.sub(r"(?<!\S)~(?=\s?\d)", "≈", text)  # in LaTeX, ~ is a blank
+    text = result_of(plain_quantities(text)).replace("一共", "共")
+    for pattern, word in ((_NONE, " zero "), (_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
+        text = pattern.sub(word, text)
+    return text
 
 
 def _one_number(text: str) -> int | None:
-    """Returns the only number in a text, repeated or not; `None` if there is none, a second one, or one that is not whole."""
-    text = _NO_NUMBER.sub(" ", plain_digits(text))
-    numbers = {_value(match) for match in _NUMBER.finditer(text)}
-    return numbers.pop() if len(numbers) == 1 and not _WORK.search(text) else None
+    """Returns the number that a `_plain` text states; `None` if there is none, a second one, or one that is not whole."""
+    matches = list(_NUMBER.finditer(text))
+    numbers = [_value(match) for match in matches]
+    if not matches or _WORK.search(text) or None in numbers:
+        return None
+    if _TAKEN_BACK_BEFORE.search(text[: matches[0].start()]) or _TAKEN_BACK_BEHIND.search(text[matches[-1].end() :]):
+        return None
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    return _total(text, matches, [number for number in numbers if number is not None])
+
+
+def _total(text: str, matches: list[re.Match[str]], numbers: list[int]) -> int | None:
+    """Returns the number that is announced as the sum of all others; `None` without one."""
+    first, *others, last = numbers
+    if others and first == sum(others) + last and _PARTS_FOLLOW.match(text[matches[0].end() : matches[1].start()]):
+        return first
+    if others and last == first + sum(others) and _TOTAL_FOLLOWS.search(text[matches[-2].end() :]):
+        return last
+    return None
 
 
 def _value(match: re.Match[str]) -> int | None:
-    if match["bound"] or match["behind"] or match["other"]:
+    """Returns the number of a match; `None` where it is a bound, an estimate, a share, or no whole number."""
+    if match["bound"] or match["behind"] or match["letter"] or match["part"] or match["other"]:
         return None
     if match["digits"]:
         whole = _WHOLE.fullmatch(match["digits"])
-        return int(re.sub(r"\D", "", whole[1])) if whole else None
-    return number_of_word(match["word"]) if match["word"] else _of_han(match["han"])
-
-
-def _of_han(numeral: str) -> int | None:
-    """Returns the number of a Chinese numeral up to 九十九; `None` for any other."""
-    tens, ten, ones = numeral.partition("十")
-    if not ten:
-        return _HAN.get(numeral)
-    values = _HAN.get(tens or "一"), _HAN.get(ones or "零")
-    return 10 * values[0] + values[1] if values[0] and values[1] is not None else None
+        return int(whole[1].replace(",", "")) if whole else None
+    return number_of_words(match["words"]) if match["words"] else number_of_han(match["han"])

@@ -3,75 +3,78 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import isfinite
 from numbers import Real
 
-from rewards.text.answer_text import answer_part, final_answer, normalised, plain_digits
+from rewards.text.answer_text import answer_part, final_answer
+from rewards.text.claims import BOUND, BOUND_BEHIND, NEGATION, result_of
 from rewards.text.patterns import Pattern
+from rewards.text.amounts import Quantity, convert, plain_quantities, read_quantity
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
-from rewards.verifiers.count import BOUND
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
-_PLAIN = (  # replaces LaTeX and typography by plain characters
-    (Pattern(r"(?<=\d)(?:\\[,:; !]|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))"), ","),
-    (Pattern(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}"), r" \1 "),
-    (Pattern(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
-    (Pattern(r"\\(?:times|cdot)(?![a-zA-Z])"), "×"),
-    (Pattern(r"\^?\{?\\circ\b\}?"), "°"),
-    (Pattern(r"\\(?:[,:;! ()\[\]]|(?:quad|approx)(?![a-zA-Z]))|\*\*|~"), " "),
-    (Pattern(r"\\%|％|\bper\s?cent\b", re.IGNORECASE), "%"),
-    (Pattern(r"([⁻⁰¹²³⁴-⁹]+)"), r"^\1"),
-    (Pattern(r"[−–](?=\s*[\d.])"), "-"),
+_ABOUT = r"(?:about|around|approximately|approx\.?|roughly|nearly|almost|circa|only|just|exactly|precisely|[≈~])"
+_ALONE = Pattern(rf"(?:[a-z](?:_\w)?\s*=\s*)?(?:{_ABOUT}\s*)?", re.IGNORECASE)
+_LEADS_UP = Pattern(  # a name, as in `Boeing 747` or `Top 10`, does not
+    rf"(?:^|[=:≈~(\[*]|##|\b(?:{_ABOUT}|is|was|are|were|be|been|being|as|it['’]s|that['’]s|there['’]s|equals?|equal\s+to|of|to|at|in|by|rose|fell|grew|has|have|had"
+    r"|holds?|shows?|gives?|gave|gets?|got|costs?|takes?|took|weighs?|measures?|travell?s?|counte?d?|counts|reads?|reached|reaches"
+    r"|totals?|needs?|needed|sold|sells|pays?|paid|earns?|earned|makes?|made|contains?|includes?|see|found|find|say|so|then|answer"
+    r"|result|value|year|a|an|the|total)|是|为|為|有|共|数量|总数|约|約|得|等于|到|了|大概|大约)[\s,]*$",
+    re.IGNORECASE,
 )
-_SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
-_CURRENCY = Pattern(r"\\?[$€£¥₹]")
-_DECIMAL = r"(?:[1-9]\d{0,2}(?:,\d{3}){1,12}(?!\d)|\d{1,40})(?:\.\d{1,40})?|\.\d{1,40}"
-_POWER = r"10\s*\^\s*\{?\s*(?P<power%d>[-+]?\d{1,3})(?!\d)\s*\}?"
-_NUMBER = Pattern(
-    rf"(?<![a-z_^\d])(?P<sign>[-+]\s*)?(?:{_POWER % 1}"
-    rf"|(?P<value>{_DECIMAL})(?:e(?P<exponent>[-+]?\d{{1,3}})(?!\d)|\s*[×x*]\s*{_POWER % 2}|\s*/\s*(?P<below>{_DECIMAL}))?)"
+_NO_BEFORE = Pattern(
+    rf"{NEGATION}|{BOUND}\s*,?\s*(?:{_ABOUT}\s*)?$|\bor\b|\d|第\s*$|%\s+of\s+$|/\s*$|\b(?:divided|multiplied|divisible|times|raised)\s+(?:by|to)\s+$"
+    r"|\b(?:root|half|thirds?|quarters?|multiple|power|log|logarithm|square|cube|twice|out|top|one|factor)\s+of\s+$",
+    re.IGNORECASE,
 )
-_NOT_BEFORE = Pattern(rf"(?:{BOUND}|[\^×/÷+]\s*)$")
-_NOT_AFTER = Pattern(r"\s*(?:[\^×/÷+=π√]|[x*]\s*\d|e[-+]?\d|or\s+(?:more|less)\b)")
-_SCALE = Pattern(r"\s*(%|thousand|million|billion|trillion)s?(?![a-z])")
-_SCALES = {"%": Fraction(1, 100)} | {
-    word: Fraction(1000**power) for power, word in enumerate(("thousand", "million", "billion", "trillion"), 1)
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Number:
-    value: Fraction
-    """The number as written: 45 for 45 %."""
-    scale: Fraction
-    """The factor of `%` or `million` after it; else 1."""
-    currency: str
-    """A sign such as `$`, or ""."""
-    unit: str
-    """All text after the number, or ""."""
+_NO_BEHIND = Pattern(
+    rf"^(?:{BOUND_BEHIND}|\s*(?:[×÷*/=^√π:-]|x\s|to\b|point\b|o\s?['’]?\s?clock\b|[点月号楼折届]|[ap]\.?m\b|bc\b|ad\b"
+    r"|(?:half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|ninths?|tenths?|hundredths?|thousandths?)\b))"
+    rf"|{NEGATION}|[\d±√^\\<>≤≥]|\bor\b",
+    re.IGNORECASE,
+)
+_IN_BRACKETS = Pattern(r"\s*\(([^()]{1,60})\)\W*")
+_EQUALS = Pattern(r"\s*[=≈]\s*")
+_WORK = Pattern(
+    r"(?=[^,;]*[\w)}%°]\s*(?:[-+*/×÷^]|\\div\b)\s*[\w(\\{$]|.*\\sqrt\b)(?!.*\b(?:and|or)\b)(?:[^,;]|,(?=\d))+",
+    re.IGNORECASE,
+)
+_NOUN = Pattern(r"\s*(?:[^\W\d_]|-(?=\w)){0,40}(?:\s(?:[^\W\d_]|-(?=\w)){1,40}){0,3}[.\s]*")
+_NO_NOUN = Pattern(
+    r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december|and|or|to|is|was|are|were|not"
+    r"|older|younger|over|under|above|below|up|more|less|fewer|plus|least|most|if|but|than|as|something|odd)\b|^\s*[a-z]\b"
+)
 
 
 @with_options
 def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
     r"""Makes a verifier of a number: `numeric(relative=0.05)` is ChartQA's relaxed accuracy (arXiv 2203.10244).
 
-    The final answer must hold one number and no other, in digits of any script: with decimals, thousands separators (`1,204.5`),
-    an exponent (`3e5`, `3\times10^{5}`), or as a fraction (`3/4`). `more than 5`, `2^5` and NaN are no numbers. The text after
-    the number is its unit. Unit and currency must be those of the reference, where both sides have one. `45%` is 0.45, and not
-    45; `5.2 million` is 5200000, and not 5.2.
+    The final answer must state one number: in digits of any script, with decimals, thousands separators (`1,204.5`,
+    `1 204 567`), an exponent (`3e5`, `3\times10^{5}`), as a fraction (`3/4`), a mixed number (`5½`) or in words (`five`, 五).
+    A reason before it (`26/5 = 5.2`, `5.19, so 5.2`) and a number that it rejects (`5.2, not 5.3`) do not count. A number in a
+    name (`Boeing 747`, `Top 10`), an ordinal, a bound (`more than 5`), a range, `2^5` and NaN are no numbers.
 
-    `prompt.answer` is a number, or a text in one of these forms.
+    Scale words are applied: `5.2 million`, `5.2M` and `520万` are 5200000, and not 5.2. Units and currencies are converted,
+    so `5 km` is `5000 m`; a side without a unit has that of the other side. `3 hours 20 minutes` is `200 minutes`.
+
+    A percentage is compared with a bare number as percent where the number is above 1, else as a share: `45%` is right for 45
+    and for 0.45, `0.5%` is wrong for 0.5.
+
+    `prompt.answer` is a number, or a text that is nothing but a number in one of these forms, with its unit or the noun that is
+    counted. Other texts with a number in them are an error: `Q4 2019`, `at least 5`, `65+`.
 
     Args:
         tolerance: Largest error, in the reference's unit.
-        relative: Largest error as a share of the reference; the larger of both tolerances counts.
+        relative: Largest error as a share of the reference; the larger of both tolerances counts. A bare whole number from 1500
+            to 2099, or with a zero in front, is taken as a year or a label, of which no share is allowed.
 
     Returns:
-        The verifier: 1.0 or 0.0; a `Score` with an error where the answer holds no number, or several.
+        The verifier: 1.0 or 0.0; a `Score` with an error where the answer is no number.
 
     Raises:
         ValueError: A tolerance is negative or not finite, or `relative` is not below 1.
@@ -83,58 +86,50 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
         is_text_or_number = isinstance(prompt.answer, str | Real) and not isinstance(prompt.answer, bool)
-        wanted = _one_number(str(prompt.answer)) if is_text_or_number else None
+        wanted = _reference(str(prompt.answer)) if is_text_or_number else None
         if wanted is None:
-            return unreadable("numeric", prompt, "give a number, or a text with one number in it")
-        found = _one_number(final_answer(answer_part(completion)))
-        if found is None or not _is_same_unit(found, wanted):
+            return unreadable("numeric", prompt, "give a number, or a text that is one number with its unit")
+        found = _stated(final_answer(answer_part(completion)))
+        value = convert(found, wanted) if found else None
+        if value is None:
             return 0.0
         rounding = Fraction(1, 10**14) if isinstance(prompt.answer, float) else 0  # the float error of 0.1 + 0.2
-        allowed = max(off, max(share, rounding) * abs(wanted.value))
-        return float(abs(found.value * found.scale / wanted.scale - wanted.value) <= allowed)
+        allowed = max(off, max(0 if wanted.is_label else share, rounding) * abs(wanted.value))
+        return float(abs(value - wanted.value) <= allowed)
 
     return verify
 
 
-def _is_same_unit(found: _Number, wanted: _Number) -> bool:
-    """Returns whether units and currencies agree, where both sides have one; text after the unit is ignored."""
-    if found.currency and wanted.currency and found.currency != wanted.currency:
-        return False
-    same = re.match(re.escape(wanted.unit) + r"(?![\w^/*·°%])", found.unit)
-    return same is not None or not found.unit or not wanted.unit
-
-
-def _one_number(text: str) -> _Number | None:
-    """Returns the only number in a text; `None` if there is none, a second one, or unfinished arithmetic."""
-    text = plain_digits(text)
-    for pattern, plain in _PLAIN:
-        text = pattern.sub(plain, text)
-    text = normalised(text.translate(_SUPERSCRIPTS))
-    if text.replace(r"\$", "").count("$") % 2 == 0:
-        text = re.sub(r"(?<!\\)\$", " ", text)  # dollars around a formula, no currency
-    currencies = {symbol.lstrip("\\") for symbol in _CURRENCY.findall(text)}
-    text = _CURRENCY.sub("", text).strip(" *_`'\"")
-    matches = list(_NUMBER.finditer(text))
-    if len(matches) != 1 or len(currencies) > 1 or "\\" in text:
+@lru_cache(maxsize=1024)  # a group of completions has one reference
+def _reference(text: str) -> Quantity | None:
+    """Returns the quantity that a text is; `None` where it is another thing, has another number, or more words."""
+    text = plain_quantities(text)
+    reading = read_quantity(text[1:-1] if text[:1] + text[-1:] in ("[]", "{}") else text)
+    if reading is None or not _ALONE.fullmatch(reading.before.strip()) or _NO_BEHIND.search(reading.after):
         return None
-    match = matches[0]
-    before, after = text[: match.start()], text[match.end() :]
-    value = _value(match)
-    if value is None or _NOT_BEFORE.search(before) or _NOT_AFTER.match(after):
+    if re.search(r"\b\d0s\b", text):  # `20s` are an age rather than seconds
         return None
-    scale = _SCALE.match(after)
-    return _Number(
-        value=value,
-        scale=_SCALES[scale[1]] if scale else Fraction(1),
-        currency="".join(currencies),
-        unit=(after[scale.end() :] if scale and scale[1] != "%" else after).strip(" .,;:!?()[]{}*_`'\""),
-    )
+    rest = reading.after.rstrip(" .")
+    # A capital begins a name: `10 Downing Street`, `4 May`.
+    is_noun = not rest or (rest == rest.casefold() and _NOUN.fullmatch(rest) and not _NO_NOUN.search(rest))
+    return reading.quantity if is_noun else None
 
 
-def _value(match: re.Match[str]) -> Fraction | None:
-    below = Fraction((match["below"] or "1").replace(",", ""))
-    power = match["power1"] or match["exponent"] or match["power2"] or "0"
-    if not below:
+def _stated(text: str) -> Quantity | None:
+    """Returns the one quantity that an answer states; `None` if there is none, a second one, a bound, or unfinished work."""
+    reading = read_quantity(_end_of_chain(result_of(plain_quantities(text))))
+    if reading is None or not _LEADS_UP.search(reading.before) or _NO_BEFORE.search(reading.before):
         return None
-    value = Fraction((match["value"] or "1").replace(",", "")) * Fraction(10) ** int(power) / below
-    return -value if (match["sign"] or "").startswith("-") else value
+    after = reading.after
+    again = _IN_BRACKETS.fullmatch(after)
+    if again and (other := read_quantity(again[1])) and not other.before and not _NO_BEHIND.search(other.after):
+        # `5 km (5000 m)` says the same twice.
+        after = "" if convert(other.quantity, reading.quantity) == reading.quantity.value else after
+    return None if _NO_BEHIND.search(after) else reading.quantity
+
+
+def _end_of_chain(text: str) -> str:
+    """Returns the last part of `x = 26/5 = 5.2`, where a calculation stands before it: `a = 3, b = 5` and `5 = 5` stay whole."""
+    *parts, last = _EQUALS.split(text)
+    with_numbers = [part for part in parts if any(map(str.isdecimal, part))]
+    return last if with_numbers and all(map(_WORK.fullmatch, with_numbers)) else text

@@ -158,6 +158,79 @@ def test_another_time_or_several_or_none_are_wrong(answer: str, text: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("4:35", "four thirty-five"),
+        ("4:35", "It is four thirty five."),
+        ("4:05", "four oh five"),
+        ("4:12 pm", "four twelve pm"),
+        ("4:35", "4点35分"),
+        ("4:35", "四点三十五分"),
+        ("4:05", "四点零五分"),
+        ("4:15", "4点一刻"),
+        ("4:30", "四点半"),
+        ("4:00", "4点整"),
+        ("3:50", "差十分四点"),
+        ("3:45", "差一刻四点"),
+        ("16:35", "下午4点35分"),
+        ("4:35 am", "凌晨4点35分"),
+        ("22:05:30", "晚上10点5分30秒"),
+        ("4:35", "答案是4:35。"),
+        ("3:45", "quarter of four"),
+        ("4:27", "three minutes to half past four"),
+        ("4:00", "exactly 4"),
+        ("4:00", "4 sharp"),
+        ("04:35", "0435"),
+        ("16:35", "1635 hours"),
+        ("4:35", "4 35"),
+        ("4:35", "4-35"),
+        ("4:35", "4;35"),
+        ("4:35", r"\boxed{4{:}35}"),
+        ("4:35", r"\boxed{4\!:\!35}"),
+        ("4:35", "4 h 35 min"),
+        ("16:35", "4:35 in the afternoon"),
+        ("22:35", "10:35 at night"),
+        ("4:35", "The short hand is past 4 and the long hand is on 7, so the clock shows 4:35."),
+        ("4:35", "The short hand is past 4. The long hand is on 7. Therefore, it is 4:35 p.m."),
+        ("4:35", "The clock reads 4:35 because the long hand is on 7."),
+        ("4:35", "As the hands are on 4 and 7, the time is 4:35."),
+        ("4:35", "4:35, not 7:22"),
+        ("4:35", "about 4:35"),
+    ],
+)
+def test_words_chinese_and_reasons_are_understood(answer: str, text: str) -> None:
+    assert score(answer, text) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("4:35", "four fifty-three"),
+        ("4:35", "4点53分"),
+        ("4:35 am", "下午4点35分"),
+        ("6 am", "6 pm"),
+        ("6 am", "18:00"),
+        ("4:15", "quarter to four"),
+        ("4:35", "4:35 is wrong"),
+        ("4:35", "It cannot be 4:35"),
+        ("4:35", "never 4:35"),
+        ("4:35", "不是4:35"),
+        ("4:35", "4:35, give or take 5 minutes"),
+        ("4:35", "4:35 at the latest"),
+        ("4:35", "4:35 or later"),
+        ("4:35", "no later than 4:35"),
+        ("4:35", "4:35-4:40"),
+        ("7:22", "4:35, not 7:22"),
+        ("4:57", "3 of 5"),
+        ("16:35", "1635"),
+        ("4:00", "exactly 4 people"),
+    ],
+)
+def test_other_words_bounds_and_negations_are_wrong(answer: str, text: str) -> None:
+    assert score(answer, text) == 0.0
+
+
+@pytest.mark.parametrize(
     ("answer", "text", "tolerance", "reward"),
     [
         ("10:09", "10:10", 1, 1),

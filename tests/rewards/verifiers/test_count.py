@@ -123,6 +123,7 @@ def test_the_number_in_any_form_is_right(answer: object, text: str) -> None:
         (5, "four or five"),
         (5, "five hundred"),
         (5, "five dozen"),
+        (60, "sixty dozen"),
         (1, "one half"),
         (5, "fifteen"),
         (5, "fiveteen"),
@@ -150,13 +151,140 @@ def test_another_number_or_several_are_wrong(answer: object, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (0, "There are no birds."),
+        (0, "I see no birds in it."),
+        (0, "None of them."),
+        (0, "No trees are visible."),
+        (0, "There aren't any birds"),
+        (0, "not a single bird"),
+        (0, "图里没有鸟。"),
+        (0, "一只都没有"),
+        (1, "There is a bird on the roof."),
+        (1, "a single bird"),
+        (2, "a pair of gloves"),
+        (2, "a couple of birds"),
+        (6, "half a dozen"),
+        (12, "There are a dozen birds."),
+        (36, "three dozen"),
+        (100, "a hundred"),
+        (208, "two hundred and eight"),
+        (3417, "three thousand four hundred seventeen"),
+        (100, "一百"),
+        (208, "两百零八只"),
+        (9, "9 birds: 5 black and 4 white"),
+        (9, "There are 9 birds (5 black, 4 white)."),
+        (9, "nine birds: two black, three white and four grey"),
+        (9, "5 black and 4 white, so 9 in total"),
+        (9, "There are 5 black and 4 white birds, for a total of 9."),
+        (9, "五只黑的，四只白的，一共九只"),
+        (9, "5 black ones, 4 white ones, therefore 9"),
+        (9, "9, not 8"),
+        (9, "In picture 3, there are 9 birds."),
+        (9, "Yes, there are 9."),
+        (9, "I was not sure. There are 9."),
+        (9, "There are 9 birds. I found them like this:\n\n1. Roof (2): two birds\n2. Tree (7): seven birds"),
+        ("a dozen", "12"),
+        ("twelve birds", "12"),
+    ],
+)
+def test_none_words_and_totals_are_understood(answer: object, text: str) -> None:
+    assert score(answer, text) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "about 9",
+            "around 9 birds",
+            "approximately 9",
+            "roughly nine",
+            "nearly 9",
+            "almost 9",
+            "some 9",
+            "maybe 9",
+            "~9",
+            "≈ 9",
+        ),
+        *(
+            "probably 9",
+            "It could be 9",
+            "It might be 9",
+            "9 or so",
+            "9, give or take",
+            "9 birds at least",
+            "nine or more",
+        ),
+        *(
+            "below 9",
+            "above 9",
+            "under 9",
+            "within 9",
+            "exceeding 9",
+            "a minimum of 9",
+            "no fewer than 9",
+            "9 max",
+            "9 and up",
+            "well over 9",
+        ),
+        *(
+            "never 9",
+            "not 9 but 10",
+            "anything but 9",
+            "It cannot be 9",
+            "I would not say 9",
+            "9 is wrong",
+            "There aren't 9",
+        ),
+        *(
+            "至少9只",
+            "最多9只",
+            "约9只",
+            "大约有9只",
+            "9只左右",
+            "9只以上",
+            "超过9只",
+            "不到9只",
+            "不是9",
+            "9多只",
+            "可能是9只",
+        ),
+        *(
+            "9½",
+            "9 and a half",
+            "9-legged",
+            "nine-legged",
+            "9 birds: 5 black and 3 white",
+            "9, 5, 4",
+            "5, 4, 9",
+            "八九只",
+        ),
+        *("2 nests:\n- 9 birds", "9\n- one", "There are no birds.", "several", "dozens"),
+    ],
+)
+def test_estimates_bounds_negations_and_false_totals_are_wrong(text: str) -> None:
+    assert score(9, text) == (1.0 if text == "9\n- one" else 0.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["not a single one", "None, not one.", "no more than one", "一个都没有", "one of them", "十几个"]
+)
+def test_one_in_a_negation_is_not_one(text: str) -> None:
+    assert score(1, text) == score(10, text) == 0.0
+
+
+@pytest.mark.parametrize(
     ("text", "reward"), [("5", 1), ("4", 2 / 3), ("6", 2 / 3), ("7", 1 / 3), ("8", 0), ("2", 0), ("-4", 0)]
 )
 def test_within_the_tolerance_it_loses_a_share_for_each(text: str, reward: float) -> None:
     assert score(5, text, tolerance=2) == pytest.approx(reward)
 
 
-@pytest.mark.parametrize("answer", [None, "", "cats", -5, 5.5, "3 or 4", True, float("nan"), [5, 6]])
+@pytest.mark.parametrize(
+    "answer", [None, "", "cats", -5, 5.5, "3 or 4", True, float("nan"), [5, 6], "about 7", "at least 7", "Gate 7", "7½"]
+)
 def test_a_reference_that_is_no_count_is_an_error(answer: object) -> None:
     told = f"count cannot read the answer {answer!r} of prompt 'c-1'; give a whole number >= 0"
     assert score(answer, "5") == Score(reward=0.0, error=told)

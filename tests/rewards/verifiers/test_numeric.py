@@ -20,6 +20,9 @@ def score(answer: object, text: str, **options: float) -> float | Score:
         (5.2, "5.2"),
         (5.2, "5.20"),
         (5.2, "+5.2"),
+        ("[5.2]", "5.2"),
+        (5.2, "5.2 km (5200 m)"),
+        (5.2, "#### 5.2"),
         (5, "5.0"),
         (5, "5."),
         (0.5, ".5"),
@@ -100,6 +103,8 @@ def test_the_number_in_any_form_is_right(answer: object, text: str) -> None:
     [
         (5.2, ""),
         (5.2, "5.3"),
+        (5.2, "5.2 (5.3)"),
+        (5.2, "5.2 km (5300 m)"),
         (5.2, "-5.2"),
         (5.2, "15.2"),
         (5.2, "5.25"),
@@ -134,19 +139,19 @@ def test_the_number_in_any_form_is_right(answer: object, text: str) -> None:
         (3, "3/0"),
         (0, "0/0"),
         (3, "3/4/5"),
-        (0.5, "0,5"),
         (1, "0,001"),
+        (5, "0,5"),
         (5, "x5"),
         (5, "x_5"),
         (3, "3e5000"),
         (3, "3x10^55555"),
-        (5, "five"),
+        (5, "five six"),
         (5, r"\boxed{4} 5"),
         (5, r"\boxed{5"),
         (5, "<think>5</think>"),
         (45, "0.45"),
-        (45, "45%"),
-        ("45%", "45"),
+        (45, "4500%"),
+        ("0.45%", "0.45"),
         ("45%", "0.45%"),
         (5.2, "5.2 million"),
         ("5.2 million", "5.2"),
@@ -204,10 +209,145 @@ def test_a_tolerance_counts_with_its_edge(answer: object, text: str, options: di
     assert score(answer, text, **options) == reward
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y = 27/3 = 9",
+        "27/3 = 9",
+        "It is 8.97, so 9",
+        "9, not 8",
+        "9 because 3 × 3 = 9",
+        "In 2014, it was 9",
+        "It was 9 in 2014.",
+        "The total number of boats is 9",
+        "共9个",
+    ],
+)
+def test_reasons_and_rejected_numbers_are_left_out(text: str) -> None:
+    assert score(9, text) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (7, "7th"),
+        (7, "the 7th"),
+        (7, "第7"),
+        (10, "Top 10"),
+        (380, "Airbus 380"),
+        (7, "Type 7"),
+        (7, "above 7"),
+        (7, "exceeds 7"),
+        (7, "7 at most"),
+        (7, "7 and up"),
+        (7, "7 plus"),
+        (7, "7以上"),
+        (7, "至少7"),
+        (7, "不是7"),
+        (7, "anything but 7"),
+        (7, "It cannot be 7"),
+        (7, "never 7"),
+        (7, "7 is incorrect"),
+        (7, "not 7, but 8"),
+        (7, "half of 7"),
+        (7, "root of 7"),
+        (7, "7 out of 10"),
+        (7, "between 7 and 9"),
+        (7, "7 or eight"),
+        (7, "y = 7, z = 9"),
+        (9, "y = 7, z = 9"),
+        (9, "y = 7 or y = 9"),
+        (2014, "In 2014, it was 9"),
+        (1, "one third"),
+        (7, "7 point two"),
+    ],
+)
+def test_names_bounds_and_negations_are_wrong(answer: object, text: str) -> None:
+    assert score(answer, text) == 0.0
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+@pytest.mark.parametrize(
+    ("answer", "text", "reward"),
+    [
+        ("1998", "1999", 0),
+        ("1998", "1998", 1),
+        ("1998", "in 1998", 1),
+        (1998, "1990", 0),
+        ("0042", "0043", 0),
+        ("0042", "0042", 1),
+        ("1,998", "1,999", 1),
+        ("1998.0", "1999", 1),
+        ("$1998", "$1999", 1),
+        ("1998 cars", "1999 cars", 1),
+    ],
+)
+def test_no_share_of_a_year_or_label_is_allowed(answer: object, text: str, share: float, reward: float) -> None:
+    assert score(answer, text, relative=share) == reward
+
+
+def test_a_year_may_be_off_by_an_absolute_tolerance() -> None:
+    assert (score("1998", "1999", tolerance=1), score("1998", "2000", tolerance=1)) == (1.0, 0.0)
+
+
 @pytest.mark.parametrize("answer", [None, "", "cats", "3 or 4", True, float("nan"), float("inf"), [5], "1/0"])
 def test_a_reference_without_one_number_is_an_error(answer: object) -> None:
-    told = f"numeric cannot read the answer {answer!r} of prompt 'n-1'; give a number, or a text with one number in it"
+    told = f"numeric cannot read the answer {answer!r} of prompt 'n-1'; give a number, or a text that is one number with its unit"
     assert score(answer, "5") == Score(reward=0.0, error=told)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "Q3 2011",
+            "Airbus 380",
+            "Top 5",
+            "B-52",
+            "June 2011",
+            "June 5",
+            "5 June",
+            "70+",
+            "Gate 9",
+            "G7",
+            "Formula 1",
+            "1980s",
+            "30s",
+        ),
+        *(
+            "at least 9",
+            "under 9",
+            "9 or more",
+            "9 and older",
+            "9 to 12",
+            "9-12",
+            "9~12",
+            "±9",
+            "> 9",
+            "about 9 or 10",
+            "9th",
+            "第9",
+        ),
+        *(
+            "2 4 8",
+            "2, 4, and 8",
+            "x = 2 and x = 4",
+            "9:45",
+            "9:45 pm",
+            "9 pm",
+            "3:1",
+            "2 in 9",
+            "2011-12",
+            "2011/12",
+            "5/6/2011",
+        ),
+        *("Yes, 9 days", "9 Elm Street", "9x", "9!", "9^2", "9π", "1011_2", "two thirds", "9 something"),
+    ],
+)
+def test_a_reference_is_read_whole_or_is_an_error(answer: str) -> None:
+    for text in ("9", "2011", answer):
+        result = score(answer, text, relative=0.05)
+        assert isinstance(result, Score) and result.error
 
 
 @pytest.mark.parametrize(
