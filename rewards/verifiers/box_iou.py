@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rewards.text.answer_text import answer_part
 from rewards.text.boxes import BOX, shapes_of_reference, shapes_of_text, share_found
+from rewards.text.places import says_none
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
@@ -47,7 +48,11 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
             wanted = shapes_of_reference(prompt.answer, BOX)
         except ValueError as error:
             return unreadable("box_iou", prompt, str(error))
-        return share_found(shapes_of_text(answer_part(completion), BOX), wanted, worth)
+        text = answer_part(completion)
+        found = shapes_of_text(text, BOX)
+        if not wanted:
+            return float(all(shape.place is None for shape in found) and says_none(text))
+        return share_found(found, wanted, worth)
 
     return verify
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rewards.text.answer_text import answer_part
 from rewards.text.boxes import BOX, POINT, shapes_of_reference, shapes_of_text, share_found
+from rewards.text.places import says_none
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
@@ -52,6 +53,10 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
             wanted = shapes_of_reference(prompt.answer, size)
         except ValueError as error:
             return unreadable("point_in_box", prompt, f"{error}{remedy}")
-        return share_found(shapes_of_text(answer_part(completion), POINT), wanted, worth)
+        text = answer_part(completion)
+        found = shapes_of_text(text, POINT)
+        if not wanted:
+            return float(all(shape.place is None for shape in found) and says_none(text))
+        return share_found(found, wanted, worth)
 
     return verify
