@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import re
 
-from rewards.text.languages import SURE, foreign_alphabets, is_in, likely_languages, prose_of
+from rewards.text.languages import (
+    foreign_alphabets,
+    is_in,
+    known_language,
+    possible_languages,
+    prose_of,
+    without_quotations,
+)
+from rewards.text.patterns import Pattern
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
+
+_LETTERS_WITHOUT_BLANKS = Pattern(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_OTHER_LETTERS = Pattern(r"[\u0400-\u052f\u0590-\u10ff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_LATIN = Pattern(r"[A-Za-z\u00c0-\u024f]{1,40}(?:[ ,.'’;:!?\n-]{1,2}[A-Za-z\u00c0-\u024f]{1,40}){3,}")
 
 PIECE = 24  # characters of a piece of a response; the language of shorter ones cannot be identified
 
@@ -34,20 +46,35 @@ def language_matches(*, tolerated: float = 0.05) -> Verifier:
         raise ValueError(f"tolerated of language_matches must be >= 0 and < 1, got {tolerated}")
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
-        question = prose_of(_question(prompt))
-        prose = prose_of(completion.text)
+        given = prompt.columns.get("language")
+        try:
+            language = None if given is None else known_language(given)
+        except ValueError as error:
+            return Score(
+                reward=0.0, error=f"language_matches cannot read the column 'language' of prompt {prompt.id!r}: {error}"
+            )
         if not completion.text.strip():
             return 0.0
-        language = prompt.columns.get("language") or _sure_language(question)
-        if foreign_alphabets(prose, question) > tolerated:
+        question = prose_of(_question(prompt))
+        prose = without_quotations(prose_of(completion.text))
+        if _is_name(prose):
+            return 1.0
+        is_asked = language is None or language in possible_languages(question)
+        if is_asked and foreign_alphabets(prose, question) > tolerated:
             return 0.0
-        if language is None:
+        languages = possible_languages(question) if language is None else language
+        if not languages:
             return 1.0
         pieces = _pieces(prose)
-        foreign = sum(len(piece) for piece in pieces if not is_in(piece, language))
+        foreign = sum(len(piece) for piece in pieces if not is_in(piece, languages))
         return float(foreign <= tolerated * sum(map(len, pieces)))
 
     return verify
+
+
+def _is_name(prose: str) -> bool:
+    """Returns whether a response is as short as the name on a sign, which may be in any language."""
+    return len(prose.split()) < 3 and len(_LETTERS_WITHOUT_BLANKS.findall(prose)) <= 5
 
 
 def _question(prompt: Prompt) -> str:
@@ -56,13 +83,11 @@ def _question(prompt: Prompt) -> str:
     return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
 
 
-def _sure_language(prose: str) -> str | None:
-    language, probability = next(iter(likely_languages(prose).items()), (None, 0.0))
-    return language if probability >= SURE else None
-
-
 def _pieces(prose: str) -> list[str]:
     """Splits prose after sentences and lines, into pieces that are long enough to identify their language."""
+    latin = _LATIN.findall(prose) if _OTHER_LETTERS.search(prose) else []
+    if latin:  # between other letters, Latin words would be identified by these
+        prose = _LATIN.sub(" ", prose)
     pieces = [""]
     for sentence in re.split(r"(?<=[.!?。！？\n])\s*", prose):
         pieces[-1] += f" {sentence}"
@@ -71,4 +96,4 @@ def _pieces(prose: str) -> list[str]:
     if len(pieces) > 1 and len(pieces[-1]) < PIECE:
         rest = pieces.pop()
         pieces[-1] += rest
-    return pieces
+    return pieces + latin
