@@ -77,9 +77,9 @@ def _hidden_prose(code: str) -> str:
 
 
 def without_quotations(prose: str) -> str:
-    """Returns prose without what it quotes, unless most of it is quoted."""
+    """Returns prose without what it quotes, unless it does little else."""
     rest = _QUOTED.sub(" ", prose)
-    return rest if 2 * len(_UNIT.findall(rest)) >= len(_UNIT.findall(prose)) else prose
+    return rest if 3 * len(_UNIT.findall(rest)) >= len(_UNIT.findall(prose)) else prose
 
 
 def known_language(code: Any) -> str:
