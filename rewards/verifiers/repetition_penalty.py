@@ -74,9 +74,10 @@ def _units(text: str) -> list[str]:
 
     text = text.replace("\ue000", "")
     words = _WORD.findall(_TAG.sub(" ", _RECORD.sub(as_word, _without_rules(text))))
-    units = _UNIT.findall(text)
-    is_marks = 10 * len(_WORD.findall(_TAG.sub(" ", text))) < len(units) and not _is_rule(text)
-    return list(units if is_marks else words)
+    bare = _TAG.sub(" ", text)
+    known = len(_WORD.findall(bare))
+    is_marks = (not known or 10 * known < len(_UNIT.findall(bare))) and not _is_rule(text)
+    return list(_UNIT.findall(text) if is_marks else words)
 
 
 def _without_rules(text: str) -> str:
