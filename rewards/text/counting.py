@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from rewards.text.patterns import Pattern
 
@@ -105,10 +106,16 @@ def numbered(text: str) -> int:
     return sum(any(map(str.isalnum, match[1])) for match in _NUMBERED.finditer(text))
 
 
+@lru_cache(maxsize=8)
 def without_disguise(text: str) -> str:
     """Returns the text in lower case, without markup, letters without width, and stray accents; full-width letters are plain."""
-    text = unicodedata.normalize("NFKC", _NO_WIDTH.sub("", text))
+    if not text.isascii():
+        text = _NO_WIDTH.sub("", text)
+        plain = unicodedata.normalize("NFKC", text)
+        text = plain if len(plain) <= 2 * len(text) else unicodedata.normalize("NFC", text)  # one letter may become 18
     text = _MARKUP.sub("", text)
+    if text.isascii():
+        return " ".join(text.casefold().split())
     text = "".join(letter for place, letter in enumerate(text) if not _is_stray(letter, text[max(0, place - 1)]))
     return " ".join(text.replace("\u0640", "").casefold().split())
 

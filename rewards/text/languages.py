@@ -107,7 +107,7 @@ def likely_languages(prose: str) -> dict[str, float]:
 
 
 def possible_languages(prose: str) -> frozenset[str]:
-    """Returns the languages that a text may be in; empty if they cannot be told.
+    """Returns the languages that a text may be in; empty if none is likely.
 
     Related languages share the probability of a short text, so they are added up: `图中有几只狗？` is in one of three.
     """

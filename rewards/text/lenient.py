@@ -51,6 +51,7 @@ class _Reader:
         self.text = text
 
     def bracket(self, start: int, depth: int) -> tuple[Any, int]:
+        """Reads from an opening bracket to its partner, `depth` brackets deep."""
         if depth > DEEPEST:
             raise Unreadable("too deep")
         closing = _CLOSING[self.text[start]]

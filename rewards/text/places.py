@@ -37,7 +37,7 @@ _LINES = {
     )  # MULTILINE
     for size, between in ((4, r"(?:[^\S\n]*[,;][^\S\n]*|[^\S\n]+)"), (2, r"[^\S\n]*,[^\S\n]*"))
 }
-# Words after which an answer begins anew: corrections, alternatives and conclusions.
+# Words after which a new answer begins: corrections, alternatives and conclusions.
 _ANEW = Pattern(
     r"\b(?:or|not|no|nope|but|wait|instead|rather|actually|correct\w*|refin\w*|adjust\w*|better|hmm+|oops|sorry|however|otherwise"
     r"|alternativ\w*|maybe|perhaps|final\w*|answer\w*|so|therefore|thus|hence|scal\w*|convert\w*|normali[sz]\w*|pixels?|centre|center"
@@ -74,8 +74,8 @@ class Span:
 def answer_of(text: str) -> str:
     r"""Returns the part of a response without thoughts that holds the answer.
 
-    It is the content of the last `\boxed{...}` or `<answer>...</answer>`, and in it the last fenced block with those right
-    before it; the words between blocks stay, without digits and brackets.
+    It is the content of the last `\boxed{...}` or `<answer>...</answer>`, or else all of the text. If that has fenced blocks, it is
+    the last of them with those right before it; the words between blocks stay, without digits and brackets.
     """
     if boxes := boxed_answers(text[-TAIL:]):
         text = ", ".join(boxes)

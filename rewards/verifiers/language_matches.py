@@ -28,16 +28,17 @@ PIECE = 24  # characters of a piece of a response; the language of shorter ones 
 def language_matches(*, tolerated: float = 0.05) -> Verifier:
     """Makes a verifier of Qwen3-VL's language rule: the response, thoughts included, is in the prompt's language.
 
-    The prompt's language is its column `language` (`"en"`), else that of its last user message. Where that message is too short
-    to identify a language, only the alphabet counts. Formulas, programs, tags, numbers and links have no language. The response
-    is checked piece by piece, so a change of language half-way fails.
+    The prompt's language is its column `language` (a code of ISO 639-1, `"en"`), else that of its last user message. A short
+    message may be in one of several related languages, of which each is right. Where it is too short even for that, only the
+    alphabet counts. Formulas, programs, tags, numbers, links and quotations have no language, but sentences inside formulas and
+    programs do. The response is checked piece by piece, so a change of language half-way fails.
 
     Args:
         tolerated: The share of the response that may be in another language or alphabet: names and quotations.
 
     Returns:
-        The verifier: 1.0 or 0.0; a response without letters has 1.0, an empty one 0.0. It checks only the language: right and
-        wrong answers earn the same.
+        The verifier: 1.0 or 0.0; a response without letters, or as short as a name, has 1.0, an empty one 0.0. It checks only the
+        language: right and wrong answers earn the same. A `Score` with an error where the column holds no code of a language.
 
     Raises:
         ValueError: `tolerated` is not in [0, 1).
