@@ -44,6 +44,7 @@ _SCALARS = {
     POINT: (("x", "y"),),
 }
 _SIDES = ("x", "y", "width", "height")
+_CORNERS = (("top_left", "bottom_right"), ("topleft", "bottomright"), ("top-left", "bottom-right"))
 _LABELS = ("label", "class", "category", "object", "name", "description", "ref")
 _SIZES = ("size", "resolution", "shape", "dimension", "color")  # keys of numbers that are no place
 
@@ -61,7 +62,9 @@ class Shape:
     label: str | None = None
     """The normalised label; `None` if there is none."""
     context: str = field(default="", compare=False)
-    """The words before it (or its key), which name it where it has no label."""
+    """The words before it, or its key, which name it where it has no label."""
+    behind: str = field(default="", compare=False)
+    """The words behind it, which name it where those before do not name every shape."""
 
 
 def shapes_of_text(text: str, size: int) -> list[Shape]:
@@ -134,14 +137,19 @@ def share_found(
 
 
 def _may_pair(found: Sequence[Shape], wanted: Sequence[Shape]) -> list[list[bool]]:
-    names = {shape.label for shape in wanted if shape.label is not None}
+    names = {shape.label for shape in wanted if shape.label}
+    has_several = len(names) > 1
+    named = [first_named_in(shape.context, names) if has_several and not shape.label else None for shape in found]
+    if has_several and not all(named):
+        behind = [first_named_in(shape.behind, names) for shape in found]
+        named = behind if all(behind) else named
     rows = []
-    for shape in found:
-        if shape.label is not None:
+    for shape, name in zip(found, named, strict=True):
+        if shape.label:
             name = named_by(shape.label, names)
-        else:
-            name = first_named_in(shape.context, names) if len(names) > 1 else next(iter(names), None)
-        rows.append([other.label is None or other.label == name for other in wanted])
+        elif not has_several:
+            name = next(iter(names), None)
+        rows.append([not other.label or other.label == name for other in wanted])
     return rows
 
 
@@ -179,10 +187,17 @@ def _shapes_of_spans(spans: list[Span], size: int) -> list[Shape]:
             continue
         shapes = _shapes(span.value, size)
         is_other_size = size == POINT and not isinstance(span.value, dict) and _is_flat(span.value, BOX)
-        found.append((is_other_size, [replace(shape, context=shape.context or span.context) for shape in shapes]))
+        found.append(
+            (
+                is_other_size,
+                [replace(shape, context=shape.context or span.context, behind=span.behind) for shape in shapes],
+            )
+        )
     corners = [
         Shape(
-            place=_place([number for span in pairs[i : i + 2] for number in span.value], BOX), context=pairs[i].context
+            place=_place([number for span in pairs[i : i + 2] for number in span.value], BOX),
+            context=pairs[i].context,
+            behind=pairs[min(i + 1, len(pairs) - 1)].behind,
         )
         for i in range(0, len(pairs), 2)
     ]
@@ -248,6 +263,9 @@ def _shapes_of_mapping(mapping: dict[str, Any], size: int) -> list[Shape]:
     given = {key: value for key, value in mapping.items() if value is not None}
     if len([key for key in given if key in _KEYS[size][:2]]) == 2:
         return [Shape(place=None)]
+    for first, last in _CORNERS:
+        if first in given and last in given:
+            given["bbox"] = [given.pop(first), given.pop(last)]
     label = next((normalised(given[key]) for key in _LABELS if isinstance(given.get(key), str)), None)
     if "arguments" in given:
         label = None  # the name of a tool

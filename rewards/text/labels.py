@@ -10,6 +10,8 @@ from rewards.text.patterns import Pattern
 LONGEST = 300  # characters that are read
 
 _WORDS = Pattern(r"[^\W_]+")
+_NUMBERS = Pattern(r"\d{1,9}")
+_NEGATIONS = ("no", "not", "non", "without")
 _SENTENCE = Pattern(r"[\n.!?。！？]")
 _SCRIPTS_WITHOUT_BLANKS = Pattern(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _ARTICLES = frozenset("a an the this that these those one some my his her its their our your".split())
@@ -34,6 +36,7 @@ def _singular(word: str) -> str:
 def _noun_phrase(label: str) -> list[str]:
     """Returns the words of a name up to its noun, articles excluded: `a black cat on the sofa` gives `black`, `cat`."""
     words = [word for word in _WORDS.findall(label[:LONGEST].casefold()) if word not in _ARTICLES]
+    words = [word for word in words if not word.isdecimal()] or words
     for place, word in enumerate(words):
         # A first word is an adjective, as in "left hand" and "standing woman".
         if place and word in _AFTER_NOUN:
@@ -50,8 +53,11 @@ def agreement(label: str, wanted: str) -> float:
         return 0.0
     if _SCRIPTS_WITHOUT_BLANKS.search(wanted):
         return float(min(len(label), len(wanted)) if label.endswith(wanted) or wanted.endswith(label) else 0)
+    numbers = set(_NUMBERS.findall(label)), set(_NUMBERS.findall(wanted))
     said, meant = _noun_phrase(label), _noun_phrase(wanted)
-    if not said or not meant or said[-1] != meant[-1]:
+    if all(numbers) and numbers[0] != numbers[1]:
+        return 0.0  # `player 1` is not `player 2`
+    if not said or not meant or (said[0] in _NEGATIONS) != (meant[0] in _NEGATIONS) or said[-1] != meant[-1]:
         return 0.0
     if said[:-1] and meant[:-1] and not set(said[:-1]) & set(meant[:-1]):
         return 0.0  # a white cat is no black cat

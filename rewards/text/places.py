@@ -21,7 +21,9 @@ _START = Pattern(
     rf"(?P<xy>(?<![^\W\d_])x\d?[\"']?\s{{0,3}}[=:]\s{{0,3}}[\"']?(?P<x>{_NUMBER})[\"']?[\s,;]{{0,5}}[\"']?y\d?[\"']?\s{{0,3}}[=:]"
     rf"\s{{0,3}}[\"']?(?P<y>{_NUMBER}))"
     rf"|(?P<tuple>\(\s{{0,9}}{_NUMBER}\s{{0,9}}(?:,\s{{0,9}}{_NUMBER}\s{{0,9}}){{1,3}},?\s{{0,9}}\))"
-    r"|(?P<tag><(?:\|box_start\||box|bbox|point)>[\s\d.,()\[\]-]{3,200}<)"
+    r"|(?P<tag><[a-z_|]{1,20}>[\s\d.,()\[\]-]{3,200}<)"
+    rf"|(?P<sides>(?<![^\W_])(?:x_?min|left)\s{{0,3}}[=:]\s{{0,3}}{_NUMBER}[\s,;]{{0,5}}(?:y_?min|top)\s{{0,3}}[=:]\s{{0,3}}{_NUMBER}"
+    rf"[\s,;]{{0,5}}(?:x_?max|right)\s{{0,3}}[=:]\s{{0,3}}{_NUMBER}[\s,;]{{0,5}}(?:y_?max|bottom)\s{{0,3}}[=:]\s{{0,3}}{_NUMBER})"
     r"|(?P<open>[\[{])|(?P<close>[\]}])",
     2,  # re.IGNORECASE
 )
@@ -57,7 +59,7 @@ _UNSURE = Pattern(
     r"|only|other than|just)\b|不知道|不确定|但",
     2,
 )
-_LISTS = Pattern(r"\[\s*\]|\b(?:null|none)\b", 2)
+_LISTS = Pattern(r"\[\s*\]|\A\s*\{\s*\}\s*\Z|\b(?:null|none)\b", 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,9 @@ class Span:
     end: int
     value: Any
     context: str = ""
-    """The text before it, or, where all texts stand behind their values, the one behind."""
+    """The text before it."""
+    behind: str = ""
+    """The text behind it."""
 
 
 def answer_of(text: str) -> str:
@@ -196,13 +200,15 @@ def _with_contexts(text: str, spans: list[Span], first: int) -> list[Span]:
     if not chosen or any(span.context for span in chosen):
         return chosen
     starts = [spans[first - 1].end if first else 0] + [span.end for span in chosen]
-    before = [
-        _bare(text[max(start, span.start - READ) : span.start]) for start, span in zip(starts, chosen, strict=False)
+    ends = [span.start for span in chosen[1:]] + [len(text)]
+    return [
+        replace(
+            span,
+            context=_bare(text[max(start, span.start - READ) : span.start]),
+            behind=_bare(text[span.end : min(end, span.end + READ)]),
+        )
+        for start, span, end in zip(starts, chosen, ends, strict=False)
     ]
-    if not any(map(str.isalpha, before[0])):
-        ends = [span.start for span in chosen[1:]] + [len(text)]
-        before = [_bare(text[span.end : min(end, span.end + READ)]) for span, end in zip(chosen, ends, strict=True)]
-    return [replace(span, context=words) for span, words in zip(chosen, before, strict=True)]
 
 
 def _bare(text: str) -> str:
