@@ -12,6 +12,7 @@ from rewards.text.patterns import Pattern
 
 READ = 8000  # characters that are read: half of them at the beginning, half at the end
 SURE = 0.8  # from this probability on, a text is surely in a language
+PIECE = 24  # characters of a piece of a text; the language of shorter ones cannot be identified
 GUESS = 0.5  # from this probability of related languages on, a text is in none that had no probability
 POSSIBLE = 0.1  # from this probability on, a text may be in a language
 
@@ -30,6 +31,8 @@ _QUOTED = Pattern(
     r"\"[^\"\n]{1,60}\"|“[^”\n]{1,60}”|「[^」\n]{1,60}」|『[^』\n]{1,60}』|《[^》\n]{1,60}》|«[^»\n]{1,60}»"
 )
 _UNIT = Pattern(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[A-Za-z\u00c0-\u052f\u0590-\u0dff]+")
+_OTHER_LETTERS = Pattern(r"[\u0400-\u052f\u0590-\u10ff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_LATIN = Pattern(r"[A-Za-z\u00c0-\u024f]{1,40}(?:[ ,.'’;:!?\n-]{1,2}[A-Za-z\u00c0-\u024f]{1,40}){3,}")
 _RELATED = (  # languages that short texts do not tell apart
     "zh yue wuu",
     "id ms jv ace",
@@ -49,6 +52,17 @@ _RELATED = (  # languages that short texts do not tell apart
     "hi mr ne sa",
     "tr az crh tk",
     "fi et",
+)
+_SCRIPTS = (
+    ("zh yue wuu", "CJK"),
+    ("ja", "CJK HIRAGANA KATAKANA"),
+    ("ko", "HANGUL CJK"),
+    ("ru uk be bg mk kk ky tt ba mn", "CYRILLIC"),
+    ("ar ary arz fa ps ur ug", "ARABIC"),
+    ("he", "HEBREW"),
+    ("hi mr ne sa", "DEVANAGARI"),
+    ("th", "THAI"),
+    ("el", "GREEK"),
 )
 _SAME = ("zh yue wuu", "no nb nn", "ar ary arz", "hr sr bs", "id ms", "en pcm")  # written alike, or by the same people
 _ANYWHERE = frozenset("LATIN GREEK MATHEMATICAL FULLWIDTH MODIFIER SUPERSCRIPT SUBSCRIPT DOUBLE-STRUCK SCRIPT".split())
@@ -137,6 +151,36 @@ def is_in(prose: str, language: str | frozenset[str]) -> bool:
 
 def _relatives(language: str, groups: tuple[str, ...]) -> frozenset[str]:
     return frozenset([language, *(other for group in groups if language in group.split() for other in group.split())])
+
+
+def foreign_share(prose: str, language: str | frozenset[str]) -> float:
+    """Returns the share of the pieces of prose that are surely in another language than one of some."""
+    pieces = _pieces(prose)
+    foreign = sum(len(piece) for piece in pieces if not is_in(piece, language))
+    return foreign / max(1, sum(map(len, pieces)))
+
+
+def _pieces(prose: str) -> list[str]:
+    """Splits prose after sentences and lines, into pieces that are long enough to identify their language."""
+    latin = _LATIN.findall(prose) if _OTHER_LETTERS.search(prose) else []
+    if latin:  # between other letters, Latin words would be identified by these
+        prose = _LATIN.sub(" ", prose)
+    pieces = [""]
+    for sentence in re.split(r"(?<=[.!?。！？\n])\s*", prose):
+        pieces[-1] += f" {sentence}"
+        if len(pieces[-1]) >= PIECE:
+            pieces.append("")
+    if len(pieces) > 1 and len(pieces[-1]) < PIECE:
+        rest = pieces.pop()
+        pieces[-1] += rest
+    return pieces + latin
+
+
+def is_written_as(prose: str, language: str) -> bool:
+    """Returns whether most letters of a text are of the language's script; True for scripts that are not known here."""
+    scripts = next((scripts.split() for names, scripts in _SCRIPTS if language in names.split()), None)
+    counts = alphabets(prose)
+    return scripts is None or 2 * sum(counts[name] for name in scripts) >= counts.total() > 0
 
 
 def alphabets(text: str) -> Counter[str]:

@@ -46,6 +46,10 @@ _ANEW = Pattern(
     r"|means?|oder|nein|nicht|also|ou|mais|non|pero)\b|->|=>|[→⇒/≈]|不|而是|或|所以|因此|答案|最终|应该",
     2,
 )
+_WITHDRAWN = Pattern(
+    r"\b(?:wait|hmm+|on second thought|scratch that|let me (?:re-?)?(?:check|look|think|verify|consider))\b|等等|再看|重新",
+    2,
+)
 _NONE = Pattern(
     r"^\W*(?:none|null|nothing|empty|n/?a|absent|no|无|無|没有|沒有|不存在|なし|nada|nichts|rien|нет)\W*$"
     r"|\bno(?:ne)?\s+(?:[\w'-]+\s+){0,5}[\w'-]+|\b(?:not|n't|cannot|can't)\s+(?:[\w'-]+\s+){0,4}(?:contain|present|visible|found|appear"
@@ -117,7 +121,7 @@ def _words_only(text: str) -> str:
 
 
 def spans_of(text: str, size: int) -> list[Span]:
-    """Returns the last value of coordinates in a text and those before it that belong to the same answer.
+    """Returns the last value of coordinates in a text and those before it that belong to the same answer; none if it is withdrawn.
 
     Args:
         text: The part of a response that holds the answer.
@@ -133,6 +137,8 @@ def spans_of(text: str, size: int) -> list[Span]:
         spans = [span for span in spans if not _is_prose(span.value)] or spans[-1:]
     if not spans:
         spans = _lines(text, size)
+    if spans and _WITHDRAWN.search(text, spans[-1].end):
+        return []
     first = len(spans) - 1
     while first > 0 and _belong_together(text[spans[first - 1].end : spans[first].start]):
         first -= 1

@@ -8,13 +8,14 @@ from typing import Any
 
 from rewards.text.answer_text import answer_part
 from rewards.text.counting import bullets, numbered, occurrences, paragraphs, sentences, words
-from rewards.text.languages import is_in, known_language, prose_of
+from rewards.text.languages import foreign_share, is_written_as, known_language, prose_of
 from rewards.text.patterns import Pattern
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
 LONGEST = 200_000  # characters
+QUOTED = 0.1  # share of a text that may be in another language than the one that is asked for
 
 _COMMA = Pattern("[,،٬՝、⸲﹐﹑，､]")
 _TITLE = Pattern(r"<<[^<>\n]{1,300}>>")
@@ -42,7 +43,7 @@ def _has_case(text: str, case: str) -> bool:
 
 def _is_in(text: str, language: Any) -> bool:
     language, prose = known_language(language), prose_of(text)
-    return any(map(str.isalpha, prose)) and is_in(prose, language)
+    return any(map(str.isalpha, prose)) and is_written_as(prose, language) and foreign_share(prose, language) <= QUOTED
 
 
 def _begins(text: str, start: str) -> bool:

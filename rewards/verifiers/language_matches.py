@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from rewards.text.languages import (
     foreign_alphabets,
-    is_in,
+    foreign_share,
     known_language,
     possible_languages,
     prose_of,
@@ -18,10 +16,6 @@ from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
 _LETTERS_WITHOUT_BLANKS = Pattern(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-_OTHER_LETTERS = Pattern(r"[\u0400-\u052f\u0590-\u10ff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-_LATIN = Pattern(r"[A-Za-z\u00c0-\u024f]{1,40}(?:[ ,.'’;:!?\n-]{1,2}[A-Za-z\u00c0-\u024f]{1,40}){3,}")
-
-PIECE = 24  # characters of a piece of a response; the language of shorter ones cannot be identified
 
 
 @with_options
@@ -66,9 +60,7 @@ def language_matches(*, tolerated: float = 0.05) -> Verifier:
         languages = possible_languages(question) if language is None else language
         if not languages:
             return 1.0
-        pieces = _pieces(prose)
-        foreign = sum(len(piece) for piece in pieces if not is_in(piece, languages))
-        return float(foreign <= tolerated * sum(map(len, pieces)))
+        return float(foreign_share(prose, languages) <= tolerated)
 
     return verify
 
@@ -82,19 +74,3 @@ def _question(prompt: Prompt) -> str:
     contents = [message["content"] for message in prompt.messages if message["role"] == "user"]
     content = contents[-1] if contents else ""
     return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
-
-
-def _pieces(prose: str) -> list[str]:
-    """Splits prose after sentences and lines, into pieces that are long enough to identify their language."""
-    latin = _LATIN.findall(prose) if _OTHER_LETTERS.search(prose) else []
-    if latin:  # between other letters, Latin words would be identified by these
-        prose = _LATIN.sub(" ", prose)
-    pieces = [""]
-    for sentence in re.split(r"(?<=[.!?。！？\n])\s*", prose):
-        pieces[-1] += f" {sentence}"
-        if len(pieces[-1]) >= PIECE:
-            pieces.append("")
-    if len(pieces) > 1 and len(pieces[-1]) < PIECE:
-        rest = pieces.pop()
-        pieces[-1] += rest
-    return pieces + latin

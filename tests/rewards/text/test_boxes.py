@@ -97,6 +97,7 @@ NOWHERE = Shape(place=None)
         ('{"point_2d": [10, 20]}', [NOWHERE]),
         ('{"bbox_2d": [10, 20, 30, 40], "bbox": [10, 20, 30, 40]}', [NOWHERE]),
         # No answer at all.
+        ("It could be [10, 20, 30, 40]. Wait, let me look at", []),
         ("", []),
         ("[]", []),
         ("null", []),

@@ -159,6 +159,12 @@ def test_a_schema_that_is_none_is_refused_or_no_verdict() -> None:
         ({"paragraphs": 2}, "one\n\ntwo", "one\n\n***"),
         ({"case": "upper"}, "NO", "7 + 7 = 14"),
         ({"language": "de"}, "Das ist ein Hund.", "42"),
+        ({"language": "zh"}, "一只狗。", "A dog."),
+        (
+            {"language": "de"},
+            "Das ist ein schöner großer Hund, der gern im Garten spielt.",
+            "Das ist ein schöner großer Hund. It plays in the garden with a red ball.",
+        ),
         # What evades is.
         ({"forbidden": ["blue"]}, "It is bluish.", "It is _blue_."),
         ({"forbidden": ["blue"]}, "It is bluish.", "It is b\u200blue."),
