@@ -51,7 +51,7 @@ _TAKEN_BACK_BEFORE = Pattern(
     re.IGNORECASE,
 )
 _TAKEN_BACK_BEHIND = Pattern(
-    r"\b(?:wrong|incorrect|false|impossible)\b|n['’]t\b|\b(?:is|are|was|were)\s+not\b|^\s*,?\s*not\b|不对|错|不是",
+    r"\b(?:wrong|incorrect|false|impossible)\b|^(?:\s+[^\s.,]+){0,2}\s+(?:is|are|was|were|can|could)(?:n['’]t|\s?not)\b|^\s*,?\s*not\b|不对|错|不是",
     re.IGNORECASE,
 )
 _PARTS_FOLLOW = Pattern(r"(?!.*\b(?:and|or|of)\s*$)(?=.*(?:[^\W\d_]|[:(]))", re.DOTALL)
