@@ -18,7 +18,7 @@ from rewards.verifiers.json_format import json_format
 from rewards.verifiers.language_matches import language_matches
 from rewards.verifiers.length_penalty import length_penalty
 from rewards.verifiers.math_answer import math_answer
-from rewards.verifiers.multiple_choice import multiple_choice
+from rewards.verifiers.multiple_choice import multiple_choice, yes_no
 from rewards.verifiers.numeric import numeric
 from rewards.verifiers.point_in_box import point_in_box
 from rewards.verifiers.repetition_penalty import repetition_penalty
@@ -54,4 +54,5 @@ __all__ = [
     "text_similarity",
     "tool_calls_target",
     "weighted",
+    "yes_no",
 ]

@@ -109,7 +109,7 @@ def check(options: Check, console: Console) -> int:
     print_slowest(console, scored, options.samples, by_group=is_group_reward(reward))
     if reference_scores:
         print_references(console, reference_scores, options.samples)
-    return int(all(each.score.error is not None for each in scored))
+    return int(all(each.score.problem is not None for each in scored))
 
 
 def find_reward(name: str) -> Verifier:

@@ -18,8 +18,9 @@ def reward_metrics(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
     Returns:
         `reward/errors`, the number of completions without a verdict, and `reward/errors/<verifier>`, the number of them that
         this verifier failed on. Over the others: `reward/mean`, `reward/std` (of the population), and `reward/<part>`, the
-        mean of a part over the scores that have it. Without any verdict there are only the errors. A part called `mean`, `std`
-        or `errors` is not shown.
+        mean of a part over the scores that have it. Without any verdict there are only the errors. `reward/timeouts` is the
+        number of completions that count as wrong because their call took too long. A part called `mean`, `std`, `errors` or
+        `timeouts` is not shown.
     """
     flat = [score for group in scores for score in group]
     judged = [score for score in flat if score.error is None]
@@ -33,4 +34,5 @@ def reward_metrics(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
         metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)}
     failed = Counter(score.failed for score in flat if score.error is not None and score.failed)
     metrics |= {f"reward/errors/{name}": float(count) for name, count in failed.items()}
-    return metrics | {"reward/errors": float(len(flat) - len(judged))}
+    timeouts = sum(score.timeout is not None for score in flat)
+    return metrics | {"reward/errors": float(len(flat) - len(judged)), "reward/timeouts": float(timeouts)}

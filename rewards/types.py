@@ -21,6 +21,14 @@ class Score:
     """The reason why there is no verdict; the reward is then 0, and the completion is left out of training."""
     failed: str | None = None
     """The verifier that failed, with the parts that contain it in front: `"format/judge"`."""
+    timeout: str | None = None
+    """The message of a call that took too long. The response counts as wrong: its reward is 0, or the lowest of its group if that
+    is less."""
+
+    @property
+    def problem(self) -> str | None:
+        """The reason why the verifier has not returned this score itself; `None` if it has."""
+        return self.error or self.timeout
 
 
 Verifier: TypeAlias = Callable[[Prompt, Completion], float | Score | Awaitable[float | Score]]

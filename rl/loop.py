@@ -115,11 +115,13 @@ def check_scores(step: int, scores: Sequence[Sequence[Score]]) -> None:
         RunStopped: The reward failed on every completion.
     """
     flat = [score for group in scores for score in group]
-    errors = [score for score in flat if score.error is not None]
-    if errors and len(errors) == len(flat):
-        raise RunStopped(f"step {step}: the reward failed on all {len(flat)} completions; the first: {errors[0].error}")
-    for verifier in dict.fromkeys(score.failed for score in errors):
-        failed = [score.error for score in errors if score.failed == verifier]
+    failures = [score for score in flat if score.problem is not None]
+    if failures and len(failures) == len(flat):
+        raise RunStopped(
+            f"step {step}: the reward failed on all {len(flat)} completions; the first: {failures[0].problem}"
+        )
+    for verifier in dict.fromkeys(score.failed for score in failures):
+        failed = [score.problem for score in failures if score.failed == verifier]
         logger.warning("step %d: no score for %d of %d completions; one: %s", step, len(failed), len(flat), failed[0])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from rollout.types import Group, Observation, Prompt, Video
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+THOUGHT_HEAD = 12
+"""Tokens at a prompt's end that hold `<think>` and white space, even for a tokenizer of bytes."""
 _MARK = "⟨the policy's turn⟩"
 """Stands for the policy's turn, to find the text that a chat template puts after it."""
 
@@ -25,12 +29,22 @@ def render(processor: ProcessorMixin, prompt: Prompt) -> list[int]:
 def rendered_text(processor: ProcessorMixin, prompt: Prompt) -> str:
     """Applies the chat template, and removes its markers around videos.
 
+    Special tokens in the prompt's own text are broken up: a question must not end a message, or show a picture.
+
     Qwen3-VL was trained with markers around the frames alone, because its processor replaced the template's. Since transformers
     5.10 it keeps them, and every video would begin and end with one too many.
     """
-    text = processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+    messages = [
+        {**message, "content": _content_as_text(processor, message.get("content"))} for message in prompt.messages
+    ]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     video = processor.video_token
     return text.replace(f"{processor.vision_start_token}{video}{processor.vision_end_token}", video)
+
+
+def opens_thought(processor: ProcessorMixin, token_ids: Sequence[int]) -> bool:
+    """Returns True if rendered tokens end with an open thought, as thinking models' templates do: the response begins inside it."""
+    return processor.tokenizer.decode(token_ids[-THOUGHT_HEAD:]).rstrip().endswith("<think>")
 
 
 def observation_tokens(processor: ProcessorMixin, observation: Observation) -> list[int]:
@@ -42,11 +56,8 @@ def observation_tokens(processor: ProcessorMixin, observation: Observation) -> l
     Raises:
         ValueError: If the chat template does not end the policy's messages with the tokenizer's end token.
     """
-    observed = observation.text
-    for token in processor.tokenizer.added_tokens_decoder.values():
-        if token.special:
-            observed = observed.replace(token.content, f"{token.content[0]} {token.content[1:]}")
-    content = [*({"type": "image"} for _ in observation.images), {"type": "text", "text": observed}]
+    text = _as_text(processor, observation.text)
+    content = [*({"type": "image"} for _ in observation.images), {"type": "text", "text": text}]
     messages = [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": _MARK},
@@ -61,6 +72,29 @@ def observation_tokens(processor: ProcessorMixin, observation: Observation) -> l
             "after it: set the tokenizer's eos_token to the token that ends a message"
         )
     return processor.tokenizer.encode(between, add_special_tokens=False)
+
+
+def _as_text(processor: ProcessorMixin, text: str) -> str:
+    """Returns the text with a blank inside each special token, so that it is read as text."""
+    return _special_tokens(processor.tokenizer).sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Returns an expression that matches every special token."""
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+def _content_as_text(processor: ProcessorMixin, content: Any) -> Any:
+    """Returns a message's content with `_as_text` applied to every text in it."""
+    if isinstance(content, str):
+        return _as_text(processor, content)
+    if not isinstance(content, list | tuple):
+        return content
+    return [
+        {**part, "text": _as_text(processor, part["text"])} if part.get("type") == "text" else part for part in content
+    ]
 
 
 def expanded_prompt(processor: ProcessorMixin, prompt: Prompt) -> np.ndarray:

@@ -60,11 +60,61 @@ def unpack(packed: Any, object_of: Callable[[int], Any]) -> Any:
 # ---- the program's end
 
 
+def execute(source: bytes, namespace: dict[str, Any]) -> None:
+    """Runs a program, which may use names of the usual modules without an import, as in LiveCodeBench, and print long numbers.
+
+    `rewards.code.tests` also sends this function alone, so it needs nothing of this file.
+    """
+    import builtins
+    import importlib
+    import sys
+
+    usual = {
+        "collections": "deque defaultdict Counter OrderedDict namedtuple ChainMap",
+        "heapq": "heappush heappop heapify heappushpop heapreplace nlargest nsmallest merge",
+        "bisect": "bisect_left bisect_right insort insort_left insort_right",
+        "math": "sqrt isqrt ceil floor trunc gcd lcm inf nan pi e factorial comb perm prod log log2 log10 exp hypot dist fabs fmod"
+        " sin cos tan asin acos atan atan2 degrees radians isclose isnan isinf",
+        "itertools": "accumulate chain combinations combinations_with_replacement permutations product groupby count cycle repeat"
+        " islice starmap takewhile dropwhile zip_longest pairwise compress tee",
+        "functools": "lru_cache cache reduce cmp_to_key partial wraps",
+        "operator": "itemgetter attrgetter methodcaller add sub mul xor and_ or_",
+        "typing": "List Dict Tuple Set FrozenSet Optional Union Any Deque DefaultDict Callable Iterable Iterator Sequence",
+        "copy": "deepcopy",
+        "string": "ascii_lowercase ascii_uppercase ascii_letters digits punctuation",
+        "random": "randint randrange shuffle choice",
+        "statistics": "mean median mode",
+        "sys": "stdin stdout stderr setrecursionlimit maxsize",
+        "datetime": "timedelta date",
+        "io": "StringIO BytesIO",
+        "json": "loads dumps",
+        "re": "",
+        "time": "",
+    }
+    module_of = {name: (module, name) for module, names in usual.items() for name in names.split()}
+    module_of |= {module: (module, "") for module in usual}
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(0)
+    code = compile(source, "program.py", "exec")
+    used, blocks = set(), [code]
+    while blocks:  # functions and classes are constants of the code around them
+        block = blocks.pop()
+        used |= set(block.co_names)
+        blocks += [constant for constant in block.co_consts if isinstance(constant, type(code))]
+    known = dict(builtins.__dict__)  # there, tests do not take them for the program's own
+    for name in used & module_of.keys():
+        module, member = module_of[name]
+        found = importlib.import_module(module)
+        known[name] = getattr(found, member) if member else found
+    namespace["__builtins__"] = known
+    exec(code, namespace)
+
+
 def answer(channel: int, source: bytes) -> None:
     """Runs a program and answers requests until the other end hangs up; the program can change anything in this process."""
     program = types.ModuleType("program")  # not `__main__`, so that its part for scripts does not run
     sys.modules["program"] = program
-    exec(compile(source, "program.py", "exec"), program.__dict__)
+    execute(source, program.__dict__)
     kept: list[Any] = []
 
     def number(value: Any) -> int:
@@ -266,9 +316,14 @@ def same(value: Any, expected: Any, tolerance: float) -> bool:
 
 
 def close(value: float, expected: float, tolerance: float) -> bool:
-    """Returns whether a number is within the tolerance, absolute or relative."""
+    """Returns whether a number is within the tolerance, absolute or relative; for numbers below 1,000 tolerances only relative.
+
+    An absolute tolerance would take 0 for the charge of an electron.
+    """
+    size = abs(expected)
     try:
-        return value == expected or abs(value - expected) <= tolerance * max(1.0, abs(expected)) < math.inf
+        scale = size if 0 < size < 1000 * tolerance else max(1.0, size)
+        return value == expected or abs(value - expected) <= tolerance * scale < math.inf
     except OverflowError:
         return False  # an integer beyond all floats
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import keyword
 import re
 import reprlib
 import socket
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +27,13 @@ from rollout.types import Prompt
 
 LONGEST_PROGRAM = 100_000  # characters; the longest that solve a problem have some thousands
 
-_FENCE = Pattern(r"^[ \t]*```([^\n]*)$", re.MULTILINE)
+_FENCE = Pattern(r"^([ \t]*)```([^\n]*)$", re.MULTILINE)
+_LANGUAGE = Pattern(r"\s*[\w+#.{}-]{1,20}\s*")
+_PYTHON = Pattern(r"\s*(?:py|python)[\d.]{0,6}\s*", re.IGNORECASE)
+_DEFINED = Pattern(r"^(?:async[ \t]+)?(?:def|class)[ \t]+(\w{1,80})", re.MULTILINE)
+_READS = Pattern(r"\binput\b|\bstdin\b|\bopen\b")
+# A line of prose: a capital letter and three words or more, up to a full stop or colon.
+_PROSE = Pattern(r"[A-Z][\w'’]*,?(?: [\w'’\"`(),;:/-]+){2,200}[.:!?]`?")
 _DECIMAL = Pattern(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]{1,3})?")
 _NUMBER = Pattern(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
@@ -58,30 +66,86 @@ def results(
 
 
 def program_in(text: str) -> bytes:
-    """Returns the program in a response without thoughts; `b""` if there is none, or one that is too long or cannot be encoded."""
+    """Returns the program in a response without thoughts; `b""` if there is none, or one that is too long or cannot be encoded.
+
+    It is the last fenced block; where some are marked as Python, the last of these. A block that only tries functions of the one
+    before it is none, and one that reads an input for them continues it. Without a fence it is the text without sentences around.
+    """
     if len(text) > 2 * LONGEST_PROGRAM:
         return b""
-    block, start = text, None
-    for fence in _FENCE.finditer(text):
-        if start is None or fence[1].strip():
-            start = fence.end()
-        else:
-            block, start = text[start : fence.start()], None
-    if start is not None:
-        block = text[start:]  # cut off; perhaps only the end of the block is missing
+    blocks = _blocks(text)
+    program = _last_program(blocks) if blocks else _without_sentences(text)
     try:
-        return block.encode() if block.strip() and len(block) <= LONGEST_PROGRAM else b""
+        return program.encode() if program.strip() and len(program) <= LONGEST_PROGRAM else b""
     except UnicodeEncodeError:
         return b""
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """Returns language and content of the fenced blocks; the last one may be cut off."""
+    blocks: list[tuple[str, str]] = []
+    opened: re.Match[str] | None = None
+    for fence in _FENCE.finditer(text):
+        if opened is None or (fence[2].strip() and _LANGUAGE.fullmatch(fence[2])):
+            opened = fence
+        else:  # perhaps with words behind it
+            blocks.append(_block(opened, text[opened.end() : fence.start()]))
+            opened = None
+    if opened is not None:  # perhaps only the end of the block is missing
+        blocks.append(_block(opened, _without_sentences(text[opened.end() :], behind_only=True)))
+    return blocks
+
+
+def _block(fence: re.Match[str], content: str) -> tuple[str, str]:
+    return fence[2], textwrap.dedent(content) if fence[1] else content
+
+
+def _last_program(blocks: list[tuple[str, str]]) -> str:
+    if not blocks[-1][1].strip():
+        return ""
+    programs = [content for language, content in blocks if _PYTHON.fullmatch(language)] or [blocks[-1][1]]
+    last = programs[-1]
+    if len(programs) > 1 and not _DEFINED.search(last):
+        names = _DEFINED.findall(programs[-2])
+        if any(re.search(rf"\b{name}\b", last) for name in names[:100]):
+            return f"{programs[-2]}\n{last}" if _READS.search(last) else programs[-2]
+    return last
+
+
+def _without_sentences(text: str, *, behind_only: bool = False) -> str:
+    """Returns a text without the paragraphs of prose at its end and, by default, at its beginning."""
+    parts = re.split(r"(\n[ \t]*\n)", text)
+    while len(parts) > 1 and _is_prose(parts[-1]):
+        del parts[-2:]
+    while not behind_only and len(parts) > 1 and _is_prose(parts[0]):
+        del parts[:2]
+    return "".join(parts)
+
+
+def _is_prose(paragraph: str) -> bool:
+    lines = [line.strip() for line in paragraph.split("\n") if line.strip()]
+    return all(_PROSE.fullmatch(line[:2000]) for line in lines)
 
 
 def _passes(test: StdinTest | AssertTest, program: bytes, limits: Limits, isolated: bool) -> bool:
     if isinstance(test, AssertTest):
         return _holds(test, program, limits, isolated)
-    result = run(program, stdin=test.input, limits=limits, isolated=isolated)
+    result = run(_with_usual_names(program), stdin=test.input, limits=limits, isolated=isolated)
     if result.returncode != 0 or result.exceeded is not None:
         return False
     return is_expected(result.stdout.decode(errors="replace"), test)
+
+
+def _with_usual_names(program: bytes) -> bytes:
+    """Returns a program that runs another as `__main__`, see `rewards.code.harness.execute`."""
+    return (
+        _executor()
+        + f"""
+import sys, types
+sys.modules["__main__"] = types.ModuleType("__main__")
+execute({program!r}, sys.modules["__main__"].__dict__)
+""".encode()
+    )
 
 
 def _holds(test: AssertTest, program: bytes, limits: Limits, isolated: bool) -> bool:
@@ -114,7 +178,15 @@ def is_expected(output: str, test: StdinTest) -> bool:
 def _is_close(word: str, expected: str, tolerance: float) -> bool:
     if not tolerance or len(word) > 100 or not _DECIMAL.fullmatch(expected) or not _NUMBER.fullmatch(word):
         return False
-    return close(float(word), float(expected), tolerance)
+    value, target = float(word), float(expected)
+    return close(value, target, tolerance) or _is_rounded(value, expected, tolerance)
+
+
+def _is_rounded(value: float, expected: str, tolerance: float) -> bool:
+    """Returns whether a number near 0 is the expected one with more digits: 0.0001234 for `0.000123`."""
+    digits, _, exponent = expected.lower().partition("e")
+    unit = 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+    return value != 0 and abs(value - float(expected)) <= min(0.5 * unit, tolerance)
 
 
 def read_tests(prompt: Prompt, tolerance: float) -> list[StdinTest | AssertTest]:
@@ -198,3 +270,8 @@ def _assertions(source: str, entry_point: Any) -> AssertTest:
 @cache
 def _harness() -> bytes:
     return Path(code_harness.__file__).read_bytes()
+
+
+@cache
+def _executor() -> bytes:
+    return f"from __future__ import annotations\n{inspect.getsource(code_harness.execute)}".encode()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.text.answer_text import after_thinking, final_answer, last_block, normalised, plain_digits
+from rewards.text.answer_text import after_thinking, final_answer, last_block, normalised
 from rewards.text.patterns import Pattern
+from rewards.text.typography import plain_typography, without_markup
 
 _NUMBER = Pattern(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 _FRACTION = Pattern(r"([+-]?)(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
-_TEXT = Pattern(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}")
 
 
 def answer_key(text: str) -> str:
@@ -19,14 +19,14 @@ def answer_key(text: str) -> str:
     The answer is `rewards.text.answer_text.final_answer`. Where that has neither letter nor digit, as at the end of JSON, it
     is the last fenced block, or all of the text. It is `""` where there is no answer, as after a thought that has no end.
 
-    These differences vanish: the script of digits; case; white space; `$17$`, `\text{17}` and `17.`; all before the last equals
-    sign of `3+5+9=17`, unless there are several answers; the forms `1,000`, `1000.0`, `\frac{1}{2}`, `1/2`, `0.50` of a
-    number. Arithmetic is left alone: `2^3` is not `8`.
+    These differences vanish: the script of digits; case; white space; full-width forms; markup as in `$17$`, `\text{17}` and
+    `**17**`; the stop of `17.`. All before the last equals sign of `3+5+9=17` vanishes too, unless there are several answers. So do
+    the forms `1,000`, `1000.0`, `\frac{1}{2}`, `1/2`, `0.50` of a number. Arithmetic is left alone: `2^3` is not `8`.
     """
     found = final_answer(text)
     if not re.search(r"\w", found):
         found = last_block(after_thinking(text))
-    found = _TEXT.sub(r"\1", plain_digits(found)).replace("−", "-").replace(r"\$", "").replace("$", "")
+    found = without_markup(plain_typography(found)).replace(r"\$", "").replace("`", "")
     found = normalised(found).rstrip(". ")
     if not re.search(r"[,;](?!\d{3}\b)|[<>!:]=", found):
         found = found.rsplit("=", 1)[-1].strip()

@@ -1,4 +1,4 @@
-"""Quantities: a number with its scale word, unit and currency, as people write them."""
+r"""Numbers with units, read exactly and whole: `3 1/2 cups`, `2.5 million`, `\frac{5}{8}`, `1011_2`, `6 feet 2 inches`."""
 
 from __future__ import annotations
 
@@ -6,260 +6,218 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from rewards.text.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
-from rewards.text.typography import plain_typography, without_markup
-from rewards.text.units import Unit, product, singular, unit_at
+from rewards.text.units import Unit, currency, is_known, read_unit
 
-LONGEST = 1000  # characters; a longer text is no quantity
-
-_PLAIN = (  # replaces what LaTeX writes by plain characters
-    (Pattern(r"\\(?:times|cdot)(?![a-zA-Z])"), "×"),
-    (Pattern(r"\\approx(?![a-zA-Z])"), "≈"),
-    (Pattern(r"\^?\{?\\circ\b\}?|\\degree\b"), "°"),
-    (Pattern(r"\\%"), "%"),
-    (Pattern(r"\\_"), "_"),
-    (Pattern(r"(?<=[\d}])\s*\\[dt]?frac\s*(?:\{\s*(\d{1,40})\s*\}\s*\{\s*(\d{1,40})\s*\}|(\d)(\d))"), r" \1\3/\2\4 "),
-    (Pattern(r"\\[dt]?frac\s*(?:\{\s*([^{}]{1,80})\s*\}\s*\{\s*([^{}]{1,80})\s*\}|(\d)(\d))"), r"\1\3/\2\4"),
-    (Pattern(r"(?<=\d)\{([.,:])\}(?=\d)"), r"\1"),
-)
-_PLAIN_NUMBER = (
-    r"(?:[1-9]\d{0,2}(?:,\d{3}){1,12}(?![\d,])(?:\.\d{1,40})?"  # 1,204.5
-    r"|[1-9]\d?(?:,\d\d){1,6},\d{3}(?![\d,])(?:\.\d{1,40})?"  # 12,34,567, as in India
-    r"|[1-9]\d{0,2}(?:\.\d{3}){1,12},\d{1,40}(?![\d.,])|[1-9]\d{0,2}(?:\.\d{3}){2,12}(?![\d.,])"  # 1.204,5
-    r"|[1-9]\d{0,2}(?:[ '_]\d{3}){1,12}(?!\d)(?:\.\d{1,40}|,\d{1,2}(?![\d,]))?"  # 1 204 567.5
-    r"|0,\d{1,40}(?![\d,])|\d{1,40},(?:\d{1,2}|\d{4,40})(?![\d,])"  # 1,5
-    r"|\d{1,40}(?:\.\d{1,40})?|\.\d{1,40})"
-)
-_POWER = r"10\s*\^\s*\{?\s*(?P<power%d>[-+]?\d{1,3})(?!\d)\s*\}?"
-_SIGN = r"(?P<sign>(?<![\d)])[-+]\s*|\b(?:minus|negative)\s+|负)?"
+PRECISION = Fraction(1, 10**12)
+"""Largest relative difference of a decimal number, such as a float of the dataset, and an equal one."""
+_LARGEST_EXPONENT = 5000
+_DECIMAL = r"(?:[1-9]\d{0,2}(?:,\d{3}){1,60}(?![\d,])|[1-9]\d{0,2}(?: \d{3}){1,60}(?! ?\d)|\d{1,310})(?:\.\d{1,300})?|\.\d{1,300}"
+_POWER_OF_TEN = r"10\s*\^\s*(?:\{\s*(?P<power%d>[-+]?\d{1,6})\s*\}|(?P<bare%d>[-+]?\d{1,6})(?!\d))"
 _NUMBER = Pattern(
-    rf"{_SIGN}(?:{_POWER % 1}|(?P<whole>\d{{1,15}})(?:\s+|\s+and\s+)(?P<top>\d{{1,9}})/(?P<bottom>\d{{1,9}})(?![\d/.,])"
-    rf"|(?P<value>{_PLAIN_NUMBER})(?P<half>\s+and\s+a\s+half\b)?"
-    rf"(?:[eE](?P<exponent>[-+]?\d{{1,3}})(?!\d)|\s*[×x*]\s*{_POWER % 2}|\s*/\s*(?P<below>{_PLAIN_NUMBER}))?)"
-    rf"|{_SIGN.replace('P<sign>', 'P<sign_of_words>')}(?:\b(?P<words>{WORDS})\b(?P<half_of_words>\s+and\s+a\s+half\b)?"
-    rf"|(?P<han>{HAN}{{1,30}}))",
-    re.IGNORECASE,
+    r"(?P<sign>[-+]?)\s*(?:"
+    r"(?P<whole>\d{1,20})\s*(?:\\frac\s*\{\s*(?P<up1>\d{1,20})\s*\}\s*\{\s*(?P<low1>\d{1,20})\s*\}"
+    r"|\s(?P<up2>\d{1,20})\s*/\s*(?P<low2>\d{1,20}))"
+    rf"|\\frac\s*\{{\s*(?P<minus>-?)\s*(?P<up3>{_DECIMAL})\s*\}}\s*\{{\s*(?P<low3>{_DECIMAL})\s*\}}"
+    rf"|\(?(?P<up4>{_DECIMAL})\)?\s*/\s*\(?(?P<low4>{_DECIMAL})\)?(?!\s*[/(])"
+    r"|(?P<front>\d{1,100}\.\d{0,100})(?:\\overline\s*\{\s*(?P<line>\d{1,100})\s*\}|\\dot\s*\{?\s*(?P<dot>\d)\s*\}?)"
+    r"|\(?\s*(?P<digits>[0-9A-F]{1,100})\s*\)?\s*_\s*(?:\{\s*(?P<base>\d{1,2})\s*\}|(?P<base2>\d{1,2})(?!\d))"
+    rf"|{_POWER_OF_TEN % (1, 1)}"
+    rf"|(?P<value>{_DECIMAL})(?:[eE](?P<exponent>[-+]?\d{{1,6}})(?!\d)|\s*(?:\\times|\\cdot|\*)\s*{_POWER_OF_TEN % (2, 2)})?"
+    r")(?![\d_^!]|\.\d|\s*\{)"
 )
-_CURRENCY = Pattern(
-    r"(?P<sign>[-+]\s*)?(?P<symbol>(?:\b[A-Z]{1,3})?\$|[€£¥₹₩]|\b(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?=\s|$))\s*$"
-)
-_LETTER_SCALES = {
-    "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "Mn": 10**6, "mln": 10**6,
-    "B": 10**9, "b": 10**9, "bn": 10**9, "Bn": 10**9, "T": 10**12, "tn": 10**12,
-}  # fmt: skip
-_WORD_SCALES = {
-    "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "lac": 10**5, "million": 10**6, "mil": 10**6,
-    "crore": 10**7, "billion": 10**9, "trillion": 10**12, "百": 100, "千": 10**3, "万": 10**4, "萬": 10**4,
-    "亿": 10**8, "億": 10**8,
-}  # fmt: skip
+_CURRENCY = Pattern(r"\\?([$€£¥₹])\s*")
+_PERCENT = Pattern(r"\s*(?:\\?%|(?:percent|percentage|pct|per cent|percentage points?)(?![a-z]))", re.IGNORECASE)
+_PER_MILLE = Pattern(r"\s*(?:‰|per mille?(?![a-z]))", re.IGNORECASE)
 _SCALE = Pattern(
-    r"\s*(?:(?P<word>(?:dozen|hundred|thousand|lakh|lac|million|mil|crore|billion|trillion)s?\b|百|千(?![米克])|[万萬亿億])"
-    r"|(?P<letter>k|mn|Mn|mln|M|bn|Bn|B|tn|(?<=\d)[KTb])(?![^\W_]))"
+    r"\s*(?:(hundred|thousand|million|billion|trillion)s?(?![a-z])|(十|百|千)?(万|亿)|(百|千)(?![克米瓦]))"
+    r"|(k|K|M|B|bn|mn|Mn|mln|T)(?![A-Za-z/^])"
 )
-_SHARE = Pattern(
-    r"\s*(?:(?P<percent>%|per\s?cent\b|pct\b|percentage\s+points?\b)|(?P<small>‰|ppm\b|ppb\b|per\s?mille\b))",
-    re.IGNORECASE,
-)
-_SMALL = {"‰": 10**3, "per mille": 10**3, "permille": 10**3, "ppm": 10**6, "ppb": 10**9}
-
-_SMALL_MILLION = Pattern(r"\s*m(?![^\W_])")
-_NO_UNIT = Pattern(r"(?<=\d)[ACF](?![^\W_])|(?<=\d\d\d0)s(?![^\W_])|\s+A(?=\s)")  # `5A` may be a room, `1990s` a decade
-_BETWEEN_PARTS = Pattern(r"\s*(?:,\s*)?(?:and\s+)?|")
-_NOUN = Pattern(
-    r"(?:[个個只隻条張张本位名辆頭头匹件块塊支把]?(?=\W|$|[\u4e00-\u9fff])|(?=\s))\s*"
-    r"(?!(?:in|on|of|for|at|per|each|a|an|the|as|by|from|with|during|since|when|which|that|this|so|and|or|not|is|are|was|were|total"
-    r"|altogether|overall|approximately|approx|about|exactly|only|rounded|to|respectively|please|here|there|now|according|based)\b)"
-    r"([^\W\d_](?:[^\W\d_]|['-]){0,40}(?:[\s-][^\W\d_]{1,40}){0,3})"
-)
-_MARKUP = Pattern(r"[\\$*_~{}]")
-_RANGE = Pattern(r"(?<=\d)\s?[~～〜]\s?(?=\d)")
-_HUNDREDTHS = Pattern(rf"百分之\s*(?:(\d{{1,9}}(?:\.\d{{1,9}})?)|({HAN}{{1,5}}))")
-_SEASON = Pattern(r"(?:19|20)\d\d/\d\d")  # 2015/16
-_LABEL = Pattern(r"1[5-9]\d\d|20\d\d|0\d+")
+_SCALES = {
+    **{"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12},
+    **{"十": 10, "百": 100, "千": 10**3, "万": 10**4, "亿": 10**8},
+    **{
+        "k": 10**3,
+        "K": 10**3,
+        "M": 10**6,
+        "B": 10**9,
+        "bn": 10**9,
+        "mn": 10**6,
+        "Mn": 10**6,
+        "mln": 10**6,
+        "T": 10**12,
+    },
+}
+_ORDINAL = Pattern(r"(?:st|nd|rd|th)(?![a-z])", re.IGNORECASE)
+_DECIMAL_COMMA = Pattern(r"([-+]?0),(\d{1,100})")
+_COMPOUND = Pattern(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z\u4e00-\u9fff'\"]{1,20}\.?)\s*(?:,|and\b|又)?")
+_FEET_AND_INCHES = {"'": "ft", '"': "in"}
+_ABOUT = Pattern(r"(?:\\approx|\\sim(?:eq)?|≈|=|approximately|about|roughly|exactly|约)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantity:
-    """A number, and what it is a number of."""
+    """A number as written, with scale applied, and its unit."""
 
     value: Fraction
-    """The number as written: 45 for 45 %, 5.2 for 5.2 million."""
-    scale: Fraction = Fraction(1)
-    """The factor of `million`, `k` or `‰` after it."""
-    units: tuple[Unit, ...] = ()
-    """The meanings of its unit; none where it has no known unit."""
-    noun: str = ""
-    """The things that are counted, in lower case and the singular."""
+    unit: Unit | None = None
     is_percent: bool = False
-    is_sum: bool = False
-    """It has several parts, such as hours and minutes, so that its number alone says nothing."""
-    is_label: bool = False
-    """It may name a year or another thing, rather than measure one: `2015`, `007`."""
+    base: int | None = None
+    digits: str = ""
+    """The digits of a number with a base."""
+    is_decimal: bool = False
+    is_finished: bool = True
+    """Whether a fraction is in lowest form."""
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The first quantity of a text, and the text around it."""
-
-    before: str
-    quantity: Quantity
-    after: str
-    """Begins behind number and scale where the unit is no known one, else behind the unit."""
-
-
-def plain_quantities(text: str) -> str:
-    r"""Returns a text with numbers and units in plain characters: `5\frac{1}{2}\,\text{cm}` as `5 1/2 cm`, `5½` as `5 1/2`."""
-    if text.isascii() and not _MARKUP.search(text):
-        return _unquoted(" ".join(text.split()).strip(" `"))
-    text = text.replace("，", ", ").replace("–", "-").replace("∶", ":")  # full-width commas are between numbers
-    text = _RANGE.sub("-", text)
-    for pattern, plain in _PLAIN:
-        text = pattern.sub(plain, text)
-    if (text.count("$") - text.count(r"\$")) % 2:  # a currency; dollars around a formula come in pairs
-        text = text.replace(r"\$", "$").replace("$", r"\$")
-    text = without_markup(plain_typography(text))
-    for pattern, plain in _PLAIN:
-        text = pattern.sub(plain, text)
-    text = _HUNDREDTHS.sub(lambda match: f"{match[1] or number_of_han(match[2])}%", text)
-    return _unquoted(" ".join(text.replace(r"\$", "$").split()).strip(" *_`"))
-
-
-def _unquoted(text: str) -> str:
-    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""  # else `5'` may be feet
-    return text[1:-1].strip() if is_quoted else text
-
-
-def read_quantity(text: str) -> Reading | None:
-    """Returns the first quantity of a text from `plain_quantities`, with the text before and after it; `None` without one.
-
-    A number in digits comes before one in words. `3 hours 20 minutes` is one quantity.
-    """
-    if len(text) > LONGEST:
-        return None
-    has_digits = any(map(str.isdecimal, text))
-    match = next((match for match in _NUMBER.finditer(text) if not has_digits or _is_in_digits(match)), None)
-    if match is None:
-        return None
-    before = text[: match.start()]
-    currency = _CURRENCY.search(before)
-    read = _quantity_of(match, text, currency)
-    if read is None:
-        return None
-    quantity, end = read
-    while quantity.units and (more := _NUMBER.match(text, _BETWEEN_PARTS.match(text, end).end())):
-        part = _quantity_of(more, text, None)
-        if part is None or more["sign"] or not _is_in_digits(more) or not _is_smaller(part[0], quantity):
-            break
-        size = part[0].value * part[0].scale * part[0].units[0].factor / quantity.units[0].factor / quantity.scale
-        value = quantity.value + (-size if quantity.value < 0 else size)
-        quantity, end = replace(quantity, value=value, is_sum=True), part[1]
-    return Reading(before[: currency.start()] if currency else before, quantity, text[end:])
-
-
-def convert(found: Quantity, wanted: Quantity) -> Fraction | None:
-    """Returns the number of a quantity in scale and unit of another one; `None` where the two differ in kind.
-
-    A side without unit has that of the other side. A bare number against a percentage is a share up to 1, and percent above:
-    45 and 0.45 are 45 %, but 0.45 is not 0.45 %.
-    """
-    value = found.value * found.scale / wanted.scale
-    if found.is_percent != wanted.is_percent:
-        if not _is_bare(wanted if found.is_percent else found):
-            return None
-        if found.is_percent:
-            return value / 100 if abs(wanted.value * wanted.scale) <= 1 else value
-        return value * 100 if abs(found.value) <= 1 else value
-    if _is_bare(found) or _is_bare(wanted):
-        return None if wanted.is_sum != found.is_sum else value
-    if found.units and wanted.units:
-        sizes = (a.factor / b.factor for a in found.units for b in wanted.units if a.powers == b.powers)
-        size = next(sizes, None)
-        return None if size is None else value * size
-    same = not found.units and not wanted.units and f"{found.noun} ".startswith(f"{wanted.noun} ")
-    return value if same else None
-
-
-def _is_bare(quantity: Quantity) -> bool:
-    return not (quantity.units or quantity.noun or quantity.is_percent)
-
-
-def _is_in_digits(match: re.Match[str]) -> bool:
-    return not match["words"] and not match["han"]
-
-
-def _is_smaller(part: Quantity, whole: Quantity) -> bool:
-    """Returns whether a quantity may be the next part of another one: minutes after hours, below one hour."""
-    if len(part.units) != 1 or len(whole.units) != 1 or part.is_sum or part.scale != 1:
+    def equals(self, said: Quantity) -> bool:
+        """Returns whether a response's quantity is this reference: the unit agrees or is absent on a side."""
+        if self.base is not None or said.base is not None:
+            return self._equals_in_base(said)
+        wanted, found = self.value, said.value
+        if self.unit is not None and said.unit is not None:
+            if not self.unit.agrees(said.unit):
+                return False
+            wanted, found = wanted * self.unit.factor, found * said.unit.factor
+        decimal = self.is_decimal or said.is_decimal
+        if is_close(wanted, found, decimal=decimal):
+            return True
+        if self.is_percent and not said.is_percent:
+            return is_close(wanted / 100, found, decimal=decimal)
+        if said.is_percent and not self.is_percent and wanted.denominator > 1:
+            return is_close(wanted, found / 100, decimal=decimal)
         return False
-    unit, above = part.units[0], whole.units[0]
-    return unit.powers == above.powers and 0 <= part.value * unit.factor < above.factor
+
+    def _equals_in_base(self, said: Quantity) -> bool:
+        if self.base is not None and said.base is None:
+            return said.value.denominator == 1 and str(said.value) == self.digits
+        return (
+            self.value == said.value
+            and (self.base or 10) in (said.base or 10, 10)
+            and (self.base is not None or said.base == 10)
+        )
 
 
-def _quantity_of(match: re.Match[str], text: str, currency: re.Match[str] | None) -> tuple[Quantity, int] | None:
-    """Returns the quantity whose number has matched, and where it ends; `None` where a letter follows that is no unit."""
-    value, end = _value(match), match.end()
-    if value is None:
+def is_close(wanted: Fraction, found: Fraction, *, decimal: bool) -> bool:
+    """Returns whether two numbers are equal; of decimal ones, whether they agree in 12 digits."""
+    return wanted == found or (decimal and abs(wanted - found) <= PRECISION * abs(wanted))
+
+
+def read_quantity(text: str) -> Quantity | None:
+    """Returns the quantity that a whole text is; `None` if there is anything else in it, or unfinished arithmetic."""
+    text = text.strip()
+    about = _ABOUT.match(text)
+    text = _stripped(text[about.end() :] if about else text)
+    if (comma := _DECIMAL_COMMA.fullmatch(text)) is not None:
+        text = f"{comma[1]}.{comma[2]}"
+    sign = "-" if text.startswith("-") and _CURRENCY.match(text, 1) else ""
+    money = _CURRENCY.match(text, len(sign))
+    number = _NUMBER.match(sign + text[money.end() :] if money else text)
+    if number is None:
         return None
-    if currency and (currency["sign"] or "").startswith("-"):
-        value = -value
-    scale = Fraction(1)
-    for _ in range(2):  # `5 hundred thousand`, 千万
-        if not (found := _SCALE.match(text, end)):
-            break
-        scale *= _WORD_SCALES[singular(found["word"])] if found["word"] else _LETTER_SCALES[found["letter"]]
-        end = found.end()
-    if currency and (million := _SMALL_MILLION.match(text, end)):
-        scale, end = scale * 10**6, million.end()
-    share = _SHARE.match(text, end)
-    if share:
-        small = " ".join((share["small"] or "").casefold().split())
-        scale, end = scale / _SMALL.get(small, 1), share.end()
-    units, end = ((), end) if share or _NO_UNIT.match(text, end) else unit_at(text, end)
-    if currency:
-        symbol, _ = unit_at(currency["symbol"].rstrip("."))
-        money = symbol or (Unit(powers={currency["symbol"]: 1}),)
-        # The unit behind may say the same, as in `$42 USD`, or go on, as in `$5 per hour`.
-        per = [unit for unit in units if min(unit.powers.values(), default=0) < 0]
-        units = tuple(product(one, unit) for one in money for unit in per) or money
-    if not units and not share and text[end : end + 1].isalpha() and text[end].isascii():
+    quantity = _number(number)
+    rest = number.string[number.end() :]
+    if quantity is None:
         return None
-    noun = "" if units or share else noun_of(text[end:])
-    is_label = bool(_LABEL.fullmatch(match.group())) and not (units or noun or share or scale != 1)
-    return Quantity(
-        value=value, scale=scale, units=units, noun=noun, is_percent=bool(share and share["percent"]), is_label=is_label
-    ), end
+    quantity = replace(quantity, unit=currency(money[1])) if money else quantity
+    return _with_unit(quantity, rest) or (None if money else _compound(text))
 
 
-def noun_of(text: str) -> str:
-    """Returns the noun at the beginning of a text, with up to three words before it; `""` where a remark stands there."""
-    match = _NOUN.match(text)
-    return " ".join(map(singular, re.split(r"[\s-]+", match[1].strip()))) if match else ""
+def _stripped(text: str) -> str:
+    """Returns a text without dollars and one pair of brackets around all of it, and without a full stop."""
+    text = text.strip().rstrip(".,;:").strip()
+    if text[:1] == "$" and text[-1:] == "$":
+        text = text.strip("$ ")
+    while (text[:1], text[-1:]) in (("(", ")"), ("{", "}")) and not {*"(),;", text[0]} & set(text[1:-1]):
+        text = text[1:-1].strip()
+    return text
 
 
-def _value(match: re.Match[str]) -> Fraction | None:
-    """Returns the number that has matched; `None` for number words that make no number, and for a fraction over zero."""
-    half = Fraction(1 if match["half"] or match["half_of_words"] else 0, 2)
-    value: Fraction | None
-    if match["words"] or match["han"]:
-        number = number_of_words(match["words"]) if match["words"] else number_of_han(match["han"])
-        value = None if number is None else Fraction(number + half)
-    elif match["whole"]:
-        top, bottom = int(match["top"]), int(match["bottom"])
-        value = int(match["whole"]) + Fraction(top, bottom) if top < bottom else None
-    else:
-        below = _decimal(match["below"] or "1")
-        if _SEASON.fullmatch(match.group()):
+def _number(match: re.Match[str]) -> Quantity | None:
+    parts = match.groupdict()
+
+    def decimal(name: str) -> Fraction:
+        return Fraction((parts[name] or "0").replace(",", "").replace(" ", ""))
+
+    sign = -1 if parts["sign"] == "-" else 1
+    if parts["digits"] is not None:
+        return _in_base(parts, sign)
+    if parts["front"] is not None:
+        return Quantity(value=sign * _repeating(parts["front"], parts["line"] or parts["dot"]))
+    if (parts["up1"] or parts["up2"]) is not None:
+        above, below = decimal("up1" if parts["up1"] else "up2"), decimal("low1" if parts["low1"] else "low2")
+        if not below:
             return None
-        power = match["power1"] or match["exponent"] or match["power2"] or "0"
-        value = (_decimal(match["value"] or "1") + half) * Fraction(10) ** int(power) / below if below else None
-    sign = match["sign"] or match["sign_of_words"] or ""
-    return value if value is None or sign.strip() in ("", "+") else -value
+        return Quantity(value=sign * (decimal("whole") + above / below), is_finished=_is_lowest(above, below))
+    if (parts["up3"] or parts["up4"]) is not None:
+        above, below = decimal("up3" if parts["up3"] else "up4"), decimal("low3" if parts["low3"] else "low4")
+        if not below:
+            return None
+        sign = -sign if parts["minus"] else sign
+        return Quantity(value=sign * above / below, is_finished=_is_lowest(above, below))
+    power = parts["power1"] or parts["bare1"] or parts["exponent"] or parts["power2"] or parts["bare2"] or "0"
+    if abs(int(power)) > _LARGEST_EXPONENT:
+        return None
+    value = decimal("value") if parts["value"] else Fraction(1)
+    return Quantity(value=sign * value * Fraction(10) ** int(power), is_decimal="." in (parts["value"] or ""))
 
 
-def _decimal(number: str) -> Fraction:
-    """Returns the value of a `_PLAIN_NUMBER`, whose separators are commas, full stops, blanks, apostrophes or underscores."""
-    number = re.sub(r"[ '_]", "", number)
-    if re.search(r"\..*,|\..*\.", number) or re.fullmatch(r"0,\d+|\d+,(?:\d{1,2}|\d{4,})", number):
-        number = number.replace(".", "").replace(",", ".")  # a decimal comma
-    return Fraction(number.replace(",", ""))
+def _is_lowest(above: Fraction, below: Fraction) -> bool:
+    is_whole = above.denominator == below.denominator == 1
+    return is_whole and below > 1 and Fraction(above, below).denominator == below
+
+
+def _in_base(parts: dict[str, str | None], sign: int) -> Quantity | None:
+    base, digits = int(parts["base"] or parts["base2"] or 0), parts["digits"] or ""
+    try:
+        return Quantity(value=Fraction(sign * int(digits, base)), base=base, digits=digits) if 2 <= base <= 16 else None
+    except ValueError:  # a digit beyond the base
+        return None
+
+
+def _repeating(front: str, period: str | None) -> Fraction:
+    period = period or "0"
+    places = len(front.partition(".")[2])
+    return Fraction(front + "0") + Fraction(int(period), (10 ** len(period) - 1) * 10**places)
+
+
+def _with_unit(quantity: Quantity, rest: str) -> Quantity | None:
+    """Returns the quantity with what stands behind its number; `None` if that is no percent sign, scale or unit."""
+    if (percent := _PERCENT.match(rest)) is not None:
+        quantity, rest = replace(quantity, is_percent=True), rest[percent.end() :]
+    elif (per_mille := _PER_MILLE.match(rest)) is not None:
+        quantity, rest = replace(quantity, value=quantity.value / 1000), rest[per_mille.end() :]
+    elif (scale := _SCALE.match(rest)) is not None:
+        factor = 1
+        for word in scale.groups():
+            factor *= _SCALES[word] if word else 1
+        quantity, rest = replace(quantity, value=quantity.value * factor), rest[scale.end() :]
+    elif (ordinal := _ORDINAL.match(rest)) is not None:
+        rest = rest[ordinal.end() :]
+    behind, rest = rest, rest.strip().strip("$").strip()
+    if not rest.strip(" .,;:"):
+        return quantity
+    if (money := _CURRENCY.fullmatch(rest)) is not None:
+        return replace(quantity, unit=currency(money[1])) if quantity.unit is None else None
+    unit = read_unit(rest)
+    attached = rest[0].isascii() and rest[0].isalpha() and not behind[:1].isspace()
+    if unit is None or (attached and (not unit.kind or len(rest) == 1)):  # `5x` and `5m` are products
+        return None
+    if quantity.unit is not None and unit.kind:
+        return quantity if quantity.unit.agrees(unit) else None
+    return quantity if quantity.unit is not None else replace(quantity, unit=unit)
+
+
+def _compound(text: str) -> Quantity | None:
+    """Returns the sum of parts with units of one kind: `3 hours 20 minutes`."""
+    place, total, kinds = 0, Fraction(0), []
+    while place < len(text.rstrip(" .")):
+        part = _COMPOUND.match(text, place)
+        name = _FEET_AND_INCHES.get(part[2], part[2]) if part else ""
+        if part is None or not is_known(name):
+            return None
+        unit = read_unit(name)
+        if unit is None or "/" in unit.kind:
+            return None
+        total, place = total + Fraction(part[1]) * unit.factor, part.end()
+        kinds.append(unit.kind)
+    return Quantity(value=total, unit=Unit(kinds[0])) if len(kinds) > 1 and len(set(kinds)) == 1 else None

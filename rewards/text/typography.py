@@ -38,6 +38,11 @@ _WRAPPER = Pattern(
     r"|underline|displaystyle)\s*\{([^{}]*)\}"
 )
 _SPACE = Pattern(r"\\[,;:!> ]|\\(?:quad|qquad|enspace|thinspace|displaystyle|left|right)(?![A-Za-z])|~")
+_ITALIC = Pattern(r"(?<![\w*])\*([^*\n]{1,200})\*(?![\w*])|(?<!\w)_([^_\n]{1,200})_(?!\w)")
+_ESCAPE = Pattern(r"\\([_*#%&|])")
+_SMALL_INDEX = Pattern(r" ?([\^_]) ?\{ ?(\w) ?\}")
+_LOOSE_DOLLAR = Pattern(r"(?<!\\)\$")
+_NUMBER = Pattern(r"([-+]?[$€£¥]?\s?)(\d{1,40}|\d{1,3}(?:,\d{3}){1,12}|\d{1,3}(?: \d{3}){1,12}|)(\.\d{0,40})?(\s?%?)")
 _MARKUP = Pattern(r"\*\*|__|(?<!\\)\$|\\[()\[\]]")
 
 
@@ -46,6 +51,8 @@ def plain_typography(text: str) -> str:
 
     Digits may be of any script. Ligatures and other compatibility forms are those of NFKC. LaTeX stays as it is.
     """
+    if text.isascii():
+        return text
     text = text.translate(_SIGNS)
     text = _SUPERSCRIPT.sub(lambda match: "^{" + match[1].translate(_SUPERSCRIPTS) + "}", text)
     text = _SUBSCRIPT.sub(lambda match: "_{" + match[1].translate(_SUBSCRIPTS) + "}", text)
@@ -56,7 +63,7 @@ def plain_typography(text: str) -> str:
         if "/" in plain and letter != plain and place and text[place - 1].isdigit():
             plain = " " + plain  # a mixed number
         letters.append(plain)
-    return "".join(letters)
+    return unicodedata.normalize("NFC", "".join(letters))
 
 
 def _plain_letter(letter: str) -> str:
@@ -70,6 +77,33 @@ def without_markup(text: str) -> str:
 
     Spaces of LaTeX become one blank, dollars and brackets around formulas vanish. Commands with a meaning, as `\frac`, stay.
     """
+    if not any(mark in text for mark in "\\$*_~"):
+        return text.strip()
     while (bare := _WRAPPER.sub(r"\1", text)) != text:
         text = bare
     return _MARKUP.sub("", _SPACE.sub(" ", text)).strip()
+
+
+def plain_words(text: str) -> str:
+    """Returns the text as it is read: plain typography, and neither markup nor quotes around it. Dashes are hyphens.
+
+    A single dollar is a currency and stays.
+    """
+    text = plain_typography(text).replace("–", "-").replace("—", "-").replace("`", "")
+    if len(_LOOSE_DOLLAR.findall(text)) % 2:
+        text = _LOOSE_DOLLAR.sub(r"\\$", text)
+    text = _ITALIC.sub(lambda match: match[1] or match[2], without_markup(text).replace(r"\$", "$"))
+    text = _SMALL_INDEX.sub(r"\1\2", _ESCAPE.sub(r"\1", text)).strip()
+    for quote in "\"'":
+        if len(text) > 2 and text[0] == text[-1] == quote and quote not in text[1:-1]:
+            text = text[1:-1].strip()
+    return text
+
+
+def plain_number(text: str) -> str | None:
+    """Returns a number without separators of thousands and needless zeros: `1,200.0` as `1200`; `None` for any other text."""
+    match = _NUMBER.fullmatch(text) if len(text) < 100 else None
+    if not match or not (match[2] or (match[3] or "").strip(".")):
+        return None
+    decimals = (match[3] or "").rstrip("0").rstrip(".")
+    return f"{match[1].strip()}{match[2].replace(',', '').replace(' ', '') or '0'}{decimals}{match[4].strip()}"

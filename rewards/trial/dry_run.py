@@ -19,8 +19,8 @@ def dry_run(runner: RewardRunner, prompt: Prompt) -> None:
     completions = [fake_completion(text) for text in texts]
     group = Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=completions)
     for text, score in zip(texts, runner.score([group])[0], strict=True):
-        if score.error is not None:
-            raise ValueError(f"{score.error}; this was a trial on the made-up response {text!r}, before the start")
+        if score.problem is not None:
+            raise ValueError(f"{score.problem}; this was a trial on the made-up response {text!r}, before the start")
 
 
 def fake_completion(text: str) -> Completion:

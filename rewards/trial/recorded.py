@@ -198,6 +198,7 @@ def _completion(response: Any, num_tokens: int | None, folder: Path) -> Completi
         policy_version=recorded.get("policy_version") or 0,
         turns=turns,
         outcome=recorded.get("outcome") or {},
+        thinking=recorded.get("thinking") is True,
     )
 
 

@@ -35,7 +35,7 @@ class Scored:
 
 
 def _judged(scored: Sequence[Scored]) -> list[Scored]:
-    return [each for each in scored if each.score.error is None]
+    return [each for each in scored if each.score.problem is None]
 
 
 def print_summary(console: Console, name: str, scored: Sequence[Scored]) -> None:
@@ -108,14 +108,14 @@ def print_errors(console: Console, scored: Sequence[Scored], num_samples: int) -
     """Prints errors by kind, the most frequent first, with the first message and some responses of each."""
     kinds: dict[str, list[Scored]] = defaultdict(list)
     for each in scored:
-        if each.score.error is not None:
-            kinds[_VARYING.sub("…", each.score.error[:LONGEST_ERROR])].append(each)
+        if each.score.problem is not None:
+            kinds[_VARYING.sub("…", each.score.problem[:LONGEST_ERROR])].append(each)
     if not kinds:
         return
     table = Table("number", "error", "responses", box=SIMPLE_HEAD, show_lines=True)
     for found in sorted(kinds.values(), key=len, reverse=True)[:KINDS]:
         shown = "\n".join(f"{printable(each.prompt.id)}: {_excerpt(each)}" for each in found[:num_samples])
-        table.add_row(str(len(found)), Text(printable(str(found[0].score.error)[:LONGEST_ERROR])), Text(shown))
+        table.add_row(str(len(found)), Text(printable(str(found[0].score.problem)[:LONGEST_ERROR])), Text(shown))
     console.print("errors", table, sep="\n")
 
 
@@ -135,19 +135,19 @@ def print_references(console: Console, scored: Sequence[Scored], num_samples: in
     """Prints the rewards of the reference answers, and those with less than the best."""
     found = [each.score.reward for each in _judged(scored)]
     best = max(found, default=0.0)
-    worse = [each for each in scored if each.score.error is not None or each.score.reward < best]
+    worse = [each for each in scored if each.score.problem is not None or each.score.reward < best]
     console.print(f"reference answers as responses: {len(scored)}, best reward {_short(best)}, {len(worse)} got less")
     _print_spread(console, {"reward": found})
     table = Table("reward", "prompt", "reference answer", "error", box=SIMPLE_HEAD)
     for each in worse[:num_samples]:
-        error = Text(printable((each.score.error or "")[:LONGEST_ERROR]))
+        error = Text(printable((each.score.problem or "")[:LONGEST_ERROR]))
         table.add_row(_given(each), Text(printable(each.prompt.id)), Text(_excerpt(each)), error)
     if table.row_count:
         console.print(table)
 
 
 def _given(each: Scored) -> str:
-    return _short(each.score.reward) if each.score.error is None else "error"
+    return _short(each.score.reward) if each.score.problem is None else "error"
 
 
 def _short(number: float) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rewards.text.answer_text import answer_part
 from rewards.text.boxes import BOX, shapes_of_reference, shapes_of_text, share_found
+from rewards.text.places import says_none
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
@@ -20,11 +21,13 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
     """Makes a verifier that rewards boxes by their IoU with the reference, in Qwen3-VL's coordinates, 0 to 1000.
 
     Boxes of response and reference are paired for the greatest sum of IoUs. The reward is this sum over the larger number of
-    boxes, so a box too many costs as much as a missing one. Where both sides have labels, only equal labels pair.
+    boxes, so a box too many costs as much as a missing one. Where the reference has different labels, a box needs the one it is
+    for; `a cat`, `black cat` and `cat on the left` stand for `cat`. Where it has one label, a box without a label may pair, too.
     `boxes.shapes_of_text` finds the boxes of a response.
 
     `prompt.answer` is a box `[left, top, right, bottom]`, a list of boxes, a list of `{"bbox_2d": [...], "label": ...}`, or one of
-    these as JSON; never in pixels.
+    these as JSON; never in pixels or from 0 to 1. An empty list means that there is no such object: then an empty list, or words
+    that say so, earn 1.
 
     Args:
         threshold: A pair counts 1 from this IoU on, and else 0; by default it counts its IoU.
@@ -47,7 +50,11 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
             wanted = shapes_of_reference(prompt.answer, BOX)
         except ValueError as error:
             return unreadable("box_iou", prompt, str(error))
-        return share_found(shapes_of_text(answer_part(completion), BOX), wanted, worth)
+        text = answer_part(completion)
+        found = shapes_of_text(text, BOX)
+        if not wanted:
+            return float(all(shape.place is None for shape in found) and says_none(text))
+        return share_found(found, wanted, worth)
 
     return verify
 

@@ -9,7 +9,7 @@ from rewards.text.answer_text import answer_part, final_answer
 from rewards.text.claims import BOUND, BOUND_BEHIND, HEDGE, HEDGE_BEHIND, NEGATION, behind_reasons, result_of
 from rewards.text.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
-from rewards.text.quantities import LONGEST, plain_quantities
+from rewards.text.amounts import LONGEST, plain_quantities
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options

@@ -1,158 +1,242 @@
-"""Numbers and formulas, compared as mathematics by math-verify, without its alarm."""
+"""Numbers and formulas, compared as mathematics: numbers by exact arithmetic, formulas by math-verify, without its alarm."""
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from numbers import Real
-from typing import Any
 
-from rewards.text.answer_text import answer_part, boxed_answers, plain_digits
+from rewards.text.answer_text import answer_part
+from rewards.text.formulas import final_formula, plain_formula, plain_text
 from rewards.text.patterns import Pattern
+from rewards.text.readings import Reading, read_answer
+from rewards.text.symbolic import (
+    LONGEST_FORMULA,
+    is_constant,
+    is_same,
+    is_worked_out,
+    operations,
+    parse_formula,
+)
 from rewards.text.unreadable import unreadable
-from rewards.types import Score
+from rewards.types import Score, Verifier
+from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
 TAIL = 1000  # characters that are read from the end; the regular expressions are quadratic in it
-LONGEST_FORMULA = 300  # characters; the LaTeX parser spends up to a second on 300 hostile ones, and 8 s on 2,000
 
-_FORMULA = r"(?:\$[^$]+\$|\\\((?:(?!\\\)).)+\\\)|\\\[(?:(?!\\\]).)+\\\])"
-_FORMULAS = rf"({_FORMULA}(?:(?:\s*(?:[,;]|\band\b|\bor\b))+\s*{_FORMULA})*)"
-_EACH = Pattern(_FORMULA, re.DOTALL)
-_STEP = Pattern(r"(?:\\(?:[dt]?frac|sqrt|times|cdot|div)|[^a-z\\=])*=", re.IGNORECASE)
-_CLOSING_MATH = Pattern(rf"{_FORMULAS}[\s.*]*$", re.DOTALL)
-_ANSWER_IS = Pattern(rf"\banswers?\b(?:\s+(?:is|are))?\s*:?\s*{_FORMULAS}", re.IGNORECASE | re.DOTALL)
-_TEXT_COMMAND = Pattern(r"\\(?:text|mathrm|mbox|begin|end)\{[^{}]*\}")
-_WORD = Pattern(r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)", re.IGNORECASE)
+_CLOSED_BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
+_PHRASE = Pattern(r"\banswers?\b(?:\s+(?:is|are)\b|\s*:)|答案", re.IGNORECASE)
+_DELIMITER = Pattern(r"(?<!\\)\$|\\[()\[\]]")
+_PAIR = Pattern(r"\$[^$]*\$")
 _EQUALS = Pattern(r"(?<![<>!:\\])=")
-_SEVERAL = Pattern(r"[,;](?!\d{3}\b)|\\text|\b(?:and|or)\b")
-_SCIENTIFIC = Pattern(r"(\d)e([+-]?\d+)\b", re.IGNORECASE)
-_THOUSANDS = Pattern(r"(?<=\d)\s(?=\d{3}\b)")
-_SIDE_BY_SIDE = Pattern(r"\d\s+\d")
-_UPRIGHT = Pattern(r"\\mathrm\{([ei])\}")  # these two are constants; `\mathrm{m}` is a unit
-_MIXED = Pattern(r"\b(\d+)\s+(\d+)\s*/\s*(\d+)\b")
-_BY_NAME = Pattern(r"(?<![\\A-Za-z])(pi|oo|infty|inf)(?![A-Za-z])")
-_SYMBOLS = str.maketrans({"∞": r"\infty ", "π": r"\pi ", "−": "-", "．": ".", "，": ",", "٫": ".", "٬": ",", "％": "%"})
+_SEVERAL = Pattern(r"[,;](?!\d{3}\b)|\b(?:and|or)\b")
+_IN_TEXT = Pattern(r"\$*\s*\\(?:text|mathrm|mbox)\{[^{}]*\}\s*\$*")
+_OPERATOR = Pattern(r"[-+*/^(=]|\\[a-z]+")
+_MULTIPLE_DIGITS = 10  # digits of a decimal reference from which on it is taken for an irrational number, rounded
+_FACTOR = Pattern(r"\bfactor(?:i[sz]e)?\b|因式分解|分解因式", re.IGNORECASE)
+_EXPAND = Pattern(r"\bexpand\b|\bmultiply out\b|展开", re.IGNORECASE)
 
 
-def math_answer(prompt: Prompt, completion: Completion) -> float | Score:
-    r"""Rewards a response whose final answer equals `prompt.answer` as mathematics: `\boxed{\frac{34}{4}}` is 8.5.
+@with_options
+def math_answer(*, expressions: bool = False) -> Verifier:
+    r"""Makes a verifier of a final answer that equals `prompt.answer` as mathematics: `\boxed{\frac{17}{2}}` is 8.5.
 
     Only the final answer after the thoughts counts. It is the last `\boxed{...}`, with other boxes right before it. Without a box
-    it is the formula that ends the response, or the text after its last `####`. In prose it is the formula after the last
-    "answer is", or math-verify's choice, the last number or formula. In `3+5+9=17`, the answer is `17`; in `$16$ or $17$` it is
-    both. Where the reference is a number, unfinished arithmetic (`3+5+9`, `9 8`) is no answer. Digits may be of any script.
+    it is the content of `<answer>`, the text after `####`, or what follows "the answer is" or `答案是`; else the formula that ends
+    the response, or the last number of its last sentence. A number that is denied or in doubt (`not 7`, `below 7`, `maybe 7`) is
+    no answer, and numbers that follow each other are a list.
 
-    There is no time limit here, as math-verify's own is a `signal.alarm`, which fails silently outside the main thread. A
-    formula such as `9^{9^{9^9}}` runs on until `rewards.workers.runner` stops it.
+    Typography does not count: digits of any script, `½`, `x²`, `√2`, `（3，4）`, `\text{}`, `\,`. Units agree or are absent on a
+    side, and scales apply: `2.5 million`, `5.2k`, `3万`. Rational numbers are compared exactly, decimals and irrational numbers
+    relatively. Lists and sets have no order; an interval equals its inequality.
+
+    Where the reference is a number, the answer must be one in lowest form: `3+5+9`, `\frac{6}{4}`, `\binom{10}{3}` are work still
+    to be done, and so is an expression of the question. Powers, factorials and the like beyond 20,000 digits are refused unread.
+
+    `prompt.answer` is a number, LaTeX, or a word. It is read whole or not at all: `3, 5, and 7`, `3 hours 20 minutes`, `at least
+    5`. A label such as `Room 12` equals itself only.
+
+    Args:
+        expressions: Whether an answer may be an expression of the right value, such as `3+5+9`.
 
     Returns:
-        1.0 or 0.0; a `Score` with an error where the reference is neither a number nor LaTeX.
+        The verifier: 1.0 or 0.0; a `Score` with an error where the reference cannot be read.
     """
-    reference = _reference(str(prompt.answer)) if isinstance(prompt.answer, str | Real) else None
-    if reference is None:
-        return unreadable("math_answer", prompt, "give a number or LaTeX")
-    return float(_is_answer(_plain(answer_part(completion)[-TAIL:]), reference))
 
+    def verify(prompt: Prompt, completion: Completion) -> float | Score:
+        is_text_or_number = isinstance(prompt.answer, str | Real) and not isinstance(prompt.answer, bool)
+        reference = _reference(str(prompt.answer)) if is_text_or_number else None
+        if reference is None:
+            return unreadable("math_answer", prompt, "give a number or LaTeX")
+        formula = final_formula(plain_text(answer_part(completion)[-TAIL:]))
+        if not formula or len(formula) > LONGEST_FORMULA:
+            return 0.0
+        answer = read_answer(formula)
+        if answer is None or (not answer.quantity and _is_of_question(answer, reference, prompt)):
+            return 0.0
+        return float(_is_answer(answer, reference, expressions=expressions))
 
-def _is_answer(text: str, reference: Any) -> bool:
-    from sympy import Number
-    from sympy.core.relational import Relational
-
-    formula = _final_formula(text)
-    if formula is not None and not isinstance(reference, Relational):
-        formula = _right_hand_side(formula)
-    if formula is not None and len(formula) > LONGEST_FORMULA:
-        return False
-    answer, written = _read(text if formula is None else _boxed(formula))
-    if answer is None or (isinstance(reference, Number) and not _is_worked_out(answer, written)):
-        return False
-    _, verify = _math_verify()
-    return bool(verify(reference, answer, timeout_seconds=None))
+    return verify
 
 
 @lru_cache(maxsize=4096)
-def _reference(answer: str) -> Any | None:
-    """Returns the reference as a SymPy object; cached, as a group shares its reference.
-
-    It is `None` where it cannot be read, or does not equal itself, as `12:00`, a division by zero.
-    """
-    answer = _plain(answer)
-    formula = _final_formula(answer)
-    reference = _read(answer if formula is None else _boxed(formula))[0]
-    _, verify = _math_verify()
-    return reference if reference is not None and verify(reference, reference, timeout_seconds=None) else None
-
-
-def _plain(text: str) -> str:
-    """Returns a text with digits, signs and separators of any script in the form of LaTeX."""
-    return plain_digits(text).translate(_SYMBOLS)
-
-
-def _final_formula(text: str) -> str | None:
-    """Returns the formula that ends a text; `None` for prose, where math-verify has to search for one."""
-    if boxes := boxed_answers(text):
-        return ", ".join(boxes)
-    text = text.rsplit("####", 1)[-1]  # GSM8K's mark; headings in Markdown do no harm
-    closing = _CLOSING_MATH.search(text)
-    if closing is not None:
-        return _inside(closing[1])
-    if _WORD.search(_TEXT_COMMAND.sub("", text)):
-        answers = _ANSWER_IS.findall(text)
-        return _inside(answers[-1]) if answers else None
-    return (text.strip().splitlines() or [""])[-1]
+def _reference(answer: str) -> Reading | None:
+    """Returns the reading of a reference, `None` where any of it cannot be read; cached, as a group shares its reference."""
+    text = plain_text(answer)
+    if _CLOSED_BOX.search(text) or "####" in text or (_PHRASE.search(text) and len(text) > 20):
+        text = final_formula(text) or ""
+    elif text.count("$") > 1 or "\\(" in text or "\\[" in text:
+        text = _DELIMITER.sub(" ", text)
+    reading = read_answer(text)
+    if reading is not None and reading.is_equation:
+        reading = replace(reading, quantity=None)
+    if reading is None or reading.is_verbatim or reading.quantity or reading.items or reading.named:
+        return reading
+    if reading.ratio:
+        return reading if all(reading.ratio) else None
+    if reading.has_words:
+        return reading if _is_label(reading.text, text) else None
+    formula = parse_formula(reading.formula)
+    return reading if formula is not None and is_same(formula, formula) else None
 
 
-def _inside(formulas: str) -> str:
-    """Returns formulas without their delimiters: `1, 2` of `$1$ and $2$`, which are one answer, as two boxes are.
+def _is_label(text: str, written: str) -> bool:
+    """Returns whether a text is a word, a short label with a number in it, or wholly in `\\text{}`."""
+    words = text.split()
+    if _IN_TEXT.fullmatch(written.strip()):
+        return True
+    return len(words) == 1 or (len(words) <= 4 and any(character.isdigit() for character in text))
 
-    Equations of arithmetic before the last formula, as in `$3+5=8$, $8+9=17$`, are steps and left out.
-    """
-    *first, last = (formula[1:-1] if formula[0] == "$" else formula[2:-2] for formula in _EACH.findall(formulas))
-    return ", ".join([*(formula for formula in first if not _STEP.match(formula)), last])
+
+def _is_of_question(answer: Reading, reference: Reading, prompt: Prompt) -> bool:
+    """Returns whether an answer is an expression of the question, or has the form that the question asks to leave."""
+    question = plain_formula(plain_text(_question(prompt)))
+    if not question or answer.key == reference.key:
+        return False
+    said = re.sub(r"[\s$]", "", answer.text)
+    if len(said) > 2 and _OPERATOR.search(said) and said in re.sub(r"[\s$]", "", question):
+        return True
+    for pattern, is_product in ((_FACTOR, True), (_EXPAND, False)):
+        if pattern.search(question):
+            wanted, found = parse_formula(reference.formula), parse_formula(answer.formula)
+            return _is_product(wanted) == is_product and _is_product(found) != is_product
+    return False
+
+
+def _question(prompt: Prompt) -> str:
+    """Returns the text of the last message of the user."""
+    for message in reversed(prompt.messages):
+        if message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, str):
+                return content[-4000:]
+            parts = content if isinstance(content, list) else []
+            return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))[-4000:]
+    return ""
+
+
+def _is_product(formula: object) -> bool:
+    return bool(getattr(formula, "is_Mul", False) or getattr(formula, "is_Pow", False))
+
+
+def _is_answer(answer: Reading, reference: Reading, *, expressions: bool) -> bool:
+    """Returns whether an answer equals the reference, in the most exact form that both have."""
+    if answer.key == reference.key:
+        return True
+    if (
+        answer.about is not None
+        and _is_rounded(answer)
+        and _is_answer(answer.about, reference, expressions=expressions)
+    ):
+        return True
+    if answer.is_verbatim or reference.is_verbatim:
+        return False
+    if reference.ratio or answer.ratio:
+        return _is_same_ratio(answer, reference)
+    if reference.quantity is not None:
+        return _is_quantity(answer, reference, expressions=expressions)
+    if reference.named and (answer.named or answer.items):
+        return _is_named(answer, reference)
+    if reference.items and (answer.items or answer.quantity):
+        return _is_list(answer, reference, expressions=expressions)
+    if reference.unit and answer.unit and not reference.unit.agrees(answer.unit):
+        return False
+    return not reference.has_words and not answer.has_words and _is_formula(answer, reference, expressions=expressions)
+
+
+def _is_rounded(answer: Reading) -> bool:
+    """Returns whether the value after `\\approx` is near the one before it, as far as both are numbers."""
+    exact, about = answer.quantity, answer.about.quantity if answer.about else None
+    return exact is None or about is None or abs(exact.value - about.value) * 20 <= abs(exact.value)
+
+
+def _is_quantity(answer: Reading, reference: Reading, *, expressions: bool) -> bool:
+    wanted, found = reference.quantity, answer.quantity
+    if wanted is None or (reference.name and answer.name and reference.name != answer.name):
+        return False
+    if found is not None:
+        return wanted.equals(found) and (found.is_finished or expressions)
+    if answer.items or answer.named or answer.has_words:
+        return False
+    digits = sum(character.isdigit() for character in reference.text)
+    if not expressions and not (wanted.is_decimal and digits >= _MULTIPLE_DIGITS):
+        return False
+    return _is_formula(answer, reference, expressions=expressions)
+
+
+def _is_same_ratio(answer: Reading, reference: Reading) -> bool:
+    """Returns whether two ratios are proportional and the answer is in lowest form; of two parts, also a quotient."""
+    wanted, found = reference.ratio, answer.ratio
+    if len(wanted) == 2 and answer.quantity is not None and wanted[1]:
+        return wanted[0] / wanted[1] == answer.quantity.value and answer.quantity.is_finished
+    if len(found) == 2 and reference.quantity is not None and found[1]:
+        return reference.quantity.value == found[0] / found[1]
+    if not wanted and found and _EQUALS.search(reference.text):
+        return _is_formula(answer, reference, expressions=False)
+    return len(wanted) == len(found) and all(
+        first * found[0] == second * wanted[0] for first, second in zip(wanted, found, strict=True)
+    )
+
+
+def _is_named(answer: Reading, reference: Reading) -> bool:
+    """Returns whether the values are those of the same names; without names, those in the same order."""
+    if answer.items:
+        pairs = list(zip([value for _, value in reference.named], answer.items, strict=False))
+        return len(answer.items) == len(reference.named) and all(first.equals(second) for first, second in pairs)
+    wanted, found = dict(reference.named), dict(answer.named)
+    return wanted.keys() == found.keys() and all(value.equals(found[name]) for name, value in wanted.items())
+
+
+def _is_list(answer: Reading, reference: Reading, *, expressions: bool) -> bool:
+    """Returns whether two lists hold the same numbers, in any order and however often."""
+    found = answer.items or ((answer.quantity,) if answer.quantity else ())
+    if not expressions and not all(each.is_finished for each in found):
+        return False
+    return all(any(each.equals(other) for other in found) for each in reference.items) and all(
+        any(each.equals(other) for each in reference.items) for other in found
+    )
+
+
+def _is_formula(answer: Reading, reference: Reading, *, expressions: bool) -> bool:
+    """Returns whether two formulas are the same by SymPy, and the answer's operations are done as in the reference."""
+    from sympy.logic.boolalg import Boolean
+
+    wanted = parse_formula(reference.formula)
+    if wanted is None:
+        return False
+    is_number = is_constant(wanted) or reference.quantity is not None
+    undone = operations(answer.formula, of_constant=is_number) - operations(reference.formula, of_constant=is_number)
+    if undone and not expressions:
+        return False
+    formula = answer.formula if isinstance(wanted, Boolean) else _right_hand_side(answer.formula)
+    found = parse_formula(formula)
+    if found is None or (is_number and not expressions and is_worked_out(wanted) and not is_worked_out(found)):
+        return False
+    return is_same(wanted, found)
 
 
 def _right_hand_side(formula: str) -> str:
     """Returns the text after the last equals sign; a list of equations (`x=1, y=2`) stays whole."""
     return formula if _SEVERAL.search(formula) else _EQUALS.split(formula)[-1]
-
-
-def _boxed(formula: str) -> str:
-    """Returns the formula in a box, the only delimiter in which math-verify reads all of it, with numbers in its forms."""
-    formula = _UPRIGHT.sub(r"\1", formula.strip().lstrip("$").rstrip(". "))
-    formula = _MIXED.sub(r"\1\\frac{\2}{\3}", _THOUSANDS.sub("", formula))
-    formula = _BY_NAME.sub(lambda name: r"\pi" if name[1] == "pi" else r"\infty", formula)
-    return r"\boxed{" + _SCIENTIFIC.sub(r"\1\\times10^{\2}", formula) + "}"
-
-
-def _read(text: str) -> tuple[Any | None, str]:
-    """Returns the SymPy object that math-verify finds in a text, or `None`, and the formula as text."""
-    parse, _ = _math_verify()
-    found = parse(text, parsing_timeout=None)  # [the object, if the formula could be parsed; the formula as text]
-    if not found or isinstance(found[0], str):
-        return None, ""
-    return found[0], found[-1] if isinstance(found[-1], str) else ""
-
-
-def _is_worked_out(answer: Any, written: str) -> bool:
-    """Returns whether a formula has no unfinished arithmetic; needs its text, as `9 8` is parsed as the mixed number 9 + 8."""
-    from sympy import Add, Integer, Mul, preorder_traversal
-    from sympy.core.relational import Equality
-
-    for node in preorder_traversal(answer.rhs if isinstance(answer, Equality) else answer):
-        if isinstance(node, Add):
-            return False
-        if isinstance(node, Mul) and sum(isinstance(part, Integer) and abs(int(part)) > 1 for part in node.args) > 1:
-            return False
-    return not _SIDE_BY_SIDE.search(_THOUSANDS.sub("", written))
-
-
-@lru_cache(maxsize=1)
-def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Imports math-verify (half a second) and silences its warning that the alarm is off."""
-    from math_verify import parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return parse, verify

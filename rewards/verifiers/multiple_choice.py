@@ -1,85 +1,123 @@
-"""Questions with lettered options, answered by letter, text or both."""
+"""Questions with options, answered by letter, text or both, and questions answered by yes or no."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from string import ascii_uppercase
+from functools import lru_cache
+from typing import Any
 
-from rewards.text.answer_text import answer_part, final_answer, normalised
+from rewards.text.answer_text import answer_part
+from rewards.text.choice_answer import NO, YES, Options, bare, comparable, picked, read_pick, read_picks
+from rewards.text.option_list import options_of
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
-from rewards.types import Score
+from rewards.types import Score, Verifier
+from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
-_MARKUP = Pattern(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}|\*\*")
-_LETTER = Pattern(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
-_LETTER_AND_TEXT = Pattern(r"[(\[]?([A-Z])(?:([)\]][.:]?)\s*|([.:])\s+|\s+)(.+)", re.DOTALL)
-_ANOTHER_LETTER = Pattern(r"(?!^)\b[A-Z]\b|^[A-Z]\W*$")  # an article at the front (`B. A cat`) is not another letter
+_OWN_LETTER = Pattern(r"[(\[]?([A-Za-z0-9]{1,2})(?:[)\]][.:]?\s*|[.:]\s+)(.+)", re.DOTALL)
+_LETTER_FIRST = Pattern(r"\W*[A-Za-z]\W*|\W*[A-Z](?:[)\]][.:]?|[.:](?=\s)).+", re.DOTALL)
+_SEVERAL = Pattern(r"(?:[(\[]?[A-Z][)\]]?(?:\s*[,;/&]\s*|\s+and\s+|\s+|(?=[A-Z(\[]))){1,25}[(\[]?[A-Z][)\]]?\.?")
+_YES_AND_NO: Options = {"yes": YES, "no": NO}
 
 
-def multiple_choice(prompt: Prompt, completion: Completion) -> float | Score:
-    r"""Rewards a response that picks the right option.
+@with_options
+def multiple_choice(*, several: bool = False, boxed: bool = False) -> Verifier:
+    r"""Makes a verifier that rewards a response that picks the right option, or exactly the right ones.
 
-    The pick is the response's `answer_text.final_answer`. It may be the letter (`B`, `b`, `(B)`, `B.`), the letter with the text
-    of its option (`B. a cat`), or the text of one option (`a cat`).
+    The pick is in the last `\boxed{...}` or `<answer>...</answer>`, else after the last phrase such as "answer is", else in the
+    last line, else in the first. It may be the letter (`B`, `b`, `(B)`, `B.`, `Option B`), the letter with the text of its option
+    (`B. a cat`), or the text of one option (`a cat`). A reason may follow (`B. Note that A is smaller.`). Text that takes the pick
+    back, doubts it or picks another earns nothing (`B is wrong`, `A or B`, `B. a dog` where that is the text of A).
 
-    `prompt.columns["options"]` holds the options, as a list of texts or a mapping from letters to texts. Without options, any
-    text may follow a letter and a mark (`B. a cat`, but not `A cat`, as `A` is also a word). `prompt.answer` is a letter or the
-    text of an option.
+    `prompt.columns["options"]` holds the options, as a list of texts, a mapping from letters to texts, or one text that lists them
+    (`A. a dog B. a cat`). Without options, any text may follow a letter and a mark (`B. a cat`, but not `A cat`, as `A` is also a
+    word). `prompt.answer` is a letter, the text of an option, or, as a whole number, the place of an option from 0.
+
+    Several letters (`ACD`, `A, C`, a list) are all right ones, if they are among the options. The response must name these and no
+    others, in any order.
+
+    Args:
+        several: Any number of options may be right. The column `several` sets it for one prompt. It is needed where the row has no
+            options.
+        boxed: Only a `\boxed{...}` counts.
 
     Returns:
-        1.0 or 0.0; a `Score` with an error where the reference names no option.
+        The verifier: 1.0 or 0.0; a `Score` with an error where the reference names no option, or the options cannot be read.
     """
-    options = _options(prompt)
-    correct = _pick(str(prompt.answer), options)
-    if correct is None:
-        known = f"one of {list(options)} or the text of an option" if options else "a letter, or add a column 'options'"
-        return unreadable("multiple_choice", prompt, f"give {known}")
-    return float(_pick(final_answer(answer_part(completion)), options) == correct)
+
+    def verify(prompt: Prompt, completion: Completion) -> float | Score:
+        try:
+            options = _options(prompt)
+        except ValueError as error:
+            return unreadable("multiple_choice", prompt, str(error))
+        correct = _correct(prompt.answer, options, several or bool(prompt.columns.get("several")))
+        if correct is None:
+            known = (
+                f"one of {list(options)} or the text of an option" if options else "a letter, or add a column 'options'"
+            )
+            return unreadable("multiple_choice", prompt, f"give {known}")
+        text = answer_part(completion)
+        if isinstance(correct, str):
+            return float(picked(text, lambda each: read_pick(each, options), boxed=boxed) == correct)
+        return float(picked(text, lambda each: read_picks(each, options), boxed=boxed) == correct)
+
+    return verify
 
 
-def _options(prompt: Prompt) -> dict[str, str]:
-    """Returns the normalised text of each option by its letter; empty where the row has no options."""
-    given = prompt.columns.get("options")
-    if given is None:
-        return {}
-    lettered = given.items() if isinstance(given, Mapping) else zip(ascii_uppercase, given, strict=False)
-    return {str(letter).upper(): _bare(str(text), str(letter).upper()) for letter, text in lettered}
+@with_options
+def yes_no(*, boxed: bool = False) -> Verifier:
+    r"""Makes a verifier that rewards the right one of yes and no, in English or Chinese.
+
+    `true` and `correct` are a yes, `false` and `incorrect` a no. The word is searched as `multiple_choice` searches a pick. A
+    reason may follow it (`Yes, there is one.`). Hedges earn nothing (`yes and no`, `maybe`, `yes or no`).
+
+    `prompt.answer` is such a word, or a boolean.
+
+    Args:
+        boxed: Only a `\boxed{...}` counts.
+
+    Returns:
+        The verifier: 1.0 or 0.0; a `Score` with an error where the reference is neither yes nor no.
+    """
+
+    def verify(prompt: Prompt, completion: Completion) -> float | Score:
+        answer = {True: "yes", False: "no"}[prompt.answer] if isinstance(prompt.answer, bool) else str(prompt.answer)
+        correct = read_pick(answer, _YES_AND_NO)
+        if correct is None:
+            return unreadable("yes_no", prompt, "give yes or no, true or false, 是 or 否")
+        found = picked(answer_part(completion), lambda text: read_pick(text, _YES_AND_NO), boxed=boxed)
+        return float(found == correct)
+
+    return verify
 
 
-def _bare(text: str, letter: str) -> str:
+def _options(prompt: Prompt) -> Options:
+    """Returns the comparable text of each option by its letter; empty where the row has no options."""
+    given = options_of(prompt.columns.get("options"))
+    return {letter: (_without_letter(text, letter),) for letter, text in given.items()}
+
+
+@lru_cache(maxsize=4096)
+def _without_letter(text: str, letter: str) -> str:
     """Returns an option's text without its letter in front: `(B) a cat` is `a cat`."""
-    first, is_marked, rest = _split(_unwrapped(text))
-    return _comparable(rest if is_marked and first == letter else text)
+    match = _OWN_LETTER.fullmatch(bare(text))
+    return comparable(match[2] if match and match[1].upper() == letter else text)
 
 
-def _pick(answer: str, options: Mapping[str, str]) -> str | None:
-    """Returns the letter of an answer; `None` if it names no option, or more than one."""
-    answer = _unwrapped(answer)
-    single = _LETTER.fullmatch(answer)
-    if single and (not options or single[1].upper() in options):
-        return single[1].upper()
-    same_text = [letter for letter, text in options.items() if text and text == _comparable(answer)]
-    if same_text:
-        return same_text[0] if len(same_text) == 1 else None
-    letter, marked, rest = _split(answer)
-    if options:
-        return letter if letter and _comparable(rest) == options.get(letter) else None
-    return letter if marked and not _ANOTHER_LETTER.search(rest) else None
-
-
-def _split(answer: str) -> tuple[str | None, bool, str]:
-    """Splits `(B) a cat` into the letter, whether a mark follows it, and the text."""
-    match = _LETTER_AND_TEXT.fullmatch(answer)
-    return (match[1], bool(match[2] or match[3]), match[4]) if match else (None, False, answer)
-
-
-def _unwrapped(text: str) -> str:
-    """Returns the text without quotes, dollars and bold type around it."""
-    return _MARKUP.sub(lambda match: match[1] or "", text).strip(" \t\n$`*\"'")
-
-
-def _comparable(text: str) -> str:
-    """Returns the text normalised, without markup around it and a full stop at its end."""
-    return normalised(_unwrapped(text)).rstrip(".")
+def _correct(answer: Any, options: Options, several: bool) -> str | frozenset[str] | None:
+    """Returns the right letter, or the set of right letters; `None` if the answer names no option."""
+    if isinstance(answer, list | tuple):
+        picks = [read_pick(str(each), options) for each in answer] if options or several else []
+        return frozenset(pick for pick in picks if pick) if picks and None not in picks else None
+    text = str(answer)
+    is_readable = options or _LETTER_FIRST.fullmatch(
+        bare(text)
+    )  # `C - 5` and `P(A)` may be the reference of another verifier
+    pick = read_pick(text, options) if is_readable else None
+    if pick is None and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
+        pick = list(options)[answer]
+    if pick is None and (options or several) and _SEVERAL.fullmatch(bare(text)):
+        letters = read_picks(text, options)
+        return letters if letters and len(letters) > 1 else None
+    return frozenset([pick]) if pick and several else pick

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rewards.text.answer_text import answer_part
 from rewards.text.boxes import BOX, POINT, shapes_of_reference, shapes_of_text, share_found
+from rewards.text.places import says_none
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
@@ -20,11 +21,12 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
     """Makes a verifier that rewards points that lie in the reference's boxes, in Qwen3-VL's coordinates, 0 to 1000.
 
     Each box needs a point of its own inside it or on its edge. The reward is the number of boxes hit over the larger of the
-    numbers of boxes and points. Where both sides have labels, only equal labels hit. `boxes.shapes_of_text` finds the points of
-    a response.
+    numbers of boxes and points. Labels count as for `box_iou`. `boxes.shapes_of_text` finds the points of a response, also in calls
+    of tools; a box stands for its centre.
 
     `prompt.answer` is a box `[left, top, right, bottom]`, a list of boxes, a list of `{"bbox_2d": [...], "label": ...}`, or one of
-    these as JSON; never in pixels. With a radius it is points instead: `[x, y]`, a list of these, or with `"point_2d"`.
+    these as JSON; never in pixels or from 0 to 1; or an empty list where there is no such
+    object. With a radius it is points instead: `[x, y]`, a list of these, or with `"point_2d"`.
 
     Args:
         radius: Largest distance of a hit from a point of the reference, in thousandths of the picture's width and height.
@@ -52,6 +54,10 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
             wanted = shapes_of_reference(prompt.answer, size)
         except ValueError as error:
             return unreadable("point_in_box", prompt, f"{error}{remedy}")
-        return share_found(shapes_of_text(answer_part(completion), POINT), wanted, worth)
+        text = answer_part(completion)
+        found = shapes_of_text(text, POINT)
+        if not wanted:
+            return float(all(shape.place is None for shape in found) and says_none(text))
+        return share_found(found, wanted, worth)
 
     return verify

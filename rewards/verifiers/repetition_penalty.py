@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rewards.text.patterns import Pattern
 from rewards.types import Verifier
 from rewards.verifiers.options import with_options
@@ -9,10 +11,20 @@ from rollout.types import Completion, Prompt
 
 READ = 50_000  # characters that are read from the end, where loops are
 
-# Units: words of up to 24 characters, single letters of scripts without blanks, and up to 4 punctuation marks.
-_UNIT = Pattern(
+# Words of up to 24 characters, and single letters of scripts without blanks.
+_WORD = Pattern(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,24}|\ue000\d{1,20}"
+)
+_UNIT = Pattern(  # marks, too, up to 4 together
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,24}|[^\w\s]{1,4}"
 )
+# Objects of JSON and rows of tables: they share keys and marks, and repeat only if they are the same.
+_RECORD = Pattern(
+    r"\{[^{}]{1,500}\}|^[ \t]*\|[^\n]{1,600}\|[ \t]*$|<tr\b.{1,600}?</tr>", re.MULTILINE | re.DOTALL | re.IGNORECASE
+)
+_RULE = frozenset("|:=+_*~-# \t")  # marks of a line between parts or rows
+LONGEST_RULE = 400  # characters
+_TAG = Pattern(r"</?[a-z][^<>\n]{0,100}>")
 
 
 @with_options
@@ -20,7 +32,8 @@ def repetition_penalty(*, ngram: int = 4, allowed: float = 0.2, most: float = 1.
     """Makes a penalty for repeated n-grams of words, to be added to a reward by `weighted`.
 
     The penalty is −most · max(0, (s − allowed) / (1 − allowed)), with s the share of the response's n-grams that repeat an
-    earlier one. Ordinary prose has s below 0.1, a worked solution below 0.2, and a loop soon above 0.9. Thoughts count.
+    earlier one. Ordinary prose has s below 0.1, a worked solution below 0.2, and a loop soon above 0.9. Thoughts count. An
+    object of JSON or a row of a table counts as one word, and marks count only where there are hardly any words.
 
     Args:
         ngram: Words of an n-gram; in Chinese, Japanese and Korean, each letter counts as a word.
@@ -41,7 +54,7 @@ def repetition_penalty(*, ngram: int = 4, allowed: float = 0.2, most: float = 1.
         raise ValueError(f"most of repetition_penalty must be >= 0, got {most}; the sign is added to it")
 
     def verify(prompt: Prompt, completion: Completion) -> float:
-        words = _UNIT.findall(completion.text[-READ:].casefold())
+        words = _units(completion.text[-READ:].casefold())
         total = len(words) - ngram + 1
         if total < 1:
             return 0.0
@@ -49,3 +62,31 @@ def repetition_penalty(*, ngram: int = 4, allowed: float = 0.2, most: float = 1.
         return -most * max(0.0, (repeated - allowed) / (1 - allowed))
 
     return verify
+
+
+def _units(text: str) -> list[str]:
+    """Returns the words of a text, each record as one of them; with the marks, where these are nearly all of the text."""
+    numbers: dict[str, int] = {}
+
+    def as_word(record: re.Match[str]) -> str:
+        plain = " ".join(record.group().split())
+        return f" \ue000{numbers.setdefault(plain, len(numbers))} " if any(map(str.isalnum, plain)) else " "
+
+    text = text.replace("\ue000", "")
+    words = _WORD.findall(_TAG.sub(" ", _RECORD.sub(as_word, _without_rules(text))))
+    bare = _TAG.sub(" ", text)
+    known = len(_WORD.findall(bare))
+    is_marks = (not known or 10 * known < len(_UNIT.findall(bare))) and not _is_rule(text)
+    return list(_UNIT.findall(text) if is_marks else words)
+
+
+def _without_rules(text: str) -> str:
+    """Returns the text without rules, but for those that follow one another."""
+    lines = text.split("\n")
+    return "\n".join(
+        line for place, line in enumerate(lines) if not _is_rule(line) or (place and _is_rule(lines[place - 1]))
+    )
+
+
+def _is_rule(line: str) -> bool:
+    return len(line) <= LONGEST_RULE and _RULE.issuperset(line)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import html
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewards.text.answer_text import answer_part, last_block, normalised
+from rewards.text.latex_table import rows_of_latex
 from rewards.text.patterns import Pattern
+from rewards.text.typography import plain_number, plain_words
 from rewards.text.unreadable import unreadable
 from rewards.types import Score
 from rollout.types import Completion, Prompt
@@ -28,7 +31,6 @@ _SPAN = Pattern(r"\b(row|col)span\s*=\s*[\"']?\s*(\d{1,6})", re.IGNORECASE)
 _PIPE = Pattern(r"(?<!\\)\|")
 _RULE = Pattern(r":?-+:?")
 _BREAK = Pattern(r"<br\s*/?>", re.IGNORECASE)
-_THOUSANDS = Pattern(r",(?=\d{3}(?!\d))")
 _NUMBER = Pattern(r"[-−+]?[$€£¥]?\s?[\d.,]*\d\s?[%]?")
 
 
@@ -38,20 +40,20 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
     Rows are aligned with rows, and cells with cells, in order and for the greatest similarity. The reward is twice that similarity
     over the number of cells of both tables: 1 for the same table, less for each missing, different or extra cell. Two texts have
     the similarity 1 − Levenshtein distance / length of the longer one, or 0 if that is below one half. Two numbers have 1 or 0.
-    Case, white space, bold type, thousands separators and empty rows do not count.
+    Case, white space, markup, thousands separators, needless zeros (`1200.0`), full-width forms and empty rows do not count.
 
-    The table is the last one in the last fenced block after the thoughts, or in all of that text. It is HTML, with cells counted in
-    each row and column that they span; else lines with `|`, as in Markdown; else lines with tabs or commas. A table of more than
-    3,000 cells is no answer.
+    The table is the last one in the last fenced block after the thoughts, or in all of that text. It is HTML or LaTeX, with cells
+    counted in each row and column that they span, or JSON, a list of rows or of objects. Else it is lines with `|`, as in Markdown,
+    or with tabs, semicolons or commas. A table of more than 3,000 cells is no answer.
 
-    `prompt.answer` is such a text, or a list of rows, each a list of cells.
+    `prompt.answer` is such a text, or a list of rows, each a list of cells or an object.
 
     Returns:
         From 0.0 to 1.0; a `Score` with an error where the answer is no table.
     """
     wanted = _table(prompt.answer) if isinstance(prompt.answer, str) else _of_lists(prompt.answer)
     if not wanted:
-        remedy = f"give Markdown, HTML, CSV or rows of cells, {LARGEST} cells at most"
+        remedy = f"give Markdown, HTML, LaTeX, CSV, JSON or rows of cells, {LARGEST} cells at most"
         return unreadable("table_similarity", prompt, remedy)
     text = answer_part(completion)
     found = _table(text) if len(text) <= LONGEST else []
@@ -63,18 +65,41 @@ def _table(text: str) -> Table:
     block = last_block(text)
     if "<table" in block.lower():
         return _comparable(_of_html(block))
+    is_latex = block.rfind("\\begin{") > block.rfind("\n|")  # else a formula that stands before a table
+    if is_latex and (latex := rows_of_latex(block)) is not None:
+        return _comparable(_expanded(latex))
+    if block.startswith("[") and (listed := _of_json(block)):
+        return listed
     if "|" in block:
         return _comparable(_of_markdown(block))
+    lines = block.splitlines(keepends=True)
+    with_semicolons, with_commas = (sum(mark in line for line in lines) for mark in ";,")
+    delimiter = "\t" if "\t" in block else ";" if with_semicolons > with_commas else ","
     try:
-        rows = list(csv.reader(block.splitlines(keepends=True), delimiter="\t" if "\t" in block else ","))
+        rows = list(csv.reader(lines, delimiter=delimiter))
     except csv.Error:
         return []
     return _comparable(_last_run(row if len(row) > 1 else [] for row in rows))
 
 
+def _of_json(block: str) -> Table:
+    """Returns the comparable rows of JSON; none where it is no table."""
+    try:
+        return _of_lists(json.loads(block, parse_int=str, parse_float=str))  # as they are written
+    except (ValueError, RecursionError):
+        return []
+
+
 def _of_lists(rows: Any) -> Table:
-    """Returns the comparable rows of a reference in lists; none for anything else."""
-    if not isinstance(rows, list | tuple) or not all(isinstance(row, list | tuple) for row in rows):
+    """Returns the comparable rows of lists, or of objects with the names of columns; none for anything else."""
+    if not isinstance(rows, list | tuple):
+        return []
+    if rows and all(isinstance(row, Mapping) for row in rows):
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        rows = (
+            [names, *([row.get(name) for name in names] for row in rows)] if len(names) * len(rows) <= LARGEST else []
+        )
+    if not all(isinstance(row, list | tuple) for row in rows):
         return []
     return _comparable([["" if cell is None else str(cell) for cell in row] for row in rows])
 
@@ -155,14 +180,16 @@ def _last_run(rows: Iterable[list[str]]) -> Table:
 
 def _comparable(rows: Table) -> Table:
     """Returns the rows that say something, their cells normalised; none where the table is too large."""
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    if len(rows) * max(map(len, rows), default=0) > LARGEST:
+        return []
     rows = [[_cell(cell) for cell in row] for row in rows]
-    rows = [row for row in rows if any(row)]
-    return rows if len(rows) * max(map(len, rows), default=0) <= LARGEST else []
+    return [row for row in rows if any(row)]
 
 
 def _cell(text: str) -> str:
-    text = normalised(html.unescape(_BREAK.sub(" ", text)).replace("**", "").replace("`", "")).replace("−", "-")
-    return _THOUSANDS.sub("", text) if _NUMBER.fullmatch(text) else text
+    text = normalised(plain_words(html.unescape(_BREAK.sub(" ", text))))
+    return plain_number(text) or text
 
 
 def _similarity(found: Table, wanted: Table) -> float:

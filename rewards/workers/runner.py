@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
@@ -34,6 +34,8 @@ class _Task:
     future: Future[list[Score]]
     scores: list[Score] = field(default_factory=list)
     """Scores known so far, in the order of the completions."""
+    num_timeouts: int = 0
+    """Calls that took too long."""
 
     @property
     def remaining(self) -> Sequence[Completion]:
@@ -45,7 +47,12 @@ class _Task:
             return
         with suppress(InvalidStateError):  # cancelled by its owner just now
             if error is None:
-                self.future.set_result(self.scores)
+                # No more than a wrong response earns, or a policy would learn to make verifiers hang.
+                lowest = min((score.reward for score in self.scores if score.problem is None), default=0.0)
+                as_wrong = min(0.0, lowest)
+                self.future.set_result(
+                    [score if score.timeout is None else replace(score, reward=as_wrong) for score in self.scores]
+                )
             else:
                 self.future.set_exception(error)
 
@@ -59,12 +66,15 @@ class WorkerSlot:
     is_group_reward: bool = False
     """One call scores a whole group."""
     has_scored: bool = False
+    is_replacement: bool = False
+    """The worker replaces one that hung or died. Its first call is one of an empty response, for the imports."""
+    is_warming_up: bool = False
     task: _Task | None = None
     deadline: float = 0.0
     """`time.monotonic()` at which loading, or the current call, has taken too long."""
 
     def start(self, start_worker: Callable[[], WorkerProcess]) -> None:
-        self.worker, self.is_loaded, self.has_scored = start_worker(), False, False
+        self.worker, self.is_loaded, self.has_scored, self.is_warming_up = start_worker(), False, False, False
         self.deadline = time.monotonic() + LOADING_LIMIT
 
     def stop(self) -> None:
@@ -215,16 +225,27 @@ class RewardRunner:
         if task.future.cancelled() or not task.remaining:
             task.finish()
             return
-        prompt, completions = task.group.prompt, task.remaining
+        slot.is_warming_up = slot.is_replacement and not slot.has_scored
+        self._send(slot, task, [replace(task.remaining[0], text="")] if slot.is_warming_up else task.remaining)
+
+    def _send(self, slot: WorkerSlot, task: _Task, completions: Sequence[Completion]) -> None:
+        """Sends completions of a group to the slot's worker."""
+        assert slot.worker is not None
         try:
-            slot.worker.send(prompt, completions)
+            slot.worker.send(task.group.prompt, completions)
         except Exception as error:
-            message = f"prompt {prompt.id!r} cannot be sent to a reward worker: {describe(error)}"
-            task.scores += [Score(reward=0.0, error=message) for _ in completions]
+            message = f"prompt {task.group.prompt.id!r} cannot be sent to a reward worker: {describe(error)}"
+            task.scores += [Score(reward=0.0, error=message) for _ in task.remaining]
             task.finish()
+            slot.task = None
             return
         slot.task = task
-        slot.deadline = time.monotonic() + self._timeout + (0.0 if slot.has_scored else FIRST_CALL_EXTRA)
+        slot.deadline = time.monotonic() + self._limit(slot) + (0.0 if slot.has_scored else _first_call_extra(slot))
+
+    def _limit(self, slot: WorkerSlot) -> float:
+        """Returns the seconds of a call. Each call of its group that took too long halves them, so all cost twice the limit."""
+        assert slot.task is not None
+        return self._timeout / 2**slot.task.num_timeouts
 
     def _poll(self) -> None:
         """Waits for a wake-up, a message from a worker, the end of a worker, or a deadline, and handles it."""
@@ -239,8 +260,8 @@ class RewardRunner:
             elif connection in ready:
                 self._receive(slot)
             elif time.monotonic() >= slot.deadline:
-                limit = self._timeout if slot.is_loaded else LOADING_LIMIT
-                self._fail_call(slot, f"took longer than {limit:g} s")
+                limit = self._limit(slot) if slot.task is not None else LOADING_LIMIT
+                self._fail_call(slot, f"took longer than {limit:g} s", is_timeout=True)
 
     def _receive(self, slot: WorkerSlot) -> None:
         assert slot.worker is not None
@@ -254,25 +275,40 @@ class RewardRunner:
         elif isinstance(message, bool):
             slot.is_loaded, slot.is_group_reward = True, message
         elif message is None:
-            slot.deadline = time.monotonic() + self._timeout + FIRST_CALL_EXTRA
+            slot.deadline = time.monotonic() + self._limit(slot) + _first_call_extra(slot)
+        elif slot.is_warming_up:
+            assert slot.task is not None
+            slot.has_scored, slot.is_warming_up = True, False
+            self._send(slot, slot.task, slot.task.remaining)
         else:
             task = slot.task
             assert task is not None
             task.scores += message
-            slot.has_scored, slot.deadline = True, time.monotonic() + self._timeout
+            slot.has_scored, slot.deadline = True, time.monotonic() + self._limit(slot)
             if not task.remaining:
                 slot.task = None
                 task.finish()
 
-    def _fail_call(self, slot: WorkerSlot, reason: str) -> None:
-        """Ends a worker that hangs or has died; its current call gets an error, and the rest of its group is queued again."""
+    def _fail_call(self, slot: WorkerSlot, reason: str, *, is_timeout: bool = False) -> None:
+        """Ends a worker that hangs or has died, and queues the rest of its group again.
+
+        A call of one response that took too long is the response's fault: it counts as wrong. Any other has an error.
+        """
         task, message = slot.task, f"reward {self._name!r} {reason}"
         if task is None:
             self._fail_all(slot, f"{message} while it was being loaded in a worker process")
             return
+        was_warming_up = slot.is_warming_up
         slot.stop()
-        score = Score(reward=0.0, error=f"{message} for prompt {task.group.prompt.id!r}", failed=self._name)
-        task.scores += [score] * (len(task.remaining) if slot.is_group_reward else 1)
+        slot.is_replacement = not was_warming_up
+        message = f"{message} for prompt {task.group.prompt.id!r}"
+        if is_timeout and not slot.is_group_reward:
+            score = Score(reward=0.0, timeout=message, failed=self._name)
+            task.num_timeouts += 1
+        else:
+            score = Score(reward=0.0, error=message, failed=self._name)
+        if not was_warming_up:
+            task.scores += [score] * (len(task.remaining) if slot.is_group_reward else 1)
         self._queue.appendleft(task)  # `_dispatch` finishes it if nothing remains
 
     def _fail_all(self, slot: WorkerSlot, message: str) -> None:
@@ -281,3 +317,8 @@ class RewardRunner:
         waiting, self._queue = list(self._queue), deque()
         for task in waiting:
             task.finish(ValueError(message))
+
+
+def _first_call_extra(slot: WorkerSlot) -> float:
+    """Returns the seconds for imports. A replacement gets fewer: a response that hangs would cost them again and again."""
+    return FIRST_CALL_EXTRA / 6 if slot.is_replacement else FIRST_CALL_EXTRA

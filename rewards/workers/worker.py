@@ -77,7 +77,13 @@ class ScoreCache:
 
     def score(self, prompt_key: bytes, completion: Completion, call: Callable[[Completion], Score]) -> Score:
         """Returns the cached or computed score of a completion; errors and episodes, which are more than text, are not cached."""
-        key = (prompt_key, completion.text, completion.token_ids.tobytes(), completion.finish_reason)
+        key = (
+            prompt_key,
+            completion.text,
+            completion.token_ids.tobytes(),
+            completion.finish_reason,
+            completion.thinking,
+        )
         if key in self._scores:
             self._scores.move_to_end(key)
             return self._scores[key]

@@ -18,6 +18,7 @@ from rich.table import Table
 from rl.curation.config import SelectConfig
 from rl.curation.select import REASONS, Selection
 from rl.run_dir.files import jsonl_line, write_atomically, write_json
+from rollout.data.json_rows import is_encoded
 from rollout.data.prompts import Rows
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def write_rows(rows: Dataset, selection: Selection, file: Path) -> None:
     chosen = rows.select([query.row for query in selection.kept])
     # Columns that are made while a row is read (an absolute path, a drawn picture) are not stored.
     columns = set(chosen[0])
-    features = rows.features if columns == set(rows.column_names) else None
+    features = rows.features if columns == set(rows.column_names) and not is_encoded(rows) else None
     with TemporaryDirectory() as cache:
         stored = Dataset.from_generator(_each, gen_kwargs={"rows": chosen}, features=features, cache_dir=cache)
         embedded = stored.with_format("arrow").map(embed_table_storage, batched=True, keep_in_memory=True)

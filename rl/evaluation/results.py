@@ -72,7 +72,7 @@ def prompt_result(row: Mapping[str, Any], correct: CorrectnessRule = Correctness
         prompt_id=row["prompt_id"],
         task=row["task"],
         correct=[correct(each) for each in scored],
-        answers=[answer_key(each["text"]) for each in scored],
+        answers=[answer_key("<think>" * each.get("thinking", False) + each["text"]) for each in scored],
         rewards=[each["reward"] for each in scored],
         lengths=[each["num_tokens"] for each in completions],
         num_truncated=sum(each["finish_reason"] == "length" for each in completions),

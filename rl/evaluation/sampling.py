@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
@@ -26,13 +25,11 @@ from rl.evaluation.store import AnswerStore, answer_identity, digest
 from rl.preflight import open_inputs, open_runner, try_episode
 from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
-from rollout.data.prompts import Accept, Prompts, blind
+from rollout.data.prompts import Accept, Prompts, SkipLog, accepted, blind
 from rollout.engine.spec import EngineSpec
 from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.types import Group, Prompt, Sampling
 from rollout.weights.senders import choose_backend
-
-logger = logging.getLogger(__name__)
 
 SEED_STEP = -1
 """Step in the seeds: the same prompts get the same answers whenever they are sampled."""
@@ -118,6 +115,7 @@ class RemainingPrompts:
     prompts: Prompts
     done: set[int]
     skipped: dict[int, str] = field(default_factory=dict)
+    log: SkipLog = field(default_factory=SkipLog)
 
     def __len__(self) -> int:
         return sum(number not in self.done for number in range(len(self.prompts)))
@@ -129,20 +127,15 @@ class RemainingPrompts:
                 continue
             try:
                 prompt = self.prompts[number]
+                if self.config.blind and not (prompt.images or prompt.videos):
+                    self.skipped[number] = "no picture to hide"
+                    continue
+                prompt = accepted(prompt, accept)
             except UnreadablePrompt as error:
-                self._skip(number, str(error))
+                self.skipped[number] = str(error)
+                self.log.note(error)
                 continue
-            if self.config.blind and not (prompt.images or prompt.videos):
-                self._skip(number, "no picture to hide", quietly=True)
-            elif reason := accept(prompt):
-                self._skip(number, f"prompt {prompt.id!r}: {reason}")
-            else:
-                yield number, blind(prompt) if self.config.blind else prompt
-
-    def _skip(self, number: int, reason: str, *, quietly: bool = False) -> None:
-        self.skipped[number] = reason
-        if not quietly:
-            logger.warning("skipped %s", reason)
+            yield number, blind(prompt) if self.config.blind else prompt
 
 
 def _open_and_sample(

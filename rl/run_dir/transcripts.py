@@ -52,8 +52,10 @@ def transcript(
                 "reward": score.reward,
                 "parts": dict(score.parts),
                 "error": score.error,
+                **({} if score.timeout is None else {"timeout": score.timeout}),
                 "failed": score.failed,
                 "finish_reason": completion.finish_reason,
+                **({"thinking": True} if completion.thinking else {}),
                 "num_tokens": len(completion.token_ids),
                 "policy_version": completion.policy_version,
             }

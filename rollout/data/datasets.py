@@ -7,23 +7,42 @@ Example:
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rollout.data.json_rows import decoded, is_encoded, load_json
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
 T = TypeVar("T")
 
-KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-"""File suffix -> name of its reader. In a folder, only files of the first suffix that occurs are read."""
+KINDS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+}
+"""File suffix -> name of its reader. Of a split that a folder has in several kinds of file, the first kind is read."""
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+SPLITS = frozenset("train training validation valid val dev test testing eval".split())
+"""Names of folders that name the split of the files in them."""
 MEDIA = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .mp4 .webm .mkv .mov .avi".split())
 """Suffixes of texts that may be the path of an image or a video."""
-SAMPLE = 20
-"""Rows that are searched for paths."""
+_MEDIA_COLUMN = re.compile(r"image|img|picture|photo|video|clip|frame|screenshot|media|file|path", re.IGNORECASE)
+"""Names of columns whose texts may be paths. An answer such as `a.png` is none, whatever files there are."""
+_HOME = "__home__"
+"""A column with the number of the folder that a row's paths lead from."""
+CHUNK = 1000
+MISSING_FILES = 100
+"""Paths of files that are not there before a column is taken for one of texts."""
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?")
 _NO_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
@@ -35,21 +54,23 @@ def read_rows(source: str | Path, split: str | None = None, *, subset: str | Non
     Relative paths in texts, lists and `{"bytes": None, "path": ...}` become absolute as rows are read.
 
     Args:
-        source: A .parquet, .jsonl, .json or .csv file; a folder of such files, or one that `save_to_disk` has written; or else the
-            name of a dataset on the hub. A file in a folder is named after its split, with or without a shard's number
-            (`train-00000-of-00002.parquet`). If its name is only a number, its folder is named after the split.
+        source: A .parquet, .arrow, .jsonl, .json, .csv or .tsv file, compressed or not. Or a folder of such files, or one that
+            `save_to_disk` has written. Or else the name of a dataset on the hub. A file in a folder is named after its split,
+            with or without a shard's number (`train-00000-of-00002.parquet`), or it is in a folder named after the split.
+            Every cell of a .csv or .tsv file is a text.
         split: The split; may be left out if there is only one.
-        subset: The subset (configuration) of a dataset on the hub, such as `main` of `openai/gsm8k`.
+        subset: The subset (configuration) of a dataset, such as `main` of `openai/gsm8k`; of a folder, the folder in it.
 
     Raises:
         ValueError: If there is no such file, dataset or split, if one of several splits must be named, or if reading fails.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        name = _split_of(path)
-        return _read(_choose({name: [path]}, split, source), [path.parent])
+        return _read(_choose({_split_of(path, path.parent): [path]}, split, source), path.parent)
     if path.is_dir():
-        return _read_folder(path, split)
+        if subset is not None and not (path / subset).is_dir():
+            raise ValueError(f"{source} has no folder {subset!r} for subset = {subset!r}")
+        return _read_folder(path if subset is None else path / subset, split)
     if path.suffix in KINDS or path.is_absolute() or str(source).startswith(".") or len(path.parts) > 2:
         raise ValueError(
             f"there is no file or folder {source}: give a {', '.join(KINDS)} file, a folder, or OWNER/NAME"
@@ -63,17 +84,16 @@ def _read_folder(folder: Path, split: str | None) -> Dataset:
 
         saved = load_from_disk(str(folder))
         return _choose(saved, split, folder) if isinstance(saved, Mapping) else saved
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in KINDS and path.name not in _NO_ROWS]
+    files = [path for path in sorted(folder.rglob("*")) if _suffix_of(path) in KINDS and path.name not in _NO_ROWS]
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not files:
         raise ValueError(f"{folder} holds no {', '.join(KINDS)} file")
-    kind = next(suffix for suffix in KINDS if any(path.suffix == suffix for path in files))
     splits: dict[str, list[Path]] = {}
     for path in files:
-        if path.suffix == kind:
-            splits.setdefault(_split_of(path), []).append(path)
+        splits.setdefault(_split_of(path, folder), []).append(path)
     chosen = _choose(splits, split, folder)
-    return _read(chosen, [folder, *dict.fromkeys(path.parent for path in chosen)])
+    kind = next(suffix for suffix in KINDS if any(_suffix_of(path) == suffix for path in chosen))
+    return _read([path for path in chosen if _suffix_of(path) == kind], folder)
 
 
 def _read_hub(name: str, split: str | None, subset: str | None) -> Dataset:
@@ -89,10 +109,10 @@ def _read_hub(name: str, split: str | None, subset: str | None) -> Dataset:
 
 
 def _choose(splits: Mapping[str, T], split: str | None, source: Any) -> T:
-    """Returns the named split. A single split may be called `train`, as in `datasets`."""
+    """Returns the named split. A single split of no usual name may be called `train`, as in `datasets`."""
     if split is not None and split in splits:
         return splits[split]
-    if len(splits) == 1 and split in (None, "train"):
+    if len(splits) == 1 and (split is None or (split == "train" and next(iter(splits)) not in SPLITS)):
         return next(iter(splits.values()))
     known = ", ".join(map(repr, splits))
     if split is None:
@@ -100,44 +120,112 @@ def _choose(splits: Mapping[str, T], split: str | None, source: Any) -> T:
     raise ValueError(f"{source} has no split {split!r}: name one of {known}")
 
 
-def _split_of(path: Path) -> str:
-    if shard := _SHARD.fullmatch(path.stem):
-        return shard[1]
-    return path.parent.name if path.stem.isdigit() else path.stem
+def _suffix_of(path: Path) -> str:
+    """Returns the suffix of a file's kind: `.jsonl` of `train.jsonl.gz`."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def _read(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """Reads files of one split.
+def _split_of(path: Path, folder: Path) -> str:
+    """Returns the split of a file: its name without a shard's number, or a folder on the way to it that is named after one."""
+    stem = path.name.removesuffix(path.suffix).removesuffix(_suffix_of(path))
+    shard = _SHARD.fullmatch(stem)
+    name = shard[1] if shard else path.parent.name if stem.isdigit() else stem
+    between = path.relative_to(folder).parts[:-1]
+    return name if name in SPLITS else next((part for part in reversed(between) if part in SPLITS), name)
 
-    Args:
-        files: Files of the same suffix.
-        folders: Folders to which their paths may be relative, in this order.
-    """
+
+def _read(files: Sequence[Path], folder: Path) -> Dataset:
+    """Reads files of one split and kind, whose paths may lead from `folder` or from the files' own folders."""
+    by_home: dict[Path, list[Path]] = {}
+    for path in files:
+        by_home.setdefault(path.parent, []).append(path)
+    parts = [_load(its) for its in by_home.values()]
+    homes = [[home.absolute(), folder.absolute()] for home in by_home]
+    if len(parts) == 1:
+        return _with_absolute_paths(parts[0], homes)
+    from datasets import concatenate_datasets
+
+    numbered = [part.add_column(_HOME, [number] * len(part)) for number, part in enumerate(parts)]
+    try:
+        return _with_absolute_paths(concatenate_datasets(numbered), homes)
+    except ValueError as error:  # features that cannot be aligned
+        raise ValueError(f"the files of {', '.join(map(str, by_home))} have different columns: {error}") from error
+
+
+def _load(files: Sequence[Path]) -> Dataset:
+    """Reads files of the same suffix."""
     from datasets import load_dataset
 
     named = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    kind = KINDS.get(files[0].suffix)
+    suffix = _suffix_of(files[0])
+    kind = KINDS.get(suffix)
     if kind is None:
         raise ValueError(f"{named} has an unknown file type: give a {', '.join(KINDS)} file")
+    if kind == "json":
+        try:
+            return load_json(files, _fingerprint(files))
+        except ValueError as error:
+            raise ValueError(f"{named} cannot be read as json: {error}") from error
     try:
-        rows = load_dataset(kind, data_files=[str(path.absolute()) for path in files], split="train")
+        # A path is a pattern to `datasets`. By the name, its cache knows a file that was replaced and has its old time.
+        patterns = [glob.escape(str(path.absolute())) for path in files]
+        options = _text_options(files, suffix) if kind == "csv" else {}
+        rows = load_dataset(kind, _fingerprint(files), data_files=patterns, split="train", **options)
     except Exception as error:  # pyarrow's, pandas', datasets' and, of an empty file, a StopIteration
         reason = error.__cause__ or error
         message = f"{type(reason).__name__}: {reason}" if str(reason) else "it has no rows"
         raise ValueError(f"{named} cannot be read as {kind}: {message}") from error
-    return _with_absolute_paths(rows, [folder.absolute() for folder in folders])
+    return rows
 
 
-def _with_absolute_paths(rows: Dataset, folders: Sequence[Path]) -> Dataset:
-    found: dict[str, Path] = {}
-    for name in rows.column_names:
-        values = rows.data.column(name).slice(0, SAMPLE).to_pylist()  # as stored: nothing is decoded
-        paths = [path for value in values for path in _paths(value)]
-        homes = [folder for folder in folders if any((folder / path).is_file() for path in paths)]
-        if homes:
-            found[name] = homes[0]
-            rows = rows.cast_column(name, _undecoded(rows.features[name]))
-    return rows.with_transform(partial(_absolute, found)) if found else rows
+def _text_options(files: Sequence[Path], suffix: str) -> dict[str, Any]:
+    """Returns options by which each cell of a table is the text that is written: `007`, `None` and an empty cell as well."""
+    import pandas as pd
+    from datasets import Features, Value
+
+    separator = "\t" if suffix == ".tsv" else ","
+    names = dict.fromkeys(name for path in files for name in pd.read_csv(path, sep=separator, nrows=0).columns)
+    features = Features({name: Value("string") for name in names})
+    return {"sep": separator, "keep_default_na": False, "features": features}
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    """Returns a name of the files' present state."""
+    states = [
+        (str(path.absolute()), (stat := path.stat()).st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path in files
+    ]
+    return hashlib.blake2b(repr(states).encode(), digest_size=8).hexdigest()
+
+
+def _with_absolute_paths(rows: Dataset, homes: Sequence[Sequence[Path]]) -> Dataset:
+    """Makes rows return absolute paths of media.
+
+    Args:
+        rows: With a column of numbers of `homes`, if there are several.
+        homes: Folders that paths may lead from, in this order.
+    """
+    found = [name for name in rows.column_names if _MEDIA_COLUMN.search(name) and _has_media(rows, name, homes)]
+    for name in () if is_encoded(rows) else found:
+        rows = rows.cast_column(name, _undecoded(rows.features[name]))
+    if not found and not is_encoded(rows):
+        return rows.remove_columns(_HOME) if _HOME in rows.column_names else rows
+    return rows.with_transform(partial(_absolute, frozenset(found), homes, is_encoded(rows)))
+
+
+def _has_media(rows: Dataset, name: str, homes: Sequence[Sequence[Path]]) -> bool:
+    """Returns True if the first relative paths of a column, as it is stored, lead to files from one of the folders."""
+    seen = 0
+    for chunk in rows.data.column(name).chunks:
+        for start in range(0, len(chunk), CHUNK):
+            values = chunk[start : start + CHUNK].to_pylist()
+            values = [decoded(value) for value in values] if is_encoded(rows) else values
+            for path in (path for value in values for path in _paths(value)):
+                if any((folder / path).is_file() for folders in homes for folder in folders):
+                    return True
+                seen += 1
+                if seen == MISSING_FILES:
+                    return False
+    return False
 
 
 def _paths(value: Any) -> Iterator[str]:
@@ -162,17 +250,30 @@ def _undecoded(feature: Any) -> Any:
     return List(_undecoded(feature.feature)) if isinstance(feature, List) else feature
 
 
-def _absolute(folders: Mapping[str, Path], batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Returns a batch of rows with absolute paths in some columns."""
+def _absolute(
+    media: frozenset[str], homes: Sequence[Sequence[Path]], encoded: bool, batch: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+    """Returns a batch of rows, decoded, with absolute paths in some columns."""
+    numbers = batch.get(_HOME, [0] * len(next(iter(batch.values()))))
+    if encoded:
+        batch = {name: [decoded(value) for value in values] for name, values in batch.items() if name != _HOME}
     return {
-        name: [_from(folders[name], value) for value in values] if name in folders else values
+        name: [_from(homes[number], value) for number, value in zip(numbers, values, strict=True)]
+        if name in media
+        else values
         for name, values in batch.items()
+        if name != _HOME
     }
 
 
-def _from(folder: Path, value: Any) -> Any:
+def _from(folders: Sequence[Path], value: Any) -> Any:
     if isinstance(value, str):
-        return str(folder / value) if any(_paths(value)) else value
+        return _place(folders, value) if any(_paths(value)) else value
     if isinstance(value, Mapping) and any(_paths(value)):
-        return {**value, "path": str(folder / value["path"])}
-    return [_from(folder, item) for item in value] if isinstance(value, list) else value
+        return {**value, "path": _place(folders, value["path"])}
+    return [_from(folders, item) for item in value] if isinstance(value, list) else value
+
+
+def _place(folders: Sequence[Path], path: str) -> str:
+    """Returns the path from the first folder that has the file, else from the first folder."""
+    return str(next((folder / path for folder in folders if (folder / path).is_file()), folders[0] / path))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rollout.types import Video
 
@@ -22,8 +26,15 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 T = TypeVar("T")
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_HEIC = (b"heic", b"heix", b"mif1", b"msf1", b"avif")
+LONGEST_PATH = 4096
+"""Characters; Linux takes no longer path."""
+
 _DECODING = Lock()
 """Rows may share a PIL image, which is decoded at its first use. Two threads must not decode it at once."""
+BRIEF = 200
+"""Characters of an error's text."""
 MIN_FRAMES = 4
 """Fewest frames that Qwen3-VL takes of a video, if it has as many."""
 TOLERATED_SHORTAGE = 0.05
@@ -32,6 +43,12 @@ TOLERATED_SHORTAGE = 0.05
 
 class UnreadablePrompt(ValueError):
     """A row that cannot become a prompt. The message names the row and the reason."""
+
+
+def brief(error: BaseException) -> str:
+    """Returns an exception on one line of at most 200 characters: what a row holds may be megabytes."""
+    text = " ".join(f"{type(error).__name__}: {str(error)[:1000]}".split())
+    return text if len(text) <= BRIEF else text[:BRIEF] + "…"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +119,7 @@ def _open_each(kind: str, sources: Sequence[Any], open_one: Callable[[Any], T]) 
         try:
             opened.append(open_one(source))
         except Exception as error:  # decoders raise almost anything on damaged files; nothing else runs inside
-            raise UnreadablePrompt(f"{kind} {number} cannot be read: {type(error).__name__}: {error}") from error
+            raise UnreadablePrompt(f"{kind} {number} cannot be read: {brief(error)}") from error
     return opened
 
 
@@ -111,8 +128,12 @@ def _open_image(source: Any) -> Image.Image:
     if isinstance(source, bytes):
         source = io.BytesIO(source)
     if isinstance(source, str | Path | io.BytesIO):
-        with Image.open(source) as opened:
-            return _as_rgb(opened)
+        try:
+            with Image.open(source) as opened:
+                return _as_rgb(opened)
+        except UnidentifiedImageError:
+            named = "it" if isinstance(source, io.BytesIO) else source
+            raise ValueError(f"{named} is {_kind_of_file(source)}, not a picture that can be read") from None
     if isinstance(source, Image.Image):
         with _DECODING:
             return _as_rgb(source)
@@ -122,10 +143,44 @@ def _open_image(source: Any) -> Image.Image:
 
 
 def _file_of(source: Any) -> Any:
-    """Returns the bytes or the path of a file that `datasets` has not decoded."""
+    """Returns the bytes or the path of a file that `datasets` has not decoded, or that a text names or holds.
+
+    Raises:
+        ValueError: If a text is empty, an address in the network, or holds no bytes that can be decoded.
+    """
     if isinstance(source, Mapping):
-        return source["path"] if source.get("bytes") is None else source["bytes"]
+        named = (source[key] for key in ("bytes", "path", "url") if source.get(key) is not None)
+        source = next(named, "")
+    if not isinstance(source, str):
+        return source
+    if not source.strip():
+        raise ValueError("it is an empty text: give None, or no media, for a row without")
+    if source.startswith("data:"):
+        return base64.b64decode(source.partition(",")[2])
+    if source.startswith("file://"):
+        return url2pathname(urlsplit(source).path)
+    if scheme := _ADDRESS.match(source):
+        raise ValueError(f"it is an address ({scheme[0]}…): download the files first, and give their paths")
+    if len(source) > LONGEST_PATH:
+        return base64.b64decode(source, validate=True)  # a file without the head of a data URI
     return source
+
+
+def _kind_of_file(source: Any) -> str:
+    """Returns what a file is by its first bytes, for an error message."""
+    head = source.getvalue()[:512] if isinstance(source, io.BytesIO) else Path(source).read_bytes()[:512]
+    text = head.lstrip().lower()
+    if not head:
+        return "an empty file"
+    if b"<svg" in text:
+        return "an SVG drawing"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if head[4:8] == b"ftyp":
+        return "a HEIC or AVIF picture, or a video" if head[8:12] in _HEIC else "a video"
+    if head.startswith((b"\x1aE\xdf\xa3", b"RIFF")):
+        return "a video"
+    return f"a file that begins with {head[:8]!r}"
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -134,7 +189,9 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):  # PIL would cut all values above 255, and return white
         raise ValueError(f"its mode is {image.mode}, without defined black and white: convert it to L or RGB")
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        values = np.asarray(image)
+        # Cameras and scanners store 12 bits in 16: read as 16 they would be nearly black.
+        image = Image.fromarray((values // (257 if values.max() > 4095 else 16)).astype(np.uint8))
     image = ImageOps.exif_transpose(image)  # a camera may store a photo rotated
     if image.has_transparency_data:  # a chart with a transparent background would otherwise turn black on black
         image = image.convert("RGBA")

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
 
-from rollout.data.media import FrameSampling, UnreadablePrompt, open_images, open_videos, undecoded_videos
+from rollout.data.media import FrameSampling, UnreadablePrompt, brief, open_images, open_videos, undecoded_videos
+from rollout.data.messages import checked_messages, content_with_media
 from rollout.types import Prompt
 
 logger = logging.getLogger(__name__)
 
 GREY = 128
-ROLES = ("system", "user", "assistant", "tool")
+UNMAPPED_ROWS = 20
+"""Rows in a row of which `to_prompt` makes no prompt before it is refused."""
 
 ToPrompt: TypeAlias = Callable[[Any], Prompt]
 """Makes a Prompt of a dataset row, the same at each call. Raises `UnreadablePrompt` to skip the row."""
@@ -77,8 +78,7 @@ class Prompts(Sequence[Prompt]):
         except UnreadablePrompt:  # the rows are Prompts themselves
             raise
         except Exception as error:  # datasets decodes images here, and damaged files make PIL raise almost anything
-            reason = f"{type(error).__name__}: {error}"
-            raise UnreadablePrompt(f"row {row_index}{of_task} cannot be read: {reason}") from error
+            raise UnreadablePrompt(f"row {row_index}{of_task} cannot be read: {brief(error)}") from error
         try:
             prompt = _checked_prompt(row, self._to_prompt)
             return replace(
@@ -89,7 +89,26 @@ class Prompts(Sequence[Prompt]):
                 videos=open_videos(prompt.videos, self._frames),
             )
         except UnreadablePrompt as error:
-            raise UnreadablePrompt(f"row {row_index}{of_task}: {error}") from error
+            raise type(error)(f"row {row_index}{of_task}: {error}") from error
+
+
+class Unmapped(UnreadablePrompt):
+    """A row of which `to_prompt` makes no prompt. If no row can be mapped, the function is wrong and not the rows."""
+
+
+class SkipLog:
+    """Logs why prompts are skipped: the first five, then only every tenth, hundredth, …"""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def note(self, reason: object) -> None:
+        """Counts a skipped prompt, and logs the reason if it is one of the first."""
+        self._count += 1
+        if self._count <= 5:
+            logger.warning("skipped %s", reason)
+        elif set(str(self._count)[1:]) == {"0"} and str(self._count)[0] == "1":
+            logger.warning("skipped %d prompts; the last: %s", self._count, reason)
 
 
 def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None, frames: FrameSampling | None = None) -> Prompts:
@@ -122,12 +141,29 @@ def prompts_from(rows: Rows, to_prompt: ToPrompt | None = None, frames: FrameSam
         )
     rows = undecoded_videos(rows)
     prompts = Prompts(rows, to_prompt or (lambda row: row), range(len(rows)), frames or FrameSampling())
-    # Drawing one prompt shows a missing column before any engine starts. A damaged row shows nothing, so the next is tried.
-    for index in range(len(prompts)):
-        with suppress(UnreadablePrompt):
-            prompts[index]
-            break
+    _require_one_readable(prompts)
     return prompts
+
+
+def _require_one_readable(prompts: Prompts) -> None:
+    """Draws one prompt, so that a missing column shows before any engine starts. A damaged row shows nothing: the next is drawn.
+
+    Raises:
+        ValueError: If none of the first rows can be mapped.
+    """
+    unmapped: list[Unmapped] = []
+    for index in range(len(prompts)):
+        try:
+            prompts[index]
+            return
+        except Unmapped as error:
+            unmapped.append(error)
+        except UnreadablePrompt:
+            continue
+        if len(unmapped) == UNMAPPED_ROWS:
+            break
+    if unmapped:
+        raise ValueError(str(unmapped[0].__cause__)) from unmapped[0].__cause__
 
 
 def column_mapping(
@@ -141,6 +177,8 @@ def column_mapping(
     task_column: str | None = None,
 ) -> ToPrompt:
     """Returns a `to_prompt` from the names of columns. The prompt is one user turn: images, videos, question.
+
+    Where the question has `<image>` or `<video>`, one for each, they are in these places.
 
     Args:
         question: The column with the text of the question.
@@ -156,8 +194,7 @@ def column_mapping(
     def to_prompt(row: Mapping[str, Any]) -> Prompt:
         images = _as_sequence(row[image]) if image else ()
         videos = _as_sequence(row[video]) if video else ()
-        media = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
-        content = [*media, {"type": "text", "text": row[question]}]
+        content = content_with_media(row[question], len(images), len(videos))
         return Prompt(
             id=str(row[id]) if id else "",
             messages=[{"role": "user", "content": content}],
@@ -173,12 +210,12 @@ def column_mapping(
 
 def readable(prompts: Rows, accept: Accept | None = None) -> Iterator[Prompt]:
     """Yields the prompts in order. Logs and skips prompts that cannot be read or that `accept` refuses."""
-    prompts = prompts_from(prompts)
+    prompts, log = prompts_from(prompts), SkipLog()
     for index in range(len(prompts)):
         try:
             yield accepted(prompts[index], accept)
         except UnreadablePrompt as error:
-            logger.warning("skipped %s", error)
+            log.note(error)
 
 
 def blind(prompt: Prompt) -> Prompt:
@@ -196,44 +233,31 @@ def blind(prompt: Prompt) -> Prompt:
 def _checked_prompt(row: Any, to_prompt: ToPrompt) -> Prompt:
     try:
         prompt = to_prompt(row)
-    except KeyError as error:
-        if not isinstance(row, Mapping) or error.args[0] in row:
-            raise
-        raise ValueError(
-            f"to_prompt asks for column {error.args[0]!r}, but the dataset has {', '.join(map(repr, row))}: "
-            "name one of these, e.g. column_mapping(question=..., image=..., answer=...)"
-        ) from error
+    except UnreadablePrompt:
+        raise
+    except Exception as error:
+        if isinstance(error, KeyError) and isinstance(row, Mapping) and error.args[0] not in row:
+            raise Unmapped(
+                f"to_prompt asks for column {error.args[0]!r}, but the dataset has {', '.join(map(repr, row))}: "
+                "name one of these, e.g. column_mapping(question=..., image=..., answer=...)"
+            ) from error
+        raise Unmapped(f"to_prompt raised {brief(error)}") from error
     if not isinstance(prompt, Prompt):
-        raise ValueError(
+        raise Unmapped(
             f"expected a Prompt, got a {type(prompt).__name__}: pass a to_prompt that makes one, e.g. column_mapping()"
         )
-    return replace(prompt, messages=[_checked_message(message) for message in prompt.messages])
-
-
-def _checked_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a message that no chat template silently drops or misreads.
-
-    Raises:
-        UnreadablePrompt: If its role is unknown, or its content is neither a text nor a list of parts.
-    """
-    if message.get("role") not in ROLES:
-        raise UnreadablePrompt(f"a message has the role {message.get('role')!r}: use one of {', '.join(ROLES)}")
-    content = message.get("content")
-    if isinstance(content, str) or (content is None and message.get("tool_calls")):
-        return dict(message)
-    if not isinstance(content, list | tuple):
-        raise UnreadablePrompt(f"a message's content is a {type(content).__name__}: make it a text or a list of parts")
-    # A dataset column fills missing keys of a part with None, which templates take for an image.
-    parts = [{key: value for key, value in part.items() if value is not None} for part in content]
-    for part in parts:
-        if part.get("type") == "text" and not isinstance(part.get("text"), str):
-            raise UnreadablePrompt(f"a text part holds a {type(part.get('text')).__name__}: make it a text")
-    return {**message, "content": parts}
+    return checked_messages(prompt)
 
 
 def accepted(prompt: Prompt, accept: Accept | None) -> Prompt:
-    """Returns the prompt. Raises `UnreadablePrompt` if `accept` refuses it."""
-    if accept is not None and (reason := accept(prompt)):
+    """Returns the prompt. Raises `UnreadablePrompt` if `accept` refuses it, or cannot render it."""
+    if accept is None:
+        return prompt
+    try:
+        reason = accept(prompt)
+    except Exception as error:  # from a chat template, a tokenizer or a processor
+        reason = f"it cannot be rendered: {brief(error)}"
+    if reason:
         raise UnreadablePrompt(f"prompt {prompt.id!r}: {reason}")
     return prompt
 

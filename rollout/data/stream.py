@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import numpy as np
 
 from rollout.data.media import UnreadablePrompt
-from rollout.data.prompts import Accept, Rows, accepted, prompts_from
+from rollout.data.prompts import Accept, Rows, SkipLog, accepted, prompts_from
 from rollout.types import Prompt
-
-logger = logging.getLogger(__name__)
 
 READERS = 4
 """Threads that open images and videos ahead. Decoders do not hold Python's lock."""
@@ -53,6 +50,7 @@ class PromptStream:
         if not self._prompts:
             raise ValueError("the dataset has 0 prompts: check its split and its filters")
         self.skipped = 0
+        self._log = SkipLog()
         self._batch_size = batch_size
         self._seed = seed
         self._accept = accept
@@ -159,7 +157,7 @@ class PromptStream:
     def _skip(self, index: int, error: UnreadablePrompt) -> None:
         self.skipped += 1
         if index not in self._unusable:
-            logger.warning("skipped %s", error)
+            self._log.note(error)
         self._unusable.add(index)
         if len(self._unusable) == len(self._prompts):
             raise ValueError(f"none of the {len(self._prompts)} prompts can be used; the last one: {error}") from error

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
 
-def as_response(index: int, output: RequestOutput, *, asked_version: int, first_version: int) -> Response:
+def as_response(
+    index: int, output: RequestOutput, *, asked_version: int, first_version: int, thinking: bool = False
+) -> Response:
     """Converts vLLM's output of a request with one completion.
 
     Args:
@@ -20,6 +22,7 @@ def as_response(index: int, output: RequestOutput, *, asked_version: int, first_
         output: vLLM's finished output.
         asked_version: Version of the weights at the request, for a completion without tokens.
         first_version: Version of the weights that vLLM started with, which it calls "default".
+        thinking: As in `Completion`.
     """
     (sampled,) = output.outputs
     token_ids = np.array(sampled.token_ids, np.int32)
@@ -35,6 +38,7 @@ def as_response(index: int, output: RequestOutput, *, asked_version: int, first_
         policy_version=first,
         token_versions=versions if (versions != first).any() else None,
         routed_experts=experts,
+        thinking=thinking,
     )
     return Response(
         index=index,

@@ -23,7 +23,7 @@ from rollout.engine.vllm_processes import (
     segments_of,
     wait_until_ended,
 )
-from rollout.rendering import engine_media, limit_pixels, pixel_options, render
+from rollout.rendering import engine_media, limit_pixels, opens_thought, pixel_options, render
 from rollout.types import EngineFailed, GenerateCall, Request, Response, Sampling
 
 if TYPE_CHECKING:
@@ -193,7 +193,10 @@ class VllmEngine:
             if reason != "error" and not sampling.max_tokens:
                 return as_prompt_logprobs(index, output, version=version)
             if reason != "error":
-                return as_response(index, output, asked_version=version, first_version=self._initial_version)
+                thinking = opens_thought(self._processor, inputs["prompt_token_ids"])
+                return as_response(
+                    index, output, asked_version=version, first_version=self._initial_version, thinking=thinking
+                )
         raise RuntimeError(f"vLLM ended a request {ATTEMPTS} times with an error of its own; its log has more")
 
     async def _run_request(self, inputs: Any, params: SamplingParams) -> tuple[RequestOutput, bool]:

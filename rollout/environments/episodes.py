@@ -256,6 +256,7 @@ class _EpisodeState:
             turns=list(self.turns),
             outcome=self.outcome,
             error=self.error,
+            thinking=bool(self.completions) and self.completions[-1].thinking,
         )
 
 

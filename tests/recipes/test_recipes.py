@@ -38,7 +38,7 @@ from rollout.tasks.digit_sums import digit_sums, to_prompt
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 
 ROOT = Path(__file__).parents[2]
-TRAIN_NOTHING = {"carry_weights", "evaluate", "measure_pass_rate", "select"}
+TRAIN_NOTHING = {"carry_weights", "check_data", "evaluate", "measure_pass_rate", "select"}
 RECIPES = sorted({path.stem for path in (ROOT / "recipes").glob("[a-z]*.py")} - TRAIN_NOTHING)
 TRAINED_BY_TRAIN = [
     "custom_reward",

@@ -47,6 +47,7 @@ CASES = {
         right="B. a cat that sleeps",
         key="BbCc",  # the letter, or the text of its option
     ),
+    "yes_no": Case(verifier=rewards.yes_no, answer="no", right="No, it is not.", key="NnFfIiWw不否没错假无"),
     "numeric": Case(verifier=rewards.numeric(relative=0.001), answer=1764301.25, right="1,764,301.25 kg"),
     "count": Case(verifier=rewards.count, answer=1764301, right="There are 1764301 of them."),
     "clock_time": Case(verifier=rewards.clock_time, answer="7:43:17", right="7:43:17"),

@@ -18,8 +18,14 @@ def test_mean_and_spread_are_over_the_completions_with_a_verdict() -> None:
         "reward/std": pytest.approx((2 / 3) ** 0.5),
         "reward/errors": 1.0,
         "reward/errors/accuracy/exact": 1.0,
+        "reward/timeouts": 0.0,
     }
 
 
 def test_without_a_verdict_there_are_only_errors() -> None:
-    assert reward_metrics([[Score(reward=0.0, error="hung")], []]) == {"reward/errors": 1.0}
+    assert reward_metrics([[Score(reward=0.0, error="raised")], []]) == {"reward/errors": 1.0, "reward/timeouts": 0.0}
+
+
+def test_a_call_that_took_too_long_counts_as_wrong() -> None:
+    metrics = reward_metrics([[Score(reward=1.0), Score(reward=0.0, timeout="took longer than 1 s")]])
+    assert metrics == {"reward/mean": 0.5, "reward/std": 0.5, "reward/errors": 0.0, "reward/timeouts": 1.0}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from rewards.trl import from_trl
 from rewards.workers.call import score_completions
@@ -40,13 +41,9 @@ def test_columns_come_by_name_one_for_each_completion() -> None:
         return [c[0]["content"] == truth for c, truth in zip(completions, ground_truth, strict=True)]
 
     def by_tokens(completion_ids, images, **kwargs):
-        assert images == [["an image"]] * 3 and kwargs.keys() == {
-            "prompts",
-            "completions",
-            "answer",
-            "task",
-            "ground_truth",
-        }
+        assert images == [["an image"]] * 3
+        of_trainer = {"trainer_state", "log_metric", "log_extra"}
+        assert kwargs.keys() == {"prompts", "completions", "image", "answer", "task", "ground_truth"} | of_trainer
         return [len(ids) for ids in completion_ids]
 
     assert rewards_of(matches) == [0.0, 1.0, 0.0]
@@ -68,3 +65,26 @@ def test_what_goes_wrong_names_the_function() -> None:
     assert "reward 'needs' raised TypeError" in str(first.error) and "solution" in str(first.error)
     with pytest.raises(ValueError, match="from_trl takes a function of"):
         from_trl("accuracy_reward")
+
+
+def test_what_a_function_logs_becomes_parts_and_the_trainers_step_is_that_of_the_weights() -> None:
+    def logging(prompts, completions, image, trainer_state, log_metric, log_extra, **columns):
+        log_metric("step", trainer_state.global_step)
+        log_extra("length", [len(completion[0]["content"]) for completion in completions])
+        log_extra("words", [completion[0]["content"] for completion in completions])  # texts are no metrics
+        return [float(picture is not None) for picture in image]
+
+    prompt = Prompt(id="a", messages=[{"role": "user", "content": "?"}], images=["a picture", "another"])
+    completions = [Completion(text=text, policy_version=7) for text in ("ab", "abcd")]
+    scores = score_completions(from_trl(logging), prompt, completions)
+    assert [score.reward for score in scores] == [1.0, 1.0]
+    assert [dict(score.parts) for score in scores] == [{"step": 7.0, "length": 2.0}, {"step": 7.0, "length": 4.0}]
+
+
+def test_scalars_of_torch_and_numpy_are_numbers() -> None:
+    def scalars(completions, **columns):
+        return [torch.tensor(0.5), np.float32(0.25), True, None]
+
+    prompt = Prompt(id="a", messages=[{"role": "user", "content": "?"}])
+    scores = score_completions(from_trl(scalars), prompt, [Completion(text=text) for text in "abcd"])
+    assert [(score.reward, score.error) for score in scores] == [(0.5, None), (0.25, None), (1.0, None), (0.0, None)]

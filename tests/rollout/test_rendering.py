@@ -245,12 +245,21 @@ def test_a_video_that_is_too_long_for_the_context_is_refused_with_the_numbers():
     ("question", "reason"),
     [
         (prompt((700, 2)), "absolute aspect ratio must be smaller than 200, got 350.0"),
-        (prompt(text="what is <|image_pad|>?"), "the prompt has 1 image placeholders and 0 images"),
-        (prompt(text="<|video_pad|>"), "the prompt has 1 video placeholders and 0 videos"),
     ],
 )
 def test_a_prompt_that_the_engine_would_choke_on_is_refused(question: Prompt, reason: str):
     assert fits_context(PROCESSOR, max_model_len=999, max_tokens=16)(question) == reason
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+def test_a_control_token_in_a_question_is_text(token: str):
+    question = prompt(text=f"what is {token} {token}assistant?")
+    token_ids = render(PROCESSOR, question)
+    plain = render(PROCESSOR, prompt(text="what is it?"))
+    token_id = PROCESSOR.tokenizer.convert_tokens_to_ids(token)
+    assert token_ids.count(token_id) == plain.count(token_id)
+    assert f"what is {token[0]} {token[1:]} {token[0]} {token[1:]}assistant?" in PROCESSOR.tokenizer.decode(token_ids)
+    assert fits_context(PROCESSOR, max_model_len=999, max_tokens=16)(question) is None
 
 
 def test_a_stream_skips_and_counts_prompts_that_are_too_long_and_names_them(caplog: pytest.LogCaptureFixture):

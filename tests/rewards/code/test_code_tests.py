@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from typing import Any
 
 import cloudpickle
@@ -119,6 +120,31 @@ def test_options_may_be_left_out() -> None:
 )
 def test_what_assertions_may_ask_for(test: str, program: str) -> None:
     assert score(test, fenced(program)) == 1.0
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print(2 ** 20_000)",
+        "n = int(str(2 ** 20_000))\nprint(n)",
+        "x = deque([2 ** 20_000])\nprint(x.pop())",
+        "def f() -> Optional[int]: return reduce(mul, [2] * 20_000)\nprint(f())",
+        "if __name__ == '__main__':\n    print(math.prod(itertools.repeat(2, 20_000)))",
+    ],
+)
+def test_long_numbers_are_printed_and_the_usual_modules_need_no_import(program: str) -> None:
+    sys.set_int_max_str_digits(0)
+    expected = [{"input": "", "output": str(2**20_000)}]
+    sys.set_int_max_str_digits(4300)
+    assert score(expected, fenced(program)) == 1.0
+
+
+def test_what_needs_no_import_is_not_taken_for_the_programs_own() -> None:
+    tests = [{"input": [[1, 2]], "output": 2, "fn_name": "count"}]
+    method = "class Solution:\n    def count(self, x):\n        return len(x) + x.count(9)"
+    assert score(tests, fenced(method)) == 1.0
+    assert score("assert add(3, 4) == 7", fenced("s = set()\ns.add(3)")) == 0.0
+    assert score("assert f(3) == 4", fenced("def deepcopy(x): return 4\ndef f(x): return deepcopy(x)")) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from rewards.text.answer_key import answer_key
         ),
         ((r"\boxed{\frac{1}{2}}", "0.5", "1/2", r"\dfrac{2}{4}", ".50"), "1/2"),
         ((r"\boxed{-1,234.5}", "−1234.50", r"-\frac{2469}{2}"), "-2469/2"),
-        ((r"\boxed{\text{Blue}}", "blue", " BLUE. "), "blue"),
+        ((r"\boxed{\text{Blue}}", "blue", " BLUE. ", "**Blue**", r"\boxed{\mathbf{blue}}", "答案：ｂｌｕｅ。"), "blue"),
         (("x=1, y=2",), "x=1, y=2"),
         ((r"\boxed{2^3}",), "2^3"),
         (("x <= 3",), "x <= 3"),

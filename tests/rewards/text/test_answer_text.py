@@ -1,8 +1,19 @@
 """Where an answer stands in a response."""
 
+import time
+
 import pytest
 
-from rewards.text.answer_text import after_thinking, boxed_answers, final_answer, last_block, plain_digits
+from rewards.text.answer_text import (
+    after_thinking,
+    answer_part,
+    boxed_answers,
+    final_answer,
+    last_block,
+    plain_digits,
+    short_answer_or_all,
+)
+from rollout import Completion
 
 
 @pytest.mark.parametrize(
@@ -17,6 +28,12 @@ from rewards.text.answer_text import after_thinking, boxed_answers, final_answer
         ("```json\n[1]\n```\nand\n```json\n[2", "[2"),  # cut off
         ("```\n1 2\n3 4\n```", "1 2\n3 4"),
         ("<think>```json\n[1]\n```</think>[2]", "[2]"),
+        ("So: ```json\n[1]\n```", "[1]"),
+        ("~~~json\n[1]\n~~~\nDone.", "[1]"),
+        ('["```sh\\nls\\n```"]', '["```sh\\nls\\n```"]'),
+        ('```json\n["```sh\\nls\\n```"]\n```', '["```sh\\nls\\n```"]'),
+        ("```json\n[1]\n```\nWait, let me check", ""),
+        ("```json\n[1]\n```\nLet me check it: yes.", "[1]"),
         ("", ""),
     ],
 )
@@ -39,10 +56,63 @@ def test_the_last_block_is_found(text: str, block: str) -> None:
         ("<think>16</think>17", "17"),
         ("<think>17", ""),
         ("", ""),
+        ("The best option is 17.", "17."),
+        ("the correct answers are: 16 and 17", "16 and 17"),
+        ("The answer to the second question is (17)", "(17)"),
+        ("The answer, I know, I know\n17", "17"),
+        ("To answer the question, count.\n17", "17"),
+        ("## Answer\n\n17\nas it should be", "17"),
+        ("**Answer:** 17", "17"),
+        ("**The final answer is 17**", "17"),
+        ("The answer is **17** metres", "17 metres"),
+        ("The answer is\n$$\n17\n$$", "17"),
+        ("Answer -> 17", "17"),
+        ("Answer - 17", "17"),
+        ("Answer: -17", "-17"),
+        ("Answer 17", "17"),
+        ("The answer isn't 17", "The answer isn't 17"),
+        ("The wrong answer is 17", "The wrong answer is 17"),
+        ("最终答案：17。", "17."),
+        ("正确答案应该是 17", "17"),
+        ("**答案**\n17", "17"),
+        ("综上，选（１７）", "(17)"),
+        ("答案不是17", "答案不是17"),
+        ("Ответ: 17", "17"),
+        ("Antwort: 17", "17"),
+        (r"\boxed{１７}", "17"),
+        (r"\boxed{17}. But wait, let me check whether", ""),
+        (r"\boxed{17}. But wait, let me check: it is.", "17"),
+        ("The answer is 17. Wait, I have to", ""),
     ],
 )
 def test_the_final_answer_is_found(text: str, answer: str) -> None:
     assert final_answer(text) == answer
+
+
+def test_a_marked_answer_stands_for_the_text() -> None:
+    assert short_answer_or_all(r"a \boxed{b} c") == "b"
+    assert short_answer_or_all("<answer>a</answer> <answer> b </answer> c") == "b"
+    assert short_answer_or_all(" a b \n") == "a b"
+    assert short_answer_or_all(r"\boxed{b}, but wait, it may") == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["answer " * 140, "answer to " * 100, "答案" * 500, "*" * 1000, "_" * 1000, "\n" * 1000]
+)
+def test_a_phrase_is_searched_in_linear_time(text: str) -> None:
+    start = time.process_time()
+    for _ in range(10):
+        final_answer(text)
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    "text", ["`" * 200_000, "x" + "`" * 200_000 + "y", "``` " * 50_000, "~~~" * 60_000, " " * 200_000 + "x"]
+)
+def test_a_fence_is_searched_in_linear_time(text: str) -> None:
+    start = time.process_time()
+    last_block(text)
+    assert time.process_time() - start < 0.5
 
 
 def test_thoughts_end_where_they_are_closed() -> None:
@@ -60,3 +130,19 @@ def test_boxes_far_apart_are_not_one_answer() -> None:
 
 def test_digits_of_every_script_are_digits() -> None:
     assert plain_digits("١٧ १७ １７ 17 ½ Ⅷ") == "17 17 17 17 ½ Ⅷ"
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "answer"),
+    [
+        (r"It may be \boxed{42}. But wait", True, ""),  # cut in the thought that the prompt has opened
+        (r"It may be \boxed{42}. But wait", False, r"It may be \boxed{42}. But wait"),
+        ("2 and 2.</think>4", True, "4"),
+        ("2 and 2.</think>4", False, "4"),
+        ("2 and 2.</think>4 <think>or 5", True, ""),
+    ],
+)
+def test_a_thought_that_the_prompt_has_opened_has_no_answer_before_its_end(
+    text: str, opened: bool, answer: str
+) -> None:
+    assert answer_part(Completion(text=text, thinking=opened)) == answer

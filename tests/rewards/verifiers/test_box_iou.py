@@ -59,7 +59,24 @@ def score(answer: object, said: object, threshold: float | None = None) -> float
         (CAT, {"bbox_2d": LEFT, "label": "dog"}, 0),
         (CAT, LEFT, 1),  # no label, no contradiction
         (LEFT, CAT, 1),
-        ([CAT, DOG], [RIGHT, LEFT], 1),
+        ([CAT, DOG], [RIGHT, LEFT], 0),  # which is which?
+        ([CAT, DOG], [CAT, {"bbox_2d": RIGHT, "label": None}], 1 / 2),
+        ([CAT, DOG], [CAT, {"bbox_2d": RIGHT, "label": 2}], 1 / 2),
+        ([CAT, CAT | {"bbox_2d": RIGHT}], [RIGHT, LEFT], 1),  # both are cats
+        ([CAT, DOG], [{"bbox_2d": LEFT, "label": "a grey cat"}, {"bbox_2d": RIGHT, "label": "dog on the right"}], 1),
+        ([CAT, DOG], f"cat: {LEFT}\ndog: {RIGHT}", 1),
+        ([CAT, DOG], f"dog: {LEFT}\ncat: {RIGHT}", 0),
+        ([CAT, DOG], f"I see a cat and a dog. The dog is at {RIGHT}. The cat is at {LEFT}.", 1),
+        ([CAT, DOG], f"{LEFT} (cat)\n{RIGHT} (dog)", 1),
+        ([CAT, DOG], {"cat": LEFT, "dog": RIGHT}, 1),
+        ([CAT, DOG], {"cat": RIGHT, "dog": LEFT}, 0),
+        (CAT, f"The animal is at {LEFT}.", 1),
+        (LEFT, {"bbox_2d": LEFT, "alternatives": [RIGHT]}, 1 / 2),
+        ([], "[]", 1),
+        ("[]", "There is no dog in this picture.", 1),
+        ([], LEFT, 0),
+        ([], f"There is no dog, only {LEFT}.", 0),
+        ([], "", 0),
         ([CAT, DOG], [DOG, CAT], 1),
         ([CAT, DOG], [{"bbox_2d": LEFT, "label": "dog"}, {"bbox_2d": RIGHT, "label": "cat"}], 0),
         ([CAT, DOG], [CAT, {"bbox_2d": RIGHT, "label": "cat"}], 1 / 2),
@@ -96,7 +113,8 @@ def test_with_a_threshold_a_box_is_found_or_not(answer: object, said: object, th
 
 
 @pytest.mark.parametrize(
-    "answer", [None, "cat", [], [1, 2], [0, 0, 1920, 1080], [100, 0, 0, 100], '{"bbox_2d": [0, 0, 0, 0]}']
+    "answer",
+    [None, "cat", [0.1, 0.2, 0.5, 0.6], [1, 2], [0, 0, 1920, 1080], [100, 0, 0, 100], '{"bbox_2d": [0, 0, 0, 0]}'],
 )
 def test_a_reference_without_boxes_or_in_pixels_is_an_error(answer: object) -> None:
     told = f"box_iou cannot read the answer {answer!r} of prompt 'b-1'; give [left, top, right, bottom], or a list of these"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rewards import Score
 from rewards.verifiers.language_matches import language_matches
 from rollout import Completion, Prompt
 
@@ -80,3 +81,55 @@ def test_what_is_tolerated_is_an_option() -> None:
     assert (score(QUESTIONS["en"], mixed), score(QUESTIONS["en"], mixed, tolerated=0.6)) == (0.0, 1.0)
     with pytest.raises(ValueError, match="tolerated of language_matches must be >= 0 and < 1, got 1"):
         language_matches(tolerated=1)
+
+
+SHORT = {
+    "图中有几只狗？": "图中有五只狗。",
+    "Сколько собак?": "На картинке пять собак.",
+    "ما هذا؟": "هذا كلب صغير.",
+    "¿Cuántos perros hay?": "Hay cinco perros en la imagen.",
+    "Hvor mange hunder?": "Det er fem hunder på bildet.",
+    "Hvor mange hunde?": "Der er fem hunde på billedet.",
+    "Berapa anjing?": "Ada lima ekor anjing di dalam gambar ini.",
+    "O que é isto?": "É um cachorro pequeno brincando na neve.",
+}
+
+
+@pytest.mark.parametrize("question", SHORT)
+@pytest.mark.parametrize("english", [ANSWERS["en"], "There are five dogs."])
+def test_a_short_question_is_in_one_of_some_related_languages_and_never_in_english(question: str, english: str) -> None:
+    assert score(question, english) == 0.0
+    assert score(question, SHORT[question]) == score(question, "5") == score(question, "A") == 1.0
+    assert score(question, f"<think>{ANSWERS['en']}</think>{SHORT[question]}") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "reward"),
+    [
+        ("en", f"`{ANSWERS['ru']}` So it is five.", 0.0),
+        ("en", f"$\\text{{{ANSWERS['zh']}}}$ So it is five.", 0.0),
+        ("en", "$$\\text{Auf dem Bild sieht man fünf Hunde, die dort spielen}$$ So it is five.", 0.0),
+        ("en", f"```\n{ANSWERS['de']}\n```\nSo it is five.", 0.0),
+        ("zh", f"`{ANSWERS['en']}` {ANSWERS['zh']}", 0.0),
+        (
+            "zh",
+            "```python\n# Read the numbers and return the sum of them\nreturn sum(x)\n```\n这个函数返回它们的和。",
+            1.0,
+        ),
+        ("en", "```python\nprint('你好')\n```\nThis program says hello to everybody.", 1.0),
+        ("zh", "图里的牌子上写着“Keep calm and carry on”。", 1.0),
+        ("en", "The sign reads 「東京大学」.", 1.0),
+        ("en", "東京大学", 1.0),  # as short as what is read off a sign
+    ],
+)
+def test_thoughts_do_not_hide_in_formulas_or_programs_and_quotations_do_no_harm(
+    asked: str, text: str, reward: float
+) -> None:
+    assert score(QUESTIONS[asked], text) == reward
+
+
+@pytest.mark.parametrize(("language", "hint"), [("German", "'de'"), ("de-DE", "'de'"), ("ZH_cn", "'zh'"), (5, "'de'")])
+def test_a_column_with_no_code_of_a_language_is_an_error(language: object, hint: str) -> None:
+    told = score(QUESTIONS["de"], ANSWERS["de"], language=language)
+    assert isinstance(told, Score) and f"{language!r} is no known language" in str(told.error)
+    assert f"for example {hint}" in str(told.error)

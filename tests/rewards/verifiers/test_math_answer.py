@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score, math_answer
-from rewards.verifiers.math_answer import LONGEST_FORMULA
+from rewards.text.symbolic import LONGEST_FORMULA
 from rollout import Completion, Prompt
 
 
@@ -25,7 +25,6 @@ def score(answer: object, text: str) -> float | Score:
         ("17", "The answer is 17."),
         ("17", "It is 17"),
         ("17", r"first \boxed{16}, then \boxed{3+5+9=17}, more or less"),
-        ("17", "18\n17"),
         ("17", "so $x = 17$."),
         ("1/2", "0.5"),
         (0.5, r"\boxed{\frac{1}{2}}"),

@@ -1,5 +1,7 @@
 """What is too long, says the same again, or is not in its form; and how many tools it took."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -57,10 +59,38 @@ def test_prose_costs_nothing(text: str) -> None:
     assert repetition_penalty(PROMPT, Completion(text=text)) == 0.0
 
 
+BOXES = [{"bbox_2d": [17 * i, 3 * i, 20 * i + 9, 40 * i + 9], "label": "car", "truncated": False} for i in range(1, 25)]
+ROWS = [f"| day {i} | {7 * i} | yes | no | no |" for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(BOXES),
+        "```json\n" + json.dumps(BOXES[:4], indent=2) + "\n```",
+        "[\n\t" + ",\n\t".join(map(str, BOXES)) + "\n]",
+        "\n".join(["| day | n | a | b | c |", "|---|---|---|---|---|", *ROWS]),
+        "<table>" + "".join(f"<tr><td>day {i}</td><td>{7 * i}</td><td>no</td></tr>" for i in range(20)) + "</table>",
+        "<table>\n" + "".join(f"<tr>\n <td>{i}</td>\n <td>no</td>\n</tr>\n" for i in range(20)) + "</table>",
+        "|" + " :---: |" * 30,
+        "-" * 80 + "\n" + PROSE + "\n" + "=" * 80,
+    ],
+)
+def test_records_and_rules_cost_nothing(text: str) -> None:
+    assert repetition_penalty(PROMPT, Completion(text=text)) == 0.0
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "wait, " * 200,
+        json.dumps(BOXES[:1] * 100),
+        "| day 1 | 7 | yes |\n" * 100,
+        "<tr><td>day 1</td><td>7</td></tr>" * 100,
+        "<td></td>" * 400,
+        "---\n" * 400,
+        "-" * 3000,
+        "| --- " * 300,
         "a" * 5000,
         "哈" * 500,
         "!" * 3000,

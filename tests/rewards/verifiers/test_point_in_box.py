@@ -46,9 +46,16 @@ def score(answer: object, said: object, radius: float | None = None) -> float | 
         (CAT, {"point_2d": [150, 150], "label": "dog"}, 0),
         (CAT, [150, 150], 1),
         ([CAT, DOG], [{"point_2d": [150, 150], "label": "dog"}, {"point_2d": [350, 150], "label": "cat"}], 0),
-        (json.dumps([CAT, DOG]), [[150, 150], [350, 150]], 1),
-        (LEFT, LEFT, 0),  # a box is no point
-        (LEFT, CAT, 0),
+        (json.dumps([CAT, DOG]), [[150, 150], [350, 150]], 0),  # which is which?
+        ([CAT, DOG], "cat: (150, 150)\ndog: (350, 150)", 1),
+        (LEFT, LEFT, 1),  # by its centre
+        (LEFT, [100, 100, 900, 900], 0),
+        (LEFT, CAT, 1),
+        (LEFT, {"action": "left_click", "coordinate": [150, 150]}, 1),
+        (LEFT, "click(x=150, y=150)", 1),
+        (LEFT, "click(x=350, y=150)", 0),
+        ([], "[]", 1),
+        ([], [150, 150], 0),
         (LEFT, "[NaN, 150]", 0),
         (LEFT, "", 0),
     ],

@@ -17,6 +17,13 @@ HTML = (
     "<table><tr><th>Name</th><th>Age</th></tr><tr><td>Tom</td><td>31</td></tr><tr><td>Ann</td><td>27</td></tr></table>"
 )
 CSV = "Name,Age\nTom,31\nAnn,27"
+LATEX = r"""\begin{tabular}{|l|p{2cm}|}
+\hline
+\textbf{Name} & Age \\ \hline
+Tom & 31 \\[3pt]
+Ann & 27
+\end{tabular}"""
+JSON_ROWS = '[["Name", "Age"], ["Tom", 31], ["Ann", 27.0]]'
 SPANS = "<table><tr><td rowspan=2>a1</td><td colspan='2'>b1</td></tr><tr><td>b2</td><td>c2</td></tr></table>"
 
 
@@ -31,6 +38,24 @@ def score(answer: object, text: str) -> float | Score:
         (ROWS, HTML),
         (ROWS, CSV),
         (ROWS, CSV.replace(",", "\t")),
+        (ROWS, CSV.replace(",", ";")),
+        (ROWS, LATEX),
+        (LATEX, f"```latex\n\\begin{{table}}\n{LATEX}\n\\end{{table}}\n```"),
+        (CSV, f"{LATEX}\n\nNo:\n\n{MARKDOWN}"),
+        (ROWS, LATEX.replace("{tabular}{|l|p{2cm}|}", "{tabularx}{5cm}[t]{lX}").replace("{tabular}", "{tabularx}")),
+        (ROWS, JSON_ROWS),
+        (JSON_ROWS, '```json\n[{"Name": "Tom", "Age": "31"}, {"Name": "Ann", "Age": 27}]\n```'),
+        ([{"Name": "Tom", "Age": 31}, {"Name": "Ann", "Age": 27}], CSV),
+        (ROWS, "Name,Age\n*Tom*,31.00\n__Ann__,２７"),
+        ([["a|b"]], '[["a|b"]]'),
+        ([["x_y", "50%"], ["a & b", "$3"]], r"\begin{array}{ll} x\_y & 50\% \\ a \& b & \$3 \end{array}"),
+        ([["x_y", "m²"]], r"| x\_y | m^2 |"),
+        ([["98,765.0", ".5"]], "| 98 765 | 0.50 |"),
+        ([["长（米）", "“好”"]], '| 长(米) | "好" |'),
+        (
+            SPANS,
+            r"\begin{tabular}{ccc}\multirow{2}{*}{a1} & \multicolumn{2}{c}{b1} \\ \cline{2-3} & b2 & c2\end{tabular}",
+        ),
         (MARKDOWN, HTML),
         (HTML, CSV),
         (CSV, MARKDOWN),
@@ -70,6 +95,10 @@ def test_the_same_table_is_one_in_any_form(answer: object, text: str) -> None:
     ("answer", "text", "reward"),
     [
         (CSV, "Name,Age\nTom,31\nAnn,28", 10 / 12),  # a number is right or wrong
+        (CSV, LATEX.replace("31", "3.1"), 10 / 12),
+        (CSV, JSON_ROWS.replace("31", "31.5"), 10 / 12),
+        ([["$5", "$6"]], "| $5 | $7 |", 2 / 4),
+        (CSV, '{"Name": "Tom", "Age": 31}', 0),
         (CSV, "Name,Age\nTim,31\nAnn,27", 2 * (5 + 2 / 3) / 12),
         (CSV, "Name,Age\nEve,31\nAnn,27", 10 / 12),  # below one half in common is nothing
         (CSV, "Name,Age\nTom,31", 8 / 10),
@@ -108,7 +137,7 @@ def test_what_is_missing_other_or_too_much_costs(answer: object, text: str, rewa
 @pytest.mark.parametrize("answer", [None, "", "cats", 5, [], [[]], ["a", "b"], [["", None]], [["x"]] * (LARGEST + 1)])
 def test_a_reference_that_is_no_table_is_an_error(answer: object) -> None:
     told = f"table_similarity cannot read the answer {answer!r:.200} of prompt 't-1'"
-    told += "; give Markdown, HTML, CSV or rows of cells, 3000 cells at most"
+    told += "; give Markdown, HTML, LaTeX, CSV, JSON or rows of cells, 3000 cells at most"
     assert score(answer, CSV) == Score(reward=0.0, error=told)
 
 
@@ -126,6 +155,13 @@ HUGE = {
     "pipes and quotes": '|"' * 90_000,
     "blanks in a fence": "```\n" + " " * 190_000 + "x",
     "a field": 'a,"' + "x" * 190_000,
+    "LaTeX cells": "\\begin{tabular}{l}" + "&" * 150_000,
+    "LaTeX rows": "\\begin{tabular}{l}" + "& \\\\" * 30_000,
+    "LaTeX braces": "\\begin{tabular}" + "{" * 150_000,
+    "LaTeX spans": "\\begin{tabular}{l}" + "\\multirow{9}{*}{" * 10_000,
+    "JSON lists": "[" * 150_000,
+    "JSON objects": '[{"a":' * 30_000,
+    "semicolons": ";" * 190_000,
     "null": "a\0,b\0\n" * 20_000,
 }
 

@@ -28,6 +28,38 @@ from rollout import Completion, Prompt
         (["Main St", "Main Street"], "main stree", 10 / 11),
         ("北京市", "北京", 2 / 3),
         ("a\nb", "a b", 1),
+        ("kitten", r"\boxed{\text{Kitten}}", 1),
+        ("kitten", "**kitten**.", 1),
+        ("kitten", "“kitten”", 1),
+        ("kitten", "`kitten`", 1),
+        ("kitten", "ｋｉｔｔｅｎ", 1),
+        ("kitten", "The answer is kitten.", 1),
+        ("kitten", "**Final answer**\n\nkitten", 1),
+        ("小猫", "答案是小猫。", 1),
+        ("kitten", 'The label on the box: "kitten".', 1),
+        ("kitten", "The answer is kitten. There are also a puppy, a foal and a lamb.", 0),
+        ("kitten", 'It says "puppy", "foal", "lamb" and "kitten"', 0),
+        ("kitten", r"\boxed{kitten}. But wait, let me check", 0),
+        ("naïve", "nai\u0308ve", 1),
+        ("the cat’s", "the cat's", 1),
+        ("1990–1999", "1990-1999", 1),
+        ("a , b", "a, b", 1),
+        ("上 海", "上海", 1),
+        (r"\sqrt { 3 } - y ^ { 2 }", r"$\sqrt{3}-y^2$", 1),
+        (2024, "2024", 1),
+        ([1.5, "x"], "1.5", 1),
+        ("12,000", "12000", 1),
+        ("$3.50", "$3.50", 1),
+        ("$3.50", "$8.50", 0),
+        ("7:45", "7:46", 0),
+        ("Gate 14", "Gate 15", 0),
+        ("gate 14 is open until ten", "gate 15 is open until ten", 24 / 25),  # in a longer text a digit is a letter
+        ("no entry", "entry", 0),
+        ("do not push", "do push", 0),
+        ("visible", "invisible", 0),
+        ("import", "export", 0),
+        ("minimum", "maximum", 0),
+        ("kittens", "kitten", 6 / 7),
     ],
 )
 def test_similarity_is_the_share_of_letters_that_stay(answer: object, text: str, reward: float) -> None:
@@ -42,7 +74,7 @@ def test_a_threshold_may_be_moved() -> None:
         text_similarity(threshold=2)
 
 
-@pytest.mark.parametrize("answer", [None, "", 5, [], [""], [1]])
+@pytest.mark.parametrize("answer", [None, "", True, [], [""], [None], {"a": "b"}])
 def test_without_a_text_there_is_no_similarity(answer: object) -> None:
     score = text_similarity(Prompt(id="p", messages=[], answer=answer), Completion(text="5"))
     assert isinstance(score, Score) and "give a text or a list of texts" in str(score.error)
@@ -68,6 +100,9 @@ SCHEMA = {
         ('{"name": "Bo", "age": -1}', 1, 0),
         ('{"name": "Bo", "size": 1}', 1, 0),
         ('{"age": 3}', 1, 0),
+        ('{"name": "```py\\nBo\\n```"}', 1, 1),
+        ('```json\n{"name": "```py\\nBo\\n```"}\n```\nDone.', 1, 1),
+        ('```json\n{"name": "Bo"}\n```\nWait, I should', 0, 0),
         ("[1, 2]", 1, 0),
         ("5", 0, 0),
         ('"Bo"', 0, 0),
@@ -128,6 +163,59 @@ def test_a_schema_that_is_none_is_refused_or_no_verdict() -> None:
         ({"starts_with": "Dear"}, "Dear you", "My dear"),
         ({"ends_with": "Bye."}, "So. Bye.\n", "Bye. So."),
         ({"no_commas": True}, "one and two", "one, two"),
+        ({"no_commas": True}, "ثلاثة وأربعة", "ثلاثة، أربعة"),
+        ({"title": True}, "<<My day>>\nIt rained.", "<< >> It rained."),
+        ({"postscript": "P.S."}, "It rained.\n\nP.S. Bring an umbrella.", "It rained. P.S."),
+        ({"placeholders": 2}, "Dear [name], come on [day].", "Dear [name], come on [1]."),
+        ({"sections": {"Section": 2}}, "Section 1\nIt rained.\n**Section 2**\nIt stopped.", "Section 1\nSection"),
+        ({"min_letters": {"e": 2}}, "Eve", "even"[:2]),
+        ({"max_letters": {"e": 1}}, "red", "Eve"),
+        ({"quoted": True}, '"It rained."', 'He said "It rained."'),
+        ({"repeats": "What is it?"}, "What is it? It is rain.", "What is it?"),
+        # Scripts without blanks, and words with particles.
+        ({"forbidden": ["蓝色"]}, "天空很漂亮。", "天空是蓝色的。"),
+        ({"keywords": ["蓝色", "大海"]}, "大海是蓝色的。", "天空是蓝色的。"),
+        ({"keyword_counts": {"青い": 2}}, "青い空と青い海です。", "青い空です。"),
+        ({"forbidden": ["ทะเล"]}, "ฉันชอบภูเขา", "ฉันชอบทะเลมาก"),
+        ({"forbidden": ["바다"]}, "나는 산을 좋아한다.", "나는 바다를 좋아한다."),
+        ({"keywords": ["바다"]}, "바다에서는 쉬어요.", "나는 산을 좋아한다."),
+        ({"forbidden": ["بحر"]}, "أحب الجبل", "أحب البحر"),
+        ({"max_words": 6}, "天空很蓝。", "今天的天空特别蓝，大海也很蓝。"),
+        ({"min_words": 6}, "今天的天空特别蓝。", "天空很蓝。"),
+        ({"max_words": 4}, "空は青い。", "今日の空はとても青くて、海も青いです。"),
+        ({"max_words": 6}, "ฉันชอบทะเล", "ฉันชอบทะเลและภูเขามากที่สุดในโลกเลย"),
+        ({"min_sentences": 2}, "यह कुत्ता है। वह बिल्ली है।", "यह कुत्ता है।"),
+        ({"min_sentences": 2}, "هل هذا كلب؟ هذه قطة.", "هل هذا كلب؟"),
+        # What pads is not counted.
+        ({"min_words": 4}, "It is a dog", "dog - - - . . . ***"),
+        ({"min_sentences": 3}, "It is. It was. It will be.", "It is. . . . !"),
+        ({"bullets": 2}, "- one\n- two", "- one\n- - -"),
+        ({"numbered": 2}, "1. one\n2. two", "1. one\n2. ..."),
+        ({"paragraphs": 2}, "one\n\ntwo", "one\n\n***"),
+        ({"case": "upper"}, "NO", "7 + 7 = 14"),
+        ({"language": "de"}, "Das ist ein Hund.", "42"),
+        ({"language": "zh"}, "一只狗。", "A dog."),
+        (
+            {"language": "de"},
+            "Das ist ein schöner großer Hund, der gern im Garten spielt.",
+            "Das ist ein schöner großer Hund. It plays in the garden with a red ball.",
+        ),
+        # What evades is.
+        ({"forbidden": ["blue"]}, "It is bluish.", "It is _blue_."),
+        ({"forbidden": ["blue"]}, "It is bluish.", "It is b\u200blue."),
+        ({"forbidden": ["blue"]}, "It is bluish.", "It is ｂｌｕｅ."),
+        ({"forbidden": ["blue"]}, "It is bluish.", "It is b**lu**e."),
+        ({"forbidden": ["peace"]}, "It is calm.", "It is реасе."),  # Cyrillic
+        ({"max_words": 3}, "a well-known dog", "one-two-three-four"),
+        ({"max_words": 3}, "3,000.5 big dogs", "one,two/three…four"),
+        ({"max_words": 3}, "don't do it", "one\u200btwo\u200bthree\u200bfour"),
+        # Stops that end no sentence, and marks behind them.
+        ({"max_sentences": 1}, "Dr. Jones came at 5 p.m. with J. Smith, i.e. late.", "He came. She left."),
+        ({"max_sentences": 1}, "See Fig. 5 for it.", "No. I do not."),
+        ({"min_sentences": 2}, "(It rains.) “It pours.”", "It rains"),
+        ({"ends_with": "Any questions?"}, 'So. "Any questions?"', "Any questions? No."),
+        ({"starts_with": "Dear"}, "**Dear** you", "Oh dear"),
+        ({"bullets": 2}, "- one\n  - its part\n- two", "```\n- one\n- two\n```"),
     ],
 )
 def test_each_instruction_has_a_response_that_fulfils_it_and_one_that_does_not(asked, right: str, wrong: str) -> None:
@@ -159,6 +247,10 @@ def test_several_instructions_count_together_or_each_for_itself() -> None:
         ({}, "give a mapping"),
         ({"max_word": 3}, "{'max_word': 3}; give a mapping with some of"),
         ({"max_words": "three"}, "an instruction whose value does not fit its name: {'max_words': 'three'} (TypeError"),
+        ({"max_words": True}, "a number is needed, got True"),
+        ({"keywords": "red"}, "a list of words is needed, got 'red'"),
+        ({"forbidden": [""]}, "a word is empty"),
+        ({"language": "German"}, "'German' is no known language: give its code of ISO 639-1"),
         ({"case": "title"}, "does not fit its name: {'case': 'title'} (KeyError"),
     ],
 )

@@ -119,7 +119,8 @@ def test_a_fault_costs_one_score_and_says_why(fault: str, told: str) -> None:
     with RewardRunner(misbehaving(), timeout=1.0) as rewards:
         bad, good = rewards.score([group("p-7", "abc", fault, "abcd"), group("p-8", "ab")])
     assert [score.reward for score in bad + good] == [3.0, 0.0, 4.0, 2.0]
-    assert re.fullmatch(told, str(bad[1].error))
+    assert re.fullmatch(told, str(bad[1].problem))
+    assert (bad[1].error is None) == ("took longer" in told)
     assert [score.error for score in (bad[0], bad[2], good[0])] == [None] * 3
 
 
@@ -150,7 +151,7 @@ def test_a_worker_killed_between_two_rounds_is_replaced_without_loss() -> None:
 def test_closing_leaves_no_process_behind(tmp_path: Path) -> None:
     rewards = RewardRunner(misbehaving(), num_workers=2, timeout=0.5)
     [[hung, pid]] = rewards.score([group("1", "spawn and sleep", "pid", answer=str(tmp_path / "pid"))])
-    assert hung.error is not None
+    assert hung.timeout is not None
     assert is_true_soon(lambda: not is_alive(int((tmp_path / "pid").read_text())))  # what the hung reward had started
     assert is_alive(int(pid.reward))
     rewards.close()
@@ -245,7 +246,10 @@ with RewardRunner(my_reward) as runner:
 """)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     child = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
-    assert child.stdout == "the script runs\n[[Score(reward=6.0, parts={'modules': 0.0}, error=None, failed=None)]]\n"
+    assert (
+        child.stdout
+        == "the script runs\n[[Score(reward=6.0, parts={'modules': 0.0}, error=None, failed=None, timeout=None)]]\n"
+    )
 
 
 def test_a_reward_from_a_file_is_loaded_in_the_worker(tmp_path: Path) -> None:
@@ -296,18 +300,6 @@ def test_a_prompt_that_cannot_travel_is_an_error_of_its_group_alone(value: objec
         bad, good = rewards.score([group("p-7", "a", "b", columns={"value": value}), group("p-8", "ab")])
     assert [score.error for score in bad] == [f"prompt 'p-7' {told}"] * 2
     assert good == [Score(reward=2.0)]
-
-
-def test_a_formula_without_end_is_stopped_and_the_next_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "FIRST_CALL_EXTRA", 60.0)
-    with RewardRunner(math_answer, timeout=1.0) as rewards:
-        # The first completion has the worker import what math_answer needs; the formula's own time begins after that.
-        [[warm, endless, right]] = rewards.score(
-            [group("p-7", "17", r"\boxed{9^{9^{9^9}}}", r"\boxed{17}", answer="17")]
-        )
-    assert warm == Score(reward=1.0)
-    assert endless.error == "reward 'math_answer' took longer than 1 s for prompt 'p-7'"
-    assert right == Score(reward=1.0)
 
 
 def test_a_reward_that_cannot_be_pickled_or_loaded_is_refused(tmp_path: Path) -> None:

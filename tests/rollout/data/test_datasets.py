@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -141,7 +143,93 @@ def test_rows_need_not_have_the_same_columns(tmp_path: Path):
     assert list(read_rows(path)) == [{"question": "?", "level": None}, {"question": "!", "level": [1]}]
 
 
+def test_cells_of_a_table_are_the_texts_that_are_written(tmp_path: Path):
+    (tmp_path / "data.csv").write_text("a,b,c\n17,007,true\n,None,N/A\n")
+    assert list(read_rows(tmp_path / "data.csv")) == [
+        {"a": "17", "b": "007", "c": "true"},
+        {"a": "", "b": "None", "c": "N/A"},
+    ]
+    (tmp_path / "data.tsv").write_text("a\tb\n1,5\t2\n")
+    assert list(read_rows(tmp_path / "data.tsv")) == [{"a": "1,5", "b": "2"}]
+
+
+def test_values_of_json_arrive_as_they_are_written(tmp_path: Path):
+    rows = [
+        {"answer": "2020-01-01", "number": 10**30, "options": {"A": "cat"}, "mixed": "x"},
+        {"answer": "\ud800", "number": 1.5, "options": {"B": "dog", "C": None}, "mixed": ["x", 1]},
+    ]
+    assert list(read_rows(write_jsonl(tmp_path / "d.jsonl", rows))) == rows
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    assert list(read_rows(tmp_path / "d.json")) == rows
+
+
+def test_a_compressed_file_is_read(tmp_path: Path):
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert list(read_rows(tmp_path / "train.jsonl.gz")) == ROWS
+    write_jsonl(tmp_path / "test.jsonl", ROWS[:1])
+    assert list(read_rows(tmp_path, "train")) == ROWS
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*b", "what?"])
+def test_a_path_with_signs_of_patterns_is_the_named_file(name: str, tmp_path: Path):
+    write_jsonl(tmp_path / name / "d.jsonl", [{"a": "right"}])
+    write_jsonl(tmp_path / name.replace("[1]", "1").replace("*", "x").replace("?", "x") / "d.jsonl", [{"a": "wrong"}])
+    assert list(read_rows(tmp_path / name / "d.jsonl")) == [{"a": "right"}]
+
+
+def test_a_file_that_was_replaced_is_read_again_whatever_its_time(tmp_path: Path):
+    path = write_jsonl(tmp_path / "d.jsonl", [{"a": "old"}])
+    state = path.stat()
+    assert read_rows(path)[0] == {"a": "old"}
+    write_jsonl(path, [{"a": "new"}])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert read_rows(path)[0] == {"a": "new"}
+
+
+def test_an_answer_that_names_a_file_stays_a_text_and_late_pictures_are_found(tmp_path: Path):
+    write_images(tmp_path, a="red")
+    rows = [{"question": "?", "image": None, "answer": "a.png"} for _ in range(30)]
+    rows.append({"question": "?", "image": "a.png", "answer": "a.png"})
+    read = read_rows(write_jsonl(tmp_path / "train.jsonl", rows))
+    assert {row["answer"] for row in read} == {"a.png"}
+    assert color_of(prompts_from(read, column_mapping())[30]) == [RED]
+
+
 # --- folders
+
+
+def test_a_folder_named_after_a_split_names_that_of_its_files(tmp_path: Path):
+    for split in ("train", "test"):
+        write_jsonl(tmp_path / split / "metadata.jsonl", [{"answer": split}])
+    assert [row["answer"] for row in read_rows(tmp_path, "train")] == ["train"]
+    assert [row["answer"] for row in read_rows(tmp_path, "test")] == ["test"]
+
+
+def test_a_subset_of_a_local_snapshot_is_its_folder(tmp_path: Path):
+    for subset in ("main", "socratic"):
+        write_parquet(tmp_path / subset / "train-00000-of-00001.parquet", {"answer": [subset]})
+    assert read_rows(tmp_path, "train", subset="main")["answer"][:] == ["main"]
+    with pytest.raises(ValueError, match="has no folder 'other' for subset = 'other'"):
+        read_rows(tmp_path, "train", subset="other")
+
+
+def test_each_split_is_read_from_its_own_kind_of_file(tmp_path: Path):
+    write_jsonl(tmp_path / "d" / "train.jsonl", [{"answer": "train"}])
+    write_parquet(tmp_path / "d" / "val.parquet", {"answer": ["val"]})
+    assert [row["answer"] for row in read_rows(tmp_path / "d", "train")] == ["train"]
+    (tmp_path / "d" / "train.jsonl").unlink()
+    with pytest.raises(ValueError, match="has no split 'train': name one of 'val'"):
+        read_rows(tmp_path / "d", "train")
+
+
+def test_pictures_of_one_name_in_two_folders_are_each_rows_own(tmp_path: Path):
+    for folder, color in (("a", "red"), ("b", "blue")):
+        write_images(tmp_path / "d" / folder, x=color)
+        write_jsonl(tmp_path / "d" / folder / "train.jsonl", [{"image": "x.png", "question": "?"}])
+    rows = read_rows(tmp_path / "d", "train")
+    assert [color_of(prompt) for prompt in prompts_from(rows, column_mapping(answer=None))] == [[RED], [BLUE]]
+    assert set(rows[0]) == {"image", "question"}
 
 
 def test_a_folders_splits_are_its_files_names_without_the_numbers_of_shards(tmp_path: Path):
@@ -153,9 +241,13 @@ def test_a_folders_splits_are_its_files_names_without_the_numbers_of_shards(tmp_
     write_jsonl(tmp_path / "d" / "other.jsonl", [{"answer": "not parquet"}])
     answers = {split: read_rows(tmp_path / "d", split)["answer"][:] for split in ("train", "testmini", "validation")}
     assert answers == {"train": ["0", "1"], "testmini": ["test"], "validation": ["validation"]}
-    with pytest.raises(ValueError, match=r"has the splits 'testmini', 'train', 'validation': name one, e.g. read_rows"):
+    with pytest.raises(
+        ValueError, match=r"has the splits 'testmini', 'train', 'other', 'validation': name one, e.g. read_rows"
+    ):
         read_rows(tmp_path / "d")
-    with pytest.raises(ValueError, match=r"has no split 'test': name one of 'testmini', 'train', 'validation'"):
+    with pytest.raises(
+        ValueError, match=r"has no split 'test': name one of 'testmini', 'train', 'other', 'validation'"
+    ):
         read_rows(tmp_path / "d", "test")
 
 
@@ -208,17 +300,21 @@ def test_a_dataset_that_the_hub_does_not_have_is_told(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("source", ["train.jsonl", "./data", "/no/such/folder", "a/b/c"])
 def test_a_path_that_leads_nowhere_is_not_looked_for_on_the_hub(source: str):
-    with pytest.raises(ValueError, match=f"there is no file or folder {source}: give a .parquet, .jsonl"):
+    with pytest.raises(ValueError, match=f"there is no file or folder {source}: give a .parquet, .arrow, .jsonl"):
         read_rows(source)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("data.jsonl", '{"a": 1}\n{"a": \n', "data.jsonl cannot be read as json: ArrowInvalid: JSON parse error"),
+        ("data.jsonl", '{"a": 1}\n{"a": \n', "data.jsonl cannot be read as json: line 2 is not JSON"),
         ("data.jsonl", "", "data.jsonl cannot be read as json: it has no rows"),
         ("data.parquet", "no parquet", "data.parquet cannot be read as parquet: ArrowInvalid"),
-        ("data.txt", "text", "data.txt has an unknown file type: give a .parquet, .jsonl, .json, .csv file"),
+        (
+            "data.txt",
+            "text",
+            "data.txt has an unknown file type: give a .parquet, .arrow, .jsonl, .json, .csv, .tsv file",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(name: str, content: str, told: str, tmp_path: Path):
@@ -229,7 +325,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(name: str, content:
 
 def test_a_folder_without_data_and_a_split_that_a_file_has_not_are_told(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty holds no .parquet, .jsonl, .json, .csv file"):
+    with pytest.raises(ValueError, match="empty holds no .parquet, .arrow, .jsonl, .json, .csv, .tsv file"):
         read_rows(tmp_path / "empty")
     path = write_jsonl(tmp_path / "data.jsonl", ROWS)
     assert len(read_rows(path, "train")) == 2

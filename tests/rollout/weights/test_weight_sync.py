@@ -102,6 +102,18 @@ def test_no_vision_token_is_sampled(pair, groups):
     assert not sampled & set(banned)
 
 
+def test_a_completion_knows_that_its_prompt_has_opened_a_thought(pair, monkeypatch):
+    engine, _, _ = pair
+    processor = engine.engine._processor
+    [plain] = engine.generate(PROMPTS[:1], Sampling(max_tokens=2), num_completions=1)
+    for opened, thinking in (("<think>\n", True), ("<think>\n\n</think>\n\n", False)):
+        monkeypatch.setattr(processor, "chat_template", processor.chat_template + opened)
+        [group] = engine.generate(PROMPTS[:1], Sampling(max_tokens=2), num_completions=1)
+        assert len(group.prompt_token_ids) > len(plain.prompt_token_ids)
+        assert group.completions[0].thinking == thinking
+    assert not plain.completions[0].thinking
+
+
 def test_more_prompts_than_a_step_has_room_for_wait_and_are_not_cut(pair):
     # 250 prompts of 95 tokens, a step takes 8,192: vLLM's CPU worker dies of a seeded request whose prompt it reads in pieces.
     long = Prompt(id="long", messages=[{"role": "user", "content": "x" * 90}])

@@ -1,0 +1,283 @@
+r"""The final formula of a response, in one plain form of LaTeX: `½` as `1/2`, `\dfrac` as `\frac`, `\text{cm}` as `cm`."""
+
+from __future__ import annotations
+
+import re
+
+from rewards.text.answer_text import boxed_answers
+from rewards.text.patterns import Pattern
+from rewards.text.quantities import read_quantity
+from rewards.text.typography import plain_typography
+from rewards.text.units import is_known
+
+_SYMBOLS = str.maketrans(
+    {
+        **{"∞": r"\infty ", "π": r"\pi ", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "±": r"\pm "},
+        **{"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset "},
+        **{"≈": r"\approx ", "θ": r"\theta ", "ℝ": r"\mathbb{R}", "⟨": "(", "⟩": ")", "″": '"'},
+    }
+)
+_SHORT_DASH = Pattern(r"(?<![\w.)}\]])\s*–\s*(?=[\d.\\a-zA-Z(])")
+_PLAIN = (
+    (Pattern(r"\\(?:left|right|big|Big|bigg|Bigg)[lr]?(?![A-Za-z])\.?"), ""),
+    (Pattern(r"(?<!\\)\\!\s*|\\displaystyle(?![A-Za-z])|\\(?:limits|nolimits)(?![A-Za-z])"), ""),
+    (Pattern(r"(?<!\\)\\[,;: >]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|(?<!\\)~"), " "),
+    (Pattern(r"\{\s*,\s*\}\s*"), ","),
+    (Pattern(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (Pattern(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (Pattern(r"\\frac\s*\{(\d{1,20})\}\s*(\d)"), r"\\frac{\1}{\2}"),
+    (Pattern(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
+    (Pattern(r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\\(?:degree|textdegree)(?![A-Za-z])"), "°"),
+    (Pattern(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset "),
+    (Pattern(r"\\(?:langle|lparen)(?![A-Za-z])"), "("),
+    (Pattern(r"\\(?:rangle|rparen)(?![A-Za-z])"), ")"),
+    (Pattern(r"\\(?:lor|vee)(?![A-Za-z])"), " or "),
+    (Pattern(r"\\(?:land|wedge)(?![A-Za-z])"), " and "),
+    (Pattern(r"\\geqslant(?![A-Za-z])"), r"\\ge "),
+    (Pattern(r"\\leqslant(?![A-Za-z])"), r"\\le "),
+    (Pattern(r"\+\s*\\infty"), r"\\infty"),
+    (Pattern(r"\\dots(?![A-Za-z])|\\[lc]dots(?![A-Za-z])|…|\.\.\."), r"\\ldots "),
+)
+_BOLD = Pattern(
+    r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathtt|textbf|textit|textnormal|text|mathrm|mbox|hbox|operatorname\*?|emph|underline)"
+    r"\s*\{([^{}]*)\}"
+)
+_MARKS = Pattern(r"\*\*|__(?=\S)|`")
+
+_FORMULA = r"(?:\$\$(?:[^$\\]|\\.)+\$\$|\$(?:[^$\\]|\\.)+\$|\\\((?:(?!\\\)).)+\\\)|\\\[(?:(?!\\\]).)+\\\])"
+_FORMULAS = rf"({_FORMULA}(?:(?:\s*(?:[,;]|\band\b|\bor\b|和|或))*\s*{_FORMULA})*)"
+_EACH = Pattern(_FORMULA, re.DOTALL)
+_STEP = Pattern(r"(?:\\(?:[dt]?frac|sqrt|times|cdot|div)|[^a-z\\=])*=", re.IGNORECASE)
+_CLOSING_MATH = Pattern(
+    rf"(.*?){_FORMULAS}\s*(\\?%|percent\b|pct\b|[a-z]+\b|[\u4e00-\u9fff]{{1,4}})?[\s.*。]*$", re.DOTALL | re.IGNORECASE
+)
+_ANSWER_IS = Pattern(
+    r"\b(?:answers?|solutions?|result|value)\b(?:\s+(?:is|are|equals))?\s*(?::|\bis\b|\bare\b|\bequals\b)\s*"
+    r"|\banswers?\s+(?=[$\\\d-])"
+    r"|(?:答案|结果|答)\s*(?:是|为|[:=])\s*|故选\s*:?\s*|故答案\s*(?:是|为)\s*"
+    r"|\b(?:respuesta|réponse|antwort)\b\s*(?:es|est|ist)?\s*:?\s*|उत्तर\s*:?\s*|الجواب\s*(?:هو)?\s*:?\s*|ответ\s*:?\s*",
+    re.IGNORECASE,
+)
+_ANSWER_TAG = Pattern(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+_CHAT_MARK = Pattern(r"<\|[a-z_]{1,20}\|>(?:\s*(?:user|assistant)\s*$)?")
+_BOX_BY_BOX = Pattern(r"\}[\s$./|;,]{0,12}(?=\\(?:boxed|fbox))")
+_BARE_BOX = Pattern(r"\\(?:boxed|fbox)\s*(?=[\d-])(-?\d{1,40}(?:\.\d{1,40})?)")
+_SENTENCE = Pattern(r"(?<=[.!?])\s+(?=[A-Z\[<(\"$\\]|$)|\n+|(?<=[\u4e00-\u9fff])\. ?")
+_HEDGE = Pattern(
+    r"\b(?:maybe|perhaps|possibly|not sure|unsure|uncertain|(?:cannot|can't) (?:decide|tell|say)"
+    r"|do(?:n't| not) know|guess(?:es)?|either)\b"
+    r"|可能|也许|大概|不确定|不知道|之间",
+    re.IGNORECASE,
+)
+_NEGATION = Pattern(
+    r"(?:\b(?:not|never|no|nor|neither|n't|without|except|excluding|unlike|than|below|under|over|above|least|most|beyond"
+    r"|wrong|up to|until"
+    r"|before|after|instead of|between|from|(?:may|might|could|cannot|can't) be)\b|n't|\\(?:ne|neq|not)|[≠<>]"
+    r"|不是|不等于|并非|不|小于|大于|超过|低于|至少|至多|除了)(?:\W+[a-z]+){0,1}\W*$",
+    re.IGNORECASE,
+)
+_DENIED_AFTER = Pattern(
+    r"\s*(?:or\s+(?:more|less|fewer|greater|above|below|so)|is\s+(?:not|wrong|incorrect|false)|isn't|was\s+wrong|and\s+(?:above|up|below))\b"
+    r"|\s*(?:以上|以下|不是|是错)",
+    re.IGNORECASE,
+)
+_DOUBT_BEFORE = Pattern(
+    r"(?:\b(?:not|never|n't|maybe|perhaps|possibly|(?:may|might|could|cannot|can't) be)"
+    r"|不是|不等于|可能是?|也许是?)\s*:?\s*[$\\(\[]*$",
+    re.IGNORECASE,
+)
+_SECOND_THOUGHT = Pattern(r"\b(?:but\s+wait|wait,|hold on|let me (?:re)?check|no, that)\b|等等|等一下", re.IGNORECASE)
+_LIST_JOIN = Pattern(
+    r"[\s,;/*]*(?:\b(?:and|or|also|but|maybe|to)\b|和|或|或者|及|到|至)?[\s,;/*]*(?:\b(?:also|maybe|even|possibly|perhaps)\b)?\s*",
+    re.IGNORECASE,
+)
+_RUN = Pattern(
+    r"[$€£¥₹]?(?<![A-Za-z0-9_.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
+    r"|[-+*/^_=(){}\[\]!|°<>≤≥]|\s(?=[-+*/^=<>≤≥({\d\\])|(?<=[-+*/^=<>≤≥)}\d])\s(?=[-+*/^=<>≤≥()\d\\]|[b-hj-zB-HJ-Z](?![A-Za-z])))+"
+)
+_NUMBER_AND_UNIT = Pattern(r"([-+$€£¥₹]?[\d.,]{0,60}\d)([a-z]{1,5}(?:\^?\{?[23]\}?)?)")
+_TEXT_COMMAND = Pattern(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+")
+_WORD = Pattern(
+    r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)|[\u0400-\u04ff\u0600-\u06ff\u0900-\u097f\u4e00-\u9fff]{2,}",
+    re.IGNORECASE,
+)
+_UNIT_AFTER = Pattern(
+    r"\s{0,3}(\\?%|‰|percent(?:age)?\b|pct\b|(?:hundred|thousand|million|billion|trillion)\b(?:\s+(?:dollars|euros|yuan))?|(?:[kKMB]|bn)\b|°"
+    r"|(?:cm|mm|km|m|kg|g|ml|l|s|h|min|ft|in|yd|lb|oz)(?:\^?\{?[23]\}?|[²³])?(?:/[a-z]{1,4})?(?![A-Za-z])"
+    r"|(?:square |cubic )?(?:(?:centi|milli|kilo)?met(?:er|re)s?|inch(?:es)?|feet|foot|miles?|seconds?|minutes?|hours?|days?|weeks?"
+    r"|months?|years?"
+    r"|degrees?|dollars?|cents?|euros?|yuan|pounds?|(?:kilo)?grams?|lit(?:er|re)s?|[ap]\.?m\b\.?)(?![A-Za-z])|[$€£¥₹]|[十百千]?[万亿]?[\u4e00-\u9fff]{0,4})",
+)
+
+
+def plain_text(text: str) -> str:
+    """Returns a text in plain typography, with signs of mathematics as LaTeX commands."""
+    return _SHORT_DASH.sub(" -", plain_typography(text)).translate(_SYMBOLS)
+
+
+def plain_formula(formula: str) -> str:
+    r"""Returns a formula without wrappers and sizes: `\text{ cm}` as ` cm`, `\left(` as `(`, `\tfrac12` as `\frac{1}{2}`."""
+    for pattern, plain in _PLAIN:
+        formula = pattern.sub(plain, formula)
+    for _ in range(4):
+        formula, count = _BOLD.subn(lambda wrapped: _unwrapped(wrapped), formula)
+        if not count:
+            break
+    return _MARKS.sub("", formula).strip()
+
+
+def _unwrapped(match: re.Match[str]) -> str:
+    if match[1] in ("i", "e"):
+        return match[1]
+    before = match.string[: match.start()][-1:]
+    apart = " " if before.isalnum() or before in (")", "}") else ""
+    behind = " " if match.string[match.end() :][:1].isalnum() else ""
+    return apart + match[1] + behind
+
+
+def final_formula(text: str) -> str | None:
+    """Returns the final answer of a response in plain typography; `None` where there is none, or it is denied or in doubt."""
+    text = _CHAT_MARK.sub("", _BARE_BOX.sub(r"\\boxed{\1}", text)).rstrip()
+    if boxes := boxed_answers(_BOX_BY_BOX.sub("}, ", text)):
+        is_closed = boxes[-1] != ""  # a cut response, or an empty box after the answer
+        return ", ".join(dict.fromkeys(filter(None, boxes))) if is_closed and not _is_doubted(text) else None
+    if tagged := _ANSWER_TAG.findall(text):
+        return final_formula(tagged[-1])
+    marks = text.split("####")[1:]
+    if marks:
+        return ", ".join(dict.fromkeys(mark.strip().split("\n")[0].strip() for mark in marks))
+    phrases = list(_ANSWER_IS.finditer(text))
+    if phrases and (found := _after_phrase(text[phrases[-1].end() :])) is not None:
+        return found or None
+    closing = _CLOSING_MATH.match(text)
+    if closing is not None and not _is_in_prose_doubt(closing[1]):
+        behind = closing[3] or ""
+        return _inside(closing[2]) + (
+            f" {behind}" if "%" in behind or behind in ("percent", "pct") or is_known(behind) else ""
+        )
+    if not _WORD.search(_TEXT_COMMAND.sub("", text)):
+        return _lines(text)
+    return _in_prose(text)
+
+
+def _is_doubted(text: str) -> bool:
+    """Returns whether the last box is denied or in doubt right before it, or taken back after it."""
+    before, _, after = text.rpartition(r"\boxed")
+    return bool(_DOUBT_BEFORE.search(before) or _SECOND_THOUGHT.search(after))
+
+
+def _is_in_prose_doubt(before: str) -> bool:
+    sentence = _SENTENCE.split(before)[-1]
+    return bool(_HEDGE.search(sentence) or _NEGATION.search(sentence))
+
+
+def _lines(text: str) -> str:
+    """Returns the last line; all lines where each is one number, as they are several answers."""
+    lines = [line.strip().lstrip("*•").strip() for line in text.strip().splitlines() if line.strip()]
+    bare = [re.sub(r"^-\s+", "", line) for line in lines]
+    if len(bare) > 1 and all(re.fullmatch(r"-?[\d.,/]{1,40}", line) for line in bare):
+        return ", ".join(dict.fromkeys(bare))
+    return bare[-1] if bare else ""
+
+
+def _inside(formulas: str) -> str:
+    """Returns formulas without their delimiters: `1, 2` of `$1$ and $2$`, which are one answer, as two boxes are.
+
+    Equations of arithmetic before the last formula, as in `$3+5=8$, $8+9=17$`, are steps and left out.
+    """
+    *first, last = (_bare(formula) for formula in _EACH.findall(formulas))
+    return ", ".join([*(formula for formula in first if not _STEP.match(formula)), last])
+
+
+def _bare(formula: str) -> str:
+    return formula.strip("$").strip() if formula[0] == "$" else formula[2:-2].strip()
+
+
+def _after_phrase(text: str) -> str | None:
+    """Returns the answer behind "answer is"; `""` where it is denied or in doubt, `None` where nothing is said."""
+    text = text.lstrip(" *_:\n")
+    formulas = re.match(_FORMULAS, text, re.DOTALL)
+    if formulas is not None:
+        percent = re.match(r"\s*(\\?%|percent\b)", text[formulas.end() :])
+        return _inside(formulas[1]) + (percent[1] if percent else "")
+    pieces = [piece for piece in _SENTENCE.split(text) if piece and piece.strip()]
+    if not pieces:
+        return None
+    if len(pieces) > 1 and re.match(r"\W*(?:or|and)\b", pieces[1], re.IGNORECASE):
+        return ""
+    if not _WORD.search(_TEXT_COMMAND.sub("", pieces[0])):
+        return pieces[0].strip()
+    if any(character.isdigit() for character in pieces[0]) or "$" in pieces[0]:
+        return _in_sentence(pieces[0], leads=True) or ""
+    return pieces[0].strip(" .*_") if len(pieces[0]) < 40 else None
+
+
+def _in_prose(text: str) -> str | None:
+    """Returns the answer in the last sentence with a number; short words without one as they are."""
+    pieces = [piece for piece in _SENTENCE.split(text) if piece and piece.strip()]
+    for piece in reversed(pieces):
+        if any(character.isdigit() for character in piece) or _EACH.search(piece):
+            return _in_sentence(piece)
+    return pieces[-1].strip(" .*_") if pieces and len(pieces[-1]) < 60 else None
+
+
+def _apart(run: str) -> str:
+    """Returns a number with a blank before its unit: `5 m` of `5m`, which would be a product in a formula."""
+    parts = _NUMBER_AND_UNIT.fullmatch(run)
+    return f"{parts[1]} {parts[2]}" if parts is not None and is_known(parts[2]) else run
+
+
+def _in_sentence(sentence: str, *, leads: bool = False) -> str | None:
+    """Returns the last number or formula of a sentence, with those that are joined to it by commas or "and".
+
+    With `leads`, a number that begins the sentence is it. A sentence that is a number with its unit is whole: `6 oranges`.
+    """
+    if len(sentence) < 80 and read_quantity(plain_formula(sentence).strip(" $")) is not None:
+        return sentence.strip()
+    if _HEDGE.search(sentence) is not None:
+        return None
+    found = _candidates(sentence)
+    if not found:
+        return None
+    group = _group(sentence, found, is_first=found[0][0] == 0 and leads)
+    start, end = group[0][0], group[-1][1]
+    unit = _UNIT_AFTER.match(sentence, end)
+    if _NEGATION.search(sentence[:start]) or _DENIED_AFTER.match(sentence, end):
+        return None
+    return ", ".join(each for _, _, each in group) + (" " + unit[1] if unit is not None and unit[1] else "")
+
+
+def _candidates(sentence: str) -> list[tuple[int, int, str]]:
+    """Returns start, end and text of each formula and number in a sentence."""
+    found: list[tuple[int, int, str]] = []
+    place = 0
+    while place < len(sentence):
+        formula, run = _EACH.search(sentence, place), _RUN.search(sentence, place)
+        if formula is not None and (run is None or formula.start() <= run.start()):
+            found.append((formula.start(), formula.end(), _bare(formula.group())))
+        elif run is not None:
+            if any(character.isdigit() for character in run.group()) or "\\" in run.group():
+                found.append((run.start(), run.end(), _apart(run.group().strip(" .,;:*(").removeprefix("=").strip())))
+            place = run.end()
+            continue
+        else:
+            break
+        place = formula.end()
+    return found
+
+
+def _group(sentence: str, found: list[tuple[int, int, str]], *, is_first: bool) -> list[tuple[int, int, str]]:
+    """Returns the last number, or the first, with those that commas or "and" join to it."""
+    if is_first:
+        group = [found[0]]
+        for each in found[1:]:
+            if not _LIST_JOIN.fullmatch(sentence, group[-1][1], each[0]):
+                break
+            group.append(each)
+        return group
+    group = [found[-1]]
+    for each in reversed(found[:-1]):
+        if not _LIST_JOIN.fullmatch(sentence, each[1], group[0][0]):
+            break
+        group.insert(0, each)
+    return group
