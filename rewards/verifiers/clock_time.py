@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from rewards.text.amounts import plain_quantities
 from rewards.text.answer_text import answer_part, final_answer
 from rewards.text.claims import BOUND, BOUND_BEHIND, NEGATION, behind_reasons, result_of
 from rewards.text.number_words import HAN, TEEN, TO_NINE, TO_TWELVE, WORD, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
-from rewards.text.amounts import plain_quantities
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
