@@ -39,7 +39,7 @@ HEDGE_BEHIND = r"(?:\s*[,(]?\s*(?:approximately|approx|roughly|about|or\s+therea
 
 _RESULT = Pattern(
     r"(?:^|[\s,.;:(])(?:so(?!\s+(?:far|that|many|much)\b)|thus|therefore|hence|consequently|i\.e\.|that\s+is|which\s+(?:is|gives|means|makes))\b[\s,:]*"
-    r"|因此|所以|因而|那么|故(?=[为是有共])",
+    r"|→|⇒|=>|因此|所以|因而|那么|故(?=[为是有共])",
     re.IGNORECASE,
 )
 _TAKEN_BACK = Pattern(

@@ -24,7 +24,7 @@ _NAME = r"(?:12(?:[:.]00)?\s+)?(?P<%s>noon|midday|midnight)\b"
 _HALF = r"(?:\s*(?P<half>[ap])\.?\s?m\b\.?|\s+(?:in\s+the|at)\s+(?P<part>morning|afternoon|evening|night)\b)"
 _TIME = Pattern(
     rf"(?<![^\W\u4e00-\u9fff])(?<![.:])(?:{_NAME % 'name'}"
-    r"|(?P<hour>\d{1,2})(?:\s?[:.;]\s?|\s?h\s?)(?P<minute>\d{2})(?:[:.](?P<second>\d{2})|\s?m(?:in(?:utes?)?)?\b)?(?!\d)"
+    r"|(?P<hour>\d{1,2})(?:\s?[:.;]\s?|\s?h\s?)(?P<minute>\d{2})(?:[:.](?P<second>\d{2})|\s?m(?:in(?:utes?)?)?\b)?(?!\d)(?:\s*o\s?['`]?\s?clock\b)?"
     rf"|(?:(?:a\s+)?(?P<share>quarter|half)|(?P<minutes>{_NUMBER})(?:\s+minutes?)?)\s+(?P<way>past|after|to|till?|before|of(?=\s))"
     rf"\s+(?P<half_past>half\s+past\s+)?(?:{_NAME % 'name_of'}|(?P<of>{_NUMBER})\b(?:\s*o\s?['`]?\s?clock\b)?)"
     rf"|(?P<full>{_NUMBER})\s*o\s?['`]?\s?clock\b"
@@ -44,7 +44,7 @@ _ALONE = Pattern(
 )
 _NEGATION = Pattern(NEGATION, re.IGNORECASE)
 _BOUND_BEFORE = Pattern(rf"{BOUND}\s*$", re.IGNORECASE)
-_SENTENCE_END = Pattern(r"(?<=[!?])\s+|(?<=[^.\s]{3}\.)\s+")  # `p.m.` ends none
+_SENTENCE_END = Pattern(r"(?<=[!?])\s+|(?<=\d\.)\s+|(?<=[^.\s]{3}\.)\s+")  # `p.m.` ends none
 _NOT_BEHIND = Pattern(
     rf"^(?:{BOUND_BEHIND}|[\s,]*(?:is|are|was|were)?\s*(?:not\b|wrong\b|incorrect\b|false\b|n['’]t)|\s*不)|\bgive\s+or\s+take\b",
     re.IGNORECASE,
@@ -132,14 +132,24 @@ def _one_time(text: str) -> _Time | None:
     if alone := _ALONE.fullmatch(text.strip(" .")):
         text = ":".join(part for part in alone.groups() if part)
     matches = list(_TIME.finditer(text))
-    times = {_time(match) for match in matches}
-    if len(times) != 1 or _NEGATION.search(text[: matches[-1].start()]):
+    time = _same([_time(match) for match in matches])
+    if time is None or _NEGATION.search(text[: matches[-1].start()]):
         return None
     if any(_BOUND_BEFORE.search(text, max(0, match.start() - 40), match.start()) for match in matches):
         return None
     if _NOT_BEHIND.search(text[matches[-1].end() :]) or _ANOTHER.search(_TIME.sub(" ", text)):
         return None
-    return times.pop()
+    return time
+
+
+def _same(times: list[_Time | None]) -> _Time | None:
+    """Returns the time that all are, such as `4:35 (or 16:35)`; `None` if one is impossible or differs."""
+    with_half = [time for time in times if time and time.has_half] or times
+    if None in times or len(set(with_half)) != 1 or with_half[0] is None:
+        return None
+    known = with_half[0]
+    same = all(time and _difference(time, known) == 0 and time.has_seconds == known.has_seconds for time in times)
+    return known if same else None
 
 
 def _western(match: re.Match[str]) -> str:

@@ -39,19 +39,19 @@ _WORK = Pattern(r"\d\s*(?:[-+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|\^|\\(
 _BEFORE = rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?"
 _NUMBER = Pattern(
     rf"(?P<bound>{_BEFORE})?(?:"
-    r"(?<![a-z\d_])(?P<digits>-?\d+(?:[.,:]\d+)*)(?P<letter>\s?(?:%|°|percent\b)|-?[a-z])?"
+    r"(?<![a-z\d_])(?P<digits>[1-9]\d{0,2}(?: \d{3}){1,5}(?!\d)|-?\d+(?:[.,:]\d+)*)(?P<letter>\s?(?:%|°|percent\b)|-?[a-z])?"
     rf"|\b(?P<words>{WORDS})\b(?P<part>-[a-z]|(?<=one)\s+of\b|\s+(?:half\b|third\b|quarter\b|percent\b|point\b))?|(?P<han>(?:{HAN}|[半几幾数])+)"
     r"|\b(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters|several)\b)"
     rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}|{HEDGE_BEHIND}))?",
     re.IGNORECASE,
 )
-_WHOLE = Pattern(r"(\d{1,18}|[1-9]\d{0,2}(?:,\d{3}){1,5})(?:\.0+)?")
+_WHOLE = Pattern(r"(\d{1,18}|[1-9]\d{0,2}(?:[, ]\d{3}){1,5})(?:\.0+)?")
 _TAKEN_BACK_BEFORE = Pattern(
     rf"{NEGATION}|\b(?:maybe|perhaps|probably|possibly|guess|estimate|(?:could|might|may)\b)|可能|也许|估计|大概",
     re.IGNORECASE,
 )
 _TAKEN_BACK_BEHIND = Pattern(
-    r"\b(?:wrong|incorrect|false|impossible)\b|n['’]t\b|\b(?:is|are|was|were)\s+not\b|^\s*,?\s*not\b|不对|错|不是",
+    r"\b(?:wrong|incorrect|false|impossible)\b|^(?:\s+[^\s.,]+){0,2}\s+(?:is|are|was|were|can|could)(?:n['’]t|\s?not)\b|^\s*,?\s*not\b|不对|错|不是",
     re.IGNORECASE,
 )
 _PARTS_FOLLOW = Pattern(r"(?!.*\b(?:and|or|of)\s*$)(?=.*(?:[^\W\d_]|[:(]))", re.DOTALL)
@@ -131,7 +131,6 @@ def _plain(text: str) -> str:
     """Returns the text in plain characters, with words for what says zero, one and two without a number."""
     if len(text) > LONGEST:
         return ""
-    text = re.sub(r"(?<=\d)[\u00a0\u202f](?=\d{3})", ",", text)
     text = re.sub(r"(?<!\S)~(?=\s?\d)", "≈", text)  # in LaTeX, ~ is a blank
     text = result_of(plain_quantities(text)).replace("一共", "共")
     for pattern, word in ((_NONE, " zero "), (_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
@@ -168,5 +167,5 @@ def _value(match: re.Match[str]) -> int | None:
         return None
     if match["digits"]:
         whole = _WHOLE.fullmatch(match["digits"])
-        return int(whole[1].replace(",", "")) if whole else None
+        return int(whole[1].replace(",", "").replace(" ", "")) if whole else None
     return number_of_words(match["words"]) if match["words"] else number_of_han(match["han"])

@@ -20,10 +20,10 @@ from rollout.types import Completion, Prompt
 _ABOUT = r"(?:about|around|approximately|approx\.?|roughly|nearly|almost|circa|only|just|exactly|precisely|[≈~])"
 _ALONE = Pattern(rf"(?:[a-z](?:_\w)?\s*=\s*)?(?:{_ABOUT}\s*)?", re.IGNORECASE)
 _LEADS_UP = Pattern(  # a name, as in `Boeing 747` or `Top 10`, does not
-    rf"(?:^|[=:≈~(\[*]|##|\b(?:{_ABOUT}|is|was|are|were|be|been|being|as|it['’]s|that['’]s|there['’]s|equals?|equal\s+to|of|to|at|in|by|rose|fell|grew|has|have|had"
+    rf"(?:^|[=:≈~(\[*]|##|\b(?:{_ABOUT}|is|was|are|were|be|been|being|as|it['’]s|that['’]s|there['’]s|equals?|equal\s+to|of|to|at|in|by|rose|fell|grew|becomes?|became|remains?|remained|ans\.?|has|have|had"
     r"|holds?|shows?|gives?|gave|gets?|got|costs?|takes?|took|weighs?|measures?|travell?s?|counte?d?|counts|reads?|reached|reaches"
     r"|totals?|needs?|needed|sold|sells|pays?|paid|earns?|earned|makes?|made|contains?|includes?|see|found|find|say|so|then|answer"
-    r"|result|value|year|a|an|the|total)|是|为|為|有|共|数量|总数|约|約|得|等于|到|了|大概|大约)[\s,]*$",
+    r"|result|value|year|a|an|the|total)|是|为|為|有|共|要|数量|总数|约|約|得|等于|到|了|大概|大约)[\s,]*$",
     re.IGNORECASE,
 )
 _NO_BEFORE = Pattern(
@@ -39,6 +39,8 @@ _NO_BEHIND = Pattern(
 )
 _IN_BRACKETS = Pattern(r"\s*\(([^()]{1,60})\)\W*")
 _EQUALS = Pattern(r"\s*[=≈]\s*")
+_STATES = Pattern(r"\s*(?:[=≈]|\b(?:is|are|was|were|equals?|gives|has|have|had)\b)\s*", re.IGNORECASE)
+_NO_SUBJECT = Pattern(rf"{NEGATION}|\b(?:or|if|either)\b|[,;:<>≤≥±]", re.IGNORECASE)
 _WORK = Pattern(
     r"(?=[^,;]*[\w)}%°]\s*(?:[-+*/×÷^]|\\div\b)\s*[\w(\\{$]|.*\\sqrt\b)(?!.*\b(?:and|or)\b)(?:[^,;]|,(?=\d))+",
     re.IGNORECASE,
@@ -129,7 +131,12 @@ def _stated(text: str) -> Quantity | None:
 
 
 def _end_of_chain(text: str) -> str:
-    """Returns the last part of `x = 26/5 = 5.2`, where a calculation stands before it: `a = 3, b = 5` and `5 = 5` stay whole."""
+    """Returns the last part of `x = 26/5 = 5.2`, where no second answer stands before it: `a = 3, b = 5` and `5 = 5` stay whole."""
     *parts, last = _EQUALS.split(text)
     with_numbers = [part for part in parts if any(map(str.isdecimal, part))]
-    return last if with_numbers and all(map(_WORK.fullmatch, with_numbers)) else text
+    if with_numbers and all(map(_WORK.fullmatch, with_numbers)):
+        return last
+    # A number in the subject of the only statement is no second answer: `f(3) = 5`, `The bar of 2015 is 5`.
+    subject, *rest = _STATES.split(text)
+    is_one = len(rest) == 1 and any(map(str.isdecimal, subject)) and any(map(str.isalpha, subject))
+    return rest[0] if is_one and not _NO_SUBJECT.search(subject) else text

@@ -196,6 +196,7 @@ def test_another_time_or_several_or_none_are_wrong(answer: str, text: str) -> No
         ("4:35", "As the hands are on 4 and 7, the time is 4:35."),
         ("4:35", "4:35, not 7:22"),
         ("4:35", "about 4:35"),
+        ("4:35", "4:35 (or 16:35)"),
     ],
 )
 def test_words_chinese_and_reasons_are_understood(answer: str, text: str) -> None:
@@ -222,6 +223,7 @@ def test_words_chinese_and_reasons_are_understood(answer: str, text: str) -> Non
         ("4:35", "4:35-4:40"),
         ("7:22", "4:35, not 7:22"),
         ("4:57", "3 of 5"),
+        ("4:35", "4:35 am, 4:35 pm"),
         ("16:35", "1635"),
         ("4:00", "exactly 4 people"),
     ],
