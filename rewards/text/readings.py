@@ -18,6 +18,7 @@ _SIMPLE_NAME = Pattern(rf"\s*{_NAME}\s*")
 _SPLIT = Pattern(r"\s*(?:(?<!\d),|,(?!\d{3}(?!\d))|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|和|或)\s*")
 _SIDE_BY_SIDE = Pattern(r"-?\d{1,20}(?:\.\d{1,20})?(?:\s+-?\d{1,20}(?:\.\d{1,20})?){1,40}")
 _RATIO = Pattern(r"\d{1,20}(?:\.\d{1,20})?(?:\s*:\s*\d{1,20}(?:\.\d{1,20})?){1,10}")
+_ANY_UNIT = Pattern(r"(?:square |cubic |sq )?units?")
 _BASED = Pattern(r"\(?[0-9A-F]*\d[0-9A-F]*\)?\s*_\s*\{?\d{1,9}\}?")
 _REMAINDER = Pattern(r"(?<=\d)\s*,?\s*(?:with\s+)?(?:a\s+)?(?:remainder|rem\.?|[rR]|余)\s*(?:of\s+)?(?=\d)")
 _TIME = Pattern(r"(\d{1,2}(?::\d{2}){1,2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
@@ -211,7 +212,11 @@ def _formula(text: str) -> Reading:
     tail = re.search(
         r"(?<=[\w})°])\s+((?:square |cubic )?[A-Za-z\u4e00-\u9fff]{1,20}(?:\^\{?[23]\}?)?(?:/[a-z]{1,10})?)$", text
     )
-    if tail is not None and is_known(tail[1]) and re.search(r"\d|\\", text[: tail.start()]):
+    if (
+        tail is not None
+        and (is_known(tail[1]) or _ANY_UNIT.fullmatch(tail[1]))
+        and re.search(r"\d|\\", text[: tail.start()])
+    ):
         formula, unit = text[: tail.start()].strip(), read_unit(tail[1])
     left = _ENVIRONMENT.sub("", formula)
     words = [word for word in _WORDS.findall(re.sub(r"\\[A-Za-z]+", " ", left)) if word.lower() not in _FUNCTIONS]

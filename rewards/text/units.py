@@ -34,6 +34,7 @@ length/time mph 1397/3125 | kmh 5/18 kmph kph
 am      am 1 a.m a.m.
 pm      pm 1 p.m p.m.
 """
+_CASED = {name: f"si {name}" for name in ("N", "kN", "J", "kJ", "W", "kW", "V", "K", "Pa", "kPa", "Hz", "mol", "Ω")}
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "gbp", "¥": "yuan", "₹": "rupee"}
 _POWER = Pattern(r"\s*(?:\^\s*\{?\s*([23])\s*\}?|(?<=[a-zA-Z])([23]))$")
 _AREA = Pattern(r"^(?:(square|sq\.?|平方)|(cubic|cu\.?|立方))\s*", re.IGNORECASE)
@@ -133,6 +134,8 @@ def _one(text: str) -> Unit | None:
         text, power = text[area.end() :], 2 if area[1] else 3
     elif (raised := _POWER.search(text)) is not None:
         text, power = text[: raised.start()], int(raised[1] or raised[2])
+    if text in _CASED:
+        return Unit(_CASED[text])
     units, word = _units(), text.strip(" .").replace(r"^\circ", "°").lower()
     unit = units.get(word) or units.get(stem(word)) or units.get(word.replace(" ", ""))
     if unit is None:

@@ -161,7 +161,7 @@ def _is_answer(answer: Reading, reference: Reading, *, expressions: bool) -> boo
         return _is_named(answer, reference)
     if reference.items and (answer.items or answer.quantity):
         return _is_list(answer, reference, expressions=expressions)
-    if reference.unit and answer.unit and not reference.unit.agrees(answer.unit):
+    if reference.unit and answer.unit and reference.unit.kind and answer.unit.kind and reference.unit != answer.unit:
         return False
     return not reference.has_words and not answer.has_words and _is_formula(answer, reference, expressions=expressions)
 
