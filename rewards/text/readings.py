@@ -95,16 +95,16 @@ class Reading:
     name: str = ""
     """The left side of `x = 5`."""
     is_equation: bool = False
-    """Whether the left side is more than a name, as in `2x + z = 1`; the quantity is its right side."""
+    """True where the left side is more than a name, as in `2x + z = 1`; the quantity is its right side."""
     quantity: Quantity | None = None
     items: tuple[Quantity, ...] = ()
     """The numbers of a list; their order does not count."""
     named: tuple[tuple[str, Quantity], ...] = ()
     ratio: tuple[Fraction, ...] = ()
     is_verbatim: bool = False
-    """Whether it is a text, which only the same text equals."""
+    """True for a text, which only the same text equals."""
     has_words: bool = False
-    """Whether words are left, so that it is no formula."""
+    """True where words are left, so that it is no formula."""
     unit: Unit | None = None
     """The unit behind a formula that is no quantity; `formula` is without it."""
     formula: str = ""
@@ -160,6 +160,9 @@ def _numbers(text: str) -> Reading | None:
     name = text.partition("=")[0] if _EQUALS.search(text) else ""
     is_named = bool(_SIMPLE_NAME.fullmatch(name))
     last = _EQUALS.split(text)[-1]
+    parts = [read_quantity(part) for part in _EQUALS.split(text)]
+    if len(parts) > 1 and parts[-1] and any(part and not parts[-1].equals(part) for part in parts if all(parts)):
+        return Reading(text=text, is_verbatim=True)  # a false equation, as `7 = 5`
     if len(_SPLIT.split(text)) == 1 and (quantity := read_quantity(last)) is not None:
         is_equation = not is_named and any(character.isalpha() for character in re.sub(r"\\[a-z]+", "", name))
         return Reading(

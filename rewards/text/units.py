@@ -41,7 +41,7 @@ _AREA = Pattern(r"^(?:(square|sq\.?|平方)|(cubic|cu\.?|立方))\s*", re.IGNORE
 _PLAIN = Pattern(r"[A-Za-z°℃¢%\u4e00-\u9fff'.\- ]+")
 _WORD = Pattern(r"[a-z°¢]+|[\u4e00-\u9fff]+")
 _NO_UNIT = Pattern(
-    r"(?:or|and|not|never|to|maybe|perhaps|except|than|least|most|below|above|if|is|are|was|were|be|isn|wrong|incorrect|但|或|和|不)(?![a-z])",
+    r"(?:or|and|not|never|to|maybe|perhaps|except|than|least|most|below|above|if|(?:b|m|tr)illions?|thousands?|hundreds?|is|are|was|were|be|isn|wrong|incorrect|但|或|和|不)(?![a-z])",
     re.IGNORECASE,
 )
 _ANY = frozenset({"unit", "个", "sq unit", "square unit"})
