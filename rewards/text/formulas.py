@@ -44,7 +44,7 @@ _BOLD = Pattern(
 )
 _MARKS = Pattern(r"\*\*|__(?=\S)|`")
 
-_FORMULA = r"(?:\$\$(?:[^$\\]|\\.)+\$\$|\$(?:[^$\\]|\\.)+\$|\\\((?:(?!\\\)).)+\\\)|\\\[(?:(?!\\\]).)+\\\])"
+_FORMULA = r"(?:\$\$(?:[^$\\]|\\.)+\$\$|\$(?:[^$\\]|\\.)+\$(?!\d)|\\\((?:(?!\\\)).)+\\\)|\\\[(?:(?!\\\]).)+\\\])"
 _FORMULAS = rf"({_FORMULA}(?:(?:\s*(?:[,;]|\band\b|\bor\b|和|或))*\s*{_FORMULA})*)"
 _EACH = Pattern(_FORMULA, re.DOTALL)
 _STEP = Pattern(r"(?:\\(?:[dt]?frac|sqrt|times|cdot|div)|[^a-z\\=])*=", re.IGNORECASE)
@@ -61,6 +61,7 @@ _ANSWER_IS = Pattern(
 _ANSWER_TAG = Pattern(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _CHAT_MARK = Pattern(r"<\|[a-z_]{1,20}\|>(?:\s*(?:user|assistant)\s*$)?")
 _BOX_BY_BOX = Pattern(r"\}[\s$./|;,]{0,12}(?=\\(?:boxed|fbox))")
+_OPERATORS = frozenset("+-*/^=(")  # a number behind them is out of a step, as 9 in `9 * $2 = $18`
 _BARE_BOX = Pattern(r"\\(?:boxed|fbox)\s*(?=[\d-])(-?\d{1,40}(?:\.\d{1,40})?)")
 _SENTENCE = Pattern(r"(?<=[.!?])\s+(?=[A-Z\[<(\"$\\]|$)|\n+|(?<=[\u4e00-\u9fff])\. ?")
 _HEDGE = Pattern(
@@ -92,7 +93,7 @@ _LIST_JOIN = Pattern(
     re.IGNORECASE,
 )
 _RUN = Pattern(
-    r"[$€£¥₹]?(?<![A-Za-z0-9_.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
+    r"[$€£¥₹]?(?<![A-Za-z0-9_.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|,\s?(?=[-\d\\(])|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
     r"|[-+*/^_=(){}\[\]!|°<>≤≥]|\s(?=[-+*/^=<>≤≥({\d\\])|(?<=[-+*/^=<>≤≥)}\d])\s(?=[-+*/^=<>≤≥()\d\\]|[b-hj-zB-HJ-Z](?![A-Za-z])))+"
 )
 _NUMBER_AND_UNIT = Pattern(r"([-+$€£¥₹]?[\d.,]{0,60}\d)([a-z]{1,5}(?:\^?\{?[23]\}?)?)")
@@ -123,7 +124,7 @@ def plain_formula(formula: str) -> str:
         formula, count = _BOLD.subn(lambda wrapped: _unwrapped(wrapped), formula)
         if not count:
             break
-    return _MARKS.sub("", formula).strip()
+    return _MARKS.sub("", formula).strip(" \n*")
 
 
 def _unwrapped(match: re.Match[str]) -> str:
@@ -221,6 +222,13 @@ def _in_prose(text: str) -> str | None:
     return pieces[-1].strip(" .*_") if pieces and len(pieces[-1]) < 60 else None
 
 
+def _balanced(run: str) -> str:
+    """Returns a number without a bracket that only begins before it, or ends after it."""
+    if run[:1] in "([" and not {")", "]"} & set(run):
+        return run[1:].strip()
+    return run[:-1].strip() if run[-1:] in ")]" and not {"(", "["} & set(run) else run
+
+
 def _apart(run: str) -> str:
     """Returns a number with a blank before its unit: `5 m` of `5m`, which would be a product in a formula."""
     parts = _NUMBER_AND_UNIT.fullmatch(run)
@@ -249,21 +257,13 @@ def _in_sentence(sentence: str, *, leads: bool = False) -> str | None:
 
 def _candidates(sentence: str) -> list[tuple[int, int, str]]:
     """Returns start, end and text of each formula and number in a sentence."""
-    found: list[tuple[int, int, str]] = []
-    place = 0
-    while place < len(sentence):
-        formula, run = _EACH.search(sentence, place), _RUN.search(sentence, place)
-        if formula is not None and (run is None or formula.start() <= run.start()):
-            found.append((formula.start(), formula.end(), _bare(formula.group())))
-        elif run is not None:
-            if any(character.isdigit() for character in run.group()) or "\\" in run.group():
-                found.append((run.start(), run.end(), _apart(run.group().strip(" .,;:*(").removeprefix("=").strip())))
-            place = run.end()
-            continue
-        else:
-            break
-        place = formula.end()
-    return found
+    found = [(formula.start(), formula.end(), _bare(formula.group())) for formula in _EACH.finditer(sentence)]
+    rest = _EACH.sub(lambda formula: "\0" * len(formula.group()), sentence)
+    for run in _RUN.finditer(rest):
+        text = _balanced(run.group().strip(" .,;:*").removeprefix("=").strip())
+        if text[-1:] not in _OPERATORS and (any(character.isdigit() for character in text) or "\\" in text):
+            found.append((run.start(), run.end(), _apart(text)))
+    return sorted(found)
 
 
 def _group(sentence: str, found: list[tuple[int, int, str]], *, is_first: bool) -> list[tuple[int, int, str]]:

@@ -67,7 +67,7 @@ class Quantity:
     """The digits of a number with a base."""
     is_decimal: bool = False
     is_finished: bool = True
-    """Whether a fraction is in lowest form."""
+    """False for a fraction that is not in lowest form."""
 
     def equals(self, said: Quantity) -> bool:
         """Returns whether a response's quantity is this reference: the unit agrees or is absent on a side."""

@@ -18,6 +18,7 @@ _SIMPLE_NAME = Pattern(rf"\s*{_NAME}\s*")
 _SPLIT = Pattern(r"\s*(?:(?<!\d),|,(?!\d{3}(?!\d))|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|和|或)\s*")
 _SIDE_BY_SIDE = Pattern(r"-?\d{1,20}(?:\.\d{1,20})?(?:\s+-?\d{1,20}(?:\.\d{1,20})?){1,40}")
 _RATIO = Pattern(r"\d{1,20}(?:\.\d{1,20})?(?:\s*:\s*\d{1,20}(?:\.\d{1,20})?){1,10}")
+_ANY_UNIT = Pattern(r"(?:square |cubic |sq )?units?")
 _BASED = Pattern(r"\(?[0-9A-F]*\d[0-9A-F]*\)?\s*_\s*\{?\d{1,9}\}?")
 _REMAINDER = Pattern(r"(?<=\d)\s*,?\s*(?:with\s+)?(?:a\s+)?(?:remainder|rem\.?|[rR]|余)\s*(?:of\s+)?(?=\d)")
 _TIME = Pattern(r"(\d{1,2}(?::\d{2}){1,2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
@@ -94,16 +95,16 @@ class Reading:
     name: str = ""
     """The left side of `x = 5`."""
     is_equation: bool = False
-    """Whether the left side is more than a name, as in `2x + z = 1`; the quantity is its right side."""
+    """True where the left side is more than a name, as in `2x + z = 1`; the quantity is its right side."""
     quantity: Quantity | None = None
     items: tuple[Quantity, ...] = ()
     """The numbers of a list; their order does not count."""
     named: tuple[tuple[str, Quantity], ...] = ()
     ratio: tuple[Fraction, ...] = ()
     is_verbatim: bool = False
-    """Whether it is a text, which only the same text equals."""
+    """True for a text, which only the same text equals."""
     has_words: bool = False
-    """Whether words are left, so that it is no formula."""
+    """True where words are left, so that it is no formula."""
     unit: Unit | None = None
     """The unit behind a formula that is no quantity; `formula` is without it."""
     formula: str = ""
@@ -159,6 +160,9 @@ def _numbers(text: str) -> Reading | None:
     name = text.partition("=")[0] if _EQUALS.search(text) else ""
     is_named = bool(_SIMPLE_NAME.fullmatch(name))
     last = _EQUALS.split(text)[-1]
+    parts = [read_quantity(part) for part in _EQUALS.split(text)]
+    if len(parts) > 1 and parts[-1] and any(part and not parts[-1].equals(part) for part in parts if all(parts)):
+        return Reading(text=text, is_verbatim=True)  # a false equation, as `7 = 5`
     if len(_SPLIT.split(text)) == 1 and (quantity := read_quantity(last)) is not None:
         is_equation = not is_named and any(character.isalpha() for character in re.sub(r"\\[a-z]+", "", name))
         return Reading(
@@ -211,7 +215,11 @@ def _formula(text: str) -> Reading:
     tail = re.search(
         r"(?<=[\w})°])\s+((?:square |cubic )?[A-Za-z\u4e00-\u9fff]{1,20}(?:\^\{?[23]\}?)?(?:/[a-z]{1,10})?)$", text
     )
-    if tail is not None and is_known(tail[1]) and re.search(r"\d|\\", text[: tail.start()]):
+    if (
+        tail is not None
+        and (is_known(tail[1]) or _ANY_UNIT.fullmatch(tail[1]))
+        and re.search(r"\d|\\", text[: tail.start()])
+    ):
         formula, unit = text[: tail.start()].strip(), read_unit(tail[1])
     left = _ENVIRONMENT.sub("", formula)
     words = [word for word in _WORDS.findall(re.sub(r"\\[A-Za-z]+", " ", left)) if word.lower() not in _FUNCTIONS]

@@ -14,9 +14,7 @@ _DEEPEST = 40
 _TOKEN = Pattern(r"\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|\*\*|[^\s]")
 _OPEN = {"{": "}", "(": ")", "[": "]"}
 _CLOSE = frozenset(_OPEN.values())
-_LIMITS = frozenset(
-    {r"\sum", r"\prod", r"\int", r"\lim", r"\bigcup", r"\bigcap"}
-)  # what follows `^` is a bound and no power
+_LIMITS = frozenset({r"\sum", r"\prod", r"\int", r"\lim", r"\bigcup", r"\bigcap"})  # their `^` is a bound and no power
 _FACTORIAL_LIKE = frozenset({r"\binom", r"\dbinom", r"\tbinom", r"\Gamma", r"\gamma"})
 _SKIPPED = frozenset({r"\left", r"\right", r"\,", r"\;", r"\!", r"\:", r"\quad"})
 

@@ -29,6 +29,7 @@ _OPERATIONS = Pattern(
 _NEVER_FINISHED = Pattern(
     r"\\(?:sum|prod|int|oint|lim|gcd|lcm|det)(?![A-Za-z])|\\begin\{vmatrix\}|(?<![A-Za-z\\])(?:gcd|lcm|det)"
 )
+_BASED = Pattern(r"(?<![A-Za-z\d_])\d{1,100}\)?\s*_\s*\{?\s*\d")  # math-verify drops the base
 _SAMPLES = (1.25, 2.375, 0.4375, 3.8125, -0.625, -1.8125, -2.4375)
 
 
@@ -45,7 +46,7 @@ def parse_formula(formula: str) -> Any | None:
 
     Inequalities joined by "or" are one set.
     """
-    if len(formula) > LONGEST_FORMULA or not is_computable(formula):
+    if len(formula) > LONGEST_FORMULA or not is_computable(formula) or _BASED.search(formula):
         return None
     formula = _MEMBER.sub("", formula)
     parts = _OR.split(formula)

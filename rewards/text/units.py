@@ -34,13 +34,14 @@ length/time mph 1397/3125 | kmh 5/18 kmph kph
 am      am 1 a.m a.m.
 pm      pm 1 p.m p.m.
 """
+_CASED = {name: f"si {name}" for name in ("N", "kN", "J", "kJ", "W", "kW", "V", "K", "Pa", "kPa", "Hz", "mol", "Ω")}
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "gbp", "¥": "yuan", "₹": "rupee"}
 _POWER = Pattern(r"\s*(?:\^\s*\{?\s*([23])\s*\}?|(?<=[a-zA-Z])([23]))$")
 _AREA = Pattern(r"^(?:(square|sq\.?|平方)|(cubic|cu\.?|立方))\s*", re.IGNORECASE)
 _PLAIN = Pattern(r"[A-Za-z°℃¢%\u4e00-\u9fff'.\- ]+")
 _WORD = Pattern(r"[a-z°¢]+|[\u4e00-\u9fff]+")
 _NO_UNIT = Pattern(
-    r"(?:or|and|not|never|to|maybe|perhaps|except|than|least|most|below|above|if|is|are|was|were|be|isn|wrong|incorrect|但|或|和|不)(?![a-z])",
+    r"(?:or|and|not|never|to|maybe|perhaps|except|than|least|most|below|above|if|(?:b|m|tr)illions?|thousands?|hundreds?|is|are|was|were|be|isn|wrong|incorrect|但|或|和|不)(?![a-z])",
     re.IGNORECASE,
 )
 _ANY = frozenset({"unit", "个", "sq unit", "square unit"})
@@ -133,6 +134,8 @@ def _one(text: str) -> Unit | None:
         text, power = text[area.end() :], 2 if area[1] else 3
     elif (raised := _POWER.search(text)) is not None:
         text, power = text[: raised.start()], int(raised[1] or raised[2])
+    if text in _CASED:
+        return Unit(_CASED[text])
     units, word = _units(), text.strip(" .").replace(r"^\circ", "°").lower()
     unit = units.get(word) or units.get(stem(word)) or units.get(word.replace(" ", ""))
     if unit is None:

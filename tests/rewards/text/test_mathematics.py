@@ -11,7 +11,9 @@ from rollout import Completion, Prompt
 
 def score(answer: object, text: str, question: str = "", verifier: Verifier = math_answer) -> float | Score:
     messages = [{"role": "user", "content": question}]
-    return verifier(Prompt(id="digits-12", messages=messages, answer=answer), Completion(text=text))
+    found = verifier(Prompt(id="digits-12", messages=messages, answer=answer), Completion(text=text))
+    assert isinstance(found, float | Score)
+    return found
 
 
 @pytest.mark.parametrize(
