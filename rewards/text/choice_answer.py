@@ -15,6 +15,8 @@ Options = Mapping[str, tuple[str, ...]]
 
 Pick = TypeVar("Pick")
 
+LONGEST = 20_000  # characters of a response that begins with its answer
+
 NO: tuple[str, ...] = (
     *(
         "no",
@@ -62,6 +64,7 @@ _LEAD = Pattern(  # words before a pick that change nothing about it
         |(?:i|we)(?:\s+would|\s+will|\s+am|'d|'ll|'m)?\s+(?:choose|chose|pick|select|going\s+with|go\s+(?:with|for))\b
         |(?:it|that|this)(?:\s+is|'s|\s+must\s+be)\b|(?:the|this|that)\s+(?:statement|claim|sentence)\s+is\b
         |(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:options?|choices?|answers?|letters?)\b(?:\s+(?:is|are)\b)?\s?[:\#]?
+        |which\s+(?:is|matches|corresponds\s+to)\b|its\b|[,;]
         |所以|因此|故|应该|应|我|答案|选项|选择|选|是|为|:
     )\s*)+""",
     re.IGNORECASE | re.VERBOSE,
@@ -79,7 +82,10 @@ _HEDGE = Pattern(
     r"|或|可能|也许|不确定|还是",
     re.IGNORECASE,
 )
-_NEGATIVE = Pattern(r"\b(?:not?|never|nope|wrong|incorrect|false|cannot)\b|n't\b|不|错|非|没|否", re.IGNORECASE)
+_NEGATIVE = Pattern(
+    r"\b(?:not?|never|nope|wrong|incorrect|false|cannot|excluded|eliminated|ruled\s+out)\b|n't\b|不|错|非|没|否",
+    re.IGNORECASE,
+)
 _ABOUT_PICK = Pattern(  # the beginning of a clause that has a pick as its subject, or is an exclamation
     r"(?:but\s+|and\s+|so\s+)?(?:no|not|never|nope|wrong|incorrect|false|is|isn't|was|wasn't|are|cannot|can't"
     r"|(?:that|this|it|which|the\s+(?:above|answer|option))\b(?:\s+(?:one|option|choice|answer))?"
@@ -98,6 +104,11 @@ _IS_RIGHT_TOO = (  # `%s` is a letter
 _STATEMENT = Pattern(
     r"is\s+the\s+(?:correct\s+|right\s+)?answer\b|(?:it|there|they|he|she|this)\s+(?:is|are|does|do|has|have|was|were|can)\b"
 )
+_CONCLUSION = Pattern(
+    r"[.!?;]\s+((?:so|thus|therefore|hence|i\s+(?:would\s+)?(?:choose|pick|select|go\s+with))\b[^.!?;]{1,200}[.!]?)\s*$",
+    re.IGNORECASE,
+)
+_SYMBOL = Pattern("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
 _SENTENCE_END = Pattern(r"[.;!?](?=\s|$)|\n")
 _CLAUSE_END = Pattern(r"[.;:!?,](?=\s|$)|\n|,|[()]")
 _WORD = Pattern(r"[^\W\d_]")
@@ -134,17 +145,20 @@ def picked(text: str, read: Callable[[str], Pick | None], *, boxed: bool = False
     if not lines:
         return None
     pick = read(lines[-1])
-    return pick if pick is not None or len(lines) < 2 else _first(text, lines, read)
+    if pick is None and (concluded := _CONCLUSION.search(plain_typography(lines[-1]))):
+        pick = read(concluded[1])
+    return pick if pick is not None else _first(text.strip(), read)
 
 
-def _first(text: str, lines: list[str], read: Callable[[str], Pick | None]) -> Pick | None:
+def _first(text: str, read: Callable[[str], Pick | None]) -> Pick | None:
     """Returns the pick of the first line, where no later line picks another, hedges or takes it back."""
-    first = text.strip().splitlines()[0][:TAIL]
-    pick = read(first)
-    rest = plain_typography("\n".join(lines[1:]))
-    if pick is None or _RETRACTION.search(rest) or _HEDGE.search(rest):
+    first, _, rest = text[:LONGEST].partition("\n")
+    stated = stated_answer(first[:TAIL])
+    pick = read(first[:TAIL]) if stated is None else read(stated[0])
+    rest = plain_typography(rest)
+    if pick is None or len(text) > LONGEST or _RETRACTION.search(rest) or _HEDGE.search(rest):
         return None
-    return pick if all(read(line) in (None, pick) for line in lines[1:50]) else None
+    return pick if all(read(line[:TAIL]) in (None, pick) for line in rest.splitlines()[:50]) else None
 
 
 def _is_letters(text: str) -> bool:
@@ -160,6 +174,7 @@ def _is_letters(text: str) -> bool:
 def bare(text: str) -> str:
     """Returns the text in plain typography, without markup, quotes and braces around it."""
     text = without_markup(plain_typography(text)).strip(" \t\n`*_\"'")
+    text = text if text.isascii() else _SYMBOL.sub("", text).strip()
     return text[1:-1].strip() if text[:1] == "{" and text[-1:] == "}" else text
 
 
@@ -222,11 +237,13 @@ def _lettered(text: str, key: str, options: Options) -> str | None:
         return None
     letter, rest = match[1].upper(), text[match.end() :].strip()
     own = _after_own_text(rest, options.get(letter, ()), articles=True)
-    is_marked = bool(match[2] or match[4]) and (match[1].isupper() or match[1].isdigit() or match[2] is not None)
+    is_marked = bool(match[2] or match[4]) and (not match[1].islower() or (match[2] or " ")[0] in ").]:")
     is_apart = bool(match[3] or match[4] or (match[2] or " ")[0] in ")]" or not rest[:1].isascii())
     if options and letter not in options:
         return None
     if own is None:
+        if Pattern(r"\W*[A-Za-z]\W*").fullmatch(rest):
+            return None
         if not (is_marked and is_apart) and not (match[1].isupper() and _REASON.match(rest)):
             return None
         if options and not _WORD.search(_SENTENCE_END.split(rest)[0]):
@@ -283,9 +300,15 @@ def _supports(rest: str, letter: str, options: Options) -> bool:
     others = {other: texts for other, texts in options.items() if other != letter}
     other = f"(?!{letter}\\b)(?:{'|'.join(map(str, others)) or _LETTER})"
     first, *later = _SENTENCE_END.split(rest)
-    if not options and Pattern(r"\bor\b").search(first):
+    reason = _REASON.search(first)
+    claim = normalised(first[: reason.start()] if reason else first)
+    if Pattern(
+        r"(?:all|none|both)\s+of\s+(?:the\s+above|them|these)" if options else r"\bor\b| / ", re.IGNORECASE
+    ).search(first):
         return False
-    if _picks_another(first, other) or Pattern(_IS_RIGHT_TOO % other).search(rest):
+    if _picks_another(first[: reason.start()] if reason else first, other) or Pattern(_IS_RIGHT_TOO % other).search(
+        rest
+    ):
         return False
     if any(
         Pattern(rf"(?:\s|[,/&(\[)\]]|and|or|{other})*{other}[\s)\]]*").fullmatch(sentence)
@@ -297,8 +320,6 @@ def _supports(rest: str, letter: str, options: Options) -> bool:
     texts = {text for each in others.values() for text in each}
     if any(comparable(clause) in texts for clause in clauses):
         return False
-    reason = _REASON.search(first)
-    claim = normalised(first[: reason.start()] if reason else first)
     if any(_holds(claim, text) for text in texts):
         return False
     if any(text in NO for text in options.get(letter, ())):
