@@ -109,9 +109,10 @@ _CONCLUSION = Pattern(
     re.IGNORECASE,
 )
 _SYMBOL = Pattern("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
+_GOES_ON = Pattern(r"[\^_/*+=%°]|[.,:]\d|-\w")  # `7.5` and `x^2` are not the options `7` and `x`
 _SENTENCE_END = Pattern(r"[.;!?](?=\s|$)|\n")
 _CLAUSE_END = Pattern(r"[.;:!?,](?=\s|$)|\n|,|[()]")
-_WORD = Pattern(r"[^\W\d_]")
+_WORD = Pattern(r"(?<![\\A-Za-z])[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def picked(text: str, read: Callable[[str], Pick | None], *, boxed: bool = False) -> Pick | None:
@@ -215,10 +216,22 @@ def _read(text: str, options: Options) -> str | None:
     single = Pattern(rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?[\s.,:;!)]*", re.IGNORECASE).fullmatch(text)
     if single and (not options or single[1].upper() in options):
         return single[1].upper()
-    same = [letter for letter, texts in options.items() if comparable(text) in texts]
-    if same:
-        return same[0] if len(same) == 1 else None
+    for form in _forms(comparable(text)):
+        same = [
+            letter for letter, texts in options.items() if any(form in (own, own.replace(" ", "")) for own in texts)
+        ]
+        if same:
+            return same[0] if len(same) == 1 else None
     return _lettered(text, key, options) or _text_and_letter(text, key, options) or _told(text, options)
+
+
+def _forms(text: str) -> Iterable[str]:
+    """Yields a comparable text, and this without its article and without blanks, as far as they differ."""
+    yield text
+    if text != (noun := Pattern(r"(?:an?|the)\s+").sub("", text, 1)):
+        yield noun
+    if any(letter.isdigit() for letter in text):
+        yield text.replace(" ", "")
 
 
 def _lettered(text: str, key: str, options: Options) -> str | None:
@@ -231,15 +244,17 @@ def _lettered(text: str, key: str, options: Options) -> str | None:
         rest = text[is_right.end() :]
         return is_right[1] if _supports(rest, is_right[1], options) else None
     match = Pattern(
-        rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+(?=[^\W\d])|\s+(?=\())|\s+)", re.IGNORECASE
+        rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+(?=[^\W\d])|\s+(?=\()|(?=\([^\x00-\x7f]))|\s+)",
+        re.IGNORECASE,
     ).match(text)
     if not match:
         return None
     letter, rest = match[1].upper(), text[match.end() :].strip()
     own = _after_own_text(rest, options.get(letter, ()), articles=True)
-    is_marked = bool(match[2] or match[4]) and (not match[1].islower() or (match[2] or " ")[0] in ").]:")
-    is_apart = bool(match[3] or match[4] or (match[2] or " ")[0] in ")]" or not rest[:1].isascii())
-    if options and letter not in options:
+    is_marked = bool(match[2] or match[4] is not None) and (not match[1].islower() or (match[2] or " ")[0] in ").]:")
+    is_apart = bool(match[3] or match[4] is not None or (match[2] or " ")[0] in ")]" or not rest[:1].isascii())
+    is_of_another = any(comparable(rest) in texts for other, texts in options.items() if other != letter)
+    if is_of_another or (options and letter not in options):
         return None
     if own is None:
         if Pattern(r"\W*[A-Za-z]\W*").fullmatch(rest):
@@ -247,7 +262,7 @@ def _lettered(text: str, key: str, options: Options) -> str | None:
         if not (is_marked and is_apart) and not (match[1].isupper() and _REASON.match(rest)):
             return None
         if options and not _WORD.search(_SENTENCE_END.split(rest)[0]):
-            return None  # a number that is not the option's
+            return None  # a number or formula that is not the option's
     return letter if _supports(rest if own is None else own, letter, options) else None
 
 
@@ -288,7 +303,12 @@ def _after_own_text(text: str, texts: Iterable[str], *, articles: bool = False) 
     given = normalised(text).lstrip("(\"'*")
     for own in sorted(_with_bare_nouns(texts) if articles else texts, key=len, reverse=True):
         rest = given[len(own) :]
-        if own and given.startswith(own) and not (rest[:1].isalnum() and own[-1:].isascii()):
+        if (
+            own
+            and given.startswith(own)
+            and not (rest[:1].isalnum() and own[-1:].isascii())
+            and not _GOES_ON.match(rest)
+        ):
             return rest.lstrip(")\"'* ")
     return None
 
@@ -322,7 +342,7 @@ def _supports(rest: str, letter: str, options: Options) -> bool:
         return False
     if any(_holds(claim, text) for text in texts):
         return False
-    if any(text in NO for text in options.get(letter, ())):
+    if any(_NEGATIVE.search(text) for text in options.get(letter, ())):
         return True
     return not any(_denies(clause, letter, other, texts) for clause in clauses)
 
@@ -363,7 +383,9 @@ def _denies(clause: str, letter: str, other: str, texts: set[str]) -> bool:
     ).match(clause)
     if rejected:
         named = Pattern(rf"(?:options?\s+|the\s+)?[(\[]?{other}[)\]]?(?!\w)").match(rejected[1])
-        return not (named or _OTHERS.search(rejected[1]) or comparable(rejected[1]) in texts)
+        return not (
+            named or _OTHERS.search(rejected[1]) or any(text in normalised(rejected[1]) for text in texts if text)
+        )
     if Pattern(rf"(?:options?\s+)?[(\[]?{letter}[)\]]?(?!\w)").match(clause) or _ABOUT_PICK.match(clause):
         return True
     if len(clause.split()) <= 3 and not Pattern(rf"(?:^|\W){other}(?!\w)").search(clause):

@@ -182,6 +182,37 @@ def test_numbers_may_be_options(text: str) -> None:
     assert score("C", text, ["10", "20", "30", "40"]) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("options", "text", "reward"),
+    [
+        (["open", "not open", "half open"], "B. not open", 1),
+        (["open", "not open", "half open"], "Not open, as the lights are out", 1),
+        (["open", "not open", "half open"], "B. open", 0),
+        (["open", "not open", "half open"], "open", 0),
+        (["tower", "clock tower", "bell tower"], "the clock tower", 1),
+        (["tower", "clock tower", "bell tower"], "Clock tower, not a bell tower", 1),
+        (["tower", "clock tower", "bell tower"], "tower", 0),
+        (["Yes", "No", "It cannot be told"], "No, it is not.", 1),
+        (["Yes", "No", "It cannot be told"], "No. It is dark, and yes, foggy.", 1),
+        (["Yes", "No", "It cannot be told"], "No. Yes.", 0),
+        (["Yes", "No", "It cannot be told"], "B. Yes", 0),
+        (["Yes", "It cannot be told"], "B. It cannot be told, because it is dark.", 1),
+        (["red", "red or blue"], "B. red or blue", 1),
+        (["$x$", r"$\frac{1}{3}$"], r"\boxed{\frac{1}{3}}", 1),
+        (["6 kg", "8 kg"], "8kg", 1),
+        (["6", "8"], "8.5", 0),
+        (["6", "8"], "B. 8.5", 0),
+        (["x", "y"], "B. y^2", 0),
+        (["马", "猫"], "B（猫）", 1),
+        (["马", "猫"], "猫（B）", 1),
+        (["马", "猫"], "B.马", 0),
+        (["tower", "clock", "clock tower"], "B. clock tower", 0),
+    ],
+)
+def test_the_texts_of_options_are_told_apart(options: list[str], text: str, reward: float) -> None:
+    assert score("B", text, options) == reward
+
+
 @pytest.mark.parametrize("text", ["C. 20", "C. 31", "C, 31", "20 (C)", "30, 40", "30 or 40"])
 def test_a_letter_with_another_number_picks_nothing(text: str) -> None:
     assert score("C", text, ["10", "20", "30", "40"]) == 0.0
