@@ -38,7 +38,7 @@ def format_tags(*, tags: Sequence[str] = ("think",), answer_follows: bool | None
     def verify(prompt: Prompt, completion: Completion) -> float:
         text = completion.text
         if tags[0] == "think" and any_mark.findall(text)[:1] == ["</think>"]:
-            text = "<think>" + text  # which the prompt has
+            text = "<think>" + text  # the prompt has it
         if any_mark.findall(text) != marks:
             return 0.0
         before, *pieces = any_mark.split(text)
