@@ -16,14 +16,15 @@ _OTHER_LANGUAGES = r"antwort|réponse|respuesta|resposta|risposta|ответ|정
 _PHRASE = Pattern(  # in plain typography; `the answer is not B` is left to the reader of what follows
     rf"""(?:
     (?<!wrong\s)(?<!incorrect\s)(?<!not\sthe\s)(?<!not\san\s)(?<!n't\sthe\s)
-    \b(?:answers?|(?:correct|right|best|final|chosen|selected)\s+(?:options?|choices?|letters?|ones?|results?)|{_OTHER_LANGUAGES})\b
+    \b(?:answers?|ans|(?:my|our|the)\s+(?:options?|choices?|picks?)|(?:correct|right|best|final|chosen|selected)\s+(?:options?|choices?|letters?|ones?|results?)|{_OTHER_LANGUAGES})\b
         (?:\s+(?:letters?|options?|choices?))?(?:\s+(?:to|for)\s[^.:?!\n]{{1,60}}?)?["'*_`)\s]{{0,4}}
       (?:\b(?:is|are|was|were|(?:would|should|must|will)\s+be|ist|est|es|é|è)\b[*_ \t]{{0,4}}:?|:|=(?!=)|[-=]>|→|⇒|[-–—]\s)
     |(?:答案|正确选项|答え)\s{{0,3}}(?:应该|应当|应|就)?\s{{0,3}}(?:是|为|選|选|は|:|=)(?!不)\s{{0,3}}:?
-    |(?:故|应|因此|所以|综上|则|答)\s{{0,3}},?\s{{0,3}}(?:选择|选)(?!项|不)\s{{0,3}}:?
+    |(?:故|应|因此|所以|综上|则|答|本题|此题|我)\s{{0,3}},?\s{{0,3}}(?:选择|选)(?!项|不)\s{{0,3}}:?
     |^[\W_]{{0,8}}(?:the\s+)?(?:final\s+|correct\s+|my\s+)?(?:answer|{_OTHER_LANGUAGES})
         (?:[^\w\n]{{0,8}}$|\s{{1,4}}(?!(?:is|are|to)\b)(?=\S{{1,20}}$))
-    |^[\W_]{{0,8}}(?:最终|正确)?答案(?:[^\w\n]{{0,8}}$|\s{{0,4}}(?=[（(\[]?[A-Za-z0-9]\S{{0,20}}$))
+    |^[\W_]{{0,8}}(?:final|results?|conclusion|结论|结果)[*_ ]{{0,4}}:
+    |^[\W_]{{0,8}}(?:最终|正确)?答案(?:[^\w\n]{{0,8}}$|[\s\])]{{0,4}}(?=[（(\[]?[A-Za-z0-9]\S{{0,20}}$))
     )[*_]{{0,3}}\s*""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )

@@ -15,6 +15,8 @@ Options = Mapping[str, tuple[str, ...]]
 
 Pick = TypeVar("Pick")
 
+LONGEST = 20_000  # characters of a response that begins with its answer
+
 NO: tuple[str, ...] = (
     *(
         "no",
@@ -62,6 +64,7 @@ _LEAD = Pattern(  # words before a pick that change nothing about it
         |(?:i|we)(?:\s+would|\s+will|\s+am|'d|'ll|'m)?\s+(?:choose|chose|pick|select|going\s+with|go\s+(?:with|for))\b
         |(?:it|that|this)(?:\s+is|'s|\s+must\s+be)\b|(?:the|this|that)\s+(?:statement|claim|sentence)\s+is\b
         |(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:options?|choices?|answers?|letters?)\b(?:\s+(?:is|are)\b)?\s?[:\#]?
+        |which\s+(?:is|matches|corresponds\s+to)\b|its\b|[,;]
         |所以|因此|故|应该|应|我|答案|选项|选择|选|是|为|:
     )\s*)+""",
     re.IGNORECASE | re.VERBOSE,
@@ -79,7 +82,10 @@ _HEDGE = Pattern(
     r"|或|可能|也许|不确定|还是",
     re.IGNORECASE,
 )
-_NEGATIVE = Pattern(r"\b(?:not?|never|nope|wrong|incorrect|false|cannot)\b|n't\b|不|错|非|没|否", re.IGNORECASE)
+_NEGATIVE = Pattern(
+    r"\b(?:not?|never|nope|wrong|incorrect|false|cannot|excluded|eliminated|ruled\s+out)\b|n't\b|不|错|非|没|否",
+    re.IGNORECASE,
+)
 _ABOUT_PICK = Pattern(  # the beginning of a clause that has a pick as its subject, or is an exclamation
     r"(?:but\s+|and\s+|so\s+)?(?:no|not|never|nope|wrong|incorrect|false|is|isn't|was|wasn't|are|cannot|can't"
     r"|(?:that|this|it|which|the\s+(?:above|answer|option))\b(?:\s+(?:one|option|choice|answer))?"
@@ -98,9 +104,15 @@ _IS_RIGHT_TOO = (  # `%s` is a letter
 _STATEMENT = Pattern(
     r"is\s+the\s+(?:correct\s+|right\s+)?answer\b|(?:it|there|they|he|she|this)\s+(?:is|are|does|do|has|have|was|were|can)\b"
 )
+_CONCLUSION = Pattern(
+    r"[.!?;]\s+((?:so|thus|therefore|hence|i\s+(?:would\s+)?(?:choose|pick|select|go\s+with))\b[^.!?;]{1,200}[.!]?)\s*$",
+    re.IGNORECASE,
+)
+_SYMBOL = Pattern("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
+_GOES_ON = Pattern(r"[\^_/*+=%°]|[.,:]\d|-\w")  # `7.5` and `x^2` are not the options `7` and `x`
 _SENTENCE_END = Pattern(r"[.;!?](?=\s|$)|\n")
 _CLAUSE_END = Pattern(r"[.;:!?,](?=\s|$)|\n|,|[()]")
-_WORD = Pattern(r"[^\W\d_]")
+_WORD = Pattern(r"(?<![\\A-Za-z])[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def picked(text: str, read: Callable[[str], Pick | None], *, boxed: bool = False) -> Pick | None:
@@ -134,17 +146,20 @@ def picked(text: str, read: Callable[[str], Pick | None], *, boxed: bool = False
     if not lines:
         return None
     pick = read(lines[-1])
-    return pick if pick is not None or len(lines) < 2 else _first(text, lines, read)
+    if pick is None and (concluded := _CONCLUSION.search(plain_typography(lines[-1]))):
+        pick = read(concluded[1])
+    return pick if pick is not None else _first(text.strip(), read)
 
 
-def _first(text: str, lines: list[str], read: Callable[[str], Pick | None]) -> Pick | None:
+def _first(text: str, read: Callable[[str], Pick | None]) -> Pick | None:
     """Returns the pick of the first line, where no later line picks another, hedges or takes it back."""
-    first = text.strip().splitlines()[0][:TAIL]
-    pick = read(first)
-    rest = plain_typography("\n".join(lines[1:]))
-    if pick is None or _RETRACTION.search(rest) or _HEDGE.search(rest):
+    first, _, rest = text[:LONGEST].partition("\n")
+    stated = stated_answer(first[:TAIL])
+    pick = read(first[:TAIL]) if stated is None else read(stated[0])
+    rest = plain_typography(rest)
+    if pick is None or len(text) > LONGEST or _RETRACTION.search(rest) or _HEDGE.search(rest):
         return None
-    return pick if all(read(line) in (None, pick) for line in lines[1:50]) else None
+    return pick if all(read(line[:TAIL]) in (None, pick) for line in rest.splitlines()[:50]) else None
 
 
 def _is_letters(text: str) -> bool:
@@ -160,6 +175,7 @@ def _is_letters(text: str) -> bool:
 def bare(text: str) -> str:
     """Returns the text in plain typography, without markup, quotes and braces around it."""
     text = without_markup(plain_typography(text)).strip(" \t\n`*_\"'")
+    text = text if text.isascii() else _SYMBOL.sub("", text).strip()
     return text[1:-1].strip() if text[:1] == "{" and text[-1:] == "}" else text
 
 
@@ -200,10 +216,22 @@ def _read(text: str, options: Options) -> str | None:
     single = Pattern(rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?[\s.,:;!)]*", re.IGNORECASE).fullmatch(text)
     if single and (not options or single[1].upper() in options):
         return single[1].upper()
-    same = [letter for letter, texts in options.items() if comparable(text) in texts]
-    if same:
-        return same[0] if len(same) == 1 else None
+    for form in _forms(comparable(text)):
+        same = [
+            letter for letter, texts in options.items() if any(form in (own, own.replace(" ", "")) for own in texts)
+        ]
+        if same:
+            return same[0] if len(same) == 1 else None
     return _lettered(text, key, options) or _text_and_letter(text, key, options) or _told(text, options)
+
+
+def _forms(text: str) -> Iterable[str]:
+    """Yields a comparable text, and this without its article and without blanks, as far as they differ."""
+    yield text
+    if text != (noun := Pattern(r"(?:an?|the)\s+").sub("", text, 1)):
+        yield noun
+    if any(letter.isdigit() for letter in text):
+        yield text.replace(" ", "")
 
 
 def _lettered(text: str, key: str, options: Options) -> str | None:
@@ -216,21 +244,25 @@ def _lettered(text: str, key: str, options: Options) -> str | None:
         rest = text[is_right.end() :]
         return is_right[1] if _supports(rest, is_right[1], options) else None
     match = Pattern(
-        rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+(?=[^\W\d])|\s+(?=\())|\s+)", re.IGNORECASE
+        rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+(?=[^\W\d])|\s+(?=\()|(?=\([^\x00-\x7f]))|\s+)",
+        re.IGNORECASE,
     ).match(text)
     if not match:
         return None
     letter, rest = match[1].upper(), text[match.end() :].strip()
     own = _after_own_text(rest, options.get(letter, ()), articles=True)
-    is_marked = bool(match[2] or match[4]) and (match[1].isupper() or match[1].isdigit() or match[2] is not None)
-    is_apart = bool(match[3] or match[4] or (match[2] or " ")[0] in ")]" or not rest[:1].isascii())
-    if options and letter not in options:
+    is_marked = bool(match[2] or match[4] is not None) and (not match[1].islower() or (match[2] or " ")[0] in ").]:")
+    is_apart = bool(match[3] or match[4] is not None or (match[2] or " ")[0] in ")]" or not rest[:1].isascii())
+    is_of_another = any(comparable(rest) in texts for other, texts in options.items() if other != letter)
+    if is_of_another or (options and letter not in options):
         return None
     if own is None:
+        if Pattern(r"\W*[A-Za-z]\W*").fullmatch(rest):
+            return None
         if not (is_marked and is_apart) and not (match[1].isupper() and _REASON.match(rest)):
             return None
         if options and not _WORD.search(_SENTENCE_END.split(rest)[0]):
-            return None  # a number that is not the option's
+            return None  # a number or formula that is not the option's
     return letter if _supports(rest if own is None else own, letter, options) else None
 
 
@@ -271,7 +303,12 @@ def _after_own_text(text: str, texts: Iterable[str], *, articles: bool = False) 
     given = normalised(text).lstrip("(\"'*")
     for own in sorted(_with_bare_nouns(texts) if articles else texts, key=len, reverse=True):
         rest = given[len(own) :]
-        if own and given.startswith(own) and not (rest[:1].isalnum() and own[-1:].isascii()):
+        if (
+            own
+            and given.startswith(own)
+            and not (rest[:1].isalnum() and own[-1:].isascii())
+            and not _GOES_ON.match(rest)
+        ):
             return rest.lstrip(")\"'* ")
     return None
 
@@ -283,9 +320,15 @@ def _supports(rest: str, letter: str, options: Options) -> bool:
     others = {other: texts for other, texts in options.items() if other != letter}
     other = f"(?!{letter}\\b)(?:{'|'.join(map(str, others)) or _LETTER})"
     first, *later = _SENTENCE_END.split(rest)
-    if not options and Pattern(r"\bor\b").search(first):
+    reason = _REASON.search(first)
+    claim = normalised(first[: reason.start()] if reason else first)
+    if Pattern(
+        r"(?:all|none|both)\s+of\s+(?:the\s+above|them|these)" if options else r"\bor\b| / ", re.IGNORECASE
+    ).search(first):
         return False
-    if _picks_another(first, other) or Pattern(_IS_RIGHT_TOO % other).search(rest):
+    if _picks_another(first[: reason.start()] if reason else first, other) or Pattern(_IS_RIGHT_TOO % other).search(
+        rest
+    ):
         return False
     if any(
         Pattern(rf"(?:\s|[,/&(\[)\]]|and|or|{other})*{other}[\s)\]]*").fullmatch(sentence)
@@ -297,11 +340,9 @@ def _supports(rest: str, letter: str, options: Options) -> bool:
     texts = {text for each in others.values() for text in each}
     if any(comparable(clause) in texts for clause in clauses):
         return False
-    reason = _REASON.search(first)
-    claim = normalised(first[: reason.start()] if reason else first)
     if any(_holds(claim, text) for text in texts):
         return False
-    if any(text in NO for text in options.get(letter, ())):
+    if any(_NEGATIVE.search(text) for text in options.get(letter, ())):
         return True
     return not any(_denies(clause, letter, other, texts) for clause in clauses)
 
@@ -342,7 +383,9 @@ def _denies(clause: str, letter: str, other: str, texts: set[str]) -> bool:
     ).match(clause)
     if rejected:
         named = Pattern(rf"(?:options?\s+|the\s+)?[(\[]?{other}[)\]]?(?!\w)").match(rejected[1])
-        return not (named or _OTHERS.search(rejected[1]) or comparable(rejected[1]) in texts)
+        return not (
+            named or _OTHERS.search(rejected[1]) or any(text in normalised(rejected[1]) for text in texts if text)
+        )
     if Pattern(rf"(?:options?\s+)?[(\[]?{letter}[)\]]?(?!\w)").match(clause) or _ABOUT_PICK.match(clause):
         return True
     if len(clause.split()) <= 3 and not Pattern(rf"(?:^|\W){other}(?!\w)").search(clause):

@@ -37,7 +37,7 @@ _WRAPPER = Pattern(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|bb|cal|frak|normal)|mbox|hbox|boldsymbol|bm|emph|operatorname\*?"
     r"|underline|displaystyle)\s*\{([^{}]*)\}"
 )
-_SPACE = Pattern(r"\\[,;:!> ]|\\(?:quad|qquad|enspace|thinspace|displaystyle|left|right)(?![A-Za-z])|~")
+_SPACE = Pattern(r"\\[,;:!> ]|\\(?:quad|qquad|enspace|thinspace|displaystyle|left|right|bf|rm|it|sf|tt)(?![A-Za-z])|~")
 _ITALIC = Pattern(r"(?<![\w*])\*([^*\n]{1,200})\*(?![\w*])|(?<!\w)_([^_\n]{1,200})_(?!\w)")
 _ESCAPE = Pattern(r"\\([_*#%&|])")
 _SMALL_INDEX = Pattern(r" ?([\^_]) ?\{ ?(\w) ?\}")

@@ -43,7 +43,7 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
     Case, white space, markup, thousands separators, needless zeros (`1200.0`), full-width forms and empty rows do not count.
 
     The table is the last one in the last fenced block after the thoughts, or in all of that text. It is HTML or LaTeX, with cells
-    counted in each row and column that they span, or JSON, a list of rows or of objects. Else it is lines with `|`, as in Markdown,
+    counted in each row and column that they span, or JSON, as rows, objects or columns. Else it is lines with `|`, as in Markdown,
     or with tabs, semicolons or commas. A table of more than 3,000 cells is no answer.
 
     `prompt.answer` is such a text, or a list of rows, each a list of cells or an object.
@@ -68,7 +68,7 @@ def _table(text: str) -> Table:
     is_latex = block.rfind("\\begin{") > block.rfind("\n|")  # else a formula that stands before a table
     if is_latex and (latex := rows_of_latex(block)) is not None:
         return _comparable(_expanded(latex))
-    if block.startswith("[") and (listed := _of_json(block)):
+    if block.startswith(("[", "{")) and (listed := _of_json(block)):
         return listed
     if "|" in block:
         return _comparable(_of_markdown(block))
@@ -85,9 +85,23 @@ def _table(text: str) -> Table:
 def _of_json(block: str) -> Table:
     """Returns the comparable rows of JSON; none where it is no table."""
     try:
-        return _of_lists(json.loads(block, parse_int=str, parse_float=str))  # as they are written
+        value = json.loads(block, parse_int=str, parse_float=str)  # as they are written
+        return _of_lists(_rows_of_object(value) if isinstance(value, dict) else value)
     except (ValueError, RecursionError):
         return []
+
+
+def _rows_of_object(value: dict[str, Any]) -> Any:
+    """Returns the rows of an object of columns, of one with the names of columns and the rows, or of one around a list."""
+    lists = {name: each for name, each in value.items() if isinstance(each, list)}
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    names = next((lists[name] for name in ("columns", "headers", "header") if name in lists), None)
+    rows = next((lists[name] for name in ("rows", "data") if name in lists), None)
+    if names is not None and rows is not None:
+        return [names, *rows]
+    same_length = len({len(each) for each in lists.values()}) == 1 and len(lists) == len(value)
+    return [list(lists), *map(list, zip(*lists.values(), strict=True))] if same_length else None
 
 
 def _of_lists(rows: Any) -> Table:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from rewards.text.answer_text import TAIL, answer_part, normalised, short_answer_or_all, stated_answer
+from rewards.text.answer_text import TAIL, answer_part, last_block, normalised, short_answer_or_all, stated_answer
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_number, plain_typography, plain_words
 from rewards.text.unreadable import unreadable
@@ -16,7 +16,11 @@ from rollout.types import Completion, Prompt
 
 SHORT = 4  # words of a text in which a number or a negation makes all the difference
 
-_LAST_QUOTE = Pattern(r'[^":\n]{0,100}:\s*"([^"]+)"\s*[.!]?\s*')
+_QUOTE = Pattern(r'[^":\n]{0,100}(?::|\b(?:is|says|reads|states)\b|是|为|写着)\s*"([^"]+)"[\s.!*]*')
+_TOLD = Pattern(
+    r"[\W_]{0,4}(?:(?:the|all)\s+(?:text|words?|letters|sign|label|title)\b|it\s+(?:says|reads))[^:\n]{0,80}:\s*(\S.*)",
+    re.IGNORECASE | re.DOTALL,
+)
 _NEEDLESS_BLANK = Pattern(  # next to a sign or a Chinese or Japanese letter
     r"(?<![^\W_]) | (?![^\W_])|(?<=[\u3040-\u30ff\u3400-\u9fff]) | (?=[\u3040-\u30ff\u3400-\u9fff])"
 )
@@ -46,8 +50,8 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
     The reward is 1 − Levenshtein distance / length of the longer text, and 0 below `threshold`: ANLS (arXiv 1905.13648), with its
     usual threshold. Case, markup, full-width forms, the kind of quotes and dashes, and blanks next to signs or Chinese letters do
     not count. The text is the last `\boxed{...}` or `<answer>...</answer>`. Without these it is all of the response after its
-    thoughts, where further words reduce the similarity. It may also be what ends it after an answer phrase, or in quotes after a
-    colon.
+    thoughts, where further words reduce the similarity. It may also be what ends it after an answer phrase, or a few words
+    such as "the text reads".
 
     Another number or the opposite is no misread letter, and earns nothing. So a reference without letters must be met exactly. In
     one of up to four words the numbers, negations and prefixes must be the same (`Room 12`, `not allowed`, `increase`).
@@ -91,12 +95,14 @@ def _answers(response: str) -> list[str]:
     text = short_answer_or_all(response)
     if text != response.strip():
         return [text]
+    if text.startswith("```") and text.endswith("```"):
+        return [last_block(text)]
     stated = stated_answer(text)
     found = [text]
     if stated is not None and not re.search(r"\w", stated[1]):
         found.append(stated[0])
-    if quoted := _LAST_QUOTE.fullmatch(plain_typography(text[:TAIL])):
-        found.append(quoted[1])
+    plain = plain_typography(text) if len(text) < TAIL else ""
+    found.extend(match[1] for each in (_QUOTE, _TOLD) if (match := each.fullmatch(plain)))
     return found
 
 

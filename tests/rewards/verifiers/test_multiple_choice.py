@@ -1,4 +1,4 @@
-"""The letter, the letter with its text, or the text; several letters; yes and no."""
+"""The letter, the letter with its text, or the text; several letters."""
 
 import time
 from typing import Any
@@ -73,6 +73,17 @@ def score(answer: object, text: str, options: object = OPTIONS, verifier: Any = 
         "Answer: B, a cat, rather than a dog",
         "B\n\nIt has whiskers.\nIt purrs.",
         "a cat, since it purrs",
+        "My choice is B.",
+        "Result: B",
+        "ans: B",
+        "It purrs. So it is B.",
+        "B 👍",
+        r"\boxed{\bf B}",
+        "The answer is (B), since (A) and (C) have hooves.",
+        r"\boxed{x+2}, which is option B.",
+        "The answer is B.\n\n" + "It has whiskers.\n" * 100,
+        "【答案】B",
+        "此题选B。",
         "选B",
         "B项",
         "故选：B。",
@@ -147,6 +158,12 @@ def test_the_right_option_in_any_form_is_right(text: str) -> None:
         r"\boxed{B, C}",
         r"\boxed{C}. The answer is not B.",
         r"It may be \boxed{B}. But wait, let me",
+        "b, c",
+        "b. c",
+        "B: ruled out",
+        "B. All of the above",
+        "A purrs. So it is not B.",
+        "The answer is B.\n\n" + "It has whiskers.\n" * 100 + "Hmm, it is not.\n",
         "不是B",
         "答案不是B",
         "B不对",
@@ -163,6 +180,37 @@ def test_another_option_or_several_are_wrong(text: str) -> None:
 )
 def test_numbers_may_be_options(text: str) -> None:
     assert score("C", text, ["10", "20", "30", "40"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "reward"),
+    [
+        (["open", "not open", "half open"], "B. not open", 1),
+        (["open", "not open", "half open"], "Not open, as the lights are out", 1),
+        (["open", "not open", "half open"], "B. open", 0),
+        (["open", "not open", "half open"], "open", 0),
+        (["tower", "clock tower", "bell tower"], "the clock tower", 1),
+        (["tower", "clock tower", "bell tower"], "Clock tower, not a bell tower", 1),
+        (["tower", "clock tower", "bell tower"], "tower", 0),
+        (["Yes", "No", "It cannot be told"], "No, it is not.", 1),
+        (["Yes", "No", "It cannot be told"], "No. It is dark, and yes, foggy.", 1),
+        (["Yes", "No", "It cannot be told"], "No. Yes.", 0),
+        (["Yes", "No", "It cannot be told"], "B. Yes", 0),
+        (["Yes", "It cannot be told"], "B. It cannot be told, because it is dark.", 1),
+        (["red", "red or blue"], "B. red or blue", 1),
+        (["$x$", r"$\frac{1}{3}$"], r"\boxed{\frac{1}{3}}", 1),
+        (["6 kg", "8 kg"], "8kg", 1),
+        (["6", "8"], "8.5", 0),
+        (["6", "8"], "B. 8.5", 0),
+        (["x", "y"], "B. y^2", 0),
+        (["马", "猫"], "B（猫）", 1),
+        (["马", "猫"], "猫（B）", 1),
+        (["马", "猫"], "B.马", 0),
+        (["tower", "clock", "clock tower"], "B. clock tower", 0),
+    ],
+)
+def test_the_texts_of_options_are_told_apart(options: list[str], text: str, reward: float) -> None:
+    assert score("B", text, options) == reward
 
 
 @pytest.mark.parametrize("text", ["C. 20", "C. 31", "C, 31", "20 (C)", "30, 40", "30 or 40"])
@@ -304,54 +352,6 @@ def test_a_box_may_be_asked_for() -> None:
     assert {text: score("B", text, verifier=boxed) for text in said} == said
     assert score("yes", r"\boxed{\text{Yes}}", None, yes_no(boxed=True)) == 1.0
     assert score("yes", "Yes", None, yes_no(boxed=True)) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("answer", "text", "reward"),
-    [
-        ("yes", "Yes", 1),
-        ("YES", "yes.", 1),
-        (True, "**Yes**, two of them.", 1),
-        ("true", "It is true.", 1),
-        ("yes", "Yes, there are no clouds above it.", 1),
-        ("yes", "The answer is yes, because it has a roof.", 1),
-        ("yes", "Yes it has", 1),
-        ("yes", "Yes\n\nThe roof is red.", 1),
-        ("yes", "是的，有两个。", 1),
-        ("是", "答案：是", 1),
-        ("yes", "对", 1),
-        ("no", "No", 1),
-        (False, "False", 1),
-        ("no", "No, it isn't a house.", 1),
-        ("no", "The statement is incorrect.", 1),
-        ("否", "没有。", 1),
-        ("no", "不是，没有房子。", 1),
-        ("yes", "No", 0),
-        ("no", "Yes", 0),
-        ("yes", "yes and no", 0),
-        ("yes", "Yes or no", 0),
-        ("yes", "yes, no", 0),
-        ("yes", "Yes. No.", 0),
-        ("yes", "maybe yes", 0),
-        ("yes", "Yes, or maybe not", 0),
-        ("yes", "not yes", 0),
-        ("yes", "Yes?", 0),
-        ("yes", "Yes, wait, no", 0),
-        ("yes", "不是", 0),
-        ("no", "不是没有", 0),
-        ("no", "I know", 0),
-        ("yes", "yesterday", 0),
-        ("yes", "", 0),
-    ],
-)
-def test_yes_and_no_are_told_apart(answer: object, text: str, reward: float) -> None:
-    assert score(answer, text, None, yes_no) == reward
-
-
-@pytest.mark.parametrize("answer", [None, "maybe", "", 1, "yes and no"])
-def test_a_reference_that_is_neither_yes_nor_no_is_an_error(answer: object) -> None:
-    told = f"yes_no cannot read the answer {answer!r} of prompt 'vqa-3'; give yes or no, true or false, 是 or 否"
-    assert score(answer, "yes", None, yes_no) == Score(reward=0.0, error=told)
 
 
 @pytest.mark.parametrize(
