@@ -73,11 +73,13 @@ def _units(text: str) -> list[str]:
         return f" \ue000{numbers.setdefault(plain, len(numbers))} " if any(map(str.isalnum, plain)) else " "
 
     text = _without_rules(text.replace("\ue000", ""))
-    units, bare = _UNIT.findall(text), _TAG.sub(" ", text)
-    known = len(_WORD.findall(bare))
-    if not known or 10 * known < len(_UNIT.findall(bare)):
-        return list(units)
-    return list(_WORD.findall(_TAG.sub(" ", _RECORD.sub(as_word, text))))
+    bare = _TAG.sub(" ", text)
+    units = _UNIT.findall(bare)
+    words = [unit for unit in units if unit[0].isalnum() or unit[0] == "_"]
+    if not words or 10 * len(words) < len(units):
+        return list(_UNIT.findall(text))
+    short = _TAG.sub(" ", _RECORD.sub(as_word, text))
+    return words if short == bare else list(_WORD.findall(short))
 
 
 def _without_rules(text: str) -> str:
