@@ -33,7 +33,7 @@ _PYTHON = Pattern(r"\s*(?:py|python)[\d.]{0,6}\s*", re.IGNORECASE)
 _DEFINED = Pattern(r"^(?:async[ \t]+)?(?:def|class)[ \t]+(\w{1,80})", re.MULTILINE)
 _READS = Pattern(r"\binput\b|\bstdin\b|\bopen\b")
 # A line of prose: a capital letter and three words or more, up to a full stop or colon.
-_PROSE = Pattern(r"[A-Z][\w'’]*,?(?: [\w'’\"`(),;:/-]+){2,200}[.:!?]`?")
+_PROSE = Pattern(r"(?:[-*•] +|\d{1,3}\. +)?\*{0,2}[A-Z][\w'’*]*,?(?: [\w'’\"`(),;:/*.-]+){2,200}(?<=[.:!?*])")
 _DECIMAL = Pattern(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]{1,3})?")
 _NUMBER = Pattern(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
@@ -113,18 +113,18 @@ def _last_program(blocks: list[tuple[str, str]]) -> str:
 
 
 def _without_sentences(text: str, *, behind_only: bool = False) -> str:
-    """Returns a text without the paragraphs of prose at its end and, by default, at its beginning."""
-    parts = re.split(r"(\n[ \t]*\n)", text)
-    while len(parts) > 1 and _is_prose(parts[-1]):
-        del parts[-2:]
-    while not behind_only and len(parts) > 1 and _is_prose(parts[0]):
-        del parts[:2]
-    return "".join(parts)
+    """Returns a text without the sentences at its end and, by default, at its beginning, one or several a line."""
+    lines = text.split("\n")
+    last, first = len(lines), 0
+    while last > 1 and _is_prose(lines[last - 1]):
+        last -= 1
+    while not behind_only and first < last - 1 and _is_prose(lines[first]):
+        first += 1
+    return "\n".join(lines[first:last])
 
 
-def _is_prose(paragraph: str) -> bool:
-    lines = [line.strip() for line in paragraph.split("\n") if line.strip()]
-    return all(_PROSE.fullmatch(line[:2000]) for line in lines)
+def _is_prose(line: str) -> bool:
+    return not line.strip() or _PROSE.fullmatch(line[:2000].rstrip()) is not None
 
 
 def _passes(test: StdinTest | AssertTest, program: bytes, limits: Limits, isolated: bool) -> bool:

@@ -27,6 +27,7 @@ _BULLET = Pattern(r"^([ \t]*)[-*+•–—·‣◦▪●○■□➤✓✔][ \t]
 _NUMBERED = Pattern(r"^[ \t]*\d{1,4}(?:[.)][ \t]+|、)([^\n]*)$", re.MULTILINE)
 _END = Pattern(r"[.!?…]+(?=[\s\"'”’»)\]*_`]|$)|[。！？।॥؟۔։።｡!?]+")
 _LAST_WORD = Pattern(r"(?:[^\W\d_]\.)*[^\W\d_]{1,12}\Z")
+_LINKS = frozenset("a an and at by de for in la of on or the to up".split())  # in `state-of-the-art`
 _TITLES = frozenset("dr mr mrs ms mx prof st sr jr rev gen col capt lt sgt hon vs cf bzw e.g i.e z.b d.h u.a".split())
 _ABBREVIATED = frozenset(
     "etc approx inc ltd co corp dept est min max a.m p.m u.s u.k al ca usw no fig eq sec nr".split()
@@ -51,14 +52,19 @@ _AFFIXES = (  # by the first letter of a word's script: before and behind the wo
 def words(text: str) -> int:
     """Returns the number of words. A Han letter is a word; kana and consonants of Thai make one by twos and threes.
 
-    Marks without letters or digits are none. A compound of more than three parts (`one-two-three-four`) counts by its parts.
+    Marks without letters or digits are none. A compound (`well-known`, `mother-in-law`) is one word, unless it only joins words
+    (`one-two-three`), or compounds are a third of the text.
     """
     text = _NO_WIDTH.sub(" ", text)
     number = len(_HAN.findall(text)) + (len(_KANA.findall(text)) + 1) // 2 + (len(_SYLLABLES.findall(text)) + 2) // 3
+    compounds, parts = 0, 0
     for word in _WORD.finditer(text):
-        parts = len(re.findall("[-‐‑]", word["parts"] or "")) + 1
-        number += parts if parts > 3 else 1
-    return number
+        others = re.split("[-‐‑]", word["parts"] or "")[1:]
+        is_joined = len(others) > 3 or (len(others) > 1 and _LINKS.isdisjoint(map(str.casefold, others)))
+        number += 1 + (len(others) if is_joined else 0)
+        if others and not is_joined:
+            compounds, parts = compounds + 1, parts + len(others)
+    return number + (parts if compounds > 2 and 3 * compounds > number else 0)
 
 
 def sentences(text: str) -> int:

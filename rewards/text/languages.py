@@ -23,7 +23,8 @@ _NO_LANGUAGE = Pattern(
     re.DOTALL,
 )
 _COMMAND = Pattern(r"\\[A-Za-z]+")
-_CODE_LINE = Pattern(r"^\s*(?:#|//|--|/?\*|%).*|.*[=;<>|\[\]{}()].*|\A```[^\n]*")
+_COMMENT = Pattern(r"\s*(?:#|//|--|/?\*|%)")
+_CODE_LINE = Pattern(r".*[=;<>|\[\]{}()].*|\A```[^\n]*")
 _PROSE = Pattern(  # six words, or eight letters of a script without blanks
     r"[^\W\d_]{1,40}(?:[ ,.'’;:!?-]{1,2}[^\W\d_]{1,40}){5,}|[\u0e00-\u0eff\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uff20]{8,}"
 )
@@ -77,16 +78,21 @@ def prose_of(text: str) -> str:
 
 
 def _hidden_prose(code: str) -> str:
-    """Returns the sentences of a formula or program. In programs, lines with signs of code, and comments, are none.
+    """Returns the sentences of a formula or program. In programs, lines with signs of code are none, nor are comments in English.
 
     In scripts without blanks, long texts are sentences even there.
     """
     if not code.startswith("```"):
         return ". ".join(_PROSE.findall(_COMMAND.sub(" ", code).strip("`$\\()[]")))
-    found = []
+    found, comments = [], []
     for line in code.strip("`").split("\n")[1:]:
-        is_code = _CODE_LINE.fullmatch(line)
-        found += [run for run in _PROSE.findall(line) if not is_code or len(run.split()) == 1]
+        runs = _PROSE.findall(line)
+        if _COMMENT.match(line):
+            comments += runs
+        else:
+            found += [run for run in runs if not _CODE_LINE.fullmatch(line) or len(run.split()) == 1]
+    if comments and likely_languages(". ".join(comments)).get("en", 0.0) < POSSIBLE:
+        found += comments
     return ". ".join(found)
 
 

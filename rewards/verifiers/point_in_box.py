@@ -25,8 +25,8 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
     of tools; a box stands for its centre.
 
     `prompt.answer` is a box `[left, top, right, bottom]`, a list of boxes, a list of `{"bbox_2d": [...], "label": ...}`, or one of
-    these as JSON; never in pixels or from 0 to 1; or an empty list where there is no such
-    object. With a radius it is points instead: `[x, y]`, a list of these, or with `"point_2d"`.
+    these as JSON; never in pixels or from 0 to 1. With a radius it is points instead: `[x, y]`, a list of these, or with
+    `"point_2d"`. An empty list means that there is no such object.
 
     Args:
         radius: Largest distance of a hit from a point of the reference, in thousandths of the picture's width and height.

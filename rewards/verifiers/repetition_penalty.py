@@ -22,7 +22,7 @@ _UNIT = Pattern(  # marks, too, up to 4 together
 _RECORD = Pattern(
     r"\{[^{}]{1,500}\}|^[ \t]*\|[^\n]{1,600}\|[ \t]*$|<tr\b.{1,600}?</tr>", re.MULTILINE | re.DOTALL | re.IGNORECASE
 )
-_RULE = frozenset("|:=+_*~-# \t")  # marks of a line between parts or rows
+_RULE = frozenset("|:=+_*~-# \t─━═│┃┼├┤┬┴┌┐└┘╔╗╚╝║╬╪╞╡–—")  # marks of a line between parts or rows
 LONGEST_RULE = 400  # characters
 _TAG = Pattern(r"</?[a-z][^<>\n]{0,100}>")
 
@@ -72,12 +72,14 @@ def _units(text: str) -> list[str]:
         plain = " ".join(record.group().split())
         return f" \ue000{numbers.setdefault(plain, len(numbers))} " if any(map(str.isalnum, plain)) else " "
 
-    text = text.replace("\ue000", "")
-    words = _WORD.findall(_TAG.sub(" ", _RECORD.sub(as_word, _without_rules(text))))
+    text = _without_rules(text.replace("\ue000", ""))
     bare = _TAG.sub(" ", text)
-    known = len(_WORD.findall(bare))
-    is_marks = (not known or 10 * known < len(_UNIT.findall(bare))) and not _is_rule(text)
-    return list(_UNIT.findall(text) if is_marks else words)
+    units = _UNIT.findall(bare)
+    words = [unit for unit in units if unit[0].isalnum() or unit[0] == "_"]
+    if not words or 10 * len(words) < len(units):
+        return list(_UNIT.findall(text))
+    short = _TAG.sub(" ", _RECORD.sub(as_word, text))
+    return words if short == bare else list(_WORD.findall(short))
 
 
 def _without_rules(text: str) -> str:

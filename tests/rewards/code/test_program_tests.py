@@ -25,6 +25,8 @@ from rewards.code.tests import StdinTest, is_expected, program_in
         ("```python\nprint(1)\n```\nRun it:\n```bash\npython a.py\n```", "\nprint(1)\n"),
         ("```python\nprint(1)\n\nThis program prints the number one.", "\nprint(1)"),
         ("print(1)\n\nThis program prints the number one.\nIt is short and right.", "print(1)"),
+        ("print(1)\nThis prints the number one.\n- It is short and **right**.", "print(1)"),
+        ('x = """\nHere is a sentence.\n"""', 'x = """\nHere is a sentence.\n"""'),
         ("Here is the program:\n\nprint(1)\n\nprint(2)", "print(1)\n\nprint(2)"),
         ("1. So:\n   ```python\n   if 1:\n       print(1)\n   ```", "\nif 1:\n    print(1)\n"),
         ("```python\ndef f(): return 1\n```\nTry it:\n```python\nprint(f())\n```", "\ndef f(): return 1\n"),

@@ -116,6 +116,7 @@ def test_a_short_question_is_in_one_of_some_related_languages_and_never_in_engli
             "```python\n# Read the numbers and return the sum of them\nreturn sum(x)\n```\n这个函数返回它们的和。",
             1.0,
         ),
+        ("en", f"```python\n# {ANSWERS['fr']}\nreturn sum(x)\n```\nThis program adds all the numbers.", 0.0),
         ("en", "```python\nprint('你好')\n```\nThis program says hello to everybody.", 1.0),
         ("zh", "图里的牌子上写着“Keep calm and carry on”。", 1.0),
         ("en", "The sign reads 「東京大学」.", 1.0),

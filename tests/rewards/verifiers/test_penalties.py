@@ -73,6 +73,7 @@ ROWS = [f"| day {i} | {7 * i} | yes | no | no |" for i in range(20)]
         "<table>" + "".join(f"<tr><td>day {i}</td><td>{7 * i}</td><td>no</td></tr>" for i in range(20)) + "</table>",
         "<table>\n" + "".join(f"<tr>\n <td>{i}</td>\n <td>no</td>\n</tr>\n" for i in range(20)) + "</table>",
         "|" + " :---: |" * 30,
+        "═" * 80 + "\nAll: 5\n" + "═" * 80,
         "-" * 80 + "\n" + PROSE + "\n" + "=" * 80,
     ],
 )

@@ -213,6 +213,8 @@ def test_a_schema_that_is_none_is_refused_or_no_verdict() -> None:
         ({"forbidden": ["blue"]}, "It is bluish.", "It is b**lu**e."),
         ({"forbidden": ["peace"]}, "It is calm.", "It is реасе."),  # Cyrillic
         ({"max_words": 3}, "a well-known dog", "one-two-three-four"),
+        ({"max_words": 3}, "a state-of-the-art dog", "one-two-three four"),
+        ({"max_words": 5}, "my well-known mother-in-law came", "one-two three-four five-six"),
         ({"max_words": 3}, "3,000.5 big dogs", "one,two/three…four"),
         ({"max_words": 3}, "don't do it", "one\u200btwo\u200bthree\u200bfour"),
         # Stops that end no sentence, and marks behind them.
