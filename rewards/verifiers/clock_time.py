@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.text.amounts import plain_quantities
 from rewards.text.answer_text import answer_part, final_answer
-from rewards.text.claims import BOUND, BOUND_BEHIND, NEGATION, behind_reasons, result_of
-from rewards.text.number_words import HAN, TEEN, TO_NINE, TO_TWELVE, WORD, number_of_han, number_of_words
+from rewards.text.numbers.amounts import plain_quantities
+from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, NEGATION, behind_reasons, result_of
+from rewards.text.numbers.number_words import HAN, TEEN, TO_NINE, TO_TWELVE, WORD, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier

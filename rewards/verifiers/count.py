@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from rewards.text.amounts import LONGEST, plain_quantities
 from rewards.text.answer_text import answer_part, final_answer
-from rewards.text.claims import BOUND, BOUND_BEHIND, HEDGE, HEDGE_BEHIND, NEGATION, behind_reasons, result_of
-from rewards.text.number_words import HAN, WORDS, number_of_han, number_of_words
+from rewards.text.numbers.amounts import LONGEST, plain_quantities
+from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, HEDGE, HEDGE_BEHIND, NEGATION, behind_reasons, result_of
+from rewards.text.numbers.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier

@@ -8,10 +8,9 @@ from functools import lru_cache
 from numbers import Real
 
 from rewards.text.answer_text import answer_part
-from rewards.text.formulas import final_formula, plain_formula, plain_text
-from rewards.text.patterns import Pattern
-from rewards.text.readings import Reading, read_answer
-from rewards.text.symbolic import (
+from rewards.text.mathematics.formulas import final_formula, plain_formula, plain_text
+from rewards.text.mathematics.readings import Reading, read_answer
+from rewards.text.mathematics.symbolic import (
     LONGEST_FORMULA,
     is_constant,
     is_same,
@@ -19,6 +18,7 @@ from rewards.text.symbolic import (
     operations,
     parse_formula,
 )
+from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier
 from rewards.verifiers.options import with_options
@@ -45,7 +45,7 @@ def math_answer(*, expressions: bool = False) -> Verifier:
 
     Only the final answer after the thoughts counts. It is the last `\boxed{...}`, with other boxes right before it. Without a box
     it is the content of `<answer>`, the text after `####`, or what follows "the answer is" or `答案是`. Else it is the formula that
-    ends the response, or the last number of its last sentence. A number that is denied or in doubt (`not 7`, `below 7`, `maybe 7`) is
+    ends the response, or the last number of its last sentence. A number that is denied or in doubt (`not 7`, `maybe 7`) is
     no answer, and numbers that follow each other are a list.
 
     Typography does not count: digits of any script, `½`, `x²`, `√2`, `（3，4）`, `\text{}`, `\,`. Units agree or are absent on a

@@ -8,9 +8,9 @@ from functools import lru_cache
 from math import isfinite
 from numbers import Real
 
-from rewards.text.amounts import Quantity, convert, plain_quantities, read_quantity
 from rewards.text.answer_text import answer_part, final_answer
-from rewards.text.claims import BOUND, BOUND_BEHIND, NEGATION, result_of
+from rewards.text.numbers.amounts import Quantity, convert, plain_quantities, read_quantity
+from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, NEGATION, result_of
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import Score, Verifier

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score, math_answer
-from rewards.text.symbolic import LONGEST_FORMULA
+from rewards.text.mathematics.symbolic import LONGEST_FORMULA
 from rollout import Completion, Prompt
 
 

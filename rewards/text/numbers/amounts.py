@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from rewards.text.measures import Unit, product, singular, unit_at
-from rewards.text.number_words import HAN, WORDS, number_of_han, number_of_words
+from rewards.text.numbers.measures import Unit, product, singular, unit_at
+from rewards.text.numbers.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_typography, without_markup
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from rewards.text.mathematics.units import Unit, currency, is_known, read_unit
 from rewards.text.patterns import Pattern
-from rewards.text.units import Unit, currency, is_known, read_unit
 
 PRECISION = Fraction(1, 10**12)
 """Largest relative difference of a decimal number, such as a float of the dataset, and an equal one."""

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from rewards.text.formulas import plain_formula
+from rewards.text.mathematics.formulas import plain_formula
+from rewards.text.mathematics.quantities import Quantity, read_quantity
+from rewards.text.mathematics.units import Unit, is_known, read_unit
 from rewards.text.patterns import Pattern
-from rewards.text.quantities import Quantity, read_quantity
-from rewards.text.units import Unit, is_known, read_unit
 
 _EQUALS = Pattern(r"(?<![<>!:\\])=")
 _NAME = r"(?:\\?[A-Za-z]+(?:_\{?\w{1,6}\}?)?(?:\([A-Za-z]\))?|\|[A-Z]{1,3}\|)"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.text.number_words import number_of_han, number_of_words
+from rewards.text.numbers.number_words import number_of_han, number_of_words
 
 
 @pytest.mark.parametrize(

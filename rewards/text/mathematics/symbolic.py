@@ -9,8 +9,8 @@ from functools import lru_cache
 from math import ceil, log10
 from typing import Any
 
+from rewards.text.mathematics.sizes import is_computable
 from rewards.text.patterns import Pattern
-from rewards.text.sizes import is_computable
 
 LONGEST_FORMULA = 300  # characters; the LaTeX parser spends up to a second on 300 hostile ones, and 8 s on 2,000
 

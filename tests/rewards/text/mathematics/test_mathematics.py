@@ -5,7 +5,7 @@ import time
 import pytest
 
 from rewards import Score, Verifier, math_answer
-from rewards.text.sizes import is_computable
+from rewards.text.mathematics.sizes import is_computable
 from rollout import Completion, Prompt
 
 

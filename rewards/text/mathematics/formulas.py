@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from rewards.text.answer_text import boxed_answers
+from rewards.text.mathematics.quantities import read_quantity
+from rewards.text.mathematics.units import is_known
 from rewards.text.patterns import Pattern
-from rewards.text.quantities import read_quantity
 from rewards.text.typography import plain_typography
-from rewards.text.units import is_known
 
 _SYMBOLS = str.maketrans(
     {

@@ -1,0 +1,1 @@
+"""Answers of mathematics: formulas found, read whole, bounded in size and compared."""
