@@ -68,9 +68,12 @@ def read_rows(source: str | Path, split: str | None = None, *, subset: str | Non
     if path.is_file():
         return _read(_choose({_split_of(path, path.parent): [path]}, split, source), path.parent)
     if path.is_dir():
-        if subset is not None and not (path / subset).is_dir():
-            raise ValueError(f"{source} has no folder {subset!r} for subset = {subset!r}")
-        return _read_folder(path if subset is None else path / subset, split)
+        if subset is not None and (path / subset).is_dir():
+            return _read_folder(path / subset, split)
+        others = [each.name for each in path.iterdir() if each.is_dir() and each.name not in {*SPLITS, "data"}]
+        if subset is not None and others:  # else the folder may be of this subset alone
+            raise ValueError(f"{source} has no folder {subset!r} for subset = {subset!r}, only {', '.join(sorted(others))}")
+        return _read_folder(path, split)
     if path.suffix in KINDS or path.is_absolute() or str(source).startswith(".") or len(path.parts) > 2:
         raise ValueError(
             f"there is no file or folder {source}: give a {', '.join(KINDS)} file, a folder, or OWNER/NAME"
