@@ -160,7 +160,8 @@ def _first(text: str, read: Callable[[str], Pick | None]) -> Pick | None:
     rest = plain_typography(rest)
     if pick is None or len(text) > LONGEST or _RETRACTION.search(rest) or _HEDGE.search(rest):
         return None
-    return pick if all(read(line[:TAIL]) in (None, pick) for line in rest.splitlines()[:50]) else None
+    lines = [line for line in rest.splitlines() if line.strip() and len(line) < 300]  # a longer line is no pick
+    return pick if len(lines) < 200 and all(read(line) in (None, pick) for line in lines) else None
 
 
 def _is_letters(text: str) -> bool:
