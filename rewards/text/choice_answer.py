@@ -112,6 +112,7 @@ _SYMBOL = Pattern("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
 _GOES_ON = Pattern(r"[\^_/*+=%°]|[.,:]\d|-\w")  # `7.5` and `x^2` are not the options `7` and `x`
 _SENTENCE_END = Pattern(r"[.;!?](?=\s|$)|\n")
 _CLAUSE_END = Pattern(r"[.;:!?,](?=\s|$)|\n|,|[()]")
+_CONNECTIVE = Pattern(r"^(?:(?:and|but|or|also|then|rather|even|just)\s+)+")
 _WORD = Pattern(r"(?<![\\A-Za-z])[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff]")
 
 
@@ -159,7 +160,8 @@ def _first(text: str, read: Callable[[str], Pick | None]) -> Pick | None:
     rest = plain_typography(rest)
     if pick is None or len(text) > LONGEST or _RETRACTION.search(rest) or _HEDGE.search(rest):
         return None
-    return pick if all(read(line[:TAIL]) in (None, pick) for line in rest.splitlines()[:50]) else None
+    lines = [line for line in rest.splitlines() if line.strip() and len(line) < 300]  # a longer line is no pick
+    return pick if len(lines) < 200 and all(read(line) in (None, pick) for line in lines) else None
 
 
 def _is_letters(text: str) -> bool:
@@ -338,7 +340,7 @@ def _supports(rest: str, letter: str, options: Options) -> bool:
         return False
     clauses = [clause.strip() for clause in _CLAUSE_END.split(rest)]
     texts = {text for each in others.values() for text in each}
-    if any(comparable(clause) in texts for clause in clauses):
+    if any(_CONNECTIVE.sub("", comparable(clause)) in texts for clause in clauses):
         return False
     if any(_holds(claim, text) for text in texts):
         return False

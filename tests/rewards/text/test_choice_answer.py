@@ -35,6 +35,7 @@ def score(answer: object, text: str) -> float | Score:
         ("yes", "yes and no", 0),
         ("yes", "Yes or no", 0),
         ("yes", "yes, no", 0),
+        ("yes", "Yes, but also no", 0),
         ("yes", "Yes. No.", 0),
         ("yes", "maybe yes", 0),
         ("yes", "Yes, or maybe not", 0),
