@@ -45,8 +45,8 @@ def math_answer(*, expressions: bool = False) -> Verifier:
 
     Only the final answer after the thoughts counts. It is the last `\boxed{...}`, with other boxes right before it. Without a box
     it is the content of `<answer>`, the text after `####`, or what follows "the answer is" or `答案是`. Else it is the formula that
-    ends the response, or the last number of its last sentence. A number that is denied or in doubt (`not 7`, `maybe 7`) is
-    no answer, and numbers that follow each other are a list.
+    ends the response, or the last number of its last sentence. A number that is denied or in doubt (`not 7`, `below 7`, `maybe 7`)
+    is no answer, and numbers that follow each other are a list.
 
     Typography does not count: digits of any script, `½`, `x²`, `√2`, `（3，4）`, `\text{}`, `\,`. Units agree or are absent on a
     side, and scales apply: `2.5 million`, `5.2k`, `3万`. Rational numbers are compared exactly, decimals and irrational numbers

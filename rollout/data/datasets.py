@@ -72,7 +72,9 @@ def read_rows(source: str | Path, split: str | None = None, *, subset: str | Non
             return _read_folder(path / subset, split)
         others = [each.name for each in path.iterdir() if each.is_dir() and each.name not in {*SPLITS, "data"}]
         if subset is not None and others:  # else the folder may be of this subset alone
-            raise ValueError(f"{source} has no folder {subset!r} for subset = {subset!r}, only {', '.join(sorted(others))}")
+            raise ValueError(
+                f"{source} has no folder {subset!r} for subset = {subset!r}, only {', '.join(sorted(others))}"
+            )
         return _read_folder(path, split)
     if path.suffix in KINDS or path.is_absolute() or str(source).startswith(".") or len(path.parts) > 2:
         raise ValueError(

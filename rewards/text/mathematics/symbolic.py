@@ -83,6 +83,14 @@ def is_same(wanted: Any, found: Any) -> bool:
         sets = _both_sets(wanted, found)
         if sets is not None:
             return _is_same_set(*sets)
+        if _is_relation(wanted) or _is_relation(found):
+            multiple = _is_multiple(wanted, found)
+            if multiple is not None:
+                return multiple
+            if not (_is_simple(wanted) and _is_simple(found)):
+                return bool(wanted == found)
+        elif (wanted.has(*_unbounded()) or found.has(*_unbounded())) and not (_is_simple(wanted) and _is_simple(found)):
+            return bool(wanted == found)
         digits = _digits(wanted, found)
         return bool(
             _math_verify()[1](
@@ -159,6 +167,48 @@ def _by_samples(wanted: Any, found: Any) -> bool | None:
     return True if equal >= 3 else None
 
 
+def _is_multiple(wanted: Any, found: Any) -> bool | None:
+    """Returns whether one equation of several symbols is a multiple of another; `None` for what cannot be computed."""
+    from sympy import Equality, Expr, Rational
+    from sympy.core.function import AppliedUndef
+
+    if not isinstance(wanted, Equality) or not isinstance(found, Equality):
+        return None
+    if not all(isinstance(side, Expr) for side in (*wanted.args, *found.args)):
+        return None
+    symbols = sorted(wanted.free_symbols | found.free_symbols, key=str)
+    if not 2 <= len(symbols) <= 8 or wanted.has(AppliedUndef, *_unbounded()) or found.has(AppliedUndef, *_unbounded()):
+        return None
+    ratios = []
+    for point, sample in enumerate(_SAMPLES):
+        values = {
+            symbol: abs(Rational(sample)) + Rational(place * (point + 3), 17) for place, symbol in enumerate(symbols)
+        }
+        first, second = ((each.lhs - each.rhs).subs(values).evalf(30) for each in (wanted, found))
+        if first.is_real and second.is_real and abs(first) > 1e-20 and abs(second) > 1e-20:
+            ratios.append(first / second)
+    return len(ratios) >= 3 and all(abs(ratio / ratios[0] - 1) < 1e-12 for ratio in ratios)
+
+
+def _is_simple(formula: Any) -> bool:
+    """Returns whether SymPy solves a relation soon: small powers, and no function but two absolute values."""
+    from sympy import Abs, Function, Pow, preorder_traversal
+    from sympy.core.function import AppliedUndef
+
+    absolute = count = 0
+    for node in preorder_traversal(formula):
+        count += 1
+        if isinstance(node, Pow):
+            exponent = node.exp
+            if exponent.is_number and (not exponent.is_Rational or abs(exponent) > 6 or exponent.q > 3):
+                return False
+        if isinstance(node, Abs):
+            absolute += 1
+        elif isinstance(node, Function) and not isinstance(node, AppliedUndef):
+            return False
+    return absolute <= 2 and count <= 80
+
+
 def _unbounded() -> tuple[Any, ...]:
     from sympy import Derivative, Integral, Limit, MatrixSymbol, Product, Sum
 
@@ -172,6 +222,8 @@ def _as_set(formula: Any) -> Any | None:
     from sympy.logic.boolalg import Boolean
 
     if isinstance(formula, Boolean) and not isinstance(formula, Equality) and len(formula.free_symbols) == 1:
+        if not _is_simple(formula):
+            return None
         if any(isinstance(part, Equality) for part in formula.args):
             return None
         formula = formula.as_set()

@@ -137,7 +137,7 @@ def test_penalties_of_which_the_right_answer_has_none_are_accepted(caplog) -> No
 
 
 def test_one_bad_row_of_a_task_of_which_little_was_seen_does_not_end_the_run(caplog) -> None:
-    check(math_answer, [[prompt(0, "3"), prompt(0, "Room 12", task="colours")], *one_by_one(prompt(1, "4"))])
+    check(math_answer, [[prompt(0, "3"), prompt(0, "dark blue, maybe", task="colours")], *one_by_one(prompt(1, "4"))])
     assert caplog.messages[0].startswith("task 'colours': 1 of its first 1 reference answers")
 
 
