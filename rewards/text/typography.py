@@ -30,6 +30,7 @@ _SIGNS = str.maketrans(
         "٬": ",",
     }
 )
+_LIST_COMMA = Pattern(r"，(?!\d{3}(?!\d))")  # between thousands it is a separator, elsewhere no decimal comma
 _SUPERSCRIPT = Pattern(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+)")
 _SUBSCRIPT = Pattern(r"([₀₁₂₃₄₅₆₇₈₉₊₋₍₎]+)")
 _ROOT = Pattern(r"√\s*(\([^()]*\)|\d+(?:\.\d+)?|[A-Za-z])")
@@ -53,7 +54,7 @@ def plain_typography(text: str) -> str:
     """
     if text.isascii():
         return text
-    text = text.translate(_SIGNS)
+    text = _LIST_COMMA.sub(", ", text).translate(_SIGNS)
     text = _SUPERSCRIPT.sub(lambda match: "^{" + match[1].translate(_SUPERSCRIPTS) + "}", text)
     text = _SUBSCRIPT.sub(lambda match: "_{" + match[1].translate(_SUBSCRIPTS) + "}", text)
     text = _ROOT.sub(lambda match: r"\sqrt{" + match[1].removeprefix("(").removesuffix(")") + "}", text)

@@ -38,6 +38,7 @@ def test_each_task_has_its_share_its_rewards_and_what_there_is_to_learn():
         "reward/a/accuracy": pytest.approx(1 / 3),
         "reward/a/std": pytest.approx((2 / 9) ** 0.5),
         "reward/a/errors": 0.0,
+        "reward/a/timeouts": 0.0,
         "reward/a/groups_without_variance": pytest.approx(1 / 3),
         "reward/a/advantage": pytest.approx(2 / 3),
         "rollout/task_share/a": 0.75,
@@ -46,6 +47,7 @@ def test_each_task_has_its_share_its_rewards_and_what_there_is_to_learn():
         "reward/b/accuracy": 1.0,
         "reward/b/std": 0.5,
         "reward/b/errors": 0.0,
+        "reward/b/timeouts": 0.0,
         "reward/b/groups_without_variance": 0.0,
         "reward/b/advantage": 1.0,
         "rollout/task_share/b": 0.25,
@@ -70,6 +72,7 @@ def test_a_task_without_any_verdict_has_errors_and_its_share():
     metrics = metrics_of(["a", "b"], [failed, scores(1, 0)], 1)
     assert {name: value for name, value in metrics.items() if "a" in name.split("/")[1:]} == {
         "reward/a/errors": 2.0,
+        "reward/a/timeouts": 0.0,
         "reward/a/groups_without_variance": 1.0,
         "rollout/task_share/a": 0.5,
         "rollout/task_share_min/a": 0.5,

@@ -233,7 +233,7 @@ def test_an_episode_past_its_time_gets_no_further_turn() -> None:
             r"observation cannot be rendered: .* image 0 cannot be read.* at turn 0 of prompt 'p-1'",
         ),
         (Observation(images=None), r"observation cannot be rendered: TypeError"),
-        (Observation(text=3), r"observation cannot be rendered: AttributeError"),
+        (Observation(text=3), r"observation cannot be rendered: TypeError"),
         (
             Observation(images=[Image.new("RGB", (2048, 2))]),
             r"observation cannot be rendered: ValueError: absolute aspect ratio",
