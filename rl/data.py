@@ -36,11 +36,11 @@ class DataConfig:
     """A set of prompts."""
 
     data: str
-    """A .jsonl, .json, .csv or .parquet file, a folder, a hub name, or FILE.py:FUNCTION, which returns prompts."""
+    """A .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder, a hub name, or FILE.py:FUNCTION, which returns prompts."""
     split: str | None = None
     """The split of a dataset from the hub or a folder; may be left out where there is one."""
     subset: str | None = None
-    """The subset of a dataset on the hub, such as main of openai/gsm8k."""
+    """The subset of a dataset, such as main of openai/gsm8k; of a folder, the folder in it."""
     layout: str | None = None
     """A public layout that the data has, in place of columns: geometry3k, mathvista, mathvision, mmmu, chartqa, countbench,
     refcoco, ocrbench, gsm8k, aime, reasoning_gym."""

@@ -43,7 +43,8 @@ def code_tests(
         seconds: Wall-clock time of one test, including 50 ms for a sandbox.
         total_seconds: Time of all tests of a response; later tests fail. Keep it below the `RewardRunner`'s timeout, 10 s.
         memory_mib: MiB that a program may use.
-        tolerance: Absolute and relative tolerance of decimal numbers; 0 requires the same text, or the same value.
+        tolerance: Absolute and relative tolerance of decimal numbers, and only relative for numbers below 1,000 times it; 0
+            requires the same text, or the same value.
         unsandboxed: Runs programs with all rights of this user: they can read the tests, delete your files, and keep running.
             Only for machines that are themselves a sandbox.
 

@@ -1,4 +1,4 @@
-"""Scoring in worker processes: one that hangs or dies costs the score of one completion, and never the run."""
+"""Scoring in worker processes: one that hangs or dies costs one completion its verdict, and never the run."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class WorkerSlot:
 class RewardRunner:
     """Scores groups with a reward function, in worker processes of one thread each.
 
-    A call that hangs, or a worker that dies, costs the score of one completion, which has the reason in `Score.error`. The
-    worker is replaced and the next completion is scored. Exceptions and bad values become errors of scores, too. A reward that
+    A response whose call hangs counts as wrong, with the reason in `Score.timeout`. A worker that dies costs one completion its
+    verdict, with the reason in `Score.error`. The worker is replaced and the next completion is scored. Exceptions and bad values become errors of scores, too. A reward that
     is async or `of_group` is one call for a whole group. Use the runner as a context manager, or call `close`. Any thread may
     submit groups.
     """

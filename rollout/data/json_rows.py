@@ -83,4 +83,4 @@ def _objects(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except ValueError as error:
-                raise ValueError(f"line {number} is not JSON ({error})") from error
+                raise ValueError(f"line {number} is not JSON ({error}): write one object a line") from error

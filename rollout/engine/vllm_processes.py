@@ -60,8 +60,8 @@ def unlink_locks_at_once() -> None:
     """
     from vllm.platforms import current_platform
 
-    is_spawned = multiprocessing.parent_process() is not None
-    if is_spawned and os.environ.get(ENGINE_PROCESS_VAR) and current_platform.is_cpu():
+    is_child = multiprocessing.parent_process() is not None
+    if is_child and os.environ.get(ENGINE_PROCESS_VAR) and current_platform.is_cpu():
         multiprocessing.set_start_method("fork", force=True)
 
 

@@ -112,7 +112,7 @@ def plain_quantities(text: str) -> str:
     r"""Returns a text with numbers and units in plain characters: `5\frac{1}{2}\,\text{cm}` as `5 1/2 cm`, `5½` as `5 1/2`."""
     if text.isascii() and not _MARKUP.search(text):
         return _unquoted(" ".join(text.split()).strip(" `"))
-    text = text.replace("，", ", ").replace("–", "-").replace("∶", ":")  # full-width commas are between numbers
+    text = text.replace("–", "-").replace("∶", ":")
     text = _RANGE.sub("-", text)
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
