@@ -69,7 +69,7 @@ def math_answer(*, expressions: bool = False) -> Verifier:
         is_text_or_number = isinstance(prompt.answer, str | Real) and not isinstance(prompt.answer, bool)
         reference = _reference(str(prompt.answer)) if is_text_or_number else None
         if reference is None:
-            return unreadable("math_answer", prompt, "give a number or LaTeX")
+            return unreadable("math_answer", prompt, "give a number, LaTeX or one word")
         formula = final_formula(plain_text(answer_part(completion)[-TAIL:]))
         if not formula or len(formula) > LONGEST_FORMULA:
             return 0.0

@@ -91,9 +91,9 @@ class RewardRunner:
     """Scores groups with a reward function, in worker processes of one thread each.
 
     A response whose call hangs counts as wrong, with the reason in `Score.timeout`. A worker that dies costs one completion its
-    verdict, with the reason in `Score.error`. The worker is replaced and the next completion is scored. Exceptions and bad values become errors of scores, too. A reward that
-    is async or `of_group` is one call for a whole group. Use the runner as a context manager, or call `close`. Any thread may
-    submit groups.
+    verdict, with the reason in `Score.error`. The worker is replaced and the next completion is scored. Exceptions and bad values
+    become errors of scores, too. A reward that is async or `of_group` is one call for a whole group. Use the runner as a context
+    manager, or call `close`. Any thread may submit groups.
     """
 
     def __init__(

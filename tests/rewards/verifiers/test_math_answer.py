@@ -144,7 +144,7 @@ def test_arithmetic_still_to_be_done_is_no_answer(text: str) -> None:
 
 @pytest.mark.parametrize("answer", [None, "", "a cat", ["17"], "12:00", r"\frac{1}{0}", r"\boxed{17"])
 def test_a_reference_that_cannot_be_read_is_an_error_and_not_a_zero(answer: object) -> None:
-    told = f"math_answer cannot read the answer {answer!r} of prompt 'digits-12'; give a number or LaTeX"
+    told = f"math_answer cannot read the answer {answer!r} of prompt 'digits-12'; give a number, LaTeX or one word"
     assert score(answer, "17") == Score(reward=0.0, error=told)
 
 
