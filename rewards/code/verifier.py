@@ -63,13 +63,12 @@ def code_tests(
         try:
             tests = read_tests(prompt, tolerance)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            return _no_verdict(
-                prompt, f"its tests cannot be read: {describe(error)}; give inputs and outputs, or assertions"
-            )
+            reason = f"its tests cannot be read: {describe(error)}; give inputs and outputs, or assertions"
+            return _no_verdict(prompt, reason)
         if (obstacle := _obstacle(unsandboxed)) is not None:
             return _no_verdict(prompt, obstacle)
-        limits = Limits(seconds=seconds, memory_mib=memory_mib)
-        passed = results(tests, program_in(answer_part(completion)), limits, total_seconds, not unsandboxed)
+        program, limits = program_in(answer_part(completion)), Limits(seconds=seconds, memory_mib=memory_mib)
+        passed = results(tests, program, limits, total_seconds, not unsandboxed)
         try:
             return sum(passed) / len(tests) if partial else float(all(passed))
         except (Unavailable, OSError) as error:
