@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 
-from rewards.types import GroupFunction, Score, Verifier
+from rewards.types import UNREAD, GroupFunction, Score, Verifier
 from rewards.workers.call import OfGroup, is_group_reward, reward_name, score_completions
 from rollout.types import Completion, Prompt
 
@@ -41,7 +41,8 @@ def weighted(parts: Mapping[str, tuple[Verifier, float]]) -> Verifier:
             if score.error is not None:
                 return _no_verdict(name, score, seen)
             seen |= _named(name, score)
-        return Score(reward=sum(weight * scores[name].reward for name, (_, weight) in parts.items()), parts=seen)
+        reward = sum(weight * scores[name].reward for name, (_, weight) in parts.items())
+        return Score(reward=reward, parts=seen, unread=any(score.unread for score in scores.values()))
 
     return _combined(sums, f"weighted({', '.join(parts)})", [reward for reward, _ in parts.values()])
 
@@ -78,7 +79,7 @@ def gated(gate: Verifier, reward: Verifier, *, at_least: float = 1.0, otherwise:
         if score.error is not None:
             return _no_verdict("gate", score, {})
         if rewarded is None:
-            return Score(reward=otherwise, parts=_named("gate", score))
+            return Score(reward=otherwise, parts=_named("gate", score), unread=score.unread)
         return replace(rewarded, parts=_named("gate", score) | dict(rewarded.parts))
 
     return _combined(gate_and_score, f"gated({reward_name(gate)}, {reward_name(reward)})", [gate, reward])
@@ -125,11 +126,16 @@ def by_task(rewards: Mapping[str, Verifier]) -> Verifier:
     return _combined(of_task, f"by_task({', '.join(rewards)})", list(rewards.values()))
 
 
-def first_readable(*rewards: Verifier) -> Verifier:
+def first_readable(*rewards: Verifier, responses: bool = False) -> Verifier:
     """Makes a reward that uses the first verifier able to read the reference: `first_readable(numeric(relative=0.05), exact)`.
 
     It is for datasets that mix answers of several forms. A verifier that cannot read a reference returns an error, and the next
     one is called. If none has a verdict, the error is that of the last one.
+
+    Args:
+        rewards: The verifiers, in the order of their calls.
+        responses: Calls the next verifier also where one finds no answer in the response: `first_readable(math_answer, judge,
+            responses=True)` asks the judge where rules cannot tell.
 
     Raises:
         ValueError: There are no rewards, or one is not a function.
@@ -143,12 +149,11 @@ def first_readable(*rewards: Verifier) -> Verifier:
     def first(prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
         found = score_completions(rewards[0], prompt, completions)
         for reward in rewards[1:]:
-            unread = [place for place, score in enumerate(found) if score.error is not None]
+            unread = [i for i, score in enumerate(found) if score.error is not None or (responses and score.unread)]
             if not unread:
                 break
-            for place, score in zip(
-                unread, score_completions(reward, prompt, [completions[i] for i in unread]), strict=True
-            ):
+            scores = score_completions(reward, prompt, [completions[i] for i in unread])
+            for place, score in zip(unread, scores, strict=True):
                 found[place] = score
         return found
 
@@ -164,7 +169,9 @@ def _combined(
 
     def verifier(prompt: Prompt, completion: Completion) -> float | Score:
         [score] = scores(prompt, [completion])
-        return score if score.parts or score.error else score.reward
+        if score.parts or score.error:
+            return score
+        return UNREAD if score.unread else score.reward
 
     verifier.__name__ = name
     return verifier

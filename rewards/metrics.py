@@ -19,8 +19,8 @@ def reward_metrics(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
         `reward/errors`, the number of completions without a verdict, and `reward/errors/<verifier>`, the number of them that
         this verifier failed on. Over the others: `reward/mean`, `reward/std` (of the population), and `reward/<part>`, the
         mean of a part over the scores that have it. Without any verdict there are only the errors. `reward/timeouts` is the
-        number of completions that count as wrong because their call took too long. A part called `mean`, `std`, `errors` or
-        `timeouts` is not shown.
+        number of completions that count as wrong because their call took too long. `reward/unreadable` is the share of judged
+        completions in which a verifier found no answer. A part with the name of one of these is not shown.
     """
     flat = [score for group in scores for score in group]
     judged = [score for score in flat if score.error is None]
@@ -31,7 +31,8 @@ def reward_metrics(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
     metrics = {f"reward/{name}": fmean(values) for name, values in parts.items()}
     if judged:
         rewards = [score.reward for score in judged]
-        metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)}
+        unread = fmean(score.unread for score in judged)
+        metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards), "reward/unreadable": unread}
     failed = Counter(score.failed for score in flat if score.error is not None and score.failed)
     metrics |= {f"reward/errors/{name}": float(count) for name, count in failed.items()}
     timeouts = sum(score.timeout is not None for score in flat)

@@ -24,12 +24,20 @@ class Score:
     timeout: str | None = None
     """The message of a call that took too long. The response counts as wrong: its reward is 0, or the lowest of its group if that
     is less."""
+    unread: bool = False
+    """The verifier found no answer in the response, which counts as wrong."""
 
     @property
     def problem(self) -> str | None:
         """The reason why the verifier has not returned this score itself; `None` if it has."""
         return self.error or self.timeout
 
+
+class Unread(float):
+    """The reward of a response in which a verifier finds no answer: a number, so that a user's reward may add and scale it."""
+
+
+UNREAD = Unread(0.0)
 
 Verifier: TypeAlias = Callable[[Prompt, Completion], float | Score | Awaitable[float | Score]]
 """A reward: any function of a prompt and a completion, `async` or not."""

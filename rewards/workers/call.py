@@ -14,7 +14,7 @@ from reprlib import Repr
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
-from rewards.types import GroupFunction, Score, Verifier
+from rewards.types import GroupFunction, Score, Unread, Verifier
 from rollout.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -181,11 +181,11 @@ def to_score(value: object, reward: Verifier, prompt: Prompt) -> Score:
         ValueError: The value, or a number in the `Score`, is not a finite real number.
     """
     if not isinstance(value, Score):
-        return Score(reward=_finite(value, "", reward, prompt))
+        return Score(reward=_finite(value, "", reward, prompt), unread=isinstance(value, Unread))
     parts = {str(name): _finite(part, f" as part {name!r}", reward, prompt) for name, part in value.parts.items()}
     if value.error is not None:
         return Score(reward=0.0, parts=parts, error=str(value.error), failed=value.failed or reward_name(reward))
-    return Score(reward=_finite(value.reward, " as reward", reward, prompt), parts=parts)
+    return Score(reward=_finite(value.reward, " as reward", reward, prompt), parts=parts, unread=value.unread)
 
 
 def describe(error: BaseException) -> str:

@@ -2,7 +2,19 @@
 
 import pytest
 
-from rewards import Score, by_task, exact, first_readable, math_answer, multiple_choice, numeric, of_group, weighted
+from rewards import (
+    Score,
+    by_task,
+    exact,
+    first_readable,
+    gated,
+    math_answer,
+    multiple_choice,
+    numeric,
+    of_group,
+    weighted,
+)
+from rewards.types import UNREAD
 from rewards.workers.call import score_completions
 from rollout import Completion, Prompt
 
@@ -98,6 +110,31 @@ def test_a_reward_that_sees_siblings_may_stand_in() -> None:
     ]
     prompts = [Prompt(id="1", messages=[], answer="7")]
     assert [score.reward for score in score_completions(reward, prompts[0], completions)] == [1, 0]
+
+
+def digits(prompt: Prompt, completion: Completion) -> float:
+    return float(completion.text == prompt.answer) if completion.text.isdecimal() else UNREAD
+
+
+def always(prompt: Prompt, completion: Completion) -> float:
+    return 0.5
+
+
+def test_a_response_that_cannot_be_read_goes_to_the_next_verifier_where_that_is_asked_for() -> None:
+    completions = [Completion(text=text) for text in ("17", "18", "seventeen")]
+    for responses, rewards in ((False, [1.0, 0.0, 0.0]), (True, [1.0, 0.0, 0.5])):
+        scores = score_completions(first_readable(digits, always, responses=responses), PROMPT, completions)
+        assert [score.reward for score in scores] == rewards
+        assert [score.unread for score in scores] == [False, False, not responses]
+
+
+def test_an_unread_response_stays_one_in_sums_and_behind_gates() -> None:
+    unread = Completion(text="seventeen")
+    for reward in (weighted({"right": (digits, 1.0), "some": (always, 0.2)}), gated(always, digits, at_least=0.5)):
+        [score] = score_completions(reward, PROMPT, [unread])
+        assert score.unread
+    [score] = score_completions(by_task({"sums": digits}), PROMPT, [unread])
+    assert score == Score(reward=0.0, unread=True) and 0.5 * digits(PROMPT, unread) + 1 == 1.0
 
 
 def test_first_readable_of_nothing_is_refused() -> None:
