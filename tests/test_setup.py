@@ -199,6 +199,7 @@ def test_starting_python_in_this_environment_imports_no_torch() -> None:
     assert python("import sys; print([name for name in sys.modules if name.startswith('torch')])") == "[]"
 
 
+@pytest.mark.slow
 def test_image_processing_works_in_a_process_of_a_process() -> None:
     code = """
         import subprocess, sys

@@ -10,7 +10,7 @@ the commonest count is right in one of six.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -61,16 +61,23 @@ def scenes(split: Split, question: Question, *, num_prompts: int = 4_000, seed: 
     # Even numbers for training, odd ones held out: equal numbers make equal scenes.
     numbers = (2 * rng.integers(0, 2**30, num_prompts) + (split == "test")).tolist()
     describe: Callable[[int], dict[str, Any]] = _count if question == "count" else _box
-    described = [describe(number) for number in numbers]
+    described = [_asked(describe, number) for number in numbers]
     ask = "how many {}?" if question == "count" else "where is {}?"
     columns = {
         "id": [f"{question}-{split}-{number}" for number in range(num_prompts)],
-        "question": [ask.format(each["color"]) for each in described],
-        "answer": [each["answer"] for each in described],
-        "color": [each["color"] for each in described],
+        "question": [ask.format(color) for color, _ in described],
+        "answer": [answer for _, answer in described],
+        "color": [color for color, _ in described],
         "scene": numbers,
     }
     return Dataset.from_dict(columns).with_transform(partial(_draw_images, describe))
+
+
+@lru_cache(maxsize=1 << 15)  # the same scenes are drawn for several policies of one process
+def _asked(describe: Callable[[int], dict[str, Any]], number: int) -> tuple[str, str]:
+    """Returns the colour that a scene's question names, and its answer."""
+    scene = describe(number)
+    return scene["color"], scene["answer"]
 
 
 def _count(number: int) -> dict[str, Any]:

@@ -295,6 +295,7 @@ def test_cold_start_prints_loss_and_folder_and_finds_it_again(
     assert recipe("cold_start", *options, "--updates", 2).out.splitlines()[-3:] == first.out.splitlines()[-3:]
 
 
+@pytest.mark.slow
 def test_cold_start_teaches_any_policy_any_rows_with_their_reasoning(
     recipe: Callable[..., Ended], dense_policy: Path, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def verdicts() -> dict[str, int | None]:
     return {key(case): None if score.error else int(score.reward) for case, score in zip(CASES, scores, strict=True)}
 
 
+@pytest.mark.slow
 def test_it_agrees_with_the_published_verdicts_or_differs_as_listed(verdicts: dict[str, int | None]) -> None:
     expected = {key(case): case["here"] if "why" in case else case["right"] for case in CASES}
     surprises = {case: verdict for case, verdict in verdicts.items() if verdict != expected[case]}

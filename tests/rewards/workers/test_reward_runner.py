@@ -242,14 +242,12 @@ def my_reward(prompt, completion):
 import numpy.testing
 with RewardRunner(my_reward) as runner:
     prompt = Prompt(id="1", messages=[])
-    print(runner.score([Group(prompt=prompt, prompt_token_ids=None, completions=[Completion(text="abc")])]))
+    [[score]] = runner.score([Group(prompt=prompt, prompt_token_ids=None, completions=[Completion(text="abc")])])
+    print(score.reward, score.parts, score.problem)
 """)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     child = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
-    assert (
-        child.stdout
-        == "the script runs\n[[Score(reward=6.0, parts={'modules': 0.0}, error=None, failed=None, timeout=None)]]\n"
-    )
+    assert child.stdout == "the script runs\n6.0 {'modules': 0.0} None\n"
 
 
 def test_a_reward_from_a_file_is_loaded_in_the_worker(tmp_path: Path) -> None:
