@@ -121,12 +121,33 @@ def check_imports() -> None:
             fail(output, "an installed package cannot be imported. Try `make clean setup`.")
 
 
+def resolve_for_gpus() -> tuple[bool, str]:
+    """Resolves the CUDA build with these pins, from metadata alone. Returns whether that is possible, and uv's output."""
+    _, index = run(PYTHON, "-m", "pip", "config", "get", "global.index-url")
+    configured = ["--default-index", index.strip()] if index.startswith("http") else []
+    command = [
+        PYTHON,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--system-certs",
+        "--python-platform",
+        "x86_64-manylinux_2_28",
+    ]
+    return run(*command, *configured, "--extra", "cuda", "--constraint", CONSTRAINTS, "pyproject.toml")
+
+
 def write_constraints() -> None:
-    """Pins what is installed, without local versions such as `+cpu`."""
+    """Pins what is installed, without local versions such as `+cpu`, and without what each build of torch pins for itself."""
     _, frozen = run(PYTHON, "-m", "pip", "freeze", "--all", "--exclude-editable", "--exclude", "pip")
     header = CONSTRAINTS.read_text(encoding="utf-8").splitlines()[0]
-    pins = [re.sub(r"\+\S+$", "", line) for line in frozen.splitlines()]
+    pins = [re.sub(r"\+\S+$", "", line) for line in frozen.splitlines() if not line.startswith("triton==")]
     CONSTRAINTS.write_text("\n".join([header, *pins]) + "\n", encoding="utf-8")
+    resolves, output = resolve_for_gpus()
+    if not resolves:
+        fail(output, f"with {CONSTRAINTS.name} as written, `.[cuda]` cannot be resolved.")
 
 
 def main() -> None:
