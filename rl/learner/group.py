@@ -19,6 +19,7 @@ from policies.export import exported_metadata, exported_parameters
 from policies.lora import adapter_files
 from rl.config import LearnerConfig, LearningOptions
 from rl.learner import Learner
+from rl.learner.ranks import join_ranks
 from rl.objectives import Objective
 from rl.samples import Sample
 from rl.types import StepReport
@@ -66,12 +67,12 @@ class _LearnerActor:
         if store_address is not None:
             if rank > 0:
                 self._store = dist.TCPStore(*store_address, is_master=False, timeout=COLLECTIVE_TIMEOUT)
-            dist.init_process_group(
-                # Tensors in host memory and gathered Python objects go by gloo.
-                "cpu:gloo,cuda:nccl" if config.gpus else "gloo",
-                store=self._store,
-                rank=rank,
-                world_size=config.num_ranks,
+            join_ranks(
+                self._store,
+                rank,
+                config.num_ranks,
+                on_gpus=config.gpus > 0,
+                address=ray.util.get_node_ip_address(),
                 timeout=COLLECTIVE_TIMEOUT,
             )
         self._learner = make_learner()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from typing import TypeVar
 
+import psutil
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -17,6 +20,34 @@ def num_ranks() -> int:
 def this_rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def join_ranks(
+    store: dist.Store, rank: int, num_ranks: int, *, on_gpus: bool, address: str, timeout: timedelta
+) -> None:
+    """Makes this process a rank. Waits until all others have joined.
+
+    Args:
+        store: The store of rank 0, through which the ranks find each other.
+        rank: Number of this rank.
+        num_ranks: Number of all ranks.
+        on_gpus: True if tensors on GPUs go by NCCL; tensors in host memory and Python objects always go by gloo.
+        address: This machine's address, as the others reach it.
+        timeout: Longest wait of ranks for one another.
+    """
+    # By itself gloo binds to the address of the host's name. On Debian that is 127.0.1.1, out of reach of other machines.
+    if interface := interface_of(address):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=timeout)
+
+
+def interface_of(address: str) -> str | None:
+    """Returns the network interface of this machine that has an address; `None` if none has."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            return name
+    return None
 
 
 def gather(value: T) -> list[T]:

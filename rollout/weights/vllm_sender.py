@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 
+import ray
 import torch
 from vllm.distributed.weight_transfer.base import ParamMeta
 from vllm.distributed.weight_transfer.base import WeightSource as VllmWeightSourceBase
@@ -13,7 +14,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
-from vllm.utils.network_utils import get_ip, get_open_port
+from vllm.utils.network_utils import get_open_port
 
 from rollout.config import Backend
 from rollout.weights.source import EngineClient, WeightSource
@@ -40,8 +41,12 @@ class VllmSender:
         sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in source.on_the_wire()]
         self.nbytes = sum(sizes)
         info = (
+            # Ray's address: vLLM's own guess is 0.0.0.0 on a machine without a default route.
             NCCLTrainerInitInfo(
-                rank=rank, master_address=get_ip(), master_port=get_open_port(), world_size=1 + num_workers
+                rank=rank,
+                master_address=ray.util.get_node_ip_address(),
+                master_port=get_open_port(),
+                world_size=1 + num_workers,
             )
             if backend == "nccl"
             # The buffer must hold a whole parameter. The embedding of an 8B policy alone exceeds vLLM's default of 1 GiB.
@@ -59,6 +64,8 @@ class VllmSender:
         """
         start = time.perf_counter()
         self._client.next_version = version
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # vLLM sends on streams of its own, which nothing else orders after the optimizer's update
         self.engine.send_weights()
         return {"sync/bytes": float(self.nbytes), "sync/seconds": time.perf_counter() - start}
 
