@@ -19,7 +19,7 @@ from policies.export import exported_metadata, exported_parameters
 from policies.lora import adapter_files
 from rl.config import LearnerConfig, LearningOptions
 from rl.learner import Learner
-from rl.learner.ranks import join_ranks
+from rl.learner.ranks import from_first, join_ranks
 from rl.objectives import Objective
 from rl.samples import Sample
 from rl.types import StepReport
@@ -94,6 +94,7 @@ class _LearnerActor:
         files = partial(adapter_files, model, rank=lora.rank, alpha=lora.alpha, parts=lora.parts, dtype=dtype)
         self._gather: Callable[[], Iterable[Any]] = files if lora.sync == "adapter" else weights
         self._sends = self._rank == 0 or (rollout.shares_gpus and lora.sync == "merged")
+        self._waits_for_engines = backend != "shared_memory" and lora.sync == "merged"
         if not self._sends:
             return
         self._client = RayEngineClient(config=rollout, engines=engines)
@@ -114,15 +115,18 @@ class _LearnerActor:
 
     @torch.no_grad()
     def sync(self, policy_version: int, engines: Sequence[EngineAddress]) -> SyncReport | None:
-        """Sends the weights, or takes part in gathering them. Rank 0 returns a report."""
+        """Sends the weights, or takes part in gathering them. Rank 0 returns a report.
+
+        Raises:
+            CannotReplace: On every rank, if an engine has failed that NCCL or CUDA IPC would wait for.
+        """
+        if self._waits_for_engines:  # no rank may begin to gather if rank 0 will not
+            lost = from_first(self._client.begin(engines) if self._rank == 0 else None)
+            if lost is not None:
+                raise CannotReplace(f"An engine was lost before a weight sync: {lost}")
         report = None
         if self._sends:
-            try:
-                report = self._client.run_sync(policy_version, engines, self._sender.send_weights)
-            except CannotReplace:  # raised before any parameter was gathered, and the other ranks wait for this one
-                for _ in self._gather() if not self._learner.options.rollout.shares_gpus else ():
-                    pass
-                raise
+            report = self._client.run_sync(policy_version, engines, self._sender.send_weights)
         else:
             for _ in self._gather():  # rank 0 needs this rank's part
                 pass

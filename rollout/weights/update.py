@@ -10,7 +10,7 @@ import ray
 
 from rollout.config import RolloutConfig
 from rollout.ray_calls import EngineAddress, ray_get
-from rollout.types import CannotReplace, EngineFailed
+from rollout.types import EngineFailed
 from rollout.weights.slab_replicas import SlabReplicas
 
 
@@ -86,6 +86,7 @@ class RayEngineClient:
         self._replicas: SlabReplicas | None = None
         self._adapter: ray.ObjectRef | None = None
         self._connected: set[str] = set()
+        self._has_begun = False
 
     def run_sync(
         self, version: int, engines: Sequence[EngineAddress], send: Callable[[int], Mapping[str, float]]
@@ -96,9 +97,6 @@ class RayEngineClient:
             version: Version of the new weights.
             engines: The engines that run now.
             send: Sends the weights as this version through this client, as `Sender.send_weights`.
-
-        Raises:
-            CannotReplace: If an engine fails that NCCL or CUDA IPC would wait for.
         """
         self.engines, self.failures = list(engines), {}
         if self._replicas is not None:
@@ -145,15 +143,18 @@ class RayEngineClient:
             info["rank_offset"] += rank
         return engine.call("init_weight_transfer_engine", info)
 
-    def start_weight_update(self) -> None:
-        """Prepares every engine.
-
-        Raises:
-            CannotReplace: If an engine has failed and the others get their weights by NCCL or CUDA IPC, which would wait for it.
-        """
+    def begin(self, engines: Sequence[EngineAddress]) -> str | None:
+        """Prepares every engine for weights by NCCL or CUDA IPC, before `run_sync`. Returns the reason if one has failed."""
+        self.engines, self.failures = list(engines), {}
         self._on_all("start_weight_update")
-        if self.failures and self._replicas is None:
-            raise CannotReplace(f"An engine was lost before a weight sync: {next(iter(self.failures.values()))}")
+        self._has_begun = True
+        return next(iter(self.failures.values()), None)
+
+    def start_weight_update(self) -> None:
+        """Prepares every engine, unless `begin` has."""
+        if not self._has_begun:
+            self._on_all("start_weight_update")
+        self._has_begun = False
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Copies the slab to other nodes, then makes every engine load."""

@@ -9,7 +9,7 @@ import pytest
 import rollout.weights.update
 from rollout.config import RolloutConfig
 from rollout.ray_calls import EngineAddress
-from rollout.types import CannotReplace, EngineFailed
+from rollout.types import EngineFailed
 from rollout.weights.update import RayEngineClient
 
 
@@ -54,11 +54,20 @@ def client(calls: list[str], fails_in: str) -> RayEngineClient:
     return made
 
 
-def test_an_engine_that_is_lost_before_a_broadcast_stops_it(calls: list[str]) -> None:
+def test_an_engine_that_is_lost_before_a_broadcast_is_named_before_it_begins(calls: list[str]) -> None:
     # By NCCL the learner would wait for the dead engine for ever.
-    with pytest.raises(CannotReplace, match="lost before a weight sync: a has died"):
-        client(calls, "start_weight_update").start_weight_update()
+    ours = client(calls, "start_weight_update")
+    assert ours.begin(ours.engines) == "a has died"
     assert calls == ["a.start_weight_update", "b.start_weight_update"]
+
+
+def test_engines_that_are_prepared_are_not_prepared_again_in_this_sync_but_in_the_next(calls: list[str]) -> None:
+    ours = client(calls, "")
+    assert ours.begin(ours.engines) is None
+    ours.start_weight_update()
+    assert calls == ["a.start_weight_update", "b.start_weight_update"]
+    ours.start_weight_update()
+    assert len(calls) == 4
 
 
 def test_an_engine_that_fails_in_an_update_is_left_out_of_the_rest_and_named(calls: list[str]) -> None:
