@@ -311,6 +311,8 @@ class TrainConfig(RewardOptions, BatchOptions, RunOptions, LearningOptions):
     """GPU placement. separate (disaggregated): learner and engines have their own GPUs. colocated (hybrid engine): they take turns
     on the same GPUs. Derives learner.gpus, rollout.num_engines and rollout.weight_transfer from the GPUs found and
     rollout.gpus_per_engine, and prints them. Default: the values of those options."""
+    allow_overcommit: Annotated[bool, RESUMABLE] = False
+    """Starts a run on GPUs although it does not fit them by the memory plan."""
     reward: str | None = None
     """FILE.py:FUNCTION, a reward of yours that replaces the recipe's."""
     reward_cache: CountOrZero = 4096

@@ -21,6 +21,8 @@ from rich.table import Table
 State = Literal["ok", "warning", "problem"]
 GIB = 2**30
 SETUP = "run `make setup`"
+OLDEST_DRIVER = 580
+"""Oldest driver of NVIDIA that runs CUDA 13."""
 STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
@@ -57,6 +59,20 @@ def check_torch() -> Finding:
     parts.append(f"{torch.get_num_threads()} threads")
     remedy = "this machine has an NVIDIA driver, but torch finds no GPU: run `make setup CUDA=1`"
     return finding("torch", ", ".join(parts), warning=not devices and bool(shutil.which("nvidia-smi")), remedy=remedy)
+
+
+def check_driver() -> Finding:
+    """Checks NVIDIA's driver, which the CUDA build of torch needs in a version of its own."""
+    if not shutil.which("nvidia-smi"):
+        return finding("driver", "no NVIDIA driver: learner and engines run on the CPU")
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return finding("driver", (done.stdout + done.stderr).strip(), warning=True, remedy="repair the driver")
+    version = done.stdout.split()[0]
+    old = int(version.partition(".")[0]) < OLDEST_DRIVER
+    remedy = f"update it to {OLDEST_DRIVER} or newer: the pinned torch is built for CUDA 13"
+    return finding("driver", version, warning=old, remedy=remedy)
 
 
 def check_torchvision() -> Finding:
@@ -169,6 +185,7 @@ def check_text_tasks() -> Finding:
 CHECKS: dict[str, Callable[[], Finding]] = {
     "python": check_python,
     "torch": check_torch,
+    "driver": check_driver,
     "torchvision": check_torchvision,
     "transformers": check_transformers,
     "vllm": check_vllm,

@@ -101,18 +101,17 @@ def check_options(config: TrainConfig) -> None:
 
 
 def prepare(config: TrainConfig) -> TrainConfig:
-    """Derives the GPU placement, checks the config and prints the memory plan.
+    """Derives the GPU placement and what makes the run fit, checks the config and prints the memory plan.
 
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    from rl.hardware.memory import print_memory_plan
+    from rl.hardware.fitting import fit_to_gpus
 
     console = Console()
     config = resolve_placement(config, console)
     check_config(config)
-    print_memory_plan(config, console)
-    return config
+    return fit_to_gpus(config, console)
 
 
 def open_run_inputs(

@@ -89,3 +89,13 @@ def test_a_containers_default_shared_memory_is_a_warning(
 def test_a_disk_too_full_for_a_checkpoint_is_a_problem(gib: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=gib * 2**30))
     assert doctor.check_disk().state == state
+
+
+@pytest.mark.parametrize(("version", "state"), [("550.54.15", "warning"), ("580.65.06", "ok"), ("590.1", "ok")])
+def test_a_driver_that_is_too_old_for_the_pinned_torch_is_a_warning(
+    version: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    answer = SimpleNamespace(returncode=0, stdout=f"{version}\n{version}\n", stderr="")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *args, **options: answer)
+    assert doctor.check_driver().state == state

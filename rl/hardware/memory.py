@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.console import Console
 from rich.console import Group as Lines
 from rich.table import Table
 
-from policies.model_sizes import ModelShape, shape_of_checkpoint
+from policies.model_sizes import ModelShape
 from rl.config import LearningOptions, TrainConfig
 from rl.hardware.learner_memory import MemoryItem, peak_memory, state_memory
 
@@ -21,8 +20,12 @@ ENGINE_OVERHEAD = 2 * GIB
 """vLLM's CUDA graphs, workspaces and context."""
 ASSUMED_GIB = 80.0
 """Memory of a GPU if this machine has none to measure."""
-ASLEEP = 1.5 * GIB
-"""GPU memory of a sleeping engine."""
+ASLEEP, ASLEEP_PARALLEL = 1.0 * GIB, 7.0 * GIB
+"""GPU memory of a sleeping engine on one GPU, and on each of several: there NCCL's buffers and graphs stay (public reports)."""
+
+
+PINNED = 1.3
+"""Host memory of offloaded tensors by their bytes: each tensor's size is rounded up to a power of two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class MemoryPlan:
     """Items of `learner` that a rank keeps between steps."""
     host: Sequence[MemoryItem]
     """In a node's host memory."""
+    host_bytes: float = math.inf
+    """Host memory of a node; infinite if it is not known."""
     engine: Sequence[MemoryItem] = ()
     """On each GPU of an engine; empty without engines."""
     shared: bool = False
@@ -62,12 +67,19 @@ class MemoryPlan:
         return sum(item.bytes for item in self.engine)
 
     @property
+    def host_total(self) -> float:
+        """Bytes in a node's host memory."""
+        return sum(item.bytes for item in self.host)
+
+    @property
     def fits(self) -> bool:
         """True without problems."""
         return not self.problems
 
 
-def plan_memory(config: TrainConfig, shape: ModelShape, *, device_gib: float, gpus_per_node: int = 8) -> MemoryPlan:
+def plan_memory(
+    config: TrainConfig, shape: ModelShape, *, device_gib: float, gpus_per_node: int = 8, host_gib: float = math.inf
+) -> MemoryPlan:
     """Returns the memory plan of a run on GPUs.
 
     Args:
@@ -75,6 +87,7 @@ def plan_memory(config: TrainConfig, shape: ModelShape, *, device_gib: float, gp
         shape: The model's sizes.
         device_gib: Memory of a GPU, in GiB; 80 for an H100, 140 for an H200.
         gpus_per_node: GPUs of a machine, which share its host memory.
+        host_gib: Host memory of a machine, in GiB.
 
     Raises:
         ValueError: The config puts learner or engines on the CPU.
@@ -84,7 +97,8 @@ def plan_memory(config: TrainConfig, shape: ModelShape, *, device_gib: float, gp
     learner = plan_learner(
         config, shape, group_size=config.group_size, device_gib=device_gib, gpus_per_node=gpus_per_node
     )
-    plan = replace(learner, engine=engine, shared=config.rollout.shares_gpus, sequences=sequences)
+    shared = config.rollout.shares_gpus
+    plan = replace(learner, engine=engine, shared=shared, sequences=sequences, host_bytes=host_gib * GIB)
     return replace(plan, problems=_problems(config, plan))
 
 
@@ -125,9 +139,10 @@ def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list
     over = f" / {width} GPUs" if width > 1 else ""
     weights = size * shape.parameters / width
     mlp = shape.experts_per_token * shape.expert_intermediate if shape.experts else shape.intermediate
+    batched = max(rollout.max_batched_tokens, rollout.max_model_len)  # as the engine sets it
     work = (
         ENGINE_OVERHEAD
-        + rollout.max_batched_tokens * size * (4 * shape.hidden + 4 * mlp / width)
+        + batched * size * (4 * shape.hidden + 4 * mlp / width)
         + 6 * rollout.max_running * shape.vocabulary
     )
     per_token = shape.kv_token_bytes * size / 2 / min(width, shape.kv_heads)
@@ -135,7 +150,7 @@ def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list
     sequences = cache / per_token / rollout.max_model_len
     lines = [
         MemoryItem(name="weights", bytes=weights, why=f"{size} B × {shape.parameters / 1e9:.2f}G{over}"),
-        MemoryItem(name="working memory", bytes=work, why=f"{rollout.max_batched_tokens} tokens at once, CUDA graphs"),
+        MemoryItem(name="working memory", bytes=work, why=f"{batched} tokens at once, CUDA graphs"),
         MemoryItem(
             name="key-value cache",
             bytes=cache,
@@ -153,8 +168,9 @@ def _host(
     items = []
     ranks = min(config.learner.gpus, gpus_per_node)
     if config.learner.offload:
-        total = ranks * sum(item.bytes for item in states)
-        items.append(MemoryItem(name="the learner's state", bytes=total, why=f"offloaded, of {ranks} ranks"))
+        total = PINNED * ranks * sum(item.bytes for item in states)
+        why = f"offloaded, of {ranks} ranks; torch rounds pinned memory up"
+        items.append(MemoryItem(name="the learner's state", bytes=total, why=why))
     if config.rollout.shares_gpus:
         engines = max(1, ranks // config.rollout.gpus_per_engine)
         size = 4 if config.rollout.dtype == "float32" else 2
@@ -170,7 +186,7 @@ def _host(
 
 def _problems(config: LearningOptions, plan: MemoryPlan) -> list[str]:
     room, problems = (1 - HEADROOM) * plan.device_bytes, []
-    asleep = ASLEEP if plan.shared else 0.0
+    asleep = (ASLEEP if config.rollout.gpus_per_engine == 1 else ASLEEP_PARALLEL) if plan.shared else 0.0
     if plan.learner_peak + asleep > room:
         remedies = [
             *(["learner.gradient_checkpointing"] if not config.learner.gradient_checkpointing else []),
@@ -188,6 +204,11 @@ def _problems(config: LearningOptions, plan: MemoryPlan) -> list[str]:
             f"while engines generate, the learner keeps {format_gib(plan.learner_kept)} GiB of each GPU and the engines need "
             f"{format_gib(plan.engine_total)} GiB, but there is room for {format_gib(room)}: use learner.offload, or a lower "
             "rollout.gpu_memory_utilization"
+        )
+    if plan.host_total > plan.host_bytes:
+        problems.append(
+            f"a node needs {format_gib(plan.host_total)} GiB of host memory and has {format_gib(plan.host_bytes)}: use more nodes"
+            + (", or lora.rank 16" if not config.lora.rank else "")
         )
     if plan.sequences < 1:
         problems.append(
@@ -208,7 +229,7 @@ def memory_table(plan: MemoryPlan) -> Lines:
     for title, items, total in (
         ("learner, at the peak", plan.learner, plan.learner_peak),
         ("engine" + (", while the learner waits" if plan.shared else ""), plan.engine, plan.engine_total),
-        ("host memory of a node", plan.host, sum(item.bytes for item in plan.host)),
+        ("host memory of a node", plan.host, plan.host_total),
     ):
         if items:
             table.add_row(f"[bold]{title}", f"[bold]{format_gib(total)}", "")
@@ -246,22 +267,6 @@ def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -
         needed = f"{format_gib(total)} GiB of {format_gib(room)}"
         verdict = f"[bold red]does not fit:[/] {needed}: use a lower teacher.gpu_memory_utilization"
     return Lines(table, verdict)
-
-
-def print_memory_plan(config: TrainConfig, console: Console) -> None:
-    """Prints the memory plan of a run on GPUs, before anything starts. A plan that does not fit is only a warning.
-
-    Raises:
-        ValueError: There is no such model, or it is not a Qwen3-VL.
-    """
-    if not (config.learner.gpus and config.rollout.gpus_per_engine):
-        return
-    device_gib, measured = this_device()
-    console.print(memory_table(plan_memory(config, shape_of_checkpoint(config.model), device_gib=device_gib)))
-    if config.teacher.model is not None:
-        console.print(plan_teacher(config, shape_of_checkpoint(config.teacher.model), device_gib=device_gib))
-    if not measured:
-        console.print(f"[dim]assumes GPUs of {ASSUMED_GIB:g} GiB: this machine has none")
 
 
 def this_device() -> tuple[float, bool]:

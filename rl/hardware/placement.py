@@ -204,8 +204,8 @@ def _default(config_class: type[Any], name: str) -> Any:
     return default
 
 
-def placement_table(derived: Sequence[DerivedOption]) -> Table:
-    table = Table("derived", "value", "why", title="placement", title_justify="left")
+def placement_table(derived: Sequence[DerivedOption], *, title: str = "placement") -> Table:
+    table = Table("derived", "value", "why", title=title, title_justify="left")
     for option in derived:
         table.add_row(option.name, str(option.value), option.why)
     return table

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
 from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, SmallRecipe, TrainConfig, check_config
+from rl.hardware.fitting import fitted
 from rl.hardware.memory import MemoryPlan, memory_table, plan_memory, plan_teacher
-from rl.hardware.placement import derive_placement, derived_options, placement_table
+from rl.hardware.placement import DerivedOption, derive_placement, derived_options, placement_table
 from rollout.config import RolloutConfig
 
 C = TypeVar("C", bound="Sized")
@@ -65,10 +66,12 @@ class PresetConfig(SmallRecipe):
     def print_plan(self, console: Console) -> None:
         """Prints the assignment of the preset's GPUs and the memory plan."""
         preset = PRESETS[self.preset]
-        _, plan = preset_plan(self, self.preset)
+        _, options, plan = preset_plan(self, self.preset)
         console.print(preset.why, highlight=False)
         if self.placement:
             console.print(placement_table(derived_options(self, preset.gpus)))
+        if options:
+            console.print(placement_table(options, title="to fit the GPUs"))
         console.print(memory_table(plan))
         if teacher := next((size for size in PUBLISHED if f"-{size}-" in str(self.teacher.model)), None):
             console.print(plan_teacher(self, PUBLISHED[teacher], device_gib=preset.device_gib))
@@ -179,8 +182,8 @@ def with_preset(config: C, name: PresetName) -> C:
     return chosen
 
 
-def preset_plan(config: TrainConfig, name: PresetName) -> tuple[TrainConfig, MemoryPlan]:
-    """Returns the config with the placement on the preset's machines, and its memory plan.
+def preset_plan(config: TrainConfig, name: PresetName) -> tuple[TrainConfig, list[DerivedOption], MemoryPlan]:
+    """Returns the config on the preset's machines, the options that make it fit them, and its memory plan.
 
     Raises:
         ValueError: The config cannot work.
@@ -188,8 +191,9 @@ def preset_plan(config: TrainConfig, name: PresetName) -> tuple[TrainConfig, Mem
     preset = PRESETS[name]
     derived = derive_placement(config, preset.gpus) if config.placement else config
     check_config(derived)
-    plan = plan_memory(derived, PUBLISHED[name], device_gib=preset.device_gib, gpus_per_node=preset.gpus_per_node)
-    return derived, plan
+    shape, device, per_node = PUBLISHED[name], preset.device_gib, preset.gpus_per_node
+    derived, options = fitted(derived, shape, device_gib=device, gpus_per_node=per_node)
+    return derived, options, plan_memory(derived, shape, device_gib=device, gpus_per_node=per_node)
 
 
 def print_plan(config: Sized, console: Console) -> None:

@@ -131,7 +131,7 @@ def test_a_preset_mixes_public_tasks_in_every_minibatch(
 @pytest.mark.parametrize("size", PRESETS)
 @pytest.mark.parametrize("kind", [GeneralRl, ReasoningRl, ThinkingWithImages, Distill])
 def test_every_preset_of_every_recipe_works_and_fits(kind: type[PresetConfig], size: str):
-    config, plan = preset_plan(parse(kind, ["--preset", size]), size)
+    config, _, plan = preset_plan(parse(kind, ["--preset", size]), size)
     check_config(config)
     assert plan.fits, plan.problems
     assert config.learner.gpus == sum(PRESETS[size].gpus) - config.teacher.gpus_per_engine

@@ -1,0 +1,182 @@
+"""Options that make a run fit its GPUs by the memory plan: the cheapest ones that suffice.
+
+In the order of what they cost: activation checkpointing (one more forward pass), smaller microbatches (less work for each kernel),
+a smaller share for engines that share the learner's GPUs (a smaller cache), and offload (all states cross the bus in every pass).
+LoRA changes what is trained, so it is only offered. An option that is set to another value than its default stays.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psutil
+from rich.console import Console
+
+from policies.model_sizes import ModelShape, shape_of_checkpoint
+from rl.config import LearnerConfig, LoraConfig, TrainConfig
+from rl.hardware.memory import (
+    GIB,
+    HEADROOM,
+    MemoryPlan,
+    format_gib,
+    memory_table,
+    plan_memory,
+    plan_teacher,
+    this_device,
+)
+from rl.hardware.placement import SHARED_MEMORY, DerivedOption, placement_table
+from rollout.config import RolloutConfig
+
+STEP = 0.05
+"""Step of rollout.gpu_memory_utilization."""
+GOOD_SEQUENCES = 8
+"""Sequences that an engine's cache should hold: with fewer, the engine is idle most of the time."""
+LORA_RANK = 16
+"""Rank of the adapters that are offered where all weights do not fit."""
+
+
+def fit_to_gpus(config: TrainConfig, console: Console) -> TrainConfig:
+    """Returns the config with options that make it fit this machine's GPUs, and prints them and the plan; unchanged on CPUs.
+
+    Args:
+        config: The run's config, with its placement resolved.
+        console: Prints the options and the memory plan.
+
+    Raises:
+        ValueError: It does not fit, there is no such model, it is not a Qwen3-VL, or torch's allocator cannot share memory.
+    """
+    if not (config.learner.gpus and config.rollout.gpus_per_engine):
+        return config
+    if config.rollout.shares_gpus:
+        _refuse_expandable_segments()
+    shape, (device_gib, is_measured) = shape_of_checkpoint(config.model), this_device()
+    host_gib = psutil.virtual_memory().total / GIB
+    config, options = fitted(config, shape, device_gib=device_gib, cpus=os.cpu_count(), host_gib=host_gib)
+    if options:
+        console.print(placement_table(options, title="to fit the GPUs"))
+    plan = plan_memory(config, shape, device_gib=device_gib, host_gib=host_gib)
+    console.print(memory_table(plan))
+    if config.teacher.model is not None:
+        console.print(plan_teacher(config, shape_of_checkpoint(config.teacher.model), device_gib=device_gib))
+    if not is_measured:
+        console.print(f"[dim]assumes GPUs of {device_gib:g} GiB: this machine has none")
+    if not (plan.fits or config.allow_overcommit):
+        offer = _lora_offer(config, shape, device_gib)
+        raise ValueError(
+            f"the run does not fit GPUs of {device_gib:.0f} GiB: {'; '.join(plan.problems)}{offer}. To start it all the same, use "
+            "--allow-overcommit"
+        )
+    return config
+
+
+def fitted(
+    config: TrainConfig,
+    shape: ModelShape,
+    *,
+    device_gib: float,
+    gpus_per_node: int = 8,
+    cpus: int | None = None,
+    host_gib: float = math.inf,
+) -> tuple[TrainConfig, list[DerivedOption]]:
+    """Returns the config with the cheapest options by which it fits, and these options; the config itself if nothing helps.
+
+    Args:
+        config: The run's config, with its placement resolved.
+        shape: The model's sizes.
+        device_gib: Memory of a GPU, in GiB.
+        gpus_per_node: GPUs of a machine, which share its host memory.
+        cpus: CPUs of a machine, for the threads of an offloaded optimizer; None leaves the threads as they are.
+        host_gib: Host memory of a machine, in GiB.
+    """
+
+    def plan(options: list[DerivedOption]) -> MemoryPlan:
+        return plan_memory(
+            _with(config, options), shape, device_gib=device_gib, gpus_per_node=gpus_per_node, host_gib=host_gib
+        )
+
+    for sequences in (GOOD_SEQUENCES, 1):
+        for options in _by_cost(config, plan([])):
+            if plan(options).fits and plan(options).sequences >= sequences:
+                options = [*options, *_threads(_with(config, options), gpus_per_node, cpus)]
+                return _with(config, options), options
+    return config, []
+
+
+def _refuse_expandable_segments() -> None:
+    """Refuses an allocator whose memory neither sleeps in vLLM's engines nor goes by CUDA IPC in containers (pytorch#165685)."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        if "expandable_segments:true" in os.environ.get(name, "").lower():
+            raise ValueError(
+                f"{name} = {os.environ[name]} does not work with engines that share the learner's GPUs: unset it, or use placement "
+                "separate"
+            )
+
+
+def _by_cost(config: TrainConfig, plan: MemoryPlan) -> Iterator[list[DerivedOption]]:
+    """Yields sets of options that save memory, the cheapest first, beginning with none."""
+    for states in _for_states(config, plan):
+        for activations in _for_activations(config.learner, config.rollout.max_model_len):
+            yield [*activations, *states]
+
+
+def _for_activations(learner: LearnerConfig, longest: int) -> Iterator[list[DerivedOption]]:
+    """Yields sets of options for less activations: checkpointing, and then smaller microbatches, which hold a longest sequence."""
+    yield []
+    kept: list[DerivedOption] = []
+    if not learner.gradient_checkpointing:
+        why = "one tensor a layer is kept, for one more forward pass"
+        kept = [DerivedOption(name="learner.gradient_checkpointing", value=True, why=why)]
+        yield kept
+    tokens = learner.microbatch_tokens
+    while learner.microbatch_tokens == LearnerConfig.microbatch_tokens and tokens > longest:
+        tokens = max(tokens // 2, longest)
+        yield [*kept, DerivedOption(name="learner.microbatch_tokens", value=tokens, why="fewer activations at once")]
+
+
+def _for_states(config: TrainConfig, plan: MemoryPlan) -> Iterator[list[DerivedOption]]:
+    """Yields sets of options that make room for the learner's states: none, a smaller share for engines beside them, offload."""
+    yield []
+    if config.learner.offload:
+        return
+    share, name = config.rollout.gpu_memory_utilization, "rollout.gpu_memory_utilization"
+    is_free = config.rollout.shares_gpus and share in (RolloutConfig.gpu_memory_utilization, SHARED_MEMORY)
+    beside = STEP * math.floor((1 - HEADROOM - plan.learner_kept / plan.device_bytes) / STEP)
+    if is_free and 0 < beside < share:
+        why = f"the learner keeps {format_gib(plan.learner_kept)} GiB"
+        yield [DerivedOption(name=name, value=round(beside, 2), why=why)]
+    why = "weights, gradients and moments in host memory; layers cross the bus in every pass"
+    offload = [DerivedOption(name="learner.offload", value=True, why=why)]
+    if is_free and share < RolloutConfig.gpu_memory_utilization:
+        why = "the learner's states are in host memory"
+        offload.append(DerivedOption(name=name, value=RolloutConfig.gpu_memory_utilization, why=why))
+    yield offload
+
+
+def _threads(config: TrainConfig, gpus_per_node: int, cpus: int | None) -> list[DerivedOption]:
+    """Returns the threads of a rank whose optimizer works in host memory."""
+    if cpus is None or not config.learner.offload or config.learner.threads != LearnerConfig.threads:
+        return []
+    ranks = min(config.learner.gpus, gpus_per_node)
+    if cpus // ranks <= config.learner.threads:
+        return []
+    why = f"{cpus} CPUs for {ranks} ranks, whose optimizers work in host memory"
+    return [DerivedOption(name="learner.threads", value=cpus // ranks, why=why)]
+
+
+def _lora_offer(config: TrainConfig, shape: ModelShape, device_gib: float) -> str:
+    """Returns the words that offer LoRA if it would fit."""
+    if config.lora.rank:
+        return ""
+    lora = replace(config, lora=LoraConfig(rank=LORA_RANK))
+    fits = plan_memory(fitted(lora, shape, device_gib=device_gib)[0], shape, device_gib=device_gib).fits
+    return f"; adapters alone fit: --lora.rank {LORA_RANK}" if fits else ""
+
+
+def _with(config: TrainConfig, options: list[DerivedOption]) -> TrainConfig:
+    for option in options:
+        part, name = option.name.split(".")
+        config = replace(config, **{part: replace(getattr(config, part), **{name: option.value})})
+    return config
