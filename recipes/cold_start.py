@@ -103,13 +103,7 @@ class ColdStart(SftConfig):
         """Prints the memory plan."""
         preset, options = PRESETS[self.preset], sft_config(self)
         check_sft(options)
-        plan = plan_learner(
-            options.learning_options(),
-            PUBLISHED[self.preset],
-            group_size=1,
-            device_gib=preset.device_gib,
-            gpus_per_node=preset.gpus_per_node,
-        )
+        plan = plan_learner(options.learning_options(), PUBLISHED[self.preset], preset.machine, group_size=1)
         console.print(memory_table(plan))
 
 

@@ -1,7 +1,12 @@
 """Options that make a run fit its GPUs by the memory plan: the cheapest ones that suffice.
 
-In the order of what they cost: activation checkpointing (one more forward pass), smaller microbatches (less work for each kernel),
-a smaller share for engines that share the learner's GPUs (a smaller cache), and offload (all states cross the bus in every pass).
+In the order of their cost:
+
+- activation checkpointing: one more forward pass
+- smaller microbatches: less work for each kernel
+- a smaller share for engines that share the learner's GPUs: a smaller cache
+- offload: all states cross the bus in every pass
+
 LoRA changes what is trained, so it is only offered. An option that is set to another value than its default stays.
 """
 
@@ -12,20 +17,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
-import psutil
 from rich.console import Console
 
 from policies.model_sizes import ModelShape, shape_of_checkpoint
 from rl.config import LearnerConfig, LoraConfig, TrainConfig
 from rl.hardware.memory import (
-    GIB,
     HEADROOM,
+    Machine,
     MemoryPlan,
     format_gib,
     memory_table,
     plan_memory,
     plan_teacher,
-    this_device,
+    this_machine,
 )
 from rl.hardware.placement import SHARED_MEMORY, DerivedOption, placement_table
 from rollout.config import RolloutConfig
@@ -52,55 +56,40 @@ def fit_to_gpus(config: TrainConfig, console: Console) -> TrainConfig:
         return config
     if config.rollout.shares_gpus:
         _refuse_expandable_segments()
-    shape, (device_gib, is_measured) = shape_of_checkpoint(config.model), this_device()
-    host_gib = psutil.virtual_memory().total / GIB
-    config, options = fitted(config, shape, device_gib=device_gib, cpus=os.cpu_count(), host_gib=host_gib)
+    shape, (machine, is_measured) = shape_of_checkpoint(config.model), this_machine()
+    config, options = fitted(config, shape, machine)
     if options:
         console.print(placement_table(options, title="to fit the GPUs"))
-    plan = plan_memory(config, shape, device_gib=device_gib, host_gib=host_gib)
+    plan = plan_memory(config, shape, machine, group_size=config.group_size)
     console.print(memory_table(plan))
     if config.teacher.model is not None:
-        console.print(plan_teacher(config, shape_of_checkpoint(config.teacher.model), device_gib=device_gib))
+        console.print(plan_teacher(config.teacher, config.rollout, shape_of_checkpoint(config.teacher.model), machine))
     if not is_measured:
-        console.print(f"[dim]assumes GPUs of {device_gib:g} GiB: this machine has none")
+        console.print(f"[dim]assumes GPUs of {machine.device_gib:g} GiB: this machine has none")
     if not (plan.fits or config.allow_overcommit):
-        offer = _lora_offer(config, shape, device_gib)
         raise ValueError(
-            f"the run does not fit GPUs of {device_gib:.0f} GiB: {'; '.join(plan.problems)}{offer}. To start it all the same, use "
-            "--allow-overcommit"
+            f"the run does not fit GPUs of {machine.device_gib:.0f} GiB: {'; '.join(plan.problems)}"
+            f"{_lora_offer(config, shape, machine)}. To start it all the same, use --allow-overcommit"
         )
     return config
 
 
-def fitted(
-    config: TrainConfig,
-    shape: ModelShape,
-    *,
-    device_gib: float,
-    gpus_per_node: int = 8,
-    cpus: int | None = None,
-    host_gib: float = math.inf,
-) -> tuple[TrainConfig, list[DerivedOption]]:
+def fitted(config: TrainConfig, shape: ModelShape, machine: Machine) -> tuple[TrainConfig, list[DerivedOption]]:
     """Returns the config with the cheapest options by which it fits, and these options; the config itself if nothing helps.
 
     Args:
         config: The run's config, with its placement resolved.
         shape: The model's sizes.
-        device_gib: Memory of a GPU, in GiB.
-        gpus_per_node: GPUs of a machine, which share its host memory.
-        cpus: CPUs of a machine, for the threads of an offloaded optimizer; None leaves the threads as they are.
-        host_gib: Host memory of a machine, in GiB.
+        machine: Each of the machines.
     """
 
     def plan(options: list[DerivedOption]) -> MemoryPlan:
-        return plan_memory(
-            _with(config, options), shape, device_gib=device_gib, gpus_per_node=gpus_per_node, host_gib=host_gib
-        )
+        return plan_memory(_with(config, options), shape, machine, group_size=config.group_size)
 
     for sequences in (GOOD_SEQUENCES, 1):
         for options in _by_cost(config, plan([])):
             if plan(options).fits and plan(options).sequences >= sequences:
-                options = [*options, *_threads(_with(config, options), gpus_per_node, cpus)]
+                options = [*options, *_threads(_with(config, options).learner, machine)]
                 return _with(config, options), options
     return config, []
 
@@ -155,23 +144,22 @@ def _for_states(config: TrainConfig, plan: MemoryPlan) -> Iterator[list[DerivedO
     yield offload
 
 
-def _threads(config: TrainConfig, gpus_per_node: int, cpus: int | None) -> list[DerivedOption]:
+def _threads(learner: LearnerConfig, machine: Machine) -> list[DerivedOption]:
     """Returns the threads of a rank whose optimizer works in host memory."""
-    if cpus is None or not config.learner.offload or config.learner.threads != LearnerConfig.threads:
+    ranks = min(learner.gpus, machine.gpus)
+    threads = (machine.cpus or 0) // ranks
+    if not learner.offload or learner.threads != LearnerConfig.threads or threads <= learner.threads:
         return []
-    ranks = min(config.learner.gpus, gpus_per_node)
-    if cpus // ranks <= config.learner.threads:
-        return []
-    why = f"{cpus} CPUs for {ranks} ranks, whose optimizers work in host memory"
-    return [DerivedOption(name="learner.threads", value=cpus // ranks, why=why)]
+    why = f"{machine.cpus} CPUs for {ranks} ranks, whose optimizers work in host memory"
+    return [DerivedOption(name="learner.threads", value=threads, why=why)]
 
 
-def _lora_offer(config: TrainConfig, shape: ModelShape, device_gib: float) -> str:
+def _lora_offer(config: TrainConfig, shape: ModelShape, machine: Machine) -> str:
     """Returns the words that offer LoRA if it would fit."""
     if config.lora.rank:
         return ""
-    lora = replace(config, lora=LoraConfig(rank=LORA_RANK))
-    fits = plan_memory(fitted(lora, shape, device_gib=device_gib)[0], shape, device_gib=device_gib).fits
+    lora, _ = fitted(replace(config, lora=LoraConfig(rank=LORA_RANK)), shape, machine)
+    fits = plan_memory(lora, shape, machine, group_size=config.group_size).fits
     return f"; adapters alone fit: --lora.rank {LORA_RANK}" if fits else ""
 
 

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import psutil
 from rich.console import Group as Lines
 from rich.table import Table
 
 from policies.model_sizes import ModelShape
-from rl.config import LearningOptions, TrainConfig
+from rl.config import LearningOptions, TeacherConfig
 from rl.hardware.learner_memory import MemoryItem, peak_memory, state_memory
+from rollout.config import RolloutConfig
 
 GIB = 2**30
 HEADROOM = 0.06
 """Share of a GPU that is kept free for CUDA's context, NCCL, and fragmentation in torch's allocator."""
 ENGINE_OVERHEAD = 2 * GIB
 """vLLM's CUDA graphs, workspaces and context."""
-ASSUMED_GIB = 80.0
-"""Memory of a GPU if this machine has none to measure."""
 ASLEEP, ASLEEP_PARALLEL = 1.0 * GIB, 7.0 * GIB
 """GPU memory of a sleeping engine on one GPU, and on each of several: there NCCL's buffers and graphs stay (public reports)."""
 
 
 PINNED = 1.3
 """Host memory of offloaded tensors by their bytes: each tensor's size is rounded up to a power of two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A machine of a cluster."""
+
+    device_gib: float
+    """Memory of a GPU, in GiB: 80 for an H100, 140 for an H200."""
+    gpus: int = 8
+    """GPUs, which share the host memory."""
+    cpus: int | None = None
+    """CPUs; None if it is not known."""
+    host_gib: float = math.inf
+    """Host memory, in GiB; infinite if it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,51 +92,36 @@ class MemoryPlan:
         return not self.problems
 
 
-def plan_memory(
-    config: TrainConfig, shape: ModelShape, *, device_gib: float, gpus_per_node: int = 8, host_gib: float = math.inf
-) -> MemoryPlan:
+def plan_memory(config: LearningOptions, shape: ModelShape, machine: Machine, *, group_size: int) -> MemoryPlan:
     """Returns the memory plan of a run on GPUs.
 
     Args:
-        config: The run's config, with its placement resolved.
+        config: The options, with the placement resolved.
         shape: The model's sizes.
-        device_gib: Memory of a GPU, in GiB; 80 for an H100, 140 for an H200.
-        gpus_per_node: GPUs of a machine, which share its host memory.
-        host_gib: Host memory of a machine, in GiB.
+        machine: Each of the machines.
+        group_size: Completions per prompt, which share its images.
 
     Raises:
         ValueError: The config puts learner or engines on the CPU.
     """
     _require_gpus("rollout.gpus_per_engine", config.rollout.gpus_per_engine)
-    engine, sequences = _engine(config, shape, device_gib * GIB)
-    learner = plan_learner(
-        config, shape, group_size=config.group_size, device_gib=device_gib, gpus_per_node=gpus_per_node
-    )
-    shared = config.rollout.shares_gpus
-    plan = replace(learner, engine=engine, shared=shared, sequences=sequences, host_bytes=host_gib * GIB)
+    engine, sequences = _engine(config.rollout, shape, machine.device_gib * GIB)
+    learner = plan_learner(config, shape, machine, group_size=group_size)
+    plan = replace(learner, engine=engine, shared=config.rollout.shares_gpus, sequences=sequences)
     return replace(plan, problems=_problems(config, plan))
 
 
-def plan_learner(
-    config: LearningOptions, shape: ModelShape, *, group_size: int, device_gib: float, gpus_per_node: int = 8
-) -> MemoryPlan:
-    """Estimates the memory of a learner on GPUs without engines; see `plan_memory`.
-
-    Args:
-        config: The learner's options.
-        shape: The model's sizes.
-        group_size: Completions per prompt, which share its images; 1 in supervised learning.
-        device_gib: Memory of a GPU, in GiB.
-        gpus_per_node: GPUs of a machine.
-    """
+def plan_learner(config: LearningOptions, shape: ModelShape, machine: Machine, *, group_size: int) -> MemoryPlan:
+    """Returns the memory plan of a learner without engines; see `plan_memory`. In supervised learning, a group has one answer."""
     _require_gpus("learner.gpus", config.learner.gpus)
     states, peak = state_memory(config, shape), peak_memory(config, shape, group_size)
     kept = [] if config.learner.offload else states
     plan = MemoryPlan(
-        device_bytes=device_gib * GIB,
+        device_bytes=machine.device_gib * GIB,
+        host_bytes=machine.host_gib * GIB,
         learner=[*kept, *peak],
         num_kept=len(kept),
-        host=_host(config, shape, states, gpus_per_node),
+        host=_host(config, shape, states, machine.gpus),
     )
     return replace(plan, problems=_problems(config, plan))
 
@@ -131,9 +131,9 @@ def _require_gpus(option: str, count: int) -> None:
         raise ValueError(f"{option} = 0, but a memory plan needs GPUs: set it, or a placement")
 
 
-def _engine(config: TrainConfig, shape: ModelShape, device: float) -> tuple[list[MemoryItem], float]:
+def _engine(rollout: RolloutConfig, shape: ModelShape, device: float) -> tuple[list[MemoryItem], float]:
     """Returns what vLLM needs on each GPU, and the longest sequences that fit. Its cache takes what is left of its share."""
-    rollout, width = config.rollout, config.rollout.gpus_per_engine
+    width = rollout.gpus_per_engine
     size = 4 if rollout.dtype == "float32" else 2
     share = rollout.gpu_memory_utilization * device
     over = f" / {width} GPUs" if width > 1 else ""
@@ -239,18 +239,18 @@ def memory_table(plan: MemoryPlan) -> Lines:
     return Lines(table, *verdict)
 
 
-def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -> Lines:
+def plan_teacher(teacher: TeacherConfig, rollout: RolloutConfig, shape: ModelShape, machine: Machine) -> Lines:
     """Returns a table of what the teacher's engines need on each GPU, and below it whether that fits.
 
     Args:
-        config: The run's config, with a teacher on GPUs.
+        teacher: The teacher, on GPUs.
+        rollout: The options of the policy's engines.
         shape: The teacher's sizes.
-        device_gib: Memory of a GPU, in GiB.
+        machine: The machine of its engines.
     """
-    lines, sequences = _engine(
-        replace(config, rollout=config.teacher.engine_config(config.rollout)), shape, device_gib * GIB
-    )
-    tokens = config.teacher.max_batched_tokens
+    device_gib = machine.device_gib
+    lines, sequences = _engine(teacher.engine_config(rollout), shape, device_gib * GIB)
+    tokens = teacher.max_batched_tokens
     logits = MemoryItem(
         name="logits", bytes=8.0 * tokens * shape.vocabulary, why=f"8 B × {tokens} tokens × the vocabulary"
     )
@@ -269,10 +269,14 @@ def plan_teacher(config: TrainConfig, shape: ModelShape, *, device_gib: float) -
     return Lines(table, verdict)
 
 
-def this_device() -> tuple[float, bool]:
-    """Returns the memory of this machine's first GPU, in GiB, and True; without a GPU the assumed memory and False."""
+def this_machine() -> tuple[Machine, bool]:
+    """Returns this machine, and whether its GPUs were measured; without one they are assumed to have 80 GiB."""
     import torch
 
-    if not torch.cuda.is_available():
-        return ASSUMED_GIB, False
-    return torch.cuda.get_device_properties(0).total_memory / GIB, True
+    has_gpus = torch.cuda.is_available()
+    machine = Machine(
+        device_gib=torch.cuda.get_device_properties(0).total_memory / GIB if has_gpus else 80.0,
+        cpus=os.cpu_count(),
+        host_gib=psutil.virtual_memory().total / GIB,
+    )
+    return machine, has_gpus

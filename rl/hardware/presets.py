@@ -14,7 +14,7 @@ from rich.console import Console
 from policies.model_sizes import PUBLISHED
 from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, SmallRecipe, TrainConfig, check_config
 from rl.hardware.fitting import fitted
-from rl.hardware.memory import MemoryPlan, memory_table, plan_memory, plan_teacher
+from rl.hardware.memory import Machine, MemoryPlan, memory_table, plan_memory, plan_teacher
 from rl.hardware.placement import DerivedOption, derive_placement, derived_options, placement_table
 from rollout.config import RolloutConfig
 
@@ -74,7 +74,7 @@ class PresetConfig(SmallRecipe):
             console.print(placement_table(options, title="to fit the GPUs"))
         console.print(memory_table(plan))
         if teacher := next((size for size in PUBLISHED if f"-{size}-" in str(self.teacher.model)), None):
-            console.print(plan_teacher(self, PUBLISHED[teacher], device_gib=preset.device_gib))
+            console.print(plan_teacher(self.teacher, self.rollout, PUBLISHED[teacher], preset.machine))
 
     def source(self, hub_name: str) -> str:
         """Returns where to read a dataset of the hub: its hub name, or its folder in `data_dir`."""
@@ -103,6 +103,11 @@ class Preset:
     def learner(self) -> LearnerConfig:
         """The learner's options."""
         return LearnerConfig(gradient_checkpointing=True, microbatch_tokens=20480, offload=self.offload)
+
+    @property
+    def machine(self) -> Machine:
+        """Each of the machines."""
+        return Machine(device_gib=self.device_gib, gpus=self.gpus_per_node)
 
     @property
     def gpus(self) -> list[int]:
@@ -191,9 +196,9 @@ def preset_plan(config: TrainConfig, name: PresetName) -> tuple[TrainConfig, lis
     preset = PRESETS[name]
     derived = derive_placement(config, preset.gpus) if config.placement else config
     check_config(derived)
-    shape, device, per_node = PUBLISHED[name], preset.device_gib, preset.gpus_per_node
-    derived, options = fitted(derived, shape, device_gib=device, gpus_per_node=per_node)
-    return derived, options, plan_memory(derived, shape, device_gib=device, gpus_per_node=per_node)
+    derived, options = fitted(derived, PUBLISHED[name], preset.machine)
+    plan = plan_memory(derived, PUBLISHED[name], preset.machine, group_size=derived.group_size)
+    return derived, options, plan
 
 
 def print_plan(config: Sized, console: Console) -> None:

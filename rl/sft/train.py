@@ -21,7 +21,7 @@ from torch import Tensor
 from policies.loading import load_processor
 from policies.model_sizes import shape_of_checkpoint
 from rl.config import LearningOptions, config_dict
-from rl.hardware.memory import memory_table, plan_learner, this_device
+from rl.hardware.memory import memory_table, plan_learner, this_machine
 from rl.learner import Learner
 from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
 from rl.run_dir.tracker import Tracker
@@ -115,7 +115,7 @@ def supervise(
 
 def _print_plan(options: LearningOptions) -> None:
     # Without siblings no images are shared: a microbatch may consist of image tokens.
-    plan = plan_learner(options, shape_of_checkpoint(options.model), group_size=1, device_gib=this_device()[0])
+    plan = plan_learner(options, shape_of_checkpoint(options.model), this_machine()[0], group_size=1)
     Console().print(memory_table(plan))
 
 

@@ -163,7 +163,7 @@ def test_every_preset_of_the_cold_start_works_and_fits(size: str):
     config = parse(ColdStart, ["--preset", size, "--data", "solved.jsonl"])
     chosen = sft_config(config)
     check_sft(chosen)
-    plan = plan_learner(chosen.learning_options(), PUBLISHED[size], group_size=1, device_gib=PRESETS[size].device_gib)
+    plan = plan_learner(chosen.learning_options(), PUBLISHED[size], PRESETS[size].machine, group_size=1)
     assert time.process_time() - begin < 2
     assert plan.fits, plan.problems
     assert (chosen.model, chosen.learner.gpus) == (PRESETS[size].model, sum(PRESETS[size].gpus))
@@ -173,7 +173,7 @@ def test_every_preset_of_the_cold_start_works_and_fits(size: str):
 
 def test_a_cold_start_of_30b_does_not_fit_eight_gpus_without_offload():
     chosen = sft_config(parse(ColdStart, ["--preset", "30B-A3B", "--learner.no-offload"]))
-    plan = plan_learner(chosen.learning_options(), PUBLISHED["30B-A3B"], group_size=1, device_gib=80)
+    plan = plan_learner(chosen.learning_options(), PUBLISHED["30B-A3B"], PRESETS["30B-A3B"].machine, group_size=1)
     assert not plan.fits and "learner.offload" in plan.problems[0]
     # 16 bytes for each of 31.07G parameters, over 8 ranks
     assert plan.learner_kept / 1e9 == pytest.approx(16 * 31.07 / 8, rel=1e-3)

@@ -14,16 +14,16 @@ from policies.model_sizes import PUBLISHED
 from rl.config import LearnerConfig, LoraConfig, TrainConfig
 from rl.hardware import fitting
 from rl.hardware.fitting import fit_to_gpus, fitted
-from rl.hardware.memory import plan_memory
+from rl.hardware.memory import Machine, plan_memory
 from rl.hardware.placement import derive_placement
 from rollout.config import RolloutConfig
 
 
 def derived(config: TrainConfig, size: str, **machine: Any) -> dict[str, Any]:
-    machine = {"device_gib": 80.0} | machine
-    made, options = fitted(config, PUBLISHED[size], **machine)
+    where = Machine(**{"device_gib": 80.0} | machine)
+    made, options = fitted(config, PUBLISHED[size], where)
     found = {option.name.removeprefix("learner."): option.value for option in options}
-    assert not found or plan_memory(made, PUBLISHED[size], device_gib=machine["device_gib"]).fits
+    assert not found or plan_memory(made, PUBLISHED[size], where, group_size=made.group_size).fits
     return found
 
 
@@ -38,7 +38,7 @@ def by_hand(**learner: Any) -> TrainConfig:
 
 def test_what_fits_is_left_alone() -> None:
     config = placed("colocated", 8)
-    assert fitted(config, PUBLISHED["2B"], device_gib=80.0) == (config, [])
+    assert fitted(config, PUBLISHED["2B"], Machine(device_gib=80.0)) == (config, [])
 
 
 def test_the_readmes_two_gpus_are_given_checkpointing_alone() -> None:
@@ -49,8 +49,8 @@ def test_the_readmes_two_gpus_are_given_checkpointing_alone() -> None:
 @pytest.mark.parametrize("placement", ["separate", "colocated"])
 @pytest.mark.parametrize("gpus", [(2,), (8,), (8, 8)])
 def test_a_default_run_of_any_size_fits_or_says_why(size: str, placement: str, gpus: tuple[int, ...]) -> None:
-    config, options = fitted(placed(placement, *gpus), PUBLISHED[size], device_gib=80.0)
-    plan = plan_memory(config, PUBLISHED[size], device_gib=80.0)
+    config, options = fitted(placed(placement, *gpus), PUBLISHED[size], Machine(device_gib=80.0))
+    plan = plan_memory(config, PUBLISHED[size], Machine(device_gib=80.0), group_size=8)
     assert plan.fits or (not options and all(": use " in problem for problem in plan.problems))
 
 
@@ -90,13 +90,12 @@ def test_microbatches_shrink_where_checkpointing_is_not_enough_but_never_below_a
     assert "microbatch_tokens" not in derived(longest, "4B", device_gib=88.0)
 
 
-class Machine:
-    """A machine with GPUs of a size and some host memory, on which the 8B is trained."""
+class Run:
+    """A run of the 8B on a machine with GPUs of a size and some host memory."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, gib: float, host_gib: float) -> None:
-        memory = type("Memory", (), {"total": host_gib * 2**30})
-        monkeypatch.setattr(fitting.psutil, "virtual_memory", lambda: memory)
-        monkeypatch.setattr(fitting, "this_device", lambda: (gib, True))
+        machine = Machine(device_gib=gib, host_gib=host_gib)
+        monkeypatch.setattr(fitting, "this_machine", lambda: (machine, True))
         monkeypatch.setattr(fitting, "shape_of_checkpoint", lambda model: PUBLISHED["8B"])
         self.console = Console(file=StringIO(), width=200)
 
@@ -109,22 +108,22 @@ class Machine:
 
 
 def test_what_is_derived_is_printed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(monkeypatch, gib=140.0, host_gib=1000.0)
-    made = machine.fit(placed("colocated", 8))
+    run = Run(monkeypatch, gib=140.0, host_gib=1000.0)
+    made = run.fit(placed("colocated", 8))
     assert made.learner.gradient_checkpointing
-    assert "to fit the GPUs" in machine.printed and "one more forward pass" in machine.printed
-    assert machine.fit(made) == made  # what has been derived is derived again, as a resume does
+    assert "to fit the GPUs" in run.printed and "one more forward pass" in run.printed
+    assert run.fit(made) == made  # what has been derived is derived again, as a resume does
 
 
 def test_a_run_that_does_not_fit_is_refused_with_what_would_and_starts_if_asked_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    machine = Machine(monkeypatch, gib=24.0, host_gib=64.0)
+    run = Run(monkeypatch, gib=24.0, host_gib=64.0)
     config = replace(by_hand(), rollout=RolloutConfig(gpus_per_engine=1, gpu_memory_utilization=0.9))
     with pytest.raises(ValueError, match=r"does not fit GPUs of 24 GiB: the learner needs .*use --allow-overcommit"):
-        machine.fit(config)
-    assert machine.fit(replace(config, allow_overcommit=True)).allow_overcommit
-    big = Machine(monkeypatch, gib=80.0, host_gib=64.0)
+        run.fit(config)
+    assert run.fit(replace(config, allow_overcommit=True)).allow_overcommit
+    big = Run(monkeypatch, gib=80.0, host_gib=64.0)
     with pytest.raises(ValueError, match=r"adapters alone fit: --lora\.rank 16"):
         big.fit(by_hand())
     assert big.fit(replace(by_hand(), lora=LoraConfig(rank=16)))
@@ -137,10 +136,10 @@ def test_a_run_on_cpus_has_no_plan(tmp_path: Path) -> None:
 
 
 def test_expandable_segments_are_refused_where_engines_share_the_learners_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(monkeypatch, gib=140.0, host_gib=1000.0)
+    run = Run(monkeypatch, gib=140.0, host_gib=1000.0)
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True,max_split_size_mb:64")
     with pytest.raises(
         ValueError, match="PYTORCH_ALLOC_CONF = expandable_segments:True.* unset it, or use placement separate"
     ):
-        machine.fit(placed("colocated", 8))
-    assert machine.fit(placed("separate", 8)).learner.gpus == 2
+        run.fit(placed("colocated", 8))
+    assert run.fit(placed("separate", 8)).learner.gpus == 2

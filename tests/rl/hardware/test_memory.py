@@ -11,7 +11,7 @@ from rich.console import Console
 from policies.model_sizes import PUBLISHED
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig
 from rl.hardware.learner_memory import image_tokens
-from rl.hardware.memory import GIB, MemoryPlan, memory_table, plan_memory, plan_teacher
+from rl.hardware.memory import GIB, Machine, MemoryPlan, memory_table, plan_memory, plan_teacher
 from rollout.config import RolloutConfig
 
 
@@ -38,7 +38,7 @@ def lines(plan: MemoryPlan) -> dict[str, float]:
 )
 def test_a_plan_agrees_with_a_measured_peak(size: str, checkpointing: bool, tokens: int, gigabytes: float):
     options = config(learner={"gradient_checkpointing": checkpointing, "microbatch_tokens": tokens})
-    plan = plan_memory(options, PUBLISHED[size], device_gib=140)
+    plan = plan_memory(options, PUBLISHED[size], Machine(device_gib=140), group_size=16)
     assert plan.learner_peak / 1e9 == pytest.approx(gigabytes, rel=0.15)
 
 
@@ -50,15 +50,15 @@ def test_so_does_that_of_a_sharded_policy(size: str, checkpointing: bool, tokens
     """FSDP2 over one rank keeps all of the states there, and gathers as any number of ranks does."""
     options = config(learner={"gradient_checkpointing": checkpointing, "microbatch_tokens": tokens})
     offloaded = replace(options, learner=replace(options.learner, offload=True))
-    states = plan_memory(options, PUBLISHED[size], device_gib=140).learner_kept
-    at_work = plan_memory(offloaded, PUBLISHED[size], device_gib=140).learner_peak
+    states = plan_memory(options, PUBLISHED[size], Machine(device_gib=140), group_size=16).learner_kept
+    at_work = plan_memory(offloaded, PUBLISHED[size], Machine(device_gib=140), group_size=16).learner_peak
     assert (states + at_work) / 1e9 == pytest.approx(gigabytes, rel=0.15)
 
 
 def test_what_every_parameter_takes_worked_by_hand():
     # float32 master weights, gradients and two moments: 16 bytes each, over 4 ranks
     shape = PUBLISHED["8B"]
-    plan = plan_memory(config(gpus=4), shape, device_gib=80)
+    plan = plan_memory(config(gpus=4), shape, Machine(device_gib=80), group_size=16)
     assert plan.learner_kept == 16 * shape.parameters / 4
     assert lines(plan)["AdamW's moments"] == 8 * shape.parameters / 4
 
@@ -66,7 +66,7 @@ def test_what_every_parameter_takes_worked_by_hand():
 def test_a_frozen_tower_has_no_gradients():
     shape = PUBLISHED["2B"]
     frozen = config(optimizer=OptimizerConfig(vision_learning_rate=0))
-    kept = lines(plan_memory(frozen, shape, device_gib=80))
+    kept = lines(plan_memory(frozen, shape, Machine(device_gib=80), group_size=16))
     assert kept["weights"] == 4 * shape.parameters
     assert kept["gradients"] == 4 * (shape.parameters - shape.tower)
 
@@ -75,35 +75,41 @@ def test_adapters_alone_have_gradients():
     # Rank 1, language: each layer's q and o add 2 (H + Q), k and v 2 (H + K), the MLP 3 (H + I).
     shape = PUBLISHED["2B"]
     learning = 28 * (2 * (2048 + 2048) + 2 * (2048 + 1024) + 3 * (2048 + 6144))
-    kept = lines(plan_memory(config(lora=LoraConfig(rank=1)), shape, device_gib=80))
+    kept = lines(plan_memory(config(lora=LoraConfig(rank=1)), shape, Machine(device_gib=80), group_size=16))
     assert kept["gradients"] == 4 * learning
     assert kept["weights"] == 4 * (shape.parameters + learning)
 
 
 def test_a_reference_is_another_copy():
     shape = PUBLISHED["2B"]
-    plan = plan_memory(config(kl_coefficient=0.1), shape, device_gib=80)
+    plan = plan_memory(config(kl_coefficient=0.1), shape, Machine(device_gib=80), group_size=16)
     assert lines(plan)["reference"] == 4 * shape.parameters
     assert plan.learner_kept == 20 * shape.parameters
 
 
 def test_offloaded_states_are_in_host_memory_where_torch_rounds_them_up():
     shape = PUBLISHED["8B"]
-    plan = plan_memory(config(gpus=16, learner={"offload": True}), shape, device_gib=80, gpus_per_node=8)
+    plan = plan_memory(config(gpus=16, learner={"offload": True}), shape, Machine(device_gib=80), group_size=16)
     assert plan.learner_kept == 0
     assert plan.host_total == pytest.approx(1.3 * 8 * 16 * shape.parameters / 16)
 
 
 def test_the_cache_has_what_the_engine_leaves_of_its_share():
-    plan = plan_memory(config(rollout={"gpu_memory_utilization": 0.5}), PUBLISHED["2B"], device_gib=80)
+    plan = plan_memory(
+        config(rollout={"gpu_memory_utilization": 0.5}), PUBLISHED["2B"], Machine(device_gib=80), group_size=16
+    )
     assert plan.engine_total == pytest.approx(40 * GIB)
     cache = plan.engine[-1].bytes
     assert plan.sequences == pytest.approx(cache / (28 * 2 * 8 * 128 * 2) / 4096)
 
 
 def test_more_gpus_than_key_heads_keep_the_same_heads_twice():
-    narrow = plan_memory(config(rollout={"gpus_per_engine": 4}), PUBLISHED["30B-A3B"], device_gib=80)
-    wide = plan_memory(config(rollout={"gpus_per_engine": 8}), PUBLISHED["30B-A3B"], device_gib=80)
+    narrow = plan_memory(
+        config(rollout={"gpus_per_engine": 4}), PUBLISHED["30B-A3B"], Machine(device_gib=80), group_size=16
+    )
+    wide = plan_memory(
+        config(rollout={"gpus_per_engine": 8}), PUBLISHED["30B-A3B"], Machine(device_gib=80), group_size=16
+    )
     per_gpu = [plan.sequences / plan.engine[-1].bytes for plan in (narrow, wide)]
     assert per_gpu[0] == pytest.approx(per_gpu[1])  # 4 heads over 4 GPUs, or over 8
 
@@ -125,7 +131,7 @@ def test_more_gpus_than_key_heads_keep_the_same_heads_twice():
     ],
 )
 def test_what_does_not_fit_is_said_with_a_remedy(options: TrainConfig, device_gib: float, told: str):
-    plan = plan_memory(options, PUBLISHED["2B"], device_gib=device_gib)
+    plan = plan_memory(options, PUBLISHED["2B"], Machine(device_gib=device_gib), group_size=16)
     assert not plan.fits
     with pytest.raises(AssertionError, match=told):
         raise AssertionError("\n".join(plan.problems))
@@ -146,12 +152,12 @@ def test_pictures_take_what_their_pixels_or_the_context_allow(rollout: dict, tok
 
 def test_a_plan_of_a_cpu_run_is_refused():
     with pytest.raises(ValueError, match=r"learner.gpus = 0, but a memory plan needs GPUs"):
-        plan_memory(config(gpus=0), PUBLISHED["2B"], device_gib=80)
+        plan_memory(config(gpus=0), PUBLISHED["2B"], Machine(device_gib=80), group_size=16)
 
 
 def test_the_table_has_every_line_and_the_verdict():
     console = Console(width=140, record=True, file=StringIO())
-    console.print(memory_table(plan_memory(config(), PUBLISHED["2B"], device_gib=140)))
+    console.print(memory_table(plan_memory(config(), PUBLISHED["2B"], Machine(device_gib=140), group_size=16)))
     told = console.export_text()
     for words in ("learner, at the peak", "AdamW's moments", "key-value cache", "fits"):
         assert words in told
@@ -163,7 +169,7 @@ def test_a_teacher_that_has_too_few_gpus_is_told_so_and_the_logits_that_it_reads
         rollout = RolloutConfig(gpus_per_engine=1, max_model_len=20480, max_tokens=16384)
         console = Console(file=StringIO(), width=150)
         config = TrainConfig(model="small", rollout=rollout, teacher=teacher)
-        console.print(plan_teacher(config, PUBLISHED["32B"], device_gib=80))
+        console.print(plan_teacher(config.teacher, config.rollout, PUBLISHED["32B"], Machine(device_gib=80)))
         return console.file.getvalue()
 
     assert "fits" in verdict(4) and "does not fit" not in verdict(4)
