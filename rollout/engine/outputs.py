@@ -29,7 +29,7 @@ def as_response(
     logprobs = [step[token].logprob for step, token in zip(sampled.logprobs or [], sampled.token_ids, strict=True)]
     versions = _token_versions(output, first_version)
     first = int(versions[0]) if len(versions) else asked_version
-    prompt_experts, experts = split_experts(sampled.routed_experts, len(output.prompt_token_ids), len(token_ids))
+    prompt_experts, experts = split_experts(sampled.routed_experts, len(output.prompt_token_ids), versions)
     completion = Completion(
         text=sampled.text,
         token_ids=token_ids,
@@ -89,27 +89,33 @@ def _token_versions(output: RequestOutput, first_version: int) -> np.ndarray:
 
 
 def split_experts(
-    routed: np.ndarray | None, num_prompt: int, num_tokens: int
+    routed: np.ndarray | None, num_prompt: int, versions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Splits the experts of a sequence into those of the prompt and those of the response.
+
+    After a weight sync in the middle of a response vLLM computes all tokens before it anew. It does not return the experts that the
+    new weights choose for them.
 
     Args:
         routed: [P + T − 1, layers, top_k]: no forward pass has the last token as input.
         num_prompt: P.
-        num_tokens: T.
+        versions: [T], the version that sampled each token.
 
     Returns:
-        [P, layers, top_k] and [T, layers, top_k] int16, −1 for the last token; two None if vLLM returned none.
+        [P, layers, top_k] and [T, layers, top_k] int16, −1 for the last token and for all that a sync has had computed anew; two
+        None if vLLM returned none.
 
     Raises:
         RuntimeError: If vLLM returned the experts of another number of tokens.
     """
     if routed is None:
         return None, None
-    if len(routed) != num_prompt + num_tokens - 1:
+    if len(routed) != num_prompt + len(versions) - 1:
         raise RuntimeError(
-            f"vLLM returned the experts of {len(routed)} tokens, expected {num_prompt} + {num_tokens} - 1: "
+            f"vLLM returned the experts of {len(routed)} tokens, expected {num_prompt} + {len(versions)} - 1: "
             "use learner.routing_replay R2"
         )
     whole = np.concatenate([routed, np.full((1, *routed.shape[1:]), -1)]).astype(np.int16)
+    if len(versions) and (is_recomputed := versions < versions.max()).any():
+        whole[: num_prompt + int(is_recomputed.sum())] = -1
     return whole[:num_prompt], whole[num_prompt:]

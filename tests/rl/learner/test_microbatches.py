@@ -231,12 +231,19 @@ def test_packed_microbatches_hold_every_sequence_once_within_the_budget_and_no_t
     assert all(a + lengths[part[0]] > budget for a, part in zip(totals, plan[1:], strict=False))
 
 
+def test_experts_of_tokens_that_a_sync_has_had_computed_anew_are_unknown():
+    # Two tokens of the response are of version 4, and two of version 5: the choices of 4 no longer stand behind any probability.
+    prompt, response = split_experts(np.arange(5).reshape(5, 1, 1), 2, np.array([4, 4, 5, 5]))
+    assert prompt[:, 0, 0].tolist() == [-1, -1]
+    assert response[:, 0, 0].tolist() == [-1, -1, 4, -1]
+
+
 def test_experts_of_prompt_and_response_are_laid_beside_their_tokens():
-    told = split_experts(np.arange(5 * 2 * 1).reshape(5, 2, 1), 3, 3)
+    told = split_experts(np.arange(5 * 2 * 1).reshape(5, 2, 1), 3, np.zeros(3, int))
     assert [experts[:, 0, 0].tolist() for experts in told] == [[0, 2, 4], [6, 8, -1]]
     with pytest.raises(RuntimeError, match=r"of 5 tokens, expected 3 \+ 2 - 1"):
-        split_experts(np.zeros((5, 2, 1)), 3, 2)
-    assert split_experts(None, 3, 3) == (None, None)
+        split_experts(np.zeros((5, 2, 1)), 3, np.zeros(2, int))
+    assert split_experts(None, 3, np.zeros(3, int)) == (None, None)
 
     completions = [
         Completion(text="", token_ids=np.zeros(n, np.int32), logprobs=np.zeros(n, np.float32), routed_experts=experts)
