@@ -69,6 +69,8 @@ def observation_tokens(
     Raises:
         ValueError: If the chat template does not end the policy's messages with the tokenizer's end token.
     """
+    if not isinstance(observation.text, str):
+        raise TypeError(f"its text is a {type(observation.text).__name__}")
     text = as_text(processor, observation.text)
     content = [*({"type": "image"} for _ in observation.images), {"type": "text", "text": text}]
     messages = [

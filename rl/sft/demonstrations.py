@@ -80,8 +80,9 @@ def demonstrated(to_prompt: ToPrompt) -> ToPrompt:
         text = text_of(last.get("content"))
         if thought := last.get("reasoning_content"):
             text = f"{THINK}\n{str(thought).strip()}\n</think>\n\n{text}"
-        if not text.strip():
-            raise UnreadablePrompt("the assistant's last message is empty, so there is nothing to learn")
+        if not text.strip() or len(prompt.messages) == 1:
+            missing = "no question" if text.strip() else "nothing to learn"
+            raise UnreadablePrompt(f"there is {missing} before the end of the assistant's last message")
         return replace(prompt, messages=prompt.messages[:-1], answer=text)
 
     return to_demonstration

@@ -34,8 +34,8 @@ VARIABLES = ("chat_template_kwargs", "apply_chat_template_kwargs")
 TASKS = ("task", "data_source")
 DISLIKED = ("label", "kto_tag")
 """Columns that are False for a response not to learn from."""
-
-
+_NO_COLUMNS = {"id", "tools", "enable_thinking", *RATES, *SYSTEMS, *VARIABLES, *MEDIA["image"], *MEDIA["video"]}
+"""Columns that become other fields of a prompt. Answers stay columns as well: reward functions of other toolkits read them."""
 _NAME_THEM = (
     "name the columns by column_mapping(messages=..., answer=...) in place of chat_rows, on the command line by "
     "--columns.messages or --columns.question, and --columns.answer"
@@ -57,43 +57,29 @@ def chat_rows(row: Row, *, fps: float | str | None = None, demonstrated: bool = 
         UnreadablePrompt: If the row has no question, or columns of the same meaning that differ, or audio.
     """
     column, messages = _conversation(row)
-    used = {
-        column,
-        "id",
-        "objects",
-        "tools",
-        "enable_thinking",
-        *RATES,
-        *SYSTEMS,
-        *VARIABLES,
-        *MEDIA["image"],
-        *MEDIA["video"],
-    }
-    used |= {"input", "history"} if column in ("instruction", "query") else set()
     template, rate = _template(row)
-    rate = (value_at(row, fps) if isinstance(fps, str) else fps) if rate is None else rate
-    images, videos, audios = (_media(row, kind) for kind in MEDIA)
-    if as_sequence(audios):
+    if rate is None:
+        rate = value_at(row, fps) if isinstance(fps, str) else fps
+    media = {kind: _media(row, kind) for kind in MEDIA}
+    if as_sequence(media["audio"]):
         raise UnreadablePrompt("it has audio: the policy reads text, image and video")
-    images = [image_source(image) for image in as_sequence(images)]
+    images = [image_source(image) for image in as_sequence(media["image"])]
     messages, boxes = with_objects(messages, row.get("objects"), images)
-    answer, found = _agreed_answer(row, REFERENCES)
-    response, in_column = _agreed_answer(row, RESPONSES)
+    answer, response = _agreed_answer(row, REFERENCES), _agreed_answer(row, RESPONSES)
     if demonstrated and messages[-1]["role"] != "assistant" and response is not None:
         messages.append({"role": "assistant", "content": response})
-    if demonstrated:
+    if demonstrated or (answer is None and response is not None):
         _require_liked(row, messages[-1])
-    if found is None:
-        answer, found = (response, in_column) if response is not None else (_one_or_all(boxes), None)
-    task = next((row[name] for name in TASKS if isinstance(row.get(name), str)), "default")
+    if answer is None:
+        answer = (boxes[0] if len(boxes) == 1 else boxes or None) if response is None else response
     return Prompt(
         id="" if row.get("id") is None else str(row["id"]),
         messages=messages,
         images=images,
-        videos=video_sources(videos, rate),
+        videos=video_sources(media["video"], rate),
         answer=answer,
-        task=task,
-        columns={name: value for name, value in row.items() if name not in used | {found}},
+        task=next((row[name] for name in TASKS if isinstance(row.get(name), str)), "default"),
+        columns={name: value for name, value in row.items() if name not in {*_NO_COLUMNS, column}},
         template=template,
     )
 
@@ -140,7 +126,7 @@ def _history(row: Row, name: str) -> list[dict[str, Any]]:
 
 
 def _all_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    texts = []
+    texts: list[str] = []
     for message in messages:
         content = message.get("content")
         parts = content if isinstance(content, list) else [{"text": content}]
@@ -148,16 +134,16 @@ def _all_text(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(texts)
 
 
-def _agreed_answer(row: Row, names: Sequence[str]) -> tuple[Any, str | None]:
-    """Returns the answer and its column. Of several answers, it is the one that is in all the others."""
+def _agreed_answer(row: Row, names: Sequence[str]) -> Any:
+    """Returns the answer of some columns, None if they have none. Of several, it is the one that is in all the others."""
     answers = {name: _answer(value) for name in names if (value := value_at(row, name)) is not None and value != ""}
-    for name, answer in answers.items():
+    for answer in answers.values():
         whole = re.compile(rf"(?<![\w.+-]){re.escape(str(answer).strip())}(?![\w/]|[.,]\d)")
         if all(str(answer) == str(other) or whole.search(str(other)) for other in answers.values()):
-            return answer, name
+            return answer
     if answers:
         raise Unmapped(f"the row has different answers in {' and '.join(answers)}; {_NAME_THEM}")
-    return None, None
+    return None
 
 
 def _answer(value: Any) -> Any:
@@ -194,12 +180,8 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | bytes | list | tuple | Mapping) and not len(value))
 
 
-def _one_or_all(boxes: list[list[float]]) -> Any:
-    return boxes[0] if len(boxes) == 1 else boxes or None
-
-
 def _require_liked(row: Row, last: Mapping[str, Any]) -> None:
     """Checks that a response is not marked as one to avoid."""
     marks = [name for name in DISLIKED if row.get(name) is False] + (["loss"] if last.get("loss") is False else [])
     if marks:
-        raise UnreadablePrompt(f"its {marks[0]} is false: the response is not to be learned from")
+        raise UnreadablePrompt(f"its {marks[0]} is false: its response is a wrong one")

@@ -89,7 +89,9 @@ def video_source(value: Any, fps: Any = None) -> Any:
         return value
     options = {name: item for name, item in value.items() if item is not None}
     if "frames" in options:
-        return options if "timestamps" in options else _of_frames(options.pop("frames"), options, fps)
+        if "timestamps" in options or not isinstance(options["frames"], list | tuple):
+            return options
+        return _of_frames(options.pop("frames"), options, fps)
     held = {name: options.pop(name) for name in FILES if name in options}
     source = next((held[name] for name in FILES[:3] if name in held), held)
     if isinstance(source, Mapping) and source is not held:  # {"video_url": {"url": ...}}, {"video": {"path": ...}}

@@ -44,14 +44,12 @@ def checked_messages(prompt: Prompt) -> Prompt:
     """
     if not isinstance(prompt.messages, Sequence) or isinstance(prompt.messages, str):
         raise UnreadablePrompt(f"its messages are a {type(prompt.messages).__name__}: give a list of messages")
-    if not prompt.messages:
-        raise UnreadablePrompt("it has no messages: give at least one of the user")
     if not isinstance(prompt.template, Mapping):
         raise UnreadablePrompt(
             f"its template variables are a {type(prompt.template).__name__}: map their names to values"
         )
     messages = [_checked_message(message) for message in prompt.messages]
-    if messages[-1]["role"] == "assistant":
+    if messages and messages[-1]["role"] == "assistant":
         raise UnreadablePrompt(
             "the messages end with the assistant's answer, which the policy would be shown: end them with the user's, or learn "
             "the answer by recipes.cold_start"

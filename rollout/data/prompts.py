@@ -202,41 +202,39 @@ def column_mapping(
         named: Spells a parameter in errors, as the command line does.
     """
     columns = {
-        "question": question if messages is None else None,
-        "messages": messages,
-        "image": image,
-        "video": video,
-        "answer": answer,
-        "id": id,
-        "task_column": task_column,
-        "system": system,
-        "tools": tools,
-        "template": template,
-        "fps": fps if isinstance(fps, str) else None,
+        **{"question" if messages is None else "messages": question if messages is None else messages},
+        **{"image": image, "video": video, "answer": answer, "id": id, "task_column": task_column},
+        **{"system": system, "tools": tools, "template": template, "fps": fps if isinstance(fps, str) else None},
     }
+    rate = None if isinstance(fps, str) else fps
+    return lambda row: _prompt_of(row, columns, task, rate, named)
 
-    def to_prompt(row: Mapping[str, Any]) -> Prompt:
-        given = {
-            parameter: column_of(row, column, named(parameter)) if column else None
-            for parameter, column in columns.items()
-        }
-        images, videos = as_sequence(given["image"]), video_sources(given["video"], given["fps"] or fps)
-        asked = given["messages"] if messages else [{"role": "user", "content": given["question"]}]
-        conversation = messages_of(asked, given["system"])
-        if messages is None:
-            conversation[-1]["content"] = content_with_media(given["question"], len(images), len(videos))
-        return Prompt(
-            id=str(given["id"]) if id else "",
-            messages=conversation,
-            images=images,
-            videos=videos,
-            answer=given["answer"],
-            task=str(given["task_column"]) if task_column else task,
-            columns={name: value for name, value in row.items() if name not in columns.values()},
-            template=template_of(given["template"], given["tools"]),
-        )
 
-    return to_prompt
+def _prompt_of(
+    row: Mapping[str, Any],
+    columns: Mapping[str, str | None],
+    task: str,
+    fps: float | None,
+    named: Callable[[str], str],
+) -> Prompt:
+    """Returns the prompt of a row. Parameters are those of `column_mapping`; `columns` maps their names to columns."""
+    given = {name: column_of(row, column, named(name)) if column else None for name, column in columns.items()}
+    images, videos = as_sequence(given["image"]), video_sources(given["video"], given["fps"] or fps)
+    if "messages" in given:
+        messages = messages_of(given["messages"], given["system"])
+    else:
+        content = content_with_media(given["question"], len(images), len(videos))
+        messages = messages_of([{"role": "user", "content": content}], given["system"])
+    return Prompt(
+        id="" if given["id"] is None else str(given["id"]),
+        messages=messages,
+        images=images,
+        videos=videos,
+        answer=given["answer"],
+        task=str(given["task_column"]) if columns["task_column"] else task,
+        columns={name: value for name, value in row.items() if name not in columns.values()},
+        template=template_of(given["template"], given["tools"]),
+    )
 
 
 def readable(prompts: Rows, accept: Accept | None = None) -> Iterator[Prompt]:
