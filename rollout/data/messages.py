@@ -145,18 +145,16 @@ def _with_places(messages: list[dict[str, Any]], kind: str, number: int) -> list
     Raises:
         UnreadablePrompt: If the messages have another number of places.
     """
-    marks = sum(_PLACEHOLDER.findall(text).count(kind) for message in messages for text in _texts(message))
-    if _require_equal(kind, marks, len(_parts(messages, kind)), number):
+    marks = [sum(_PLACEHOLDER.findall(text).count(kind) for text in _texts(message)) for message in messages]
+    if _require_equal(kind, sum(marks), len(_parts(messages, kind)), number):
         first = next((message for message in messages if message["role"] == "user"), None)
         if first is None:
             raise UnreadablePrompt(f"no message is the user's, so its {number} {kind}s have no place")
         parts = [{"type": kind}] * number + _as_parts(first["content"])
         return [{**message, "content": parts} if message is first else message for message in messages]
-    if not marks:
-        return messages
     return [
-        {**message, "content": _split_parts(message["content"], kind)} if _texts(message) else message
-        for message in messages
+        {**message, "content": _split_parts(message["content"], kind)} if marked else message
+        for message, marked in zip(messages, marks, strict=True)
     ]
 
 
