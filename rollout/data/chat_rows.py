@@ -129,7 +129,7 @@ def _all_text(messages: Sequence[Mapping[str, Any]]) -> str:
     texts: list[str] = []
     for message in messages:
         content = message.get("content")
-        parts = content if isinstance(content, list) else [{"text": content}]
+        parts: list[Any] = content if isinstance(content, list) else [{"text": content}]
         texts += [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
     return "\n".join(texts)
 
