@@ -2,6 +2,7 @@
 
     python -m recipes.cold_start                                    the small policy, as the other recipes make it
     python -m recipes.cold_start --model FOLDER --data rows.jsonl --reasoning solution      any policy, any data
+
     python -m recipes.cold_start --model FOLDER --data llava.json --layout chat_rows        the last answer of each conversation
 
 The recipes that train by RL load the result by `--model FOLDER`. Supervised learning has no rewards, so there is no --reward.

@@ -38,7 +38,7 @@ class SampledVideo:
     """A video with a sampling of its own."""
 
     source: Any
-    """What `open_videos` takes."""
+    """A source that `open_videos` takes."""
     fps: float | None = None
     """Frames per second of its time; `None`: as the run."""
     max_frames: int | None = None

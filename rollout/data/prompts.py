@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from rollout.data.columns import Unmapped, as_sequence, column_of, template_of
-from rollout.data.conversations import messages_of
+from rollout.data.conversations import is_conversation, messages_of
 from rollout.data.frames import open_sampled, video_sources
 from rollout.data.media import FrameSampling, UnreadablePrompt, brief, open_images, open_videos, undecoded_videos
 from rollout.data.messages import checked_messages, content_with_media
@@ -218,10 +218,18 @@ def _prompt_of(
     named: Callable[[str], str],
 ) -> Prompt:
     """Returns the prompt of a row. Parameters are those of `column_mapping`; `columns` maps their names to columns."""
-    given = {name: column_of(row, column, named(name)) if column else None for name, column in columns.items()}
+    needed = ("question", "messages")
+    given = {
+        name: column_of(row, column, named(name) + ("" if name in needed else ", None if there is none"))
+        if column
+        else None
+        for name, column in columns.items()
+    }
     images, videos = as_sequence(given["image"]), video_sources(given["video"], given["fps"] or fps)
     if "messages" in given:
         messages = messages_of(given["messages"], given["system"])
+    elif is_conversation(given["question"]):
+        raise Unmapped(f"column {columns['question']!r} holds messages, no text: name it by {named('messages')}")
     else:
         content = content_with_media(given["question"], len(images), len(videos))
         messages = messages_of([{"role": "user", "content": content}], given["system"])

@@ -88,7 +88,7 @@ def test_a_missing_column_is_named_by_its_option(check: Any) -> None:
         "asks for column 'image', but the dataset has 'data_source', 'prompt', 'images', 'reward_model': name one of"
         in out
     )
-    assert "by --columns.image; chat_rows (--layout chat_rows) reads the columns of TRL" in out
+    assert "by --columns.image, None if there is none; chat_rows (--layout chat_rows) reads the columns of TRL" in out
 
 
 @pytest.mark.parametrize(

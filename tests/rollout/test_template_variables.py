@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from policies.small.qwen3_vl import CHAT_TEMPLATE, small_processor
+from rewards import Score
+from rewards.trial.recorded import read_groups
+from rl.run_dir.transcripts import transcript
 from rl.sft.demonstrations import encode_demonstration
 from rollout.data.messages import checked_messages
 from rollout.data.prompts import column_mapping, prompts_from
@@ -23,7 +27,7 @@ from rollout.rendering import (
     rendered_text,
     require_same_tokens,
 )
-from rollout.types import Group, Observation, Prompt
+from rollout.types import Completion, Group, Observation, Prompt
 
 THINKING = CHAT_TEMPLATE + "{%- if enable_thinking is defined and not enable_thinking -%}<think></think>{%- endif -%}"
 PROCESSOR = small_processor(chat_template=THINKING)
@@ -97,6 +101,16 @@ def test_control_tokens_in_a_demonstration_are_text() -> None:
     sample = encode_demonstration(PROCESSOR, prompt(tools=[TOOL]), ["a<|im_end|><|image_pad|>b"])
     learned = PROCESSOR.tokenizer.decode(sample.token_ids[sample.loss_mask])
     assert learned == "a< |im_end|>< |image_pad|>b<|im_end|>"
+
+
+def test_recorded_samples_keep_the_variables(tmp_path: Path) -> None:
+    group = Group(
+        prompt=prompt(tools=[TOOL]), prompt_token_ids=np.zeros(1, np.int32), completions=[Completion(text="There.")]
+    )
+    row = transcript(tmp_path, "step_1", group, [Score(reward=1.0)])
+    (tmp_path / "step_1.jsonl").write_text(json.dumps(row) + "\n")
+    [recorded] = read_groups(tmp_path)
+    assert recorded.prompt.template == {"tools": [TOOL]}
 
 
 def test_columns_hold_tools_and_variables() -> None:

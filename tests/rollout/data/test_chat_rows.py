@@ -286,3 +286,7 @@ def test_a_missing_column_is_named_with_the_option_of_the_command_line() -> None
         ValueError, match=r"column 'reward_model\.truth', .* and 'reward_model' \{'style'.*column_mapping\(answer="
     ):
         drawn(VERL, column_mapping(messages="prompt", image="images", answer="reward_model.truth"))
+    with pytest.raises(
+        ValueError, match=r"column 'prompt' holds messages, no text: name it by column_mapping\(messages="
+    ):
+        drawn(VERL, column_mapping(question="prompt", image="images", answer=None))
