@@ -11,6 +11,7 @@ import numpy as np
 from rl.samples import Sample
 from rollout.data.conversations import text_of
 from rollout.data.media import UnreadablePrompt
+from rollout.data.messages import PLACEHOLDER
 from rollout.rendering import as_text, expand_media, expanded_prompt, observation_tokens
 from rollout.types import Observation, Prompt
 
@@ -80,6 +81,8 @@ def demonstrated(to_prompt: ToPrompt) -> ToPrompt:
         text = text_of(last.get("content"))
         if thought := last.get("reasoning_content"):
             text = f"{THINK}\n{str(thought).strip()}\n</think>\n\n{text}"
+        if (prompt.images or prompt.videos) and (mark := PLACEHOLDER.search(text)):
+            raise UnreadablePrompt(f"the assistant's answer has a picture at {mark[0]}, which the policy cannot write")
         if not text.strip() or len(prompt.messages) == 1:
             missing = "no question" if text.strip() else "nothing to learn"
             raise UnreadablePrompt(f"there is {missing} before the end of the assistant's last message")

@@ -12,7 +12,7 @@ from typing import Any
 
 from rollout.data.columns import Unmapped, as_sequence, template_of, value_at
 from rollout.data.conversations import from_json, is_conversation, messages_of, text_of
-from rollout.data.frames import NOT_OURS, RATES, image_source, video_sources
+from rollout.data.frames import RATES, VIDEO_OPTIONS, image_source, video_sources
 from rollout.data.media import UnreadablePrompt
 from rollout.data.objects import with_objects
 from rollout.types import Prompt
@@ -34,7 +34,7 @@ VARIABLES = ("chat_template_kwargs", "apply_chat_template_kwargs")
 TASKS = ("task", "data_source")
 DISLIKED = ("label", "kto_tag")
 """Columns that are False for a response not to learn from."""
-_NO_COLUMNS = {"id", "tools", "enable_thinking", *RATES, *SYSTEMS, *VARIABLES, *MEDIA["image"], *MEDIA["video"]}
+_NO_COLUMNS = {"id", "tools", "enable_thinking", *SYSTEMS, *VARIABLES, *MEDIA["image"], *MEDIA["video"]}
 """Columns that become other fields of a prompt. Answers stay columns as well: reward functions of other toolkits read them."""
 _NAME_THEM = (
     "name the columns by column_mapping(messages=..., answer=...) in place of chat_rows, on the command line by "
@@ -57,9 +57,9 @@ def chat_rows(row: Row, *, fps: float | str | None = None, demonstrated: bool = 
         UnreadablePrompt: If the row has no question, or columns of the same meaning that differ, or audio.
     """
     column, messages = _conversation(row)
-    template, rate = _template(row)
-    if rate is None:
-        rate = value_at(row, fps) if isinstance(fps, str) else fps
+    template, of_videos = _template(row)
+    rate = value_at(row, fps) if isinstance(fps, str) else fps
+    rate = next((row[name] for name in RATES if row.get(name) is not None), rate)
     media = {kind: _media(row, kind) for kind in MEDIA}
     if as_sequence(media["audio"]):
         raise UnreadablePrompt("it has audio: the policy reads text, image and video")
@@ -76,7 +76,7 @@ def chat_rows(row: Row, *, fps: float | str | None = None, demonstrated: bool = 
         id="" if row.get("id") is None else str(row["id"]),
         messages=messages,
         images=images,
-        videos=video_sources(media["video"], rate),
+        videos=video_sources(media["video"], rate, of_videos),
         answer=answer,
         task=next((row[name] for name in TASKS if isinstance(row.get(name), str)), "default"),
         columns={name: value for name, value in row.items() if name not in {*_NO_COLUMNS, column}},
@@ -156,16 +156,15 @@ def _answer(value: Any) -> Any:
     return text_of(messages[0].get("content"))
 
 
-def _template(row: Row) -> tuple[dict[str, Any], Any]:
-    """Returns the variables for the chat template, and the frames per second of the row's lists of frames."""
-    variables: dict[str, Any] = {name: row[name] for name in RATES if row.get(name) is not None}
+def _template(row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the variables for the chat template, and the options of videos that ms-swift writes beside them."""
+    given: dict[str, Any] = {}
     for name in VARIABLES:
-        variables |= template_of(row.get(name))
-    rates = [variables.pop(name) for name in RATES if name in variables]
-    variables = {name: value for name, value in variables.items() if name not in NOT_OURS}
+        given |= template_of(row.get(name))
     if row.get("enable_thinking") is not None:
-        variables["enable_thinking"] = row["enable_thinking"]
-    return {**variables, **template_of(tools=row.get("tools"))}, rates[0] if rates else None
+        given["enable_thinking"] = row["enable_thinking"]
+    of_videos = {name: given.pop(name) for name in VIDEO_OPTIONS if name in given}
+    return {**given, **template_of(tools=row.get("tools"))}, of_videos
 
 
 def _media(row: Row, kind: str) -> Any:
@@ -184,4 +183,4 @@ def _require_liked(row: Row, last: Mapping[str, Any]) -> None:
     """Checks that a response is not marked as one to avoid."""
     marks = [name for name in DISLIKED if row.get(name) is False] + (["loss"] if last.get("loss") is False else [])
     if marks:
-        raise UnreadablePrompt(f"its {marks[0]} is false: its response is a wrong one")
+        raise UnreadablePrompt(f"its {marks[0]} is false: its response is no example to follow")

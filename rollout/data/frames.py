@@ -25,6 +25,7 @@ EVERY_FRAME = 1e6
 """Frames per second of which no video has so many."""
 NOT_OURS = frozenset("min_frames min_pixels max_pixels total_pixels resized_height resized_width raw_fps type".split())
 """Options that the run decides: `--rollout.max-video-pixels` limits sizes."""
+VIDEO_OPTIONS = frozenset({*RATES, *LIMITS, *NOT_OURS})
 PICTURES = frozenset(".png .jpg .jpeg .jfif .webp .bmp .tif .tiff".split())
 _HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
 NO_RATE = (
@@ -49,26 +50,28 @@ class SampledVideo:
         return replace(run, fps=self.fps or run.fps, max_frames=min(self.max_frames or run.max_frames, run.max_frames))
 
 
-def video_sources(value: Any, fps: Any = None) -> list[Any]:
+def video_sources(value: Any, fps: Any = None, options: Mapping[str, Any] | None = None) -> list[Any]:
     """Returns the videos of a column's value: one, a list of them, or one as a list of its frames.
 
     Args:
         value: A value of `video_source`, a list of such, or None.
         fps: Frames per second of lists that have no rate themselves.
+        options: Options of each video, beside its own.
 
     Raises:
         UnreadablePrompt: As `video_source`, or if a list has pictures beside videos.
     """
     if value is None or (isinstance(value, str | list | tuple) and not len(value)):
         return []
-    if not isinstance(value, list | tuple):
-        return [video_source(value, fps)]
-    pictures = [_is_picture(item) for item in value]
+    pictures = [_is_picture(item) for item in value] if isinstance(value, list | tuple) else [True]
     if any(pictures) and not all(pictures):
         raise UnreadablePrompt(
             "a list of videos has pictures in it: give the frames of each video as a list of its own"
         )
-    return [video_source(value, fps)] if all(pictures) else [video_source(item, fps) for item in value]
+    videos = [value] if all(pictures) else value
+    if options:
+        videos = [{**options, **(video if isinstance(video, Mapping) else {"video": video})} for video in videos]
+    return [video_source(video, fps) for video in videos]
 
 
 def video_source(value: Any, fps: Any = None) -> Any:
@@ -151,7 +154,7 @@ def image_source(image: Any) -> Any:
 
 
 def _require_known(options: Mapping[str, Any]) -> None:
-    unknown = [name for name in options if name not in NOT_OURS and name not in RATES and name not in LIMITS]
+    unknown = [name for name in options if name not in VIDEO_OPTIONS]
     if unknown:
         raise UnreadablePrompt(
             f"its video has the option {unknown[0]!r}, which is not supported: use {', '.join((*RATES, *LIMITS))}, or cut the file"

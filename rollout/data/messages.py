@@ -13,7 +13,7 @@ from rollout.types import Prompt
 
 ROLES = ("system", "user", "assistant", "tool")
 KINDS = ("image", "video")
-_PLACEHOLDER = re.compile(r"<(image|video)>")
+PLACEHOLDER = re.compile(r"<(image|video)>")
 """Placeholders that datasets of the field have in their texts, such as geometry3k's."""
 _PAYLOADS = ("image", "video", "image_url", "video_url", "url", "path", "bytes")
 """Keys of a part that holds its image or video itself."""
@@ -29,7 +29,7 @@ def content_with_media(text: Any, num_images: int, num_videos: int) -> list[dict
         return [{"type": "text", "text": text}]
     in_front = []
     for kind, number in (("image", num_images), ("video", num_videos)):
-        marks = _PLACEHOLDER.findall(text).count(kind)
+        marks = PLACEHOLDER.findall(text).count(kind)
         in_front += [{"type": kind}] * (number if _require_equal(kind, marks, 0, number) else 0)
     return in_front + (_split(text) or ([] if in_front else [{"type": "text", "text": text}]))
 
@@ -145,7 +145,7 @@ def _with_places(messages: list[dict[str, Any]], kind: str, number: int) -> list
     Raises:
         UnreadablePrompt: If the messages have another number of places.
     """
-    marks = [sum(_PLACEHOLDER.findall(text).count(kind) for text in _texts(message)) for message in messages]
+    marks = [sum(PLACEHOLDER.findall(text).count(kind) for text in _texts(message)) for message in messages]
     if _require_equal(kind, sum(marks), len(_parts(messages, kind)), number):
         first = next((message for message in messages if message["role"] == "user"), None)
         if first is None:
@@ -175,8 +175,8 @@ def _require_equal(kind: str, marks: int, parts: int, number: int) -> bool:
 
 
 def _texts(message: Mapping[str, Any]) -> list[str]:
-    """Returns the texts of a message in which placeholders count."""
-    if message["role"] not in ("user", "tool"):
+    """Returns the texts of a message in which placeholders count: a system message may name them."""
+    if message["role"] == "system":
         return []
     return [part["text"] for part in _as_parts(message["content"]) if part["type"] == "text"]
 
@@ -195,7 +195,7 @@ def _split_parts(content: Any, kind: str) -> list[dict[str, Any]]:
 def _split(text: str, *kinds: str) -> list[dict[str, Any]]:
     """Returns the parts of a text: placeholders of some kinds, or of every kind, and the texts between them."""
     parts, start = [], 0
-    for mark in _PLACEHOLDER.finditer(text):
+    for mark in PLACEHOLDER.finditer(text):
         if not kinds or mark[1] in kinds:
             parts += [{"type": "text", "text": text[start : mark.start()]}, {"type": mark[1]}]
             start = mark.end()

@@ -10,6 +10,8 @@ from rollout.data.media import UnreadablePrompt, open_images
 
 SCALE = 1000
 """Coordinates of Qwen3-VL: thousandths of the picture."""
+OUTSIDE = 0.01
+"""Part of a picture's size by which a box may reach over its edge. The rest is cut."""
 _PLACES = re.compile(r"<(ref-object|bbox)>")
 
 
@@ -81,6 +83,10 @@ def _in_thousandths(box: Any, size: tuple[float, float]) -> list[float]:
         or not all(isinstance(edge, int | float) for edge in box)
     ):
         raise UnreadablePrompt(f"a box must be [x, y] or [left, top, right, bottom], got {box!r:.80}")
+    if any(not -OUTSIDE <= edge / size[place % 2] <= 1 + OUTSIDE for place, edge in enumerate(box)):
+        raise UnreadablePrompt(
+            f"the box {box} is outside of its picture of {size[0]:g} × {size[1]:g}: correct it, its image_id or its bbox_type"
+        )
     edges = [round(min(max(SCALE * edge / size[place % 2], 0.0), float(SCALE)), 1) for place, edge in enumerate(box)]
     if len(edges) == 4:  # corners may be in any order
         edges = [min(edges[0], edges[2]), min(edges[1], edges[3]), max(edges[0], edges[2]), max(edges[1], edges[3])]

@@ -216,6 +216,7 @@ def test_a_cold_start_learns_the_whole_response(row: dict[str, Any], text: str, 
         ({"prompt": "Two?", "completion": "3", "label": False}, "its label is false"),
         ({"messages": [asked("Two?"), said("3")], "kto_tag": False}, "its kto_tag is false"),
         ({"messages": [asked("Two?"), {**said("3"), "loss": False}]}, "its loss is false"),
+        ({"messages": [asked("Draw it."), said("<image>")], "images": [WIDE]}, "has a picture at <image>"),
         ({"messages": [said("Once upon a time")]}, "there is no question"),
         ({"messages": [asked("Two?"), said(" ")]}, "there is nothing to learn"),
         ({"messages": [asked("Two?"), asked(CALL, "function_call")]}, "its last message calls a tool"),
@@ -227,7 +228,7 @@ def test_a_response_that_is_not_to_be_learned_is_refused(row: dict[str, Any], re
 
 
 def test_a_disliked_completion_is_no_reference_answer() -> None:
-    with pytest.raises(UnreadablePrompt, match="its label is false: its response is a wrong one"):
+    with pytest.raises(UnreadablePrompt, match="its label is false: its response is no example to follow"):
         drawn({"prompt": "Two?", "completion": "3", "label": False})
 
 
@@ -260,9 +261,10 @@ def test_columns_that_differ_are_refused_with_the_options_that_choose(row: dict[
         ({"prompt": "One?", "audios": ["a.wav"]}, "it has audio: the policy reads text, image and video"),
         ({"prompt": "<image>One?"}, "the text has 1 placeholders <image>, but the row has 0 images"),
         (
-            {"prompt": [asked("<image>?"), said("<image>"), asked("?")], "images": [WIDE, TALL]},
+            {"prompt": [asked("<image>?"), said("a"), asked("?")], "images": [WIDE, TALL]},
             "the text has 1 placeholders",
         ),
+        ({"prompt": [asked("a"), said("<image>"), asked("<image>?")], "images": [WIDE]}, "the text has 2 placeholders"),
         ({"prompt": [asked("a"), asked("b", "narrator")]}, "the role 'narrator'"),
         ({"prompt": "One?", "tools": "weigh the stone"}, "its tools are 'weigh the stone'"),
         ({"prompt": "One?", "chat_template_kwargs": "fast"}, "its template variables are 'fast'"),

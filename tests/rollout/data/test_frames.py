@@ -86,6 +86,9 @@ def test_a_file_is_sampled_as_its_row_asks_within_the_runs_limit() -> None:
     run = FrameSampling(fps=2.0, max_frames=16)
     slow = video_source({"type": "video", "video": "a.mp4", "fps": "0.5", "max_pixels": 4096})
     assert slow == SampledVideo(source="a.mp4", fps=0.5)
+    asked = {"messages": ASKED, "video": "a.mp4", "chat_template_kwargs": {"fps": "0.5", "max_pixels": 4096}}
+    assert chat_rows(asked).videos == [slow]
+    assert chat_rows({"messages": ASKED, "video": "a.mp4", "fps": 30}).videos == ["a.mp4"]  # a list's rate only
     assert slow.sampling(run) == FrameSampling(fps=0.5, max_frames=16)
     eight = video_source({"video": "a.mp4", "nframes": 8})
     assert eight.sampling(run) == FrameSampling(fps=EVERY_FRAME, max_frames=8)

@@ -51,6 +51,7 @@ def test_boxes_from_0_to_1_need_no_picture_and_others_are_of_the_image_that_they
     [
         (row(ASKED, ASKED), "more places <ref-object> than objects"),
         (row(ASKED, bbox=[[1, 2, 3]]), r"a box must be \[x, y\] or \[left, top, right, bottom\], got \[1, 2, 3\]"),
+        (row(ASKED, bbox=[[0, 0, 640, 480]]), r"the box \[0, 0, 640, 480\] is outside of its picture of 200 × 100"),
         (row(ASKED, image_id=[0, 1]), r"the boxes are of the images \[0, 1\], but the row has 1"),
         ({**row(ASKED), "objects": "goat"}, "its objects are a str"),
     ],
