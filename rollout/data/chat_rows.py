@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rollout.data.columns import Unmapped, as_sequence, template_of, value_at
 from rollout.data.conversations import from_json, is_conversation, messages_of, text_of
 from rollout.data.frames import RATES, VIDEO_OPTIONS, image_source, video_sources
@@ -56,6 +58,7 @@ def chat_rows(row: Row, *, fps: float | str | None = None, demonstrated: bool = 
     Raises:
         UnreadablePrompt: If the row has no question, or columns of the same meaning that differ, or audio.
     """
+    row = {name: _plain(value) for name, value in row.items()}
     column, messages = _conversation(row)
     template, of_videos = _template(row)
     rate = value_at(row, fps) if isinstance(fps, str) else fps
@@ -82,6 +85,13 @@ def chat_rows(row: Row, *, fps: float | str | None = None, demonstrated: bool = 
         columns={name: value for name, value in row.items() if name not in {*_NO_COLUMNS, column}},
         template=template,
     )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value with lists in place of the arrays that pandas makes of them."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return [_plain(item) for item in value.tolist()]
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _conversation(row: Row) -> tuple[str, list[dict[str, Any]]]:
@@ -126,8 +136,9 @@ def _history(row: Row, name: str) -> list[dict[str, Any]]:
 
 
 def _all_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the texts of a conversation without its system message."""
     texts: list[str] = []
-    for message in messages:
+    for message in (each for each in messages if each["role"] != "system"):
         content = message.get("content")
         parts: list[Any] = content if isinstance(content, list) else [{"text": content}]
         texts += [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]

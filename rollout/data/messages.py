@@ -55,7 +55,7 @@ def checked_messages(prompt: Prompt) -> Prompt:
             "the answer by recipes.cold_start"
         )
     held = {kind: [_payload(part) for part in _parts(messages, kind)] for kind in KINDS}
-    media = {"image": prompt.images, "video": prompt.videos}
+    media = {"image": _listed(prompt.images, "images"), "video": _listed(prompt.videos, "videos")}
     for kind, payloads in held.items():
         if any(payload is not None for payload in payloads):
             if media[kind] or None in payloads:
@@ -64,13 +64,16 @@ def checked_messages(prompt: Prompt) -> Prompt:
                 )
             media[kind] = payloads
     messages = [{**message, "content": _bare(message["content"])} for message in messages]
-    for kind in KINDS:
+    for kind in reversed(KINDS):  # in front of a text, images come before videos
         messages = _with_places(messages, kind, len(media[kind]))
-    images, videos = (
-        [image_source(image) for image in media["image"]],
-        [video_source(video) for video in media["video"]],
-    )
-    return replace(prompt, messages=messages, images=images, videos=videos)
+    images = [image_source(image) for image in media["image"]]
+    return replace(prompt, messages=messages, images=images, videos=[video_source(each) for each in media["video"]])
+
+
+def _listed(media: Any, name: str) -> Sequence[Any]:
+    if not isinstance(media, Sequence) or isinstance(media, str | bytes):
+        raise UnreadablePrompt(f"its {name} are a {type(media).__name__}: give a list")
+    return media
 
 
 def _checked_message(message: Any) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -132,6 +134,20 @@ def test_a_row_of_another_toolkit_is_a_prompt(row: dict[str, Any], text: str, an
     prompt = drawn(row)
     assert (read(prompt), prompt.answer) == (text, answer)
     assert [image.size for image in prompt.images] == [(64, 32), (32, 96)][: text.count("[picture]")]
+
+
+def test_rows_of_pandas_are_read(tmp_path: Path) -> None:
+    row = {name: value for name, value in VERL.items() if name != "images"} | {"prompt": [asked("How wide?")]}
+    pd.DataFrame([row, row]).to_parquet(tmp_path / "rows.parquet")
+    rows = pd.read_parquet(tmp_path / "rows.parquet").to_dict("records")
+    assert type(rows[0]["prompt"]).__name__ == "ndarray"
+    prompt = drawn(rows[0])
+    assert (read(prompt), prompt.answer) == ("|uHow wide?|a", "35")
+
+
+def test_the_system_message_may_stand_beside_the_conversation() -> None:
+    row = {"system": "Be short.", "problem": "One?", "messages": [asked("Be long.", "system"), asked("One? Think.")]}
+    assert read(drawn(row)) == "|sBe long.|uOne? Think.|a"
 
 
 def test_a_row_of_verl_keeps_its_other_columns_and_has_its_source_as_task() -> None:
