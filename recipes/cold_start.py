@@ -66,6 +66,8 @@ class ColdStart(SftConfig):
     """Other data: the column with the system message."""
     tools: str | None = None
     """Other data: the column with the tools that the policy may call, as JSON schemas."""
+    template: str | None = None
+    """Other data: the column with a mapping of variables for the chat template."""
     fps: float | str | None = None
     """Other data: frames per second of videos that are lists of frames without a rate, or the column with it."""
     answer: str | None = None
@@ -176,7 +178,7 @@ def data(config: ColdStart) -> tuple[Prompts, Prompts]:
             prompts_from(easy_vqa.easy_vqa(split, questions=config.questions), easy_vqa.to_prompt) for split in SPLITS
         )
         return prompts, held_out[: config.held_out]
-    names = ("question", "messages", "image", "video", "system", "tools", "fps")
+    names = ("question", "messages", "image", "video", "system", "tools", "template", "fps")
     columns = DataColumns(
         **{name: getattr(config, name) for name in names},
         answer=config.answer or (None if config.messages else "answer"),

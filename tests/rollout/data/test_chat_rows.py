@@ -32,7 +32,7 @@ def drawn(row: dict[str, Any], to_prompt: Any = chat_rows) -> Prompt:
 
 
 def read(prompt: Prompt) -> str:
-    """The prompt as the policy reads it, with `[u]` in place of turns' marks."""
+    """The prompt as the policy reads it, with `|` in place of the marks of turns."""
     text = rendered_text(PROCESSOR, prompt).replace("<|im_end|>", "")
     return text.replace("<|im_start|>", "|").replace(PICTURE, "[picture]").replace(VIDEO, "[video]")
 
