@@ -30,7 +30,8 @@ def is_conversation(value: Any) -> bool:
 def messages_of(value: Any, system: str | None = None) -> list[dict[str, Any]]:
     """Returns chat messages of a list with `role` and `content`, `from` and `value`, or `human` and `assistant`.
 
-    A message of a role in `CALLS` becomes `tool_calls` of the assistant, together with the assistant's text before it.
+    A message of a role in `CALLS` becomes `tool_calls` of the assistant, together with the assistant's text before it. Texts of the
+    assistant in a row are one message, as ms-swift writes a thought and its answer.
 
     Args:
         value: The list, or its JSON text.
@@ -48,7 +49,10 @@ def messages_of(value: Any, system: str | None = None) -> list[dict[str, Any]]:
     for message in (each for item in found for each in _turns(item)):
         role = str(message["role"]).replace("-", "_")
         if role not in CALLS:
-            messages.append({**message, "role": ROLES.get(role, message["role"])})
+            message = {**message, "role": ROLES.get(role, message["role"])}
+            if messages and _is_plain_text(messages[-1]) and _is_plain_text(message):
+                message = {**message, "content": messages.pop()["content"] + message["content"]}
+            messages.append(message)
             continue
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": ""})
@@ -111,6 +115,12 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and any(
         value.get(key) is not None for key in ("role", "from", "human", "assistant")
     )
+
+
+def _is_plain_text(message: Mapping[str, Any]) -> bool:
+    """Returns True for a text of the assistant that goes on in its next message."""
+    is_text = message["role"] == "assistant" and isinstance(message.get("content"), str)
+    return is_text and not message.get("tool_calls") and message.get("loss") is not False
 
 
 def _turns(item: Any) -> Sequence[dict[str, Any]]:

@@ -218,6 +218,11 @@ def test_a_row_of_llava_is_named_by_its_id() -> None:
             "|uTwo?|a",
             "<think>\n1+1\n</think>\n\n2",
         ),
+        (
+            {"messages": [asked("Two?"), said("<think>\n1+1\n</think>\n"), said("2")]},
+            "|uTwo?|a",
+            "<think>\n1+1\n</think>\n2",
+        ),
         ({"problem": "Two?", "answer": "2"}, "|uTwo?|a", "2"),
     ],
 )
