@@ -52,7 +52,7 @@ def checked_messages(prompt: Prompt) -> Prompt:
     if messages and messages[-1]["role"] == "assistant":
         raise UnreadablePrompt(
             "the messages end with the assistant's answer, which the policy would be shown: end them with the user's, or learn "
-            "the answer by recipes.cold_start"
+            "the answer by recipes.cold_start, in Python by rl.sft.demonstrations.demonstrated(to_prompt)"
         )
     held = {kind: [_payload(part) for part in _parts(messages, kind)] for kind in KINDS}
     media = {"image": _listed(prompt.images, "images"), "video": _listed(prompt.videos, "videos")}
