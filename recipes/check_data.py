@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from rl.cli import main
-from rl.data import DataConfig, prompts_of
+from rl.data import DataConfig, rows_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,8 @@ class CheckData(DataConfig):
     """A .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder, a hub name, or FILE.py:FUNCTION, which returns prompts."""
     model: str = "small"
     """The policy whose processor reads the prompts: a folder or hub name. Default: the small one, with a token for each byte."""
+    demonstrations: bool = False
+    """Reads rows as recipes.cold_start does: the last answer of a conversation is the answer to learn."""
     reward: str | None = None
     """FILE.py:FUNCTION, or the name of a verifier of the package `rewards`. Scores the first reference answers."""
     limit: int = 200
@@ -119,6 +121,8 @@ def _fields(prompt: Prompt) -> dict[str, str]:
     """Returns what the row's columns have become, in words."""
     shown = {
         "task": prompt.task,
+        "messages": ", ".join(message["role"] for message in prompt.messages),
+        **({"template": f"{dict(prompt.template)!r:.200}"} if prompt.template else {}),
         "answer": f"{type(prompt.answer).__name__} {prompt.answer!r:.200}",
         "images": ", ".join(f"{image.width} × {image.height}" for image in prompt.images) or "none",
         "videos": ", ".join(f"{len(video.frames)} frames" for video in prompt.videos) or "none",
@@ -152,10 +156,15 @@ def run(config: CheckData) -> None:
 
     from policies.loading import load_processor
     from policies.small.qwen3_vl import small_processor
+    from rl.sft.demonstrations import demonstrated
+    from rollout.data.prompts import prompts_from
 
     console = Console()
     processor = small_processor() if config.model == "small" else load_processor(config.model)
-    reading = read(prompts_of(config), processor, config.limit)
+    rows, to_prompt = rows_of(config, demonstrated=config.demonstrations)
+    if config.demonstrations:
+        to_prompt = demonstrated(to_prompt or (lambda prompt: prompt))
+    reading = read(prompts_from(rows, to_prompt), processor, config.limit)
     show(reading, processor, console)
     if not reading.prompts:
         raise ValueError(f"none of {reading.num_rows} rows can be used: correct the data, --columns or --layout")

@@ -3,6 +3,8 @@
     python -m recipes.cold_start                                    the small policy, as the other recipes make it
     python -m recipes.cold_start --model FOLDER --data rows.jsonl --reasoning solution      any policy, any data
 
+    python -m recipes.cold_start --model FOLDER --data llava.json --layout chat_rows        the last answer of each conversation
+
 The recipes that train by RL load the result by `--model FOLDER`. Supervised learning has no rewards, so there is no --reward.
 """
 
@@ -49,12 +51,27 @@ class ColdStart(SftConfig):
     """digit_sums: digits in a picture."""
     split: str | None = None
     """Other data: the split; default: the only one, or train."""
+    layout: str | None = None
+    """Other data: a layout in place of columns. chat_rows reads TRL, verl, EasyR1, ms-swift, LLaMA-Factory and LLaVA; or that of a
+    public dataset, such as geometry3k."""
     question: str = "question"
     """Other data: the column with the question."""
+    messages: str | None = None
+    """Other data: the column with a conversation, in place of the question; its last answer is learned."""
     image: str | None = None
     """Other data: the column with an image or a list of images; default: no images."""
-    answer: str = "answer"
-    """Other data: the column with the reference answer."""
+    video: str | None = None
+    """Other data: the column with a video, a list of videos, or a list of one's frames; default: no videos."""
+    system: str | None = None
+    """Other data: the column with the system message."""
+    tools: str | None = None
+    """Other data: the column with the tools that the policy may call, as JSON schemas."""
+    template: str | None = None
+    """Other data: the column with a mapping of variables for the chat template."""
+    fps: float | str | None = None
+    """Other data: frames per second of videos that are lists of frames without a rate, or the column with it."""
+    answer: str | None = None
+    """Other data: the column with the answer; default: answer, or with --messages none, as the conversation ends with it."""
     reasoning: str | None = None
     """The column with reference reasoning, put into <think>…</think> before the answer; default: the answer alone."""
     held_out: int = 64
@@ -138,8 +155,10 @@ def run(config: ColdStart) -> None:
 
 def data(config: ColdStart) -> tuple[Prompts, Prompts]:
     """Training and held-out prompts."""
+    from rl.data import DataColumns, mapping_of
+    from rl.sft.demonstrations import demonstrated
     from rollout.data.datasets import read_rows
-    from rollout.data.prompts import column_mapping, prompts_from
+    from rollout.data.prompts import prompts_from
     from rollout.tasks import digit_sums, easy_vqa
 
     if config.data == "digit_sums":
@@ -153,8 +172,13 @@ def data(config: ColdStart) -> tuple[Prompts, Prompts]:
             prompts_from(easy_vqa.easy_vqa(split, questions=config.questions), easy_vqa.to_prompt) for split in SPLITS
         )
         return prompts, held_out[: config.held_out]
-    mapping = column_mapping(question=config.question, image=config.image, answer=config.answer)
-    rows = prompts_from(read_rows(config.data, config.split), mapping)
+    names = ("question", "messages", "image", "video", "system", "tools", "template", "fps")
+    columns = DataColumns(
+        **{name: getattr(config, name) for name in names},
+        answer=config.answer or (None if config.messages else "answer"),
+    )
+    mapping = mapping_of(config.layout, columns, named="--{}", demonstrated=True)
+    rows = prompts_from(read_rows(config.data, config.split), demonstrated(mapping))
     num_trained = len(rows) - config.held_out
     if num_trained < 1:
         raise ValueError(f"held_out = {config.held_out} leaves none of the {len(rows)} rows to train on: lower it")

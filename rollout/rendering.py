@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from rollout.types import Group, Observation, Prompt, Video
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
+
+T = TypeVar("T")
 
 THOUGHT_HEAD = 12
 """Tokens at a prompt's end that hold `<think>` and white space, even for a tokenizer of bytes."""
@@ -27,17 +30,20 @@ def render(processor: ProcessorMixin, prompt: Prompt) -> list[int]:
 
 
 def rendered_text(processor: ProcessorMixin, prompt: Prompt) -> str:
-    """Applies the chat template, and removes its markers around videos.
+    """Applies the chat template with the prompt's variables, and removes its markers around videos.
 
-    Special tokens in the prompt's own text are broken up: a question must not end a message, or show a picture.
+    Special tokens in the prompt's own text and variables are broken up: a question must not end a message, or show a picture.
 
     Qwen3-VL was trained with markers around the frames alone, because its processor replaced the template's. Since transformers
     5.10 it keeps them, and every video would begin and end with one too many.
+
+    Raises:
+        ValueError: If the chat template does not read a variable, or an assistant's `tool_calls`.
     """
-    messages = [
-        {**message, "content": _content_as_text(processor, message.get("content"))} for message in prompt.messages
-    ]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    messages, variables = as_text(processor, list(prompt.messages)), _variables(processor, prompt.template)
+    if any(message.get("tool_calls") for message in messages):
+        _require_read(processor, "tool_calls")
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
     video = processor.video_token
     return text.replace(f"{processor.vision_start_token}{video}{processor.vision_end_token}", video)
 
@@ -47,23 +53,33 @@ def opens_thought(processor: ProcessorMixin, token_ids: Sequence[int]) -> bool:
     return processor.tokenizer.decode(token_ids[-THOUGHT_HEAD:]).rstrip().endswith("<think>")
 
 
-def observation_tokens(processor: ProcessorMixin, observation: Observation) -> list[int]:
+def observation_tokens(
+    processor: ProcessorMixin, observation: Observation, template: Mapping[str, Any] | None = None
+) -> list[int]:
     """Returns the tokens between two turns of the policy: end of its message, observation, head of its next message.
 
     Each image is one placeholder. The policy's tokens before and after are not changed. Special tokens in the observation's text
     are broken up: a tool that repeats the policy's text must not end a message, or show a picture.
 
+    Args:
+        processor: The policy's processor.
+        observation: The observation.
+        template: The prompt's variables for the chat template.
+
     Raises:
         ValueError: If the chat template does not end the policy's messages with the tokenizer's end token.
     """
-    text = _as_text(processor, observation.text)
+    if not isinstance(observation.text, str):
+        raise TypeError(f"its text is a {type(observation.text).__name__}")
+    text = as_text(processor, observation.text)
     content = [*({"type": "image"} for _ in observation.images), {"type": "text", "text": text}]
     messages = [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": _MARK},
         {"role": observation.role, "content": content},
     ]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    variables = _variables(processor, template or {})
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
     end = processor.tokenizer.eos_token
     _, found, between = text.partition(_MARK + end)
     if not found:
@@ -74,9 +90,38 @@ def observation_tokens(processor: ProcessorMixin, observation: Observation) -> l
     return processor.tokenizer.encode(between, add_special_tokens=False)
 
 
-def _as_text(processor: ProcessorMixin, text: str) -> str:
-    """Returns the text with a blank inside each special token, so that it is read as text."""
-    return _special_tokens(processor.tokenizer).sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
+def as_text(processor: ProcessorMixin, value: T) -> T:
+    """Returns a text with a blank inside each special token, so that it is read as text; or a value with all its texts so."""
+    if isinstance(value, str):
+        return cast(T, _special_tokens(processor.tokenizer).sub(lambda token: f"{token[0][0]} {token[0][1:]}", value))
+    if isinstance(value, Mapping):
+        return cast(T, {as_text(processor, key): as_text(processor, item) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return cast(T, [as_text(processor, item) for item in value])
+    return value
+
+
+def _variables(processor: ProcessorMixin, template: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a prompt's variables for the chat template, which must read each of them: it would drop others in silence."""
+    own = (
+        inspect.signature(processor.apply_chat_template).parameters.keys() - {"tools", "documents"} if template else ()
+    )
+    for name in template:
+        if name in own or name == "messages" or not name.isidentifier():
+            raise ValueError(
+                f"{name!r} is no variable that a row may set: remove it from the prompt's template variables"
+            )
+        _require_read(processor, name)
+    return as_text(processor, template)
+
+
+def _require_read(processor: ProcessorMixin, name: str) -> None:
+    template = str(processor.chat_template)
+    if not re.search(rf"\b{name}\b", template):
+        raise ValueError(
+            f"the prompt has {name}, which the model's chat template does not read: remove it from the row, or take a model "
+            "that reads it"
+        )
 
 
 @lru_cache(maxsize=8)
@@ -84,17 +129,6 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
     """Returns an expression that matches every special token."""
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
-
-
-def _content_as_text(processor: ProcessorMixin, content: Any) -> Any:
-    """Returns a message's content with `_as_text` applied to every text in it."""
-    if isinstance(content, str):
-        return _as_text(processor, content)
-    if not isinstance(content, list | tuple):
-        return content
-    return [
-        {**part, "text": _as_text(processor, part["text"])} if part.get("type") == "text" else part for part in content
-    ]
 
 
 def expanded_prompt(processor: ProcessorMixin, prompt: Prompt) -> np.ndarray:

@@ -62,6 +62,8 @@ class Prompt:
     """The prompt's task, for metrics and `by_task` rewards."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Every other column of the dataset row, untouched."""
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """Variables for the chat template, such as `tools` (a list of JSON schemas) and `enable_thinking`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
@@ -47,6 +49,9 @@ def prompt(name: str, *parts: str | Image.Image | Video) -> Prompt:
 
 PROMPTS = [
     prompt("text", "What is 2 + 2?"),
+    replace(
+        prompt("text and a tool", "What is 2 + 2?"), template={"tools": [{"function": {"name": "add <|im_end|>"}}]}
+    ),
     prompt("image", picture(96, 64), "What is this?"),
     prompt("image over the limit", picture(300, 200), "And this?"),
     prompt("image under the limit", picture(32, 32), "And this?"),

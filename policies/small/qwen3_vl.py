@@ -44,6 +44,9 @@ TOKEN_IDS = {token: NUM_BYTES + index for index, token in enumerate(SPECIAL_TOKE
 # Qwen's turns and vision markers, without newlines and with one-letter roles (system, user, assistant, tool). A token is a byte
 # here, and every token of the prompt costs time on a CPU.
 CHAT_TEMPLATE = """\
+{%- if tools -%}
+    {{- '<|im_start|>s' + tools | tojson + '<|im_end|>' -}}
+{%- endif -%}
 {%- for message in messages -%}
     {{- '<|im_start|>' + message.role[0] -}}
     {%- if message.content is string -%}
@@ -59,6 +62,9 @@ CHAT_TEMPLATE = """\
             {%- endif -%}
         {%- endfor -%}
     {%- endif -%}
+    {%- for call in message.tool_calls -%}
+        {{- call.function | tojson -}}
+    {%- endfor -%}
     {{- '<|im_end|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}

@@ -145,6 +145,7 @@ def _group(row: Mapping[str, Any], columns: Columns, folder: Path, name: str) ->
         answer=row[answer] if answer else None,
         task=str(row.get("task", "default")),
         columns={key: value for key, value in row.items() if key not in known} | dict(row.get("columns") or {}),
+        template=row["template"] if isinstance(row.get("template"), dict) else {},
     )
     responses = row[completion] if isinstance(row[completion], list) else [row[completion]]
     numbers = _numbers(row[tokens] if tokens else None, responses)

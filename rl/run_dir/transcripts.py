@@ -45,6 +45,7 @@ def transcript(
         **files,
         "answer": prompt.answer,
         "columns": {name: value for name, value in prompt.columns.items() if _is_json(value)},
+        **({"template": dict(prompt.template)} if prompt.template else {}),
         "completions": [
             {
                 "text": completion.text,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from rl.samples import Sample
-from rollout.rendering import expand_media, expanded_prompt, observation_tokens
+from rollout.data.conversations import text_of
+from rollout.data.media import UnreadablePrompt
+from rollout.data.messages import PLACEHOLDER
+from rollout.rendering import as_text, expand_media, expanded_prompt, observation_tokens
 from rollout.types import Observation, Prompt
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
+
+    from rollout.data.prompts import ToPrompt
 
 Demonstrate: TypeAlias = Callable[[Prompt], Sequence[str | Observation]]
 """Makes a prompt's demonstration: texts are trained on, each as one turn; observations between them are input only."""
@@ -54,6 +60,35 @@ def reasoned_answer(column: str | None = None, form: str = "<think>\n{reasoning}
         return [form.format(reasoning=str(prompt.columns[found]).strip(), answer=answer)]
 
     return demonstrate
+
+
+def demonstrated(to_prompt: ToPrompt) -> ToPrompt:
+    """Returns a mapping whose prompts end before the assistant's last message, which becomes the answer to learn.
+
+    Earlier messages of the assistant are context and are not learned. `reasoning_content` of the last one stands in
+    `<think>…</think>` before it. Prompts that end with another message stay as they are.
+    """
+
+    def to_demonstration(row: Any) -> Prompt:
+        prompt = to_prompt(row)
+        last = prompt.messages[-1] if prompt.messages else {}
+        if not isinstance(last, Mapping) or last.get("role") != "assistant":
+            return prompt
+        if last.get("tool_calls"):
+            raise UnreadablePrompt(
+                "its last message calls a tool, which cannot be learned: end it with the assistant's answer"
+            )
+        text = text_of(last.get("content"))
+        if thought := last.get("reasoning_content"):
+            text = f"{THINK}\n{str(thought).strip()}\n</think>\n\n{text}"
+        if (prompt.images or prompt.videos) and (mark := PLACEHOLDER.search(text)):
+            raise UnreadablePrompt(f"the assistant's answer has a picture at {mark[0]}, which the policy cannot write")
+        if not text.strip() or len(prompt.messages) == 1:
+            missing = "no question" if text.strip() else "nothing to learn"
+            raise UnreadablePrompt(f"there is {missing} before the end of the assistant's last message")
+        return replace(prompt, messages=prompt.messages[:-1], answer=text)
+
+    return to_demonstration
 
 
 class DemonstrationEncoder:
@@ -107,7 +142,7 @@ def encode_demonstration(
         demonstration = [demonstration[0].removeprefix(THINK).lstrip("\n"), *demonstration[1:]]
     tokens, masks = [prompt_tokens], [np.zeros(len(prompt_tokens), bool)]
     for part in demonstration:
-        tokens.append(_tokens(processor, part))
+        tokens.append(_tokens(processor, part, prompt.template))
         masks.append(np.full(len(tokens[-1]), isinstance(part, str)))
     observed = [image for part in demonstration if isinstance(part, Observation) for image in part.images]
     return Sample(
@@ -121,9 +156,9 @@ def encode_demonstration(
     )
 
 
-def _tokens(processor: ProcessorMixin, part: str | Observation) -> np.ndarray:
-    """int32 tokens of one turn of the policy, or of one observation."""
+def _tokens(processor: ProcessorMixin, part: str | Observation, template: Mapping[str, Any]) -> np.ndarray:
+    """int32 tokens of one turn of the policy, or of one observation. Special tokens in a turn's text are broken up."""
     if isinstance(part, Observation):
-        return expand_media(processor, observation_tokens(processor, part), part.images, ())
-    text = processor.tokenizer.encode(part, add_special_tokens=False)
+        return expand_media(processor, observation_tokens(processor, part, template), part.images, ())
+    text = processor.tokenizer.encode(as_text(processor, part), add_special_tokens=False)
     return np.array([*text, processor.tokenizer.eos_token_id], np.int32)

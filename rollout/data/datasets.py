@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,10 @@ MEDIA = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .mp4 .webm .mkv .m
 """Suffixes of texts that may be the path of an image or a video."""
 _MEDIA_COLUMN = re.compile(r"image|img|picture|photo|video|clip|frame|screenshot|media|file|path", re.IGNORECASE)
 """Names of columns whose texts may be paths. An answer such as `a.png` is none, whatever files there are."""
+_CONVERSATIONS = frozenset({"messages", "conversations", "conversation", "prompt"})
+"""Columns with messages, whose parts may hold paths."""
+_HOLDERS = frozenset({"path", "image", "video", "image_url", "video_url", "url", "frames"})
+"""Keys of a mapping, such as a part of a message, whose texts may be paths."""
 _HOME = "__home__"
 """A column with the number of the folder that a row's paths lead from."""
 CHUNK = 1000
@@ -51,7 +55,7 @@ def read_rows(source: str | Path, split: str | None = None, *, subset: str | Non
     """Reads a dataset. Its rows stay on disk until they are read.
 
     Images may be embedded, as in datasets of the hub, or paths: absolute, or relative to `source` or to the folder of the file.
-    Relative paths in texts, lists and `{"bytes": None, "path": ...}` become absolute as rows are read.
+    Relative paths in texts, lists, `{"bytes": None, "path": ...}` and parts of messages become absolute as rows are read.
 
     Args:
         source: A .parquet, .arrow, .jsonl, .json, .csv or .tsv file, compressed or not. Or a folder of such files, or one that
@@ -209,12 +213,16 @@ def _with_absolute_paths(rows: Dataset, homes: Sequence[Sequence[Path]]) -> Data
         rows: With a column of numbers of `homes`, if there are several.
         homes: Folders that paths may lead from, in this order.
     """
-    found = [name for name in rows.column_names if _MEDIA_COLUMN.search(name) and _has_media(rows, name, homes)]
+    found = [name for name in rows.column_names if _may_have_media(name) and _has_media(rows, name, homes)]
     for name in () if is_encoded(rows) else found:
         rows = rows.cast_column(name, _undecoded(rows.features[name]))
     if not found and not is_encoded(rows):
         return rows.remove_columns(_HOME) if _HOME in rows.column_names else rows
     return rows.with_transform(partial(_absolute, frozenset(found), homes, is_encoded(rows)))
+
+
+def _may_have_media(name: str) -> bool:
+    return name in _CONVERSATIONS or bool(_MEDIA_COLUMN.search(name))
 
 
 def _has_media(rows: Dataset, name: str, homes: Sequence[Sequence[Path]]) -> bool:
@@ -224,7 +232,7 @@ def _has_media(rows: Dataset, name: str, homes: Sequence[Sequence[Path]]) -> boo
         for start in range(0, len(chunk), CHUNK):
             values = chunk[start : start + CHUNK].to_pylist()
             values = [decoded(value) for value in values] if is_encoded(rows) else values
-            for path in (path for value in values for path in _paths(value)):
+            for path in (path for value in values for path in _paths(name, value)):
                 if any((folder / path).is_file() for folders in homes for folder in folders):
                     return True
                 seen += 1
@@ -233,17 +241,38 @@ def _has_media(rows: Dataset, name: str, homes: Sequence[Sequence[Path]]) -> boo
     return False
 
 
-def _paths(value: Any) -> Iterator[str]:
-    """Yields the relative paths of images and videos in a value."""
+def _with_paths(name: str, value: Any, change: Callable[[str], str]) -> Any:
+    """Returns a column's value with its relative paths of images and videos changed; in a conversation, those of its parts."""
+    if name not in _CONVERSATIONS:
+        return _changed(value, change)
+    return _changed({"content": value}, change)["content"]
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        if Path(value).suffix.lower() in MEDIA and not Path(value).is_absolute():
-            yield value
-    elif isinstance(value, Mapping):
-        if value.get("bytes") is None:
-            yield from _paths(value.get("path"))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _paths(item)
+        return change(value) if Path(value).suffix.lower() in MEDIA and not Path(value).is_absolute() else value
+    if isinstance(value, Mapping) and value.get("bytes") is None:
+        return {
+            key: [_changed(part, change) if isinstance(part, Mapping) else part for part in item]
+            if key == "content" and isinstance(item, list)
+            else _changed(item, change)
+            if key in _HOLDERS
+            else item
+            for key, item in value.items()
+        }
+    return [_changed(item, change) for item in value] if isinstance(value, list) else value
+
+
+def _paths(name: str, value: Any) -> list[str]:
+    """Returns the relative paths of images and videos in a column's value."""
+    found: list[str] = []
+
+    def keep(path: str) -> str:
+        found.append(path)
+        return path
+
+    _with_paths(name, value, keep)
+    return found
 
 
 def _undecoded(feature: Any) -> Any:
@@ -263,20 +292,15 @@ def _absolute(
     if encoded:
         batch = {name: [decoded(value) for value in values] for name, values in batch.items() if name != _HOME}
     return {
-        name: [_from(homes[number], value) for number, value in zip(numbers, values, strict=True)]
+        name: [
+            _with_paths(name, value, partial(_place, homes[number]))
+            for number, value in zip(numbers, values, strict=True)
+        ]
         if name in media
         else values
         for name, values in batch.items()
         if name != _HOME
     }
-
-
-def _from(folders: Sequence[Path], value: Any) -> Any:
-    if isinstance(value, str):
-        return _place(folders, value) if any(_paths(value)) else value
-    if isinstance(value, Mapping) and any(_paths(value)):
-        return {**value, "path": _place(folders, value["path"])}
-    return [_from(folders, item) for item in value] if isinstance(value, list) else value
 
 
 def _place(folders: Sequence[Path], path: str) -> str:

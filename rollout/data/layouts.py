@@ -16,6 +16,7 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
+from rollout.data.chat_rows import chat_rows
 from rollout.data.media import UnreadablePrompt, open_images
 from rollout.data.prompts import ToPrompt
 from rollout.types import Prompt
@@ -212,6 +213,7 @@ LAYOUTS: dict[str, ToPrompt] = {
         gsm8k,
         aime,
         reasoning_gym,
+        chat_rows,
     )
 }
 """Layouts by the name that `--layout` takes."""

@@ -15,6 +15,9 @@ from typing import Any, Protocol, TypeAlias, overload
 import numpy as np
 from PIL import Image
 
+from rollout.data.columns import Unmapped, as_sequence, column_of, template_of
+from rollout.data.conversations import is_conversation, messages_of
+from rollout.data.frames import open_sampled, video_sources
 from rollout.data.media import FrameSampling, UnreadablePrompt, brief, open_images, open_videos, undecoded_videos
 from rollout.data.messages import checked_messages, content_with_media
 from rollout.types import Prompt
@@ -86,14 +89,10 @@ class Prompts(Sequence[Prompt]):
                 id=prefix + (prompt.id or f"row-{row_index}"),
                 task=prompt.task if self._task is None else self._task,
                 images=open_images(prompt.images),
-                videos=open_videos(prompt.videos, self._frames),
+                videos=open_sampled(prompt.videos, self._frames),
             )
         except UnreadablePrompt as error:
             raise type(error)(f"row {row_index}{of_task}: {error}") from error
-
-
-class Unmapped(UnreadablePrompt):
-    """A row of which `to_prompt` makes no prompt. If no row can be mapped, the function is wrong and not the rows."""
 
 
 class SkipLog:
@@ -169,43 +168,81 @@ def _require_one_readable(prompts: Prompts) -> None:
 def column_mapping(
     *,
     question: str = "question",
+    messages: str | None = None,
     image: str | None = "image",
     video: str | None = None,
     answer: str | None = "answer",
     id: str | None = None,
     task: str = "default",
     task_column: str | None = None,
+    system: str | None = None,
+    tools: str | None = None,
+    template: str | None = None,
+    fps: float | str | None = None,
+    named: Callable[[str], str] = "column_mapping({}=...)".format,
 ) -> ToPrompt:
     """Returns a `to_prompt` from the names of columns. The prompt is one user turn: images, videos, question.
 
-    Where the question has `<image>` or `<video>`, one for each, they are in these places.
+    Where the question has `<image>` or `<video>`, one for each, they are in these places. A dot leads into a column:
+    `answer="reward_model.ground_truth"`.
 
     Args:
         question: The column with the text of the question.
+        messages: The column with a conversation, instead of `question`: `role` and `content`, or `from` and `value`.
         image: The column with an image, a list of images, or None for a row without; None if no row has an image.
-        video: The column with a video, a list of videos, or None for a row without; None if no row has a video.
+        video: The column with a video, a list of videos or of one's frames, or None for a row without; None if no row has a video.
         answer: The column with the reference answer; None if the reward needs none.
         id: The column with the row's name; None names it after its number.
         task: The task of every prompt.
         task_column: The column with the task of each row, instead of `task`.
+        system: The column with the system message.
+        tools: The column with the tools that the policy may call, as JSON schemas.
+        template: The column with a mapping of variables for the chat template, such as `{"enable_thinking": false}`.
+        fps: Frames per second of videos that are lists of frames without a rate, or the column with it.
+        named: Spells a parameter in errors, as the command line does.
     """
-    used = {question, image, video, answer, id, task_column}
+    columns = {
+        **{"question" if messages is None else "messages": question if messages is None else messages},
+        **{"image": image, "video": video, "answer": answer, "id": id, "task_column": task_column},
+        **{"system": system, "tools": tools, "template": template, "fps": fps if isinstance(fps, str) else None},
+    }
+    rate = None if isinstance(fps, str) else fps
+    return lambda row: _prompt_of(row, columns, task, rate, named)
 
-    def to_prompt(row: Mapping[str, Any]) -> Prompt:
-        images = _as_sequence(row[image]) if image else ()
-        videos = _as_sequence(row[video]) if video else ()
-        content = content_with_media(row[question], len(images), len(videos))
-        return Prompt(
-            id=str(row[id]) if id else "",
-            messages=[{"role": "user", "content": content}],
-            images=images,
-            videos=videos,
-            answer=row[answer] if answer else None,
-            task=row[task_column] if task_column else task,
-            columns={name: value for name, value in row.items() if name not in used},
-        )
 
-    return to_prompt
+def _prompt_of(
+    row: Mapping[str, Any],
+    columns: Mapping[str, str | None],
+    task: str,
+    fps: float | None,
+    named: Callable[[str], str],
+) -> Prompt:
+    """Returns the prompt of a row. Parameters are those of `column_mapping`; `columns` maps their names to columns."""
+    needed = ("question", "messages")
+    given = {
+        name: column_of(row, column, named(name) + ("" if name in needed else ", None if there is none"))
+        if column
+        else None
+        for name, column in columns.items()
+    }
+    images, videos = as_sequence(given["image"]), video_sources(given["video"], given["fps"] or fps)
+    if "messages" in given:
+        messages = messages_of(given["messages"], given["system"])
+    elif is_conversation(given["question"]):
+        raise Unmapped(f"column {columns['question']!r} holds messages, no text: name it by {named('messages')}")
+    else:
+        content = content_with_media(given["question"], len(images), len(videos))
+        messages = messages_of([{"role": "user", "content": content}], given["system"])
+    return Prompt(
+        id="" if given["id"] is None else str(given["id"]),
+        messages=messages,
+        images=images,
+        videos=videos,
+        answer=given["answer"],
+        task=str(given["task_column"]) if columns["task_column"] else task,
+        columns={name: value for name, value in row.items() if name not in columns.values()},
+        template=template_of(given["template"], given["tools"]),
+    )
 
 
 def readable(prompts: Rows, accept: Accept | None = None) -> Iterator[Prompt]:
@@ -260,9 +297,3 @@ def accepted(prompt: Prompt, accept: Accept | None) -> Prompt:
     if reason:
         raise UnreadablePrompt(f"prompt {prompt.id!r}: {reason}")
     return prompt
-
-
-def _as_sequence(value: Any) -> Sequence[Any]:
-    if value is None:
-        return ()
-    return value if isinstance(value, list | tuple) else (value,)

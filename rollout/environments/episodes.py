@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -128,7 +128,7 @@ class Episodes:
 
     def _observe(self, state: _EpisodeState, prompt: Prompt, answer: Any, number: int) -> bool:
         """Adds an observation to an episode. Returns False if it leaves no room for another turn."""
-        rendered = render_observation(self._processor, answer)
+        rendered = render_observation(self._processor, answer, prompt.template)
         num_images = len(prompt.images) + len(state.history.images) + len(rendered.observation.images)
         if num_images > self._config.max_images:
             reason = f"{num_images} images in all, rollout.max_images = {self._config.max_images}"
@@ -157,8 +157,8 @@ class RenderedObservation:
     """Number of these tokens with images expanded."""
 
 
-def render_observation(processor: ProcessorMixin, answer: Any) -> RenderedObservation:
-    """Renders an environment's answer that is not Done.
+def render_observation(processor: ProcessorMixin, answer: Any, template: Mapping[str, Any]) -> RenderedObservation:
+    """Renders an environment's answer that is not Done, with the prompt's variables for the chat template.
 
     Raises:
         EnvironmentFailed: If it is no Observation, or one that cannot be rendered.
@@ -167,7 +167,7 @@ def render_observation(processor: ProcessorMixin, answer: Any) -> RenderedObserv
         raise EnvironmentFailed(f"the environment returned a {type(answer).__name__}, not an Observation or Done,")
     try:
         observation = replace(answer, images=open_images(answer.images))
-        tokens = observation_tokens(processor, observation)
+        tokens = observation_tokens(processor, observation, template)
         length = len(expand_media(processor, tokens, observation.images, ()))
     except Exception as error:
         raise EnvironmentFailed(f"the observation cannot be rendered: {type(error).__name__}: {error}") from error
@@ -274,7 +274,7 @@ def try_environment(
     Raises:
         ValueError: If the environment fails or its answer cannot be rendered, or if the chat template supports no further turns.
     """
-    observation_tokens(processor, Observation(text="?"))
+    observation_tokens(processor, Observation(text="?"), prompt.template)
     for text in ("" if prompt.answer is None else str(prompt.answer), ""):
 
         async def play(response: str = text) -> None:
@@ -284,7 +284,7 @@ def try_environment(
             if isinstance(answer, Done):
                 as_outcome(answer)
             else:
-                render_observation(processor, answer)
+                render_observation(processor, answer, prompt.template)
 
         try:
             asyncio.run(play())

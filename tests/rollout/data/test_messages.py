@@ -104,6 +104,22 @@ def test_a_text_with_placeholders_takes_the_images_of_the_row() -> None:
     assert kinds(prompt) == ["image", "Left, ", "image", "right?"]
 
 
+def test_media_without_places_come_before_the_users_first_text() -> None:
+    clip = {"frames": [RED] * 4, "fps": 2.0}
+    turns = [{"role": "system", "content": "Look."}, {"role": "user", "content": "Which?"}, message(TEXT)]
+    prompt = drawn(turns, images=[RED], videos=[clip])
+    assert prompt.messages[1] == message({"type": "image"}, {"type": "video"}, TEXT)
+    assert prompt.messages[::2] == turns[::2]
+    in_parts = drawn([message({"type": "text", "text": "<image>Left, <image>right?"})], images=[RED, BLUE])
+    assert kinds(in_parts) == ["image", "Left, ", "image", "right?"]
+
+
+@pytest.mark.parametrize("images", [None, RED, "a.png"])
+def test_images_that_are_no_list_are_refused(images: Any) -> None:
+    with pytest.raises(UnreadablePrompt, match=r"row 1: its images are a \w+: give a list"):
+        drawn([message(TEXT)], images=images)
+
+
 def test_files_are_named_by_file_uris_and_held_by_base64(tmp_path) -> None:
     (tmp_path / "a b.png").write_bytes(png())
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
