@@ -130,8 +130,8 @@ def require_same_software() -> None:
         if differs:
             found = ", ".join(f"{name}: {has} instead of {here[name]}" for name, has in differs)
             raise ValueError(
-                f"node {node['NodeManagerAddress']} differs from this machine in {found}. Every node needs this project and its versions: run "
-                "`make setup` there, or start Ray from an environment on storage that all nodes read"
+                f"node {node['NodeManagerAddress']} differs from this machine in {found}. Every node needs this project and its "
+                "versions: run `make setup` there, or start Ray from an environment on storage that all nodes read"
             )
 
 
