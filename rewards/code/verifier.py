@@ -6,7 +6,7 @@ import logging
 from functools import cache
 
 from rewards.text.answer_text import answer_part
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rewards.workers.call import describe
 from rollout.types import Completion, Prompt
@@ -49,7 +49,7 @@ def code_tests(
             Only for machines that are themselves a sandbox.
 
     Returns:
-        1.0, 0.0 or the share; a `Score` with an error if the tests cannot be read, or programs cannot be isolated here.
+        1.0, 0.0 or the share, `UNREAD` without a program; a `Score` with an error if the tests cannot be read, or programs cannot be isolated here.
 
     Raises:
         ValueError: An option is out of range.
@@ -68,6 +68,8 @@ def code_tests(
         if (obstacle := _obstacle(unsandboxed)) is not None:
             return _no_verdict(prompt, obstacle)
         program, limits = program_in(answer_part(completion)), Limits(seconds=seconds, memory_mib=memory_mib)
+        if not program:
+            return UNREAD
         passed = results(tests, program, limits, total_seconds, not unsandboxed)
         try:
             return sum(passed) / len(tests) if partial else float(all(passed))

@@ -10,7 +10,7 @@ from rewards.text.answer_text import TAIL, answer_part, last_block, normalised, 
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_number, plain_typography, plain_words
 from rewards.text.unreadable import unreadable
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -62,7 +62,8 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
         threshold: Similarities below it count as 0; random text stays below 0.5 of all but the shortest references.
 
     Returns:
-        The verifier: from 0.0 to 1.0; a `Score` with an error where the prompt has no text to compare with.
+        The verifier: from 0.0 to 1.0, `UNREAD` for an empty answer; a `Score` with an error where the prompt has no text to
+        compare with.
 
     Raises:
         ValueError: The threshold is not between 0 and 1.
@@ -79,6 +80,8 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
             return unreadable("text_similarity", prompt, "give a text or a list of texts")
         # A text that is cut here is less than 1 % similar.
         texts = {_comparable(text[: 100 * max(map(len, references))]) for text in _answers(answer_part(completion))}
+        if not any(texts):
+            return UNREAD
         pairs = [(text, wanted) for text in texts for wanted in references if text and wanted]
         best = max((Levenshtein.normalized_similarity(*pair) for pair in pairs if not _is_another(*pair)), default=0.0)
         return float(best) if best >= threshold else 0.0
