@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from rewards.text.answer_text import marked_answer, normalised
+from rewards.text.answer_text import marked_answer, normalised, stated_answer
 from rewards.text.option_list import options_of
 from rewards.text.patterns import Pattern
 from rewards.trial.other_places import other_places
@@ -15,11 +15,13 @@ from rollout.types import Prompt
 
 MOST = 5
 """Neighbours of one reference."""
+NONSENSE = "Qzxv qzx"
+MOST_WORDS = 4  # of a text in which each word matters
 LONGEST = 80  # characters of a text that is an answer, rather than a solution
 
 _NUMBER = Pattern(
-    r"(?<![\d:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?!\d)"
-    r"|(?<![A-Za-z\d_^.])(?<![_^]\{)(?<![eE][-+])(?P<number>(?:\d{1,3}(?:,\d{3}){1,9}(?!\d)|\d{1,60})(?:\.\d{1,60})?)"
+    r"(?<![\d:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?P<second>:[0-5]\d)?(?!\d)"
+    r"|(?<![A-Za-z\d_^.])(?<![_^]\{)(?<![eE][-+])(?<!\b0/)(?<!\{0\}\{)(?P<number>(?:\d{1,3}(?:,\d{3}){1,9}(?!\d)|\d{1,60})(?:\.\d{1,60})?)(?!\^\{?0)(?![^,;=]{0,80}=)"  # before the equals sign is the question
 )
 _UNIT = Pattern(r"(?<=[\d\s])(?:[A-Za-z]+|米|秒|克|公里|公斤|小时|万|亿)(?![A-Za-z])")
 _UNITS = dict(  # of another kind, or of another scale
@@ -36,9 +38,12 @@ _UNITS = dict(  # of another kind, or of another scale
 _OPPOSITES = (("yes", "no"), ("true", "false"), ("correct", "incorrect"), ("是", "否"), ("对", "错"), ("有", "没有"))
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _HAN_NUMBERS = "零一二三四五六七八九十"
-_LETTER = Pattern(r"([(\[]?)([A-Za-z])([)\]]?\.?)")
+_LETTER = Pattern(r"([(\[]?)([A-Za-z])([)\]]?\.?|[)\]]?[.:]\s.{1,80}|[)\]]\s?.{1,80})")
 _LETTERS = Pattern(r"[A-Z](?:,?\s?(?:and\s)?[A-Z]){1,9}")
 _MEMBERS = Pattern(r",?\s+and\s+|[,;]\s+|、")
+_SUM = Pattern(r"\d\s?(?:[A-Za-z]{1,12}|['\"°])\.?,?\s?(?:and\s)?\d|\d\s\d{1,3}/\d")  # `3 hours 20 minutes`, `3 1/2`
+_COUNT = Pattern(r"(?:no|an?)\s", 2)  # re.IGNORECASE
+_BRACKET = Pattern(r"[(\[{]")
 _WORD = Pattern(r"[^\W\d_]{2,}")
 _CHINESE = Pattern(r"[\u3040-\u30ff\u3400-\u9fff]")
 
@@ -59,18 +64,22 @@ def neighbours(prompt: Prompt, text: str) -> list[str]:
 
 
 def same_form(text: str) -> str:
-    """Returns nonsense of the form of a text: its JSON without its values, or letters without a meaning.
+    """Returns nonsense of the form of a text: its JSON with other values, or letters without a meaning.
 
     A reward that pays this as well looks at the form alone.
     """
     value = _json(text)
-    return "Qzxv qzx" if value is None else json.dumps(_without_values(value), ensure_ascii=False)
+    if value is not None:
+        return json.dumps(_without_values(value), ensure_ascii=False)
+    return NONSENSE.upper() if text.isupper() else NONSENSE.lower() if text.islower() else NONSENSE
 
 
 def _without_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_values(each) for key, each in value.items()}
-    return [_without_values(each) for each in value] if isinstance(value, list) else "~?"
+    if isinstance(value, list):
+        return [_without_values(each) for each in value]
+    return NONSENSE if isinstance(value, str) else 0
 
 
 def _others(prompt: Prompt, text: str) -> Iterator[str]:
@@ -78,12 +87,19 @@ def _others(prompt: Prompt, text: str) -> Iterator[str]:
     if value is not None:
         yield from (json.dumps(other, ensure_ascii=False) for other in _other_values(prompt.answer, value))
         return
-    marked = ("", text.rpartition("####")[2].strip()) if "####" in text else marked_answer(text)
-    answer = text.strip() if marked is None else (marked[1] if "####" in text else marked[0])
-    before, found, behind = text.rpartition(answer)
-    if not answer or not found or len(answer) > LONGEST:
-        return
-    yield from (before + other + behind for rule in _RULES for other in rule(prompt, answer))
+    answer = _answer_of(text)
+    if 0 < len(answer) <= LONGEST:
+        before, _, behind = text.rpartition(answer)
+        yield from (before + other + behind for rule in _RULES for other in rule(prompt, answer))
+
+
+def _answer_of(text: str) -> str:
+    """Returns the part of a reference that is its answer: all of it, or what ends a solution."""
+    if "####" in text:
+        return text.rpartition("####")[2].strip()
+    marked, stated = marked_answer(text), stated_answer(text)
+    found = marked[0] if marked is not None else stated[0].rstrip(". ") if stated is not None else text.strip()
+    return found if found in text else ""
 
 
 def _json(text: str) -> Any:
@@ -141,15 +157,17 @@ def _other_verdicts(prompt: Prompt, text: str) -> Iterator[str]:
 def _other_numbers(prompt: Prompt, text: str) -> Iterator[str]:
     """Yields the text with another first, last and middle number; a number alone with a digit in front, and without its sign."""
     matches = list(_NUMBER.finditer(text))
+    is_sum = len(matches) > 1 and _SUM.search(text)
     for place in dict.fromkeys([0, len(matches) - 1, len(matches) // 2]) if matches else []:
-        match = matches[place]
-        if match["number"]:
-            yield text[: match.start()] + _other_number(match["number"]) + text[match.end() :]
-        else:
-            yield text[: match.start()] + f"{(int(match['hour']) + 3) % 12 + 1}:{match['minute']}" + text[match.end() :]
-            minute = (int(match["minute"]) + 20) % 60
-            yield text[: match.start()] + f"{match['hour']}:{minute:02}" + text[match.end() :]
-    if len(matches) == 1 and matches[0].group() == text and ":" not in text:
+        before, match, behind = text[: matches[place].start()], matches[place], text[matches[place].end() :]
+        if match["hour"]:
+            yield f"{before}{(int(match['hour']) + 3) % 12 + 1}:{match['minute']}{match['second'] or ''}{behind}"
+            yield f"{before}{match['hour']}:{(int(match['minute']) + 30) % 60:02}{match['second'] or ''}{behind}"
+        elif not is_sum or place == 0:
+            yield before + _other_number(match.group()) + behind
+        elif "/" not in text and len(matches[0].group()) == 1:
+            yield f"{before}9{match.group()}{behind}"  # so much that a tolerance of the sum does not pay it
+    if len(matches) == 1 and matches[0].group() == text and not matches[0]["hour"]:
         yield "1" + text.replace(",", "")
     if text[:1] == "-" and len(matches) == 1:
         yield text[1:]
@@ -159,9 +177,9 @@ def _other_number(number: str) -> str:
     """Returns a number with another leading digit, at least two fifths away; for a year another one of its time."""
     if len(number) == 4 and number.isdigit() and 1500 <= int(number) < 2100:
         return str(int(number) - 85 if int(number) >= 1585 else int(number) + 85)
-    place = next((place for place, digit in enumerate(number) if digit in "123456789"), None)
-    if place is None:
+    if number[0] == "0" and (len(number) == 1 or number[1] == "."):
         return "4" + number[1:]
+    place = next((place for place, digit in enumerate(number) if digit in "123456789"), 0)
     digit = int(number[place])
     return number[:place] + str(digit + 4 if digit < 6 else digit - 4) + number[place + 1 :]
 
@@ -192,7 +210,7 @@ def _other_members(prompt: Prompt, text: str) -> Iterator[str]:
         ends
         and len(members) < 30
         and all(_NUMBER.search(each) and len(each) < 12 for each in members)
-        and "(" not in text
+        and not _BRACKET.search(text)
     ):
         yield text[: ends[-1].start()]
 
@@ -200,7 +218,9 @@ def _other_members(prompt: Prompt, text: str) -> Iterator[str]:
 def _other_words(prompt: Prompt, text: str) -> Iterator[str]:
     """Yields a text of words with another one in place of the longest, and a word as the beginning of a longer one."""
     words = [match.group() for match in _WORD.finditer(text)]
-    if not words or any(map(str.isdigit, text)) or "\\" in text:
+    is_number = bool(_COUNT.match(text)) or any(word.casefold() in _NUMBER_WORDS for word in words)
+    is_other = _LETTER.fullmatch(text) or is_number
+    if not 0 < len(words) <= MOST_WORDS or is_other or any(map(str.isdigit, text)) or "\\" in text:
         return
     longest = max(words, key=len)
     if _CHINESE.search(longest):

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, product
 from reprlib import Repr
@@ -98,6 +98,7 @@ def check_references(runner: RewardRunner, rounds: Iterable[Sequence[Prompt]], *
                 paid_too[task].append(told)
         if number >= MIN_ROWS and time.monotonic() > deadline:
             break
+    _warn_of_paid(paid_too)
     is_any_right = any(trial.beats_nonsense for task_trials in trials.values() for trial in task_trials)
     for task, task_trials in trials.items():
         failed = [trial for trial in task_trials if not trial.beats_nonsense]
@@ -114,6 +115,9 @@ def check_references(runner: RewardRunner, rounds: Iterable[Sequence[Prompt]], *
                 "task %r: %d of its first %d reference answers earn no more than nonsense does: %s",
                 *(task, len(failed), len(task_trials), _describe_failures(failed)),
             )
+
+
+def _warn_of_paid(paid_too: Mapping[str, Sequence[str]]) -> None:
     for task, told_of in paid_too.items():
         more = f"; and {len(told_of) - MAX_NAMED} more" if len(told_of) > MAX_NAMED else ""
         logger.warning(
