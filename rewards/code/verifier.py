@@ -49,7 +49,7 @@ def code_tests(
             Only for machines that are themselves a sandbox.
 
     Returns:
-        1.0, 0.0 or the share, `UNREAD` without a program; a `Score` with an error if the tests cannot be read, or programs cannot be isolated here.
+        1.0, 0.0 or the share, `UNREAD` without a program; a `Score` with an error if tests cannot be read or isolated here.
 
     Raises:
         ValueError: An option is out of range.
@@ -63,13 +63,14 @@ def code_tests(
         try:
             tests = read_tests(prompt, tolerance)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            reason = f"its tests cannot be read: {describe(error)}; give inputs and outputs, or assertions"
-            return _no_verdict(prompt, reason)
+            return _no_verdict(
+                prompt, f"its tests cannot be read: {describe(error)}; give inputs and outputs, or assertions"
+            )
         if (obstacle := _obstacle(unsandboxed)) is not None:
             return _no_verdict(prompt, obstacle)
-        program, limits = program_in(answer_part(completion)), Limits(seconds=seconds, memory_mib=memory_mib)
-        if not program:
+        if not (program := program_in(answer_part(completion))):
             return UNREAD
+        limits = Limits(seconds=seconds, memory_mib=memory_mib)
         passed = results(tests, program, limits, total_seconds, not unsandboxed)
         try:
             return sum(passed) / len(tests) if partial else float(all(passed))

@@ -105,7 +105,8 @@ uz uzb uzn | uzbek | oʻzbek, o'zbek, oʻzbekcha, o'zbekcha
 vi vie | vietnamese | tiếng việt
 xh xho | xhosa | isixhosa
 yo yor | yoruba | yorùbá
-zh zho chi cmn | chinese, mandarin, mandarin chinese, simplified chinese, traditional chinese | 中文, 汉语, 漢語, 华语, 華語, 普通话, 简体中文, 繁体中文, 繁體中文, 国语
+zh zho chi cmn | chinese, mandarin, mandarin chinese, simplified chinese, traditional chinese | 中文, 汉语, 漢語, 华语, 華語, 普通话
+zh zh | simplified mandarin | 简体中文, 繁体中文, 繁體中文, 国语
 zu zul | zulu | isizulu
 ace ace | achinese, acehnese
 an arg | aragonese | aragonés
@@ -159,8 +160,8 @@ def language_code(name: Any) -> str | None:
     """Returns the identifier's code of a language; `None` for any other value.
 
     Args:
-        name: A code of ISO 639 of two or three letters (`de`, `deu`, `ger`), a tag of BCP 47 (`de-AT`, `zh-Hant-TW`), or the name of
-            the language in English or in itself (`German`, `Deutsch`), also with a country in parentheses; in any case.
+        name: A code of ISO 639 of two or three letters (`de`, `deu`, `ger`), a tag of BCP 47 (`de-AT`, `zh-Hant-TW`), or the name
+            of the language in English or in itself (`German`, `Deutsch`), also with a country in parentheses; in any case.
     """
     if not isinstance(name, str) or len(name) > 60:
         return None

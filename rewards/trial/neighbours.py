@@ -21,7 +21,9 @@ LONGEST = 80  # characters of a text that is an answer, rather than a solution
 
 _NUMBER = Pattern(
     r"(?<![\d:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?P<second>:[0-5]\d)?(?!\d)"
-    r"|(?<![A-Za-z\d_^.])(?<![_^]\{)(?<![eE][-+])(?<!\b0/)(?<!\{0\}\{)(?P<number>(?:\d{1,3}(?:,\d{3}){1,9}(?!\d)|\d{1,60})(?:\.\d{1,60})?)(?!\^\{?0)(?![^,;=]{0,80}=)"  # before the equals sign is the question
+    r"|(?<![A-Za-z\d_^.])(?<![_^]\{)(?<![eE][-+])(?<!\b0/)(?<!\{0\}\{)"  # no index, exponent, or number under a 0
+    r"(?P<number>(?:\d{1,3}(?:,\d{3}){1,9}(?!\d)|\d{1,60})(?:\.\d{1,60})?)"
+    r"(?!\^\{?0)(?![^,;=]{0,80}=)"  # before the equals sign is the question
 )
 _UNIT = Pattern(r"(?<=[\d\s])(?:[A-Za-z]+|米|秒|克|公里|公斤|小时|万|亿)(?![A-Za-z])")
 _UNITS = dict(  # of another kind, or of another scale

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.text.answer_text import answer_part
-from rewards.text.choice_answer import NO, YES, Options, bare, comparable, picked, read_pick, read_picks
-from rewards.text.option_list import options_of
+from rewards.text.choice_answer import picked, read_pick, read_picks
+from rewards.text.option_list import NO, YES, Options, bare, comparable, options_of
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import UNREAD, Score, Verifier

@@ -152,7 +152,7 @@ def test_no_verifier_is_named_for_its_own_reference(name: str, caplog: pytest.Lo
 
 ANSWERS: list[object] = [
     *("5", "3.14", "1/2", "2010", "45%", "5 m", "5 million", "3 hours 20 minutes", "3, 5, and 7", "x = 5", "12:30 pm", "-7", "0"),
-    *("B", "yes", "blue", "STOP", "a cat", "Q4 2019", "July 4, 1776", "5^0", "0/5", "2 1/2", "9:15:00", "8+6+5=19", "Paris, France"),
+    *("B", "yes", "blue", "STOP", "a cat", "Q4 2019", "July 4, 1776", "5^0", "0/5", "2 1/2", "9:15:00", "8+6+5=19", "Paris, Rome"),
     *(7, 8.5, True, ["STOP", "stop sign"], ["A", "C"], [["year", "sales"], ["2020", "3"]], [0, 0, 1000, 1000], TWO, TWO[:1], []),
 ]  # fmt: skip
 
