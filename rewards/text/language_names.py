@@ -159,9 +159,8 @@ _WITH_COUNTRY = Pattern(r"(.{2,40}?)\s*[(（][^()（）]{2,30}[)）]")
 def language_code(name: Any) -> str | None:
     """Returns the identifier's code of a language; `None` for any other value.
 
-    Args:
-        name: A code of ISO 639 of two or three letters (`de`, `deu`, `ger`), a tag of BCP 47 (`de-AT`, `zh-Hant-TW`), or the name
-            of the language in English or in itself (`German`, `Deutsch`), also with a country in parentheses; in any case.
+    It may be a code of ISO 639 of two or three letters (`de`, `deu`, `ger`), or a tag of BCP 47 (`de-AT`, `zh-Hant-TW`). It may be
+    the name in English or in the language itself (`German`, `Deutsch`), also with a country in parentheses. Case does not count.
     """
     if not isinstance(name, str) or len(name) > 60:
         return None

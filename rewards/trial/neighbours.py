@@ -16,7 +16,7 @@ from rollout.types import Prompt
 MOST = 5
 """Neighbours of one reference."""
 NONSENSE = "Qzxv qzx"
-MOST_WORDS = 4  # of a text in which each word matters
+MOST_WORDS = 4  # a longer text may say the same without one of them
 LONGEST = 80  # characters of a text that is an answer, rather than a solution
 
 _NUMBER = Pattern(
@@ -26,7 +26,7 @@ _NUMBER = Pattern(
     r"(?!\^\{?0)(?![^,;=]{0,80}=)"  # before the equals sign is the question
 )
 _UNIT = Pattern(r"(?<=[\d\s])(?:[A-Za-z]+|米|秒|克|公里|公斤|小时|万|亿)(?![A-Za-z])")
-_UNITS = dict(  # of another kind, or of another scale
+_UNITS = dict(  # each with one that means something else
     pair.split(":")
     for pair in """
     m:s s:m cm:kg mm:ms ms:mm km:kg kg:km g:cm h:km hr:km min:kg ft:s in:s lb:ft lbs:ft L:m ml:cm meter:second metre:second

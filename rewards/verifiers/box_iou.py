@@ -33,7 +33,7 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
         threshold: A pair counts 1 from this IoU on, and else 0; by default it counts its IoU.
 
     Returns:
-        The verifier: from 0.0 to 1.0, `UNREAD` where the response has no boxes and does not say so; a `Score` with an error where
+        The verifier: from 0.0 to 1.0, `UNREAD` where the response neither has boxes nor denies them. A `Score` with an error where
         the answer holds no such boxes.
 
     Raises:

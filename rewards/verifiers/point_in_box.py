@@ -33,7 +33,7 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
             Default: the reference holds boxes.
 
     Returns:
-        The verifier: from 0.0 to 1.0, `UNREAD` where the response has no points and does not say so; a `Score` with an error where
+        The verifier: from 0.0 to 1.0, `UNREAD` where the response neither has points nor denies them. A `Score` with an error where
         the answer holds no such boxes or points.
 
     Raises:
