@@ -16,7 +16,7 @@ _OTHER_LANGUAGES = r"antwort|réponse|respuesta|resposta|risposta|ответ|정
 _PHRASE = Pattern(  # in plain typography; `the answer is not B` is left to the reader of what follows
     rf"""(?:
     (?<!wrong\s)(?<!incorrect\s)(?<!not\sthe\s)(?<!not\san\s)(?<!n't\sthe\s)
-    \b(?:answers?|ans|(?:my|our|the)\s+(?:options?|choices?|picks?)|(?:correct|right|best|final|chosen|selected)\s+(?:options?|choices?|letters?|ones?|results?)|{_OTHER_LANGUAGES})\b
+    \b(?:answers?|ans|(?:my|our)\s+(?:options?|choices?|picks?)|the\s+(?:option|choice|pick)|(?:correct|right|best|final|chosen|selected)\s+(?:options?|choices?|letters?|ones?|results?)|{_OTHER_LANGUAGES})\b
         (?:\s+(?:letters?|options?|choices?))?(?:\s+(?:to|for)\s[^.:?!\n]{{1,60}}?)?["'*_`)\s]{{0,4}}
       (?:\b(?:is|are|was|were|(?:would|should|must|will)\s+be|ist|est|es|é|è)\b[*_ \t]{{0,4}}:?|:|=(?!=)|[-=]>|→|⇒|[-–—]\s)
     |(?:答案|正确选项|答え)\s{{0,3}}(?:应该|应当|应|就)?\s{{0,3}}(?:是|为|選|选|は|:|=)(?!不)\s{{0,3}}:?

@@ -30,8 +30,14 @@ _STATEMENT = Pattern(
     r"is\s+the\s+(?:correct\s+|right\s+)?answer\b|(?:it|there|they|he|she|this)\s+(?:is|are|does|do|has|have|was|were|can)\b"
 )
 _CONCLUSION = Pattern(
-    r"[.!?;]\s+((?:so|thus|therefore|hence|i\s+(?:would\s+)?(?:choose|pick|select|go\s+with))\b[^.!?;]{1,200}[.!]?)\s*$",
-    re.IGNORECASE,
+    r".*[.!?;,]\s+((?:so|thus|therefore|hence|i\s+(?:would\s+)?(?:choose|pick|select|go\s+with))\b[^.!?;]{1,200}[.!]?)\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+_DESCRIPTION = Pattern(
+    r"((?:the|this|that|it)\b[^,.;:!?\n]{0,80}?)\s(?:is|are|was|were|shows?|depicts?)\s+([^\n]{1,200})", re.IGNORECASE
+)
+_UNLIKELY = Pattern(
+    r"\b(?:least|unlikely|except|other|rejected|distractors?|traps?|question|if|whether)\b", re.IGNORECASE
 )
 _GOES_ON = Pattern(r"[\^_/*+=%°]|[.,:]\d|-\w")  # `7.5` and `x^2` are not the options `7` and `x`
 _WORD = Pattern(r"(?<![\\A-Za-z])[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff]")
@@ -68,7 +74,7 @@ def picked(text: str, read: Callable[[str], Pick | None], *, boxed: bool = False
     if not lines:
         return None
     pick = read(lines[-1])
-    if pick is None and (concluded := _CONCLUSION.search(plain_typography(lines[-1]))):
+    if pick is None and (concluded := _CONCLUSION.fullmatch(plain_typography(lines[-1]))):
         pick = read(concluded[1])
     return pick if pick is not None else _first(text.strip(), read)
 
@@ -124,7 +130,9 @@ def read_picks(text: str, options: Options) -> frozenset[str] | None:
 
 def _read(text: str, options: Options) -> str | None:
     key = _NUMBER if options and all(each.isdigit() for each in options) else LETTER
-    single = Pattern(rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?[\s.,:;!)]*", re.IGNORECASE).fullmatch(text)
+    single = Pattern(
+        rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?(?:\s+here)?[\s.,:;!)]*", re.IGNORECASE
+    ).fullmatch(text)
     if single and (not options or single[1].upper() in options):
         return single[1].upper()
     for form in _forms(comparable(text)):
@@ -133,7 +141,12 @@ def _read(text: str, options: Options) -> str | None:
         ]
         if same:
             return same[0] if len(same) == 1 else None
-    return _lettered(text, key, options) or _text_and_letter(text, key, options) or _told(text, options)
+    return (
+        _lettered(text, key, options)
+        or _text_and_letter(text, key, options)
+        or _told(text, options)
+        or _described(text, options)
+    )
 
 
 def _forms(text: str) -> Iterable[str]:
@@ -202,6 +215,16 @@ def _told(text: str, options: Options) -> str | None:
         return None
     ((letter, rest),) = found.items()
     return letter if supports(rest, letter, options) else None
+
+
+def _described(text: str, options: Options) -> str | None:
+    """Returns the letter of the option whose text ends a sentence that says nothing else: `The picture shows a cat.`"""
+    sentence = _DESCRIPTION.fullmatch(text)
+    if not sentence or any(each.search(sentence[1]) for each in (NEGATIVE, HEDGE, _UNLIKELY)):
+        return None
+    told = comparable(sentence[2])
+    same = [letter for letter, texts in options.items() if told in _with_bare_nouns(texts) or told in texts]
+    return same[0] if len(same) == 1 else None
 
 
 def _with_bare_nouns(texts: Iterable[str]) -> list[str]:

@@ -40,6 +40,9 @@ _IS_RIGHT_TOO = (  # `%s` is a letter
     r"\b%s\b[)\]]?\s+(?:is|are|could|would|seems)\s+"
     r"(?:also|likewise|equally|just\s+as|both|the\s+correct|correct|right)\b"
 )
+_CONCLUDES = (  # `%s` is a letter
+    r"\b(?:so|thus|hence|therefore)\b[\s,:]*(?:it\s+is\s+|it['’]s\s+|(?:the\s+)?(?:answer|options?)\s+(?:is\s+)?)?[(\[]?%s[)\]]?(?=\s*(?:$|[.,;!]))"
+)
 _CLAUSE_END = Pattern(r"[.;:!?,](?=\s|$)|\n|,|[()]")
 _CONNECTIVE = Pattern(r"^(?:(?:and|but|or|also|then|rather|even|just)\s+)+")
 
@@ -56,6 +59,8 @@ def supports(rest: str, letter: str, options: Options) -> bool:
     if Pattern(
         r"(?:all|none|both)\s+of\s+(?:the\s+above|them|these)" if options else r"\bor\b| / ", re.IGNORECASE
     ).search(first):
+        return False
+    if Pattern(_CONCLUDES % other).search(rest):
         return False
     if _picks_another(first[: reason.start()] if reason else first, other) or Pattern(_IS_RIGHT_TOO % other).search(
         rest

@@ -24,7 +24,7 @@ _BULLET = Pattern(r"^\s*[-*•]\s+")
 _SYMBOL = Pattern("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
 
 NO = (
-    "not true",
+    *("not true", "not at all", "not really", "absolutely not", "certainly not", "definitely not", "of course not"),
     *"no nope false incorrect wrong".split(),
     *"不 不是 不是的 否 没有 没 不对 错 错误 错的 错误的 不正确 假 不能 不可以 不会 不存在 无 不行".split(),
 )

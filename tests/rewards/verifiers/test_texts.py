@@ -258,7 +258,7 @@ def test_several_instructions_count_together_or_each_for_itself() -> None:
         ({"max_words": True}, "a number is needed, got True"),
         ({"keywords": "red"}, "a list of words is needed, got 'red'"),
         ({"forbidden": [""]}, "a word is empty"),
-        ({"language": "Germanic"}, "'Germanic' is no known language: give its code of ISO 639-1"),
+        ({"language": "Germanic"}, "'Germanic' is no known language: give its code of ISO 639"),
         ({"case": "title"}, "does not fit its name: {'case': 'title'} (KeyError"),
     ],
 )
