@@ -26,6 +26,15 @@ _LEAD = Pattern(  # words before a pick that change nothing about it
     re.IGNORECASE | re.VERBOSE,
 )
 _NUMBER = r"\d{1,2}"
+_CALLED_RIGHT = Pattern(
+    r"^both\s+|\s+(?:are|is)\s+(?:both\s+|all\s+)?(?:the\s+)?(?:right|correct|true)(?:\s+(?:answers?|options?|choices?|ones))?[.!]?$"
+    r"|是?(?:正确|对)的?(?:选项|答案)?$",
+    re.IGNORECASE,
+)
+_NOT_OTHERS = Pattern(r",?\s+(?:but|and)\s+not\s+[A-Z](?:(?:\s*,\s*|\s+(?:or|and|nor)\s+)[A-Z]){0,9}[.!]?$")
+_ITEM = Pattern(
+    r"\s*(?:[-*•]\s+|\d{1,2}[.)]\s+)?([(\[*]{0,3}[A-Z](?:[)\]*.]{0,4}|[)\]*]{0,3}[.:)]\*{0,2}\s.{1,200}))\s*"
+)
 _STATEMENT = Pattern(
     r"is\s+the\s+(?:correct\s+|right\s+)?answer\b|(?:it|there|they|he|she|this)\s+(?:is|are|does|do|has|have|was|were|can)\b"
 )
@@ -113,7 +122,7 @@ def read_picks(text: str, options: Options) -> frozenset[str] | None:
     """Returns the letters of all options that a short text picks: `A, C`, `ACD`, `A. a dog and C. a horse`."""
     text = bare(text).replace(")(", ") (")
     lead = _LEAD.match(text)
-    text = text[lead.end() :] if lead else text
+    text = _CALLED_RIGHT.sub("", _NOT_OTHERS.sub("", text[lead.end() :] if lead else text))
     together = Pattern(r"([A-Z]{2,26}|[a-z]{2,26})[.!]?").fullmatch(text)
     if together and (text.isupper() or list(together[1]) == sorted(set(together[1]))):  # `bad` is a word
         items = list(together[1].upper())
@@ -128,10 +137,25 @@ def read_picks(text: str, options: Options) -> frozenset[str] | None:
     return found if found and len(found) == len(picks) else None
 
 
+def lists_in_lines(text: str) -> str:
+    """Returns the text with each list of letters, one a line, as one line: `- A`, `- C. a horse` as `A, C. a horse`."""
+    lines: list[str] = []
+    is_open = False
+    for line in text.split("\n"):
+        item = _ITEM.fullmatch(line)
+        if item and is_open:
+            lines[-1] += f", {item[1].rstrip('.')}"
+        else:
+            lines.append(item[1].rstrip(".") if item else line)
+        is_open = bool(item)
+    return "\n".join(lines)
+
+
 def _read(text: str, options: Options) -> str | None:
     key = _NUMBER if options and all(each.isdigit() for each in options) else LETTER
     single = Pattern(
-        rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?(?:\s+here)?[\s.,:;!)]*", re.IGNORECASE
+        rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?(?:\s+here|です|だ|である|입니다|이다|예요)?[\s.,:;!)]*",
+        re.IGNORECASE,
     ).fullmatch(text)
     if single and (not options or single[1].upper() in options):
         return single[1].upper()
@@ -161,8 +185,9 @@ def _forms(text: str) -> Iterable[str]:
 def _lettered(text: str, key: str, options: Options) -> str | None:
     """Returns the letter that a text begins with, before a mark, the option's own text, or words that call it right."""
     is_right = Pattern(
-        rf"[(\[]?({key})[)\]]?\s*(?:选项|项)?,?\s*(?:(?:is|would\s+be|must\s+be)\s+(?:clearly\s+|definitely\s+)?(?:the\s+)?(?:only\s+)?(?:most\s+)?"
-        r"(?:correct|right|best|final|true|answer)\b(?:\s+(?:answer|option|choice|one))?|是?(?:正确|对)的?(?:答案|选项)?)"
+        rf"[(\[]?({key})[)\]]?\s*(?:选项|项)?,?\s*(?:(?:is|seems|would\s+be|must\s+be)\s+(?:clearly\s+|definitely\s+)?(?:the\s+)?"
+        r"(?:(?:only\s+)?(?:most\s+)?(?:correct|right|best|final|true|answer)\b(?:\s+(?:answer|option|choice|one))?"
+        r"|only\s+(?:option|choice|one)\b)|fits\b|是?(?:正确|对)的?(?:答案|选项)?|符合(?:题意|要求|条件)?)"
     ).match(text)
     if is_right and (not options or is_right[1] in options):
         rest = text[is_right.end() :]

@@ -17,7 +17,7 @@ RETRACTION = Pattern(
 )
 HEDGE = Pattern(
     r"\b(?:maybe|perhaps|possibly|not\s+sure|unsure|uncertain|(?:could|might|may)\s+(?:also\s+)?be|or\s+so|or\s+not)\b"
-    r"|或|可能|也许|不确定|还是",
+    r"|\balso\s+(?:possible|plausible|acceptable|correct|right)\b|或|可能|也许|不确定|还是",
     re.IGNORECASE,
 )
 NEGATIVE = Pattern(

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.text.answer_text import answer_part
-from rewards.text.choice_answer import picked, read_pick, read_picks
+from rewards.text.choice_answer import lists_in_lines, picked, read_pick, read_picks
 from rewards.text.option_list import NO, YES, Options, bare, comparable, options_of
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
@@ -63,7 +63,7 @@ def multiple_choice(*, several: bool = False, boxed: bool = False) -> Verifier:
         if isinstance(correct, str):
             found = picked(text, lambda each: read_pick(each, options), boxed=boxed)
         else:
-            found = picked(text, lambda each: read_picks(each, options), boxed=boxed)
+            found = picked(lists_in_lines(text), lambda each: read_picks(each, options), boxed=boxed)
         return UNREAD if found is None else float(found == correct)
 
     return verify
