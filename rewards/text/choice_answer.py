@@ -143,6 +143,8 @@ def lists_in_lines(text: str) -> str:
     is_open = False
     for line in text.split("\n"):
         item = _ITEM.fullmatch(line)
+        if is_open and not line.strip():
+            continue
         if item and is_open:
             lines[-1] += f", {item[1].rstrip('.')}"
         else:
@@ -247,8 +249,8 @@ def _described(text: str, options: Options) -> str | None:
     sentence = _DESCRIPTION.fullmatch(text)
     if not sentence or any(each.search(sentence[1]) for each in (NEGATIVE, HEDGE, _UNLIKELY)):
         return None
-    told = comparable(sentence[2])
-    same = [letter for letter, texts in options.items() if told in _with_bare_nouns(texts) or told in texts]
+    told = _with_bare_nouns([comparable(sentence[2])])
+    same = [letter for letter, texts in options.items() if not set(told).isdisjoint(_with_bare_nouns(texts))]
     return same[0] if len(same) == 1 else None
 
 

@@ -144,3 +144,24 @@ def test_a_reference_that_names_no_option_is_an_error_and_not_a_zero() -> None:
     assert score("E", "E") == Score(reward=0.0, error=f"{told} or the text of an option")
     told = "multiple_choice cannot read the answer 'a cat' of prompt 'vqa-3'; give a letter, or add a column 'options'"
     assert score("a cat", "B", options=None) == Score(reward=0.0, error=told)
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("A\nC", 1),
+        ("A\n\nC", 1),
+        ("- A\n- C", 1),
+        ("The right options are:\n1. A. a dog\n2. C. a horse", 1),
+        ("**A**\n**C**", 1),
+        ("Both A and C are correct.", 1),
+        ("A and C, but not B or D", 1),
+        ("AC是正确的", 1),
+        ("A\nB\nC", 0),
+        ("B\nC", 0),
+        ("A. a dog\nB. a cat\nC. a horse\nD. a bird", 0),
+    ],
+)
+def test_several_letters_may_stand_in_lines(text: str, reward: float) -> None:
+    assert score("AC", text, ["a dog", "a cat", "a horse", "a bird"]) == reward
+    assert score("C", text, ["a dog", "a cat", "a horse", "a bird"], multiple_choice(several=True)) == 0.0

@@ -264,3 +264,52 @@ def test_formulas_may_be_options() -> None:
 @settings(max_examples=200, deadline=None)
 def test_text_without_the_letter_and_the_option_is_never_right(text: str) -> None:
     assert score("B", text) == 0.0
+
+
+TOOLS = ["a saw", "a hammer", "a drill", "an axe"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I am going with option B here.",
+        "B is the only one with a wooden handle.",
+        "Option B is the only choice that drives nails.",
+        "The other three cut or drill, so B.",
+        "It drives nails. Therefore, the tool is B, thus the answer is B.",
+        "Looking at the options:\nA. a saw cuts\nB. a hammer drives nails\n\nThe man drives a nail, so B.",
+        "The tool in his hand is a hammer.",
+        "The photo shows a hammer.",
+        "This is the hammer.",
+        '{"answer": "B"}',
+        '```json\n{"reason": "it drives nails", "answer": "B"}\n```',
+        '{"answer": "B", "sure": true}',
+        "La respuesta correcta es B.",
+        "正解はBです。",
+        "정답은 B입니다.",
+        "B项符合要求。",
+    ],
+)
+def test_what_people_write_around_a_pick_does_no_harm(text: str) -> None:
+    assert score("B", text, TOOLS) == 1.0
+    assert score("C", text, TOOLS) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B, so C",
+        "It is heavy, so B, so C.",
+        "B\n\nC is also possible.",
+        "The options:\nB. a hammer\nC. a drill",
+        "The photo does not show a hammer.",
+        "The photo shows a hammer and a drill.",
+        "The tool is a hammer or a drill.",
+        "The least likely one is a hammer.",
+        "The question is whether the tool is a hammer.",
+        "It is heavy, so it isn't B.",
+        '{"answer": "not B"}',
+    ],
+)
+def test_what_sounds_like_a_pick_and_is_none_earns_nothing(text: str) -> None:
+    assert score("B", text, TOOLS) == 0.0
