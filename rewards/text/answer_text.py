@@ -30,7 +30,7 @@ _PHRASE = Pattern(  # in plain typography; `the answer is not B` is left to the 
     )[*_]{{0,3}}\s*""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-_JSON_VALUE = Pattern(  # behind the key `"answer":`
+_JSON_VALUE = Pattern(  # the value of the key `"answer"`
     r"(?:([\"'])((?:(?!\1).){1,300})\1|([-\w.,%/]{1,100}?))\s*(?:\}\s*|,\s*[\"']\w{1,40}[\"']\s*:.*\}\s*)"
 )
 _NO_CONTENT = Pattern(r"\$\$|\\\[|```\w{0,20}|[-*_#\s]{0,100}")  # a line that opens a formula or a block, or is a rule
