@@ -229,7 +229,7 @@ def _other_words(prompt: Prompt, text: str) -> Iterator[str]:
         others = ("石头", "河流")
     else:
         others = ("stone", "river")
-    other = next(each for each in others if each not in text.casefold())
+    other = next((each for each in others if each not in text.casefold()), others[0])
     yield text.replace(longest, _in_case_of(longest, other), 1)
     if len(text.split()) == 1:
         yield text + other
