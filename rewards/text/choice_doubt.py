@@ -41,7 +41,7 @@ _IS_RIGHT_TOO = (  # `%s` is a letter
     r"(?:also|likewise|equally|just\s+as|both|the\s+correct|correct|right)\b"
 )
 _CONCLUDES = (  # `%s` is a letter
-    r"\b(?:so|thus|hence|therefore)\b[\s,:]*(?:it\s+is\s+|it['’]s\s+|(?:the\s+)?(?:answer|options?)\s+(?:is\s+)?)?[(\[]?%s[)\]]?(?=\s*(?:$|[.,;!]))"
+    r"\b(?:so|thus|hence|therefore|now|then|rather|instead|finally)\b[\s,:]*(?:it\s+is\s+|it['’]s\s+|(?:the\s+)?(?:answer|options?)\s+(?:is\s+)?)?[(\[]?%s[)\]]?(?=\s*(?:$|[.,;!]))"
 )
 _CLAUSE_END = Pattern(r"[.;:!?,](?=\s|$)|\n|,|[()]")
 _CONNECTIVE = Pattern(r"^(?:(?:and|but|or|also|then|rather|even|just)\s+)+")

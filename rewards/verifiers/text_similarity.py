@@ -41,6 +41,26 @@ _OPPOSITE = (
     ),
     *(("as", "des"), ("en", "dis"), ("inter", "intra"), ("hyper", "hypo")),
 )
+_DISTINCT = tuple(  # words that are alike in letters, of which each means something else
+    frozenset(line.split())
+    for line in """
+    am pm
+    north south east west northern southern eastern western
+    monday tuesday wednesday thursday friday saturday sunday
+    january february march april may june july august september october november december
+    one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+    twenty thirty forty fifty sixty seventy eighty ninety
+    thousand million billion trillion
+    push pull
+    he she
+    man woman
+    men women
+    mother father brother
+    morning evening
+    weekday weekend weekdays weekends
+    """.strip().splitlines()
+)
+_MARK = Pattern(r"[^\W\d_]|\w*\d\w*")  # one letter or a word with a digit, as in `Gate B`, `4A`
 
 
 @with_options
@@ -54,7 +74,8 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
     such as "the text reads".
 
     Another number or the opposite is no misread letter, and earns nothing. So a reference without letters must be met exactly. In
-    one of up to four words the numbers, negations and prefixes must be the same (`Room 12`, `not allowed`, `increase`).
+    one of up to four words the numbers, negations and prefixes must be the same (`Room 12`, `not allowed`, `increase`), and single
+    letters, days, months and number words (`Gate B`, `3 pm`, `Tuesday`).
 
     `prompt.answer` is the text, a number, or a list of these; the most similar one counts.
 
@@ -127,7 +148,15 @@ def _is_another(text: str, reference: str) -> bool:
         return True
     if Counter(_NEGATION.findall(text)) != Counter(_NEGATION.findall(reference)):
         return True
-    return len(words) == len(others) and any(_are_opposite(*pair) for pair in zip(words, others, strict=True))
+    return len(words) == len(others) and any(map(_are_other_words, words, others))
+
+
+def _are_other_words(one: str, other: str) -> bool:
+    """Returns whether two words differ and mean different things, as other marks, days or opposites do."""
+    if one == other:
+        return False
+    are_marks = _MARK.fullmatch(one) and _MARK.fullmatch(other)
+    return bool(are_marks) or any({one, other} <= words for words in _DISTINCT) or _are_opposite(one, other)
 
 
 def _are_opposite(one: str, other: str) -> bool:

@@ -299,6 +299,7 @@ def test_what_people_write_around_a_pick_does_no_harm(text: str) -> None:
     "text",
     [
         "B, so C",
+        "My answer was B, now it is C.",
         "It is heavy, so B, so C.",
         "B\n\nC is also possible.",
         "The options:\nB. a hammer\nC. a drill",
