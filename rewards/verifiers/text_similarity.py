@@ -74,8 +74,8 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
     such as "the text reads".
 
     Another number or the opposite is no misread letter, and earns nothing. So a reference without letters must be met exactly. In
-    one of up to four words the numbers, negations and prefixes must be the same (`Room 12`, `not allowed`, `increase`), and single
-    letters, days, months and number words (`Gate B`, `3 pm`, `Tuesday`).
+    one of up to four words the numbers, negations and prefixes must be the same (`Room 12`, `not allowed`, `increase`). So
+    must single letters, days, months and number words (`Gate B`, `3 pm`, `Tuesday`).
 
     `prompt.answer` is the text, a number, or a list of these; the most similar one counts.
 
