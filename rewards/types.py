@@ -24,7 +24,7 @@ class Score:
     timeout: str | None = None
     """The message of a call that took too long. The response counts as wrong: its reward is 0, or the lowest of its group if that
     is less."""
-    unread: bool = False
+    unread: bool = field(default=False, repr=False)
     """The verifier found no answer in the response, which counts as wrong."""
 
     @property

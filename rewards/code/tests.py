@@ -75,6 +75,8 @@ def program_in(text: str) -> bytes:
         return b""
     blocks = _blocks(text)
     program = _last_program(blocks) if blocks else _without_sentences(text)
+    if not blocks and _is_prose(program):
+        return b""
     try:
         return program.encode() if program.strip() and len(program) <= LONGEST_PROGRAM else b""
     except UnicodeEncodeError:

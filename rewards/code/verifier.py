@@ -6,12 +6,13 @@ import logging
 from functools import cache
 
 from rewards.text.answer_text import answer_part
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rewards.workers.call import describe
 from rollout.types import Completion, Prompt
 
 _RANGES = {"seconds": (0.001, 1e5), "total_seconds": (0.001, 1e5), "memory_mib": (64, 1e6), "tolerance": (0, 0.1)}
+_REMEDY = "give inputs and outputs, or assertions"
 
 
 @with_options
@@ -43,13 +44,12 @@ def code_tests(
         seconds: Wall-clock time of one test, including 50 ms for a sandbox.
         total_seconds: Time of all tests of a response; later tests fail. Keep it below the `RewardRunner`'s timeout, 10 s.
         memory_mib: MiB that a program may use.
-        tolerance: Absolute and relative tolerance of decimal numbers, and only relative for numbers below 1,000 times it; 0
-            requires the same text, or the same value.
+        tolerance: Absolute and relative tolerance of decimal numbers, only relative for those below 1,000 times it; 0: none.
         unsandboxed: Runs programs with all rights of this user: they can read the tests, delete your files, and keep running.
             Only for machines that are themselves a sandbox.
 
     Returns:
-        1.0, 0.0 or the share; a `Score` with an error if the tests cannot be read, or programs cannot be isolated here.
+        1.0, 0.0 or the share, `UNREAD` without a program; a `Score` with an error if tests cannot be read or isolated here.
 
     Raises:
         ValueError: An option is out of range.
@@ -63,11 +63,12 @@ def code_tests(
         try:
             tests = read_tests(prompt, tolerance)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            reason = f"its tests cannot be read: {describe(error)}; give inputs and outputs, or assertions"
-            return _no_verdict(prompt, reason)
+            return _no_verdict(prompt, f"its tests cannot be read: {describe(error)}; {_REMEDY}")
         if (obstacle := _obstacle(unsandboxed)) is not None:
             return _no_verdict(prompt, obstacle)
-        program, limits = program_in(answer_part(completion)), Limits(seconds=seconds, memory_mib=memory_mib)
+        if not (program := program_in(answer_part(completion))):
+            return UNREAD
+        limits = Limits(seconds=seconds, memory_mib=memory_mib)
         passed = results(tests, program, limits, total_seconds, not unsandboxed)
         try:
             return sum(passed) / len(tests) if partial else float(all(passed))

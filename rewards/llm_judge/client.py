@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rewards.llm_judge.cache import VerdictCache
@@ -72,7 +72,7 @@ class JudgeClient:
             return Score(reward=0.0, error=f"judge needs an answer, and prompt {prompt.id!r} has none")
         response = answer_part(completion).strip()
         if not response:
-            return self._weighted_score(dict.fromkeys(self.axes, 0.0))
+            return replace(self._weighted_score(dict.fromkeys(self.axes, 0.0)), unread=True)
         try:
             request = chat_request(prompt, response, self.axes, {"model": self.model, **self.request})
             return self._weighted_score(await self._verdict(request))

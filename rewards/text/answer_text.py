@@ -16,10 +16,12 @@ _OTHER_LANGUAGES = r"antwort|réponse|respuesta|resposta|risposta|ответ|정
 _PHRASE = Pattern(  # in plain typography; `the answer is not B` is left to the reader of what follows
     rf"""(?:
     (?<!wrong\s)(?<!incorrect\s)(?<!not\sthe\s)(?<!not\san\s)(?<!n't\sthe\s)
-    \b(?:answers?|ans|(?:my|our|the)\s+(?:options?|choices?|picks?)|(?:correct|right|best|final|chosen|selected)\s+(?:options?|choices?|letters?|ones?|results?)|{_OTHER_LANGUAGES})\b
-        (?:\s+(?:letters?|options?|choices?))?(?:\s+(?:to|for)\s[^.:?!\n]{{1,60}}?)?["'*_`)\s]{{0,4}}
+    \b(?:answers?|ans|(?:my|our)\s+(?:options?|choices?|picks?)|the\s+(?:option|choice|pick)|(?:correct|right|best|final|chosen|selected)\s+(?:options?|choices?|letters?|ones?|results?)|{_OTHER_LANGUAGES})\b
+        (?:\s+(?:letters?|options?|choices?|correct[ae]?|corretta|finale?))?(?:\s+(?:to|for)\s[^.:?!\n]{{1,60}}?)?["'*_`)\s]{{0,4}}
       (?:\b(?:is|are|was|were|(?:would|should|must|will)\s+be|ist|est|es|é|è)\b[*_ \t]{{0,4}}:?|:|=(?!=)|[-=]>|→|⇒|[-–—]\s)
-    |(?:答案|正确选项|答え)\s{{0,3}}(?:应该|应当|应|就)?\s{{0,3}}(?:是|为|選|选|は|:|=)(?!不)\s{{0,3}}:?
+    |(?:答案|正确选项|答え|正解)\s{{0,3}}(?:应该|应当|应|就)?\s{{0,3}}(?:是|为|選|选|は|:|=)(?!不)\s{{0,3}}:?
+    |(?:정답|답)은\s*
+    |^[\W_]{{0,8}}ans\.(?=\s)
     |(?:故|应|因此|所以|综上|则|答|本题|此题|我)\s{{0,3}},?\s{{0,3}}(?:选择|选)(?!项|不)\s{{0,3}}:?
     |^[\W_]{{0,8}}(?:the\s+)?(?:final\s+|correct\s+|my\s+)?(?:answer|{_OTHER_LANGUAGES})
         (?:[^\w\n]{{0,8}}$|\s{{1,4}}(?!(?:is|are|to)\b)(?=\S{{1,20}}$))
@@ -27,6 +29,9 @@ _PHRASE = Pattern(  # in plain typography; `the answer is not B` is left to the 
     |^[\W_]{{0,8}}(?:最终|正确)?答案(?:[^\w\n]{{0,8}}$|[\s\])]{{0,4}}(?=[（(\[]?[A-Za-z0-9]\S{{0,20}}$))
     )[*_]{{0,3}}\s*""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_JSON_VALUE = Pattern(  # the value of the key `"answer"`
+    r"(?:([\"'])((?:(?!\1).){1,300})\1|([-\w.,%/]{1,100}?))\s*(?:\}\s*|,\s*[\"']\w{1,40}[\"']\s*:.*\}\s*)"
 )
 _NO_CONTENT = Pattern(r"\$\$|\\\[|```\w{0,20}|[-*_#\s]{0,100}")  # a line that opens a formula or a block, or is a rule
 _BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
@@ -126,6 +131,8 @@ def stated_answer(text: str) -> tuple[str, str] | None:
     while behind.strip() and not line:
         line, _, behind = behind.lstrip().partition("\n")
         line = "" if _NO_CONTENT.fullmatch(line.strip()) else line.strip()
+    if line[-1:] == "}" and (value := _JSON_VALUE.fullmatch(line)):
+        line = value[2] or value[3]
     if line.count("**") % 2:  # bold type that began before the phrase, or that the phrase has opened
         line = line.removeprefix("**").strip() if line.startswith("**") else line.replace("**", "", 1).strip()
     return line, behind

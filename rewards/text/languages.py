@@ -8,6 +8,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import Any
 
+from rewards.text.language_names import language_code
 from rewards.text.patterns import Pattern
 
 READ = 8000  # characters that are read: half of them at the beginning, half at the end
@@ -102,19 +103,17 @@ def without_quotations(prose: str) -> str:
     return rest if 3 * len(_UNIT.findall(rest)) >= len(_UNIT.findall(prose)) else prose
 
 
-def known_language(code: Any) -> str:
-    """Returns a language's code as the identifier has it.
+def known_language(name: Any) -> str:
+    """Returns a language's code as the identifier has it, see `language_names.language_code`.
 
     Raises:
-        ValueError: It is no code of ISO 639-1 in lower letters (`de`), or one of an unknown language; the message says what to
-            give.
+        ValueError: It is no known language; the message says what to give.
     """
-    known = _codes()
-    if isinstance(code, str) and code in known:
-        return "no" if code == "nb" else code
-    start = str(code).lower().replace("_", "-").split("-")[0]
-    hint = f", for example {start!r}" if start in known else ", for example 'de'"
-    raise ValueError(f"{code!r} is no known language: give its code of ISO 639-1 in lower letters{hint}")
+    code = language_code(name)
+    if code is None:
+        forms = "its code of ISO 639 ('de'), a tag ('de-AT'), or its name in English or in itself ('German', 'Deutsch')"
+        raise ValueError(f"{name!r:.100} is no known language: give {forms}")
+    return code
 
 
 def likely_languages(prose: str) -> dict[str, float]:
@@ -206,8 +205,3 @@ def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-@lru_cache(maxsize=1)
-def _codes() -> frozenset[str]:
-    return frozenset(map(str, _identifier().nb_classes)) - {"zxx"} | {"nb"}

@@ -1,4 +1,4 @@
-"""Options of a question, in any form in which datasets have them."""
+"""Options of a question, in any form in which datasets have them, and their texts in a comparable form."""
 
 from __future__ import annotations
 
@@ -9,13 +9,26 @@ from numbers import Real
 from string import ascii_uppercase
 from typing import Any
 
+from rewards.text.answer_text import normalised
 from rewards.text.patterns import Pattern
+from rewards.text.typography import plain_typography, without_markup
+
+Options = Mapping[str, tuple[str, ...]]
+"""The comparable texts of each option by its letter; empty where the options are not known."""
 
 LONGEST = 20_000  # characters of options that are one text
 
 _KEY = Pattern(r"\s*[(\[]?([A-Za-z]|\d{1,2})[)\].:]?\s*")
 _MARK = Pattern(r"(?:^|(?<=[\s,;|]))[(（\[]?([A-Z]|[1-9]\d?)\s?[)）\].:、．：]\s*")
 _BULLET = Pattern(r"^\s*[-*•]\s+")
+_SYMBOL = Pattern("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
+
+NO = (
+    *("not true", "not at all", "not really", "absolutely not", "certainly not", "definitely not", "of course not"),
+    *"no nope false incorrect wrong".split(),
+    *"不 不是 不是的 否 没有 没 不对 错 错误 错的 错误的 不正确 假 不能 不可以 不会 不存在 无 不行".split(),
+)
+YES = tuple("yes yeah yep true correct 是 是的 有 有的 对 对的 正确 正确的 真 能 可以 会 存在".split())
 
 
 def options_of(given: Any) -> dict[str, str]:
@@ -85,3 +98,15 @@ def _lettered(given: str) -> dict[str, str]:
     return {
         key: given[begin:end].strip().rstrip(",;|").strip() for (key, _, begin), end in zip(starts, ends, strict=True)
     }
+
+
+def bare(text: str) -> str:
+    """Returns the text in plain typography, without markup, quotes and braces around it."""
+    text = without_markup(plain_typography(text)).strip(" \t\n`*_\"'")
+    text = text if text.isascii() else _SYMBOL.sub("", text).strip()
+    return text[1:-1].strip() if text[:1] == "{" and text[-1:] == "}" else text
+
+
+def comparable(text: str) -> str:
+    """Returns the text bare and normalised, without a full stop at its end."""
+    return normalised(bare(text)).rstrip(". ").strip("\"'")

@@ -50,6 +50,12 @@ _WITHDRAWN = Pattern(
     r"\b(?:wait|hmm+|on second thought|scratch that|let me (?:re-?)?(?:check|look|think|verify|consider))\b|等等|再看|重新",
     2,
 )
+_DENIED_BEFORE = Pattern(r"(?:\b(?:not|never|isn['’]t|aren['’]t)\s+(?:at\s+|in\s+|on\s+)?|不[是在]\s*)$", 2)
+_DENIED_BEHIND = Pattern(
+    r"[\s`*\"']*(?:is|are|was|were|would\s+be)\s+(?:\w{1,20}\s+)?(?:wrong|incorrect|false|not\s+(?:it|right|correct|the))\b"
+    r"|\s*(?:是错|不对|不正确)",
+    2,
+)
 _NONE = Pattern(
     r"^\W*(?:none|null|nothing|empty|n/?a|absent|no|无|無|没有|沒有|不存在|なし|nada|nichts|rien|нет)\W*$"
     r"|\bno(?:ne)?\s+(?:[\w'-]+\s+){0,5}[\w'-]+|\b(?:not|n't|cannot|can't)\s+(?:[\w'-]+\s+){0,4}(?:contain|present|visible|found|appear"
@@ -139,10 +145,17 @@ def spans_of(text: str, size: int) -> list[Span]:
         spans = _lines(text, size)
     if spans and _WITHDRAWN.search(text, spans[-1].end):
         return []
+    while spans and _is_denied(text[: spans[-1].start], text[spans[-1].end :]):
+        spans.pop()
     first = len(spans) - 1
     while first > 0 and _belong_together(text[spans[first - 1].end : spans[first].start]):
         first -= 1
     return _with_contexts(text, spans, max(first, 0))
+
+
+def _is_denied(before: str, behind: str) -> bool:
+    """Returns whether the words around a place say that it is not the answer: `not at [1, 2, 3, 4]`."""
+    return bool(_DENIED_BEFORE.search(before[-20:]) or _DENIED_BEHIND.match(behind[:80]))
 
 
 def _all_spans(text: str) -> list[Span]:

@@ -44,6 +44,8 @@ def print_summary(console: Console, name: str, scored: Sequence[Scored]) -> None
     errors = len(scored) - len(judged)
     share = f"{errors / len(scored):.1%}"
     console.print(Text(f"{printable(name)}: {len(scored)} completions, {errors} without a verdict ({share})"))
+    if unread := sum(each.score.unread for each in judged):
+        console.print(f"responses in which no answer was found: {unread} of {len(judged)}")
     parts = defaultdict(list)
     for each in judged:
         for part, value in each.score.parts.items():

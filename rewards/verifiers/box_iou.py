@@ -8,7 +8,7 @@ from rewards.text.answer_text import answer_part
 from rewards.text.boxes import BOX, shapes_of_reference, shapes_of_text, share_found
 from rewards.text.places import says_none
 from rewards.text.unreadable import unreadable
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -33,7 +33,8 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
         threshold: A pair counts 1 from this IoU on, and else 0; by default it counts its IoU.
 
     Returns:
-        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer holds no such boxes.
+        The verifier: from 0.0 to 1.0, `UNREAD` where the response neither has boxes nor denies them. A `Score` with an error where
+        the answer holds no such boxes.
 
     Raises:
         ValueError: The threshold is not above 0 and at most 1.
@@ -52,6 +53,8 @@ def box_iou(*, threshold: float | None = None) -> Verifier:
             return unreadable("box_iou", prompt, str(error))
         text = answer_part(completion)
         found = shapes_of_text(text, BOX)
+        if not found and not says_none(text):
+            return UNREAD
         if not wanted:
             return float(all(shape.place is None for shape in found) and says_none(text))
         return share_found(found, wanted, worth)

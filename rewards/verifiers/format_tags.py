@@ -29,7 +29,8 @@ def format_tags(*, tags: Sequence[str] = ("think",), answer_follows: bool | None
     Raises:
         ValueError: There are no tags, one occurs twice, or one is no name.
     """
-    if not tags or isinstance(tags, str) or len(set(tags)) < len(tags) or not all(map(str.isidentifier, tags)):
+    are_names = not isinstance(tags, str) and all(isinstance(tag, str) and tag.isidentifier() for tag in tags)
+    if not tags or not are_names or len(set(tags)) < len(tags):
         raise ValueError(f"tags of format_tags must be different names such as ('think', 'answer'), got {tags!r}")
     follows = tags[-1] != "answer" if answer_follows is None else answer_follows
     marks = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]

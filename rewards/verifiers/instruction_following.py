@@ -128,8 +128,8 @@ def instruction_following(*, partial: bool = False) -> Verifier:
         partial: Rewards the share of fulfilled instructions; else all must be fulfilled.
 
     Returns:
-        The verifier: from 0.0 to 1.0, with each instruction in `Score.parts`; an empty response has 0.0. A `Score` with an error
-        where the column is missing, or has a name that is not in `INSTRUCTIONS`.
+        The verifier: from 0.0 to 1.0, with each instruction in `Score.parts`; an empty response has 0.0 and is unread. A `Score`
+        with an error where the column is missing, or has a name that is not in `INSTRUCTIONS`.
     """
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
@@ -149,6 +149,6 @@ def instruction_following(*, partial: bool = False) -> Verifier:
             )
             return Score(reward=0.0, error=f"{message} ({type(error).__name__}: {error})")
         share = sum(parts.values()) / len(parts)
-        return Score(reward=share if partial else float(share == 1), parts=parts)
+        return Score(reward=share if partial else float(share == 1), parts=parts, unread=not text)
 
     return verify

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from rewards.text.answer_text import answer_part, last_block
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -26,7 +26,8 @@ def json_format(*, schema: Mapping[str, Any] | None = None) -> Verifier:
         schema: The schema. Default: the prompt's column `schema` (a mapping or its JSON); without one, any object or list fits.
 
     Returns:
-        The verifier: 1.0 or 0.0; a `Score` with an error where the prompt's schema is no JSON Schema. It checks only the form.
+        The verifier: 1.0 or 0.0, `UNREAD` for a text that is no JSON; a `Score` with an error where the prompt's schema is no JSON
+        Schema. It checks only the form.
 
     Raises:
         ValueError: `schema` is no JSON Schema.
@@ -43,9 +44,12 @@ def json_format(*, schema: Mapping[str, Any] | None = None) -> Verifier:
             return Score(reward=0.0, error=f"prompt {prompt.id!r} has no valid schema in its column 'schema': {error}")
         block = last_block(answer_part(completion))
         if len(block) > LONGEST:
-            return 0.0
+            return UNREAD
         try:
             value = json.loads(block, parse_constant=_refuse, object_pairs_hook=_object)
+        except (ValueError, RecursionError):
+            return UNREAD
+        try:
             return float(isinstance(value, dict | list) if validator is None else validator.is_valid(value))
         except (ValueError, RecursionError):
             return 0.0

@@ -11,7 +11,7 @@ from rewards.text.languages import (
     without_quotations,
 )
 from rewards.text.patterns import Pattern
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -22,7 +22,7 @@ _LETTERS_WITHOUT_BLANKS = Pattern(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac
 def language_matches(*, tolerated: float = 0.05) -> Verifier:
     """Makes a verifier of Qwen3-VL's language rule: the response, thoughts included, is in the prompt's language.
 
-    The prompt's language is its column `language` (a code of ISO 639-1, `"en"`), else that of its last user message. A short
+    The prompt's language is its column `language` (`"en"`, `"en-GB"` or `"English"`), else that of its last user message. A short
     message may be in one of several related languages, of which each is right. Where it is too short even for that, only the
     alphabet counts. Formulas, programs, tags, numbers, links and quotations have no language, but sentences inside formulas and
     programs do. The response is checked piece by piece, so a change of language half-way fails.
@@ -31,8 +31,8 @@ def language_matches(*, tolerated: float = 0.05) -> Verifier:
         tolerated: The share of the response that may be in another language or alphabet: names and quotations.
 
     Returns:
-        The verifier: 1.0 or 0.0; a response without letters, or as short as a name, has 1.0, an empty one 0.0. It checks only the
-        language: right and wrong answers earn the same. A `Score` with an error where the column holds no code of a language.
+        The verifier: 1.0 or 0.0; a response without letters, or as short as a name, has 1.0, an empty one `UNREAD`. It checks only
+        the language: right and wrong answers earn the same. A `Score` with an error where the column names no known language.
 
     Raises:
         ValueError: `tolerated` is not in [0, 1).
@@ -49,7 +49,7 @@ def language_matches(*, tolerated: float = 0.05) -> Verifier:
                 reward=0.0, error=f"language_matches cannot read the column 'language' of prompt {prompt.id!r}: {error}"
             )
         if not completion.text.strip():
-            return 0.0
+            return UNREAD
         question = prose_of(_question(prompt))
         prose = without_quotations(prose_of(completion.text))
         if _is_name(prose):

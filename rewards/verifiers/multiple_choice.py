@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.text.answer_text import answer_part
-from rewards.text.choice_answer import NO, YES, Options, bare, comparable, picked, read_pick, read_picks
-from rewards.text.option_list import options_of
+from rewards.text.choice_answer import lists_in_lines, picked, read_pick, read_picks
+from rewards.text.option_list import NO, YES, Options, bare, comparable, options_of
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -43,7 +43,8 @@ def multiple_choice(*, several: bool = False, boxed: bool = False) -> Verifier:
         boxed: Only a `\boxed{...}` counts.
 
     Returns:
-        The verifier: 1.0 or 0.0; a `Score` with an error where the reference names no option, or the options cannot be read.
+        The verifier: 1.0 or 0.0, `UNREAD` where the response picks nothing; a `Score` with an error where the reference names no
+        option, or the options cannot be read.
     """
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
@@ -58,9 +59,12 @@ def multiple_choice(*, several: bool = False, boxed: bool = False) -> Verifier:
             )
             return unreadable("multiple_choice", prompt, f"give {known}")
         text = answer_part(completion)
+        found: str | frozenset[str] | None
         if isinstance(correct, str):
-            return float(picked(text, lambda each: read_pick(each, options), boxed=boxed) == correct)
-        return float(picked(text, lambda each: read_picks(each, options), boxed=boxed) == correct)
+            found = picked(text, lambda each: read_pick(each, options), boxed=boxed)
+        else:
+            found = picked(lists_in_lines(text), lambda each: read_picks(each, options), boxed=boxed)
+        return UNREAD if found is None else float(found == correct)
 
     return verify
 
@@ -78,7 +82,7 @@ def yes_no(*, boxed: bool = False) -> Verifier:
         boxed: Only a `\boxed{...}` counts.
 
     Returns:
-        The verifier: 1.0 or 0.0; a `Score` with an error where the reference is neither yes nor no.
+        The verifier: 1.0 or 0.0, `UNREAD` where the response says neither; a `Score` with an error where the reference does not.
     """
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
@@ -87,7 +91,7 @@ def yes_no(*, boxed: bool = False) -> Verifier:
         if correct is None:
             return unreadable("yes_no", prompt, "give yes or no, true or false, 是 or 否")
         found = picked(answer_part(completion), lambda text: read_pick(text, _YES_AND_NO), boxed=boxed)
-        return float(found == correct)
+        return UNREAD if found is None else float(found == correct)
 
     return verify
 

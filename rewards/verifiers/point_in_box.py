@@ -8,7 +8,7 @@ from rewards.text.answer_text import answer_part
 from rewards.text.boxes import BOX, POINT, shapes_of_reference, shapes_of_text, share_found
 from rewards.text.places import says_none
 from rewards.text.unreadable import unreadable
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -33,7 +33,8 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
             Default: the reference holds boxes.
 
     Returns:
-        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer holds no such boxes or points.
+        The verifier: from 0.0 to 1.0, `UNREAD` where the response neither has points nor denies them. A `Score` with an error where
+        the answer holds no such boxes or points.
 
     Raises:
         ValueError: The radius is not from 0 to 1000.
@@ -56,6 +57,8 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
             return unreadable("point_in_box", prompt, f"{error}{remedy}")
         text = answer_part(completion)
         found = shapes_of_text(text, POINT)
+        if not found and not says_none(text):
+            return UNREAD
         if not wanted:
             return float(all(shape.place is None for shape in found) and says_none(text))
         return share_found(found, wanted, worth)

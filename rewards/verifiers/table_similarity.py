@@ -14,7 +14,7 @@ from rewards.text.latex_table import rows_of_latex
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_number, plain_words
 from rewards.text.unreadable import unreadable
-from rewards.types import Score
+from rewards.types import UNREAD, Score
 from rollout.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
     `prompt.answer` is such a text, or a list of rows, each a list of cells or an object.
 
     Returns:
-        From 0.0 to 1.0; a `Score` with an error where the answer is no table.
+        From 0.0 to 1.0, `UNREAD` where the response has no table; a `Score` with an error where the answer is none.
     """
     wanted = _table(prompt.answer) if isinstance(prompt.answer, str) else _of_lists(prompt.answer)
     if not wanted:
@@ -57,7 +57,7 @@ def table_similarity(prompt: Prompt, completion: Completion) -> float | Score:
         return unreadable("table_similarity", prompt, remedy)
     text = answer_part(completion)
     found = _table(text) if len(text) <= LONGEST else []
-    return _similarity(found, wanted) if found else 0.0
+    return _similarity(found, wanted) if found else UNREAD
 
 
 def _table(text: str) -> Table:

@@ -10,7 +10,7 @@ from rewards.text.answer_text import TAIL, answer_part, last_block, normalised, 
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_number, plain_typography, plain_words
 from rewards.text.unreadable import unreadable
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -41,6 +41,26 @@ _OPPOSITE = (
     ),
     *(("as", "des"), ("en", "dis"), ("inter", "intra"), ("hyper", "hypo")),
 )
+_DISTINCT = tuple(  # words that are alike in letters, of which each means something else
+    frozenset(line.split())
+    for line in """
+    am pm
+    north south east west northern southern eastern western
+    monday tuesday wednesday thursday friday saturday sunday
+    january february march april may june july august september october november december
+    one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+    twenty thirty forty fifty sixty seventy eighty ninety
+    thousand million billion trillion
+    push pull
+    he she
+    man woman
+    men women
+    mother father brother
+    morning evening
+    weekday weekend weekdays weekends
+    """.strip().splitlines()
+)
+_MARK = Pattern(r"[^\W\d_]|\w*\d\w*")  # one letter or a word with a digit, as in `Gate B`, `4A`
 
 
 @with_options
@@ -54,7 +74,8 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
     such as "the text reads".
 
     Another number or the opposite is no misread letter, and earns nothing. So a reference without letters must be met exactly. In
-    one of up to four words the numbers, negations and prefixes must be the same (`Room 12`, `not allowed`, `increase`).
+    one of up to four words the numbers, negations and prefixes must be the same (`Room 12`, `not allowed`, `increase`). So
+    must single letters, days, months and number words (`Gate B`, `3 pm`, `Tuesday`).
 
     `prompt.answer` is the text, a number, or a list of these; the most similar one counts.
 
@@ -62,7 +83,8 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
         threshold: Similarities below it count as 0; random text stays below 0.5 of all but the shortest references.
 
     Returns:
-        The verifier: from 0.0 to 1.0; a `Score` with an error where the prompt has no text to compare with.
+        The verifier: from 0.0 to 1.0, `UNREAD` for an empty answer; a `Score` with an error where the prompt has no text to
+        compare with.
 
     Raises:
         ValueError: The threshold is not between 0 and 1.
@@ -79,6 +101,8 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
             return unreadable("text_similarity", prompt, "give a text or a list of texts")
         # A text that is cut here is less than 1 % similar.
         texts = {_comparable(text[: 100 * max(map(len, references))]) for text in _answers(answer_part(completion))}
+        if not any(texts):
+            return UNREAD
         pairs = [(text, wanted) for text in texts for wanted in references if text and wanted]
         best = max((Levenshtein.normalized_similarity(*pair) for pair in pairs if not _is_another(*pair)), default=0.0)
         return float(best) if best >= threshold else 0.0
@@ -124,7 +148,15 @@ def _is_another(text: str, reference: str) -> bool:
         return True
     if Counter(_NEGATION.findall(text)) != Counter(_NEGATION.findall(reference)):
         return True
-    return len(words) == len(others) and any(_are_opposite(*pair) for pair in zip(words, others, strict=True))
+    return len(words) == len(others) and any(map(_are_other_words, words, others))
+
+
+def _are_other_words(one: str, other: str) -> bool:
+    """Returns whether two words differ and mean different things, as other marks, days or opposites do."""
+    if one == other:
+        return False
+    are_marks = _MARK.fullmatch(one) and _MARK.fullmatch(other)
+    return bool(are_marks) or any({one, other} <= words for words in _DISTINCT) or _are_opposite(one, other)
 
 
 def _are_opposite(one: str, other: str) -> bool:

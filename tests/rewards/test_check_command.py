@@ -105,6 +105,12 @@ def test_the_spread_of_the_reward_and_of_its_parts_is_shown(reward: str, table: 
     assert "errors" not in printed and "reference" not in printed
 
 
+def test_responses_without_an_answer_are_counted(table: Callable[..., Path]) -> None:
+    rows = table({"id": "a", "completion": ["B", "C", "I cannot tell."], "answer": "B"})
+    status, printed = output("multiple_choice", rows)
+    assert status == 0 and "responses in which no answer was found: 1 of 3\n" in printed
+
+
 def test_many_different_rewards_are_shown_in_bins(tmp_path: Path, table: Callable[..., Path]) -> None:
     (tmp_path / "r.py").write_text("def score(p, c): return float(c.text)")
     _, printed = output(f"{tmp_path / 'r.py'}:score", table({"text": [str(n) for n in range(20)]}))

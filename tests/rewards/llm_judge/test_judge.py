@@ -265,7 +265,7 @@ def test_without_options_it_is_refused_with_a_remedy() -> None:
 @pytest.mark.parametrize("text", ["", " \n\t ", "<think>It is 17", "<think>It is 17</think>\n"])
 def test_a_response_that_says_nothing_is_0_without_a_call(endpoint: Endpoint, text: str) -> None:
     found = scores(judge(base_url=endpoint.url, model="m", axes=AXES), text)
-    assert found == [Score(reward=0.0, parts={"accuracy": 0.0, "style": 0.0})] and not endpoint.asked
+    assert found == [Score(reward=0.0, parts={"accuracy": 0.0, "style": 0.0}, unread=True)] and not endpoint.asked
 
 
 @pytest.mark.parametrize("answer", [None, "", " "])

@@ -146,3 +146,20 @@ def test_a_thought_that_the_prompt_has_opened_has_no_answer_before_its_end(
     text: str, opened: bool, answer: str
 ) -> None:
     assert answer_part(Completion(text=text, thinking=opened)) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ('{"answer": "a blue door"}', "a blue door"),
+        ('{"why": "I add them", "answer": 42}', "42"),
+        ('```json\n{"answer": "42", "unit": "kg"}\n```', "42"),
+        (r'{"answer": "\frac{1}{2}"}', r"\frac{1}{2}"),
+        ("Answer: {1, 2}", "{1, 2}"),
+        ("The options are:\nA. a dog\nB. a cat", "B. a cat"),
+        ("La respuesta correcta es 42.", "42."),
+        ("정답은 42입니다.", "42입니다."),
+    ],
+)
+def test_an_answer_may_be_a_value_of_json_or_follow_a_phrase_of_another_language(text: str, answer: str) -> None:
+    assert final_answer(text) == answer

@@ -158,3 +158,18 @@ def test_it_is_symmetric_and_one_for_the_same_boxes(
     assert isinstance(reward, float) and 0.0 <= reward <= 1.0 + 1e-12
     assert score(found, wanted) == pytest.approx(reward)
     assert score(wanted, wanted[::-1]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("The vase is not at [100, 200, 300, 600].", 0.0),
+        ("[100, 200, 300, 600] is wrong.", 0.0),
+        ("不是[100, 200, 300, 600]", 0.0),
+        ("[100, 200, 300, 600], not [0, 0, 50, 50]", 1.0),
+        ("[0, 0, 50, 50] is not correct. It is at [100, 200, 300, 600].", 1.0),
+    ],
+)
+def test_a_box_that_is_denied_is_no_answer(text: str, reward: float) -> None:
+    prompt = Prompt(id="b-1", messages=[], answer=[100, 200, 300, 600])
+    assert box_iou(prompt, Completion(text=text)) == reward

@@ -129,8 +129,13 @@ def test_thoughts_do_not_hide_in_formulas_or_programs_and_quotations_do_no_harm(
     assert score(QUESTIONS[asked], text) == reward
 
 
-@pytest.mark.parametrize(("language", "hint"), [("German", "'de'"), ("de-DE", "'de'"), ("ZH_cn", "'zh'"), (5, "'de'")])
-def test_a_column_with_no_code_of_a_language_is_an_error(language: object, hint: str) -> None:
+@pytest.mark.parametrize("language", ["German", "deutsch", "DE", "de-DE", "de_AT", "deu", "ger", "German (Austria)"])
+def test_a_column_may_name_the_language_in_many_ways(language: str) -> None:
+    assert score(QUESTIONS["en"], ANSWERS["de"], language=language) == 1.0
+    assert score(QUESTIONS["en"], ANSWERS["en"], language=language) == 0.0
+
+
+@pytest.mark.parametrize("language", ["Germanic", "", "xx-XX", "same as the question", 5])
+def test_a_column_that_names_no_known_language_is_an_error(language: object) -> None:
     told = score(QUESTIONS["de"], ANSWERS["de"], language=language)
-    assert isinstance(told, Score) and f"{language!r} is no known language" in str(told.error)
-    assert f"for example {hint}" in str(told.error)
+    assert isinstance(told, Score) and f"{language!r} is no known language: give its code of ISO 639" in str(told.error)

@@ -1,10 +1,14 @@
 """A verifier with options is made by a call, and is one without."""
 
 import pickle
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cloudpickle
 import pytest
 
+import rewards
 from rewards.types import Verifier
 from rewards.verifiers.options import with_options
 from rollout import Completion, Prompt
@@ -37,8 +41,79 @@ def test_it_keeps_its_name_and_its_docstring() -> None:
 def test_options_are_checked_when_it_is_made() -> None:
     with pytest.raises(ValueError, match="than must be >= 0, got -1"):
         longer(than=-1)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'then'"):
+
+
+def test_an_unknown_option_is_named_with_the_one_that_may_be_meant() -> None:
+    with pytest.raises(ValueError, match=r"^longer has no option 'then'; did you mean 'than'\?$"):
         longer(then=1)
+    with pytest.raises(ValueError, match=r"^box_iou has no option 'iou'; give 'threshold'$"):
+        rewards.box_iou(iou=0.5)
+    with pytest.raises(ValueError, match="longer takes a prompt and a completion, or options by name, got 1 values"):
+        longer(4)
+
+
+@with_options
+def of_all_kinds(
+    *,
+    share: float | None = None,
+    names: Sequence[str] = (),
+    sizes: tuple[int, ...] = (),
+    pair: tuple[str, float] = ("a", 1.0),
+    weights: Mapping[str, float] = {},  # only read
+    anything: Any = None,
+) -> Verifier:
+    """Takes options and never looks at them."""
+    return lambda prompt, completion: 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"share": "0.5"}, "share of of_all_kinds must be a number or None, got '0.5' (str)"),
+        ({"share": True}, "share of of_all_kinds must be a number or None, got True (bool)"),
+        ({"names": "cat"}, "names of of_all_kinds must be a list of which each is a text, got 'cat' (str)"),
+        ({"names": ["cat", 7]}, "names of of_all_kinds must be a list of which each is a text, got ['cat', 7] (list)"),
+        ({"sizes": (1, 2.5)}, "sizes of of_all_kinds must be a tuple (a whole number, ...), got (1, 2.5) (tuple)"),
+        ({"sizes": 3}, "sizes of of_all_kinds must be a tuple (a whole number, ...), got 3 (int)"),
+        ({"pair": ("a",)}, "pair of of_all_kinds must be a tuple (a text, a number), got ('a',) (tuple)"),
+        ({"weights": {"a": "1"}}, "weights of of_all_kinds must be a mapping from a text to a number, got {'a': '1'} (dict)"),
+        ({"weights": None}, "weights of of_all_kinds must be a mapping from a text to a number, got None (NoneType)"),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_wrong_type_is_named_with_what_it_must_be(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        of_all_kinds(**options)
+
+
+def test_values_of_the_right_types_are_taken() -> None:
+    given = [
+        {"share": 1},
+        {"share": None},
+        {"names": ["cat"]},
+        {"sizes": (1, 2)},
+        {"sizes": ()},
+        {"pair": ("b", 2)},
+        {"weights": {"a": 1}},
+        {"anything": object()},
+    ]
+    assert [of_all_kinds(**options)(PROMPT, Completion(text="")) for options in given] == [0.0] * 8
+
+
+@pytest.mark.parametrize(
+    ("verifier", "options", "told"),
+    [
+        (rewards.multiple_choice, {"boxed": 3}, "boxed of multiple_choice must be True or False, got 3 (int)"),
+        (rewards.yes_no, {"boxed": 1}, "boxed of yes_no must be True or False, got 1 (int)"),
+        (rewards.math_answer, {"expressions": "x"}, "expressions of math_answer must be True or False, got 'x' (str)"),
+        (rewards.box_iou, {"threshold": "0.5"}, "threshold of box_iou must be a number or None, got '0.5' (str)"),
+        (rewards.count, {"tolerance": 1.5}, "tolerance of count must be a whole number, got 1.5 (float)"),
+        (rewards.code_tests, {"seconds": "4"}, "seconds of code_tests must be a number, got '4' (str)"),
+        (rewards.judge, {"model": 3, "base_url": "http://x"}, "model of judge must be a text or None, got 3 (int)"),
+    ],
+)
+def test_every_verifier_refuses_options_of_a_wrong_type(verifier: Any, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        verifier(**options)
 
 
 def test_it_travels_to_another_process() -> None:

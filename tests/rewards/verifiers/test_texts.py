@@ -258,7 +258,7 @@ def test_several_instructions_count_together_or_each_for_itself() -> None:
         ({"max_words": True}, "a number is needed, got True"),
         ({"keywords": "red"}, "a list of words is needed, got 'red'"),
         ({"forbidden": [""]}, "a word is empty"),
-        ({"language": "German"}, "'German' is no known language: give its code of ISO 639-1"),
+        ({"language": "Germanic"}, "'Germanic' is no known language: give its code of ISO 639"),
         ({"case": "title"}, "does not fit its name: {'case': 'title'} (KeyError"),
     ],
 )
@@ -267,3 +267,28 @@ def test_instructions_that_cannot_be_read_are_an_error(instructions: object, tol
         Prompt(id="p", messages=[], columns={"instructions": instructions}), Completion(text="a")
     )
     assert isinstance(score, Score) and told in str(score.error)
+
+
+@pytest.mark.parametrize(
+    ("reference", "other"),
+    [
+        ("Gate B", "Gate D"),
+        ("Block 7C", "Block 7D"),
+        ("4 pm", "4 am"),
+        ("Closed on Tuesday", "Closed on Thursday"),
+        ("June 1998", "July 1998"),
+        ("seven", "eleven"),
+        ("South Pier", "North Pier"),
+        ("PUSH", "PULL"),
+    ],
+)
+def test_another_letter_day_or_opposite_is_no_misread_letter(reference: str, other: str) -> None:
+    def score(text: str) -> object:
+        return text_similarity(Prompt(id="p", messages=[], answer=reference), Completion(text=text))
+
+    assert score(reference) == 1.0 and score(other) == 0.0
+
+
+def test_a_misread_letter_of_a_word_costs_its_share() -> None:
+    prompt = Prompt(id="p", messages=[], answer="South Pier")
+    assert text_similarity(prompt, Completion(text="Soulh Pier")) == pytest.approx(0.9)  # one letter of ten
