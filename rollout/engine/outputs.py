@@ -93,7 +93,7 @@ def split_experts(
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Splits the experts of a sequence into those of the prompt and those of the response.
 
-    After a weight sync in the middle of a response vLLM computes all tokens before it anew. It does not return the experts that the
+    After a weight sync in the middle of a response vLLM computes all tokens before it again. It does not return the experts that the
     new weights choose for them.
 
     Args:
@@ -102,7 +102,7 @@ def split_experts(
         versions: [T], the version that sampled each token.
 
     Returns:
-        [P, layers, top_k] and [T, layers, top_k] int16, −1 for the last token and for all that a sync has had computed anew; two
+        [P, layers, top_k] and [T, layers, top_k] int16, −1 for the last token and for all that a sync has had computed again; two
         None if vLLM returned none.
 
     Raises:
