@@ -11,7 +11,7 @@ from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, HEDGE, HEDGE_BEHIND
 from rewards.text.numbers.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -81,7 +81,8 @@ def count(*, tolerance: int = 0) -> Verifier:
         tolerance: A count that is off by n ≤ tolerance earns 1 − n / (tolerance + 1), others earn nothing.
 
     Returns:
-        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer is no whole number >= 0.
+        The verifier: from 0.0 to 1.0, `UNREAD` where the response has no number; a `Score` with an error where the answer is no
+        whole number >= 0.
 
     Raises:
         ValueError: The tolerance is negative.
@@ -93,8 +94,11 @@ def count(*, tolerance: int = 0) -> Verifier:
         wanted = None if prompt.answer is None else _reference(str(prompt.answer))
         if wanted is None:
             return unreadable("count", prompt, "give a whole number >= 0")
-        found = _stated(answer_part(completion))
-        return 0.0 if found is None else max(0.0, 1 - abs(found - wanted) / (tolerance + 1))
+        text = answer_part(completion)
+        found = _stated(text)
+        if found is None:
+            return 0.0 if _NUMBER.search(_plain(final_answer(text))) else UNREAD
+        return max(0.0, 1 - abs(found - wanted) / (tolerance + 1))
 
     return verify
 

@@ -6,7 +6,8 @@ import re
 
 from rewards.text.answer_text import boxed_answers
 from rewards.text.mathematics.quantities import read_quantity
-from rewards.text.mathematics.units import is_known
+from rewards.text.numbers.amounts import kind_end
+from rewards.text.numbers.measures import is_unit
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_typography
 
@@ -22,7 +23,7 @@ _PLAIN = (
     (Pattern(r"\\(?:left|right|big|Big|bigg|Bigg)[lr]?(?![A-Za-z])\.?"), ""),
     (Pattern(r"(?<!\\)\\!\s*|\\displaystyle(?![A-Za-z])|\\(?:limits|nolimits)(?![A-Za-z])"), ""),
     (Pattern(r"(?<!\\)\\[,;: >]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|(?<!\\)~"), " "),
-    (Pattern(r"\{\s*,\s*\}\s*"), ","),
+    (Pattern(r"(?<![a-z])\{\s*,\s*\}\s*"), ","),
     (Pattern(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (Pattern(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (Pattern(r"\\frac\s*\{(\d{1,20})\}\s*(\d)"), r"\\frac{\1}{\2}"),
@@ -40,7 +41,7 @@ _PLAIN = (
 )
 _BOLD = Pattern(
     r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathtt|textbf|textit|textnormal|text|mathrm|mbox|hbox|operatorname\*?|emph|underline)"
-    r"\s*\{([^{}]*)\}"
+    r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _MARKS = Pattern(r"\*\*|__(?=\S)|`")
 
@@ -102,13 +103,8 @@ _WORD = Pattern(
     r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)|[\u0400-\u04ff\u0600-\u06ff\u0900-\u097f\u4e00-\u9fff]{2,}",
     re.IGNORECASE,
 )
-_UNIT_AFTER = Pattern(
-    r"\s{0,3}(\\?%|‰|percent(?:age)?\b|pct\b|(?:hundred|thousand|million|billion|trillion)\b(?:\s+(?:dollars|euros|yuan))?|(?:[kKMB]|bn)\b|°"
-    r"|(?:cm|mm|km|m|kg|g|ml|l|s|h|min|ft|in|yd|lb|oz)(?:\^?\{?[23]\}?|[²³])?(?:/[a-z]{1,4})?(?![A-Za-z])"
-    r"|(?:square |cubic )?(?:(?:centi|milli|kilo)?met(?:er|re)s?|inch(?:es)?|feet|foot|miles?|seconds?|minutes?|hours?|days?|weeks?"
-    r"|months?|years?"
-    r"|degrees?|dollars?|cents?|euros?|yuan|pounds?|(?:kilo)?grams?|lit(?:er|re)s?|[ap]\.?m\b\.?)(?![A-Za-z])|[$€£¥₹]|[十百千]?[万亿]?[\u4e00-\u9fff]{0,4})",
-)
+_BLANKS = Pattern(r"\s{0,3}")
+_HAN = Pattern(r"[\u4e00-\u9fff]{0,4}|[ap]\.?m\b\.?", re.IGNORECASE)
 
 
 def plain_text(text: str) -> str:
@@ -137,11 +133,12 @@ def _unwrapped(match: re.Match[str]) -> str:
 
 
 def final_formula(text: str) -> str | None:
-    """Returns the final answer of a response in plain typography; `None` where there is none, or it is denied or in doubt."""
+    """Returns the final answer of a response in plain typography; `""` where it is denied or in doubt, `None` where there is none."""
     text = _CHAT_MARK.sub("", _BARE_BOX.sub(r"\\boxed{\1}", text)).rstrip()
     if boxes := boxed_answers(_BOX_BY_BOX.sub("}, ", text)):
-        is_closed = boxes[-1] != ""  # a cut response, or an empty box after the answer
-        return ", ".join(dict.fromkeys(filter(None, boxes))) if is_closed and not _is_doubted(text) else None
+        if boxes[-1] == "":  # a cut response, or an empty box after the answer
+            return None
+        return "" if _is_doubted(text) else ", ".join(dict.fromkeys(filter(None, boxes)))
     if tagged := _ANSWER_TAG.findall(text):
         return final_formula(tagged[-1])
     marks = text.split("####")[1:]
@@ -149,12 +146,12 @@ def final_formula(text: str) -> str | None:
         return ", ".join(dict.fromkeys(mark.strip().split("\n")[0].strip() for mark in marks))
     phrases = list(_ANSWER_IS.finditer(text))
     if phrases and (found := _after_phrase(text[phrases[-1].end() :])) is not None:
-        return found or None
+        return found
     closing = _CLOSING_MATH.match(text)
     if closing is not None and not _is_in_prose_doubt(closing[1]):
         behind = closing[3] or ""
         return _inside(closing[2]) + (
-            f" {behind}" if "%" in behind or behind in ("percent", "pct") or is_known(behind) else ""
+            f" {behind}" if "%" in behind or behind in ("percent", "pct") or is_unit(behind) else ""
         )
     if not _WORD.search(_TEXT_COMMAND.sub("", text)):
         return _lines(text)
@@ -174,7 +171,7 @@ def _is_in_prose_doubt(before: str) -> bool:
 
 def _lines(text: str) -> str:
     """Returns the last line; all lines where each is one number, as they are several answers."""
-    lines = [line.strip().lstrip("*•").strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [line.strip().lstrip("*•#").strip() for line in text.strip().splitlines() if line.strip()]
     bare = [re.sub(r"^-\s+", "", line) for line in lines]
     if len(bare) > 1 and all(re.fullmatch(r"-?[\d.,/]{1,40}", line) for line in bare):
         return ", ".join(dict.fromkeys(bare))
@@ -232,27 +229,29 @@ def _balanced(run: str) -> str:
 def _apart(run: str) -> str:
     """Returns a number with a blank before its unit: `5 m` of `5m`, which would be a product in a formula."""
     parts = _NUMBER_AND_UNIT.fullmatch(run)
-    return f"{parts[1]} {parts[2]}" if parts is not None and is_known(parts[2]) else run
+    return f"{parts[1]} {parts[2]}" if parts is not None and is_unit(parts[2]) else run
 
 
 def _in_sentence(sentence: str, *, leads: bool = False) -> str | None:
     """Returns the last number or formula of a sentence, with those that are joined to it by commas or "and".
 
     With `leads`, a number that begins the sentence is it. A sentence that is a number with its unit is whole: `6 oranges`.
+    It is `""` where the sentence denies it or is in doubt.
     """
     if len(sentence) < 80 and read_quantity(plain_formula(sentence).strip(" $")) is not None:
         return sentence.strip()
-    if _HEDGE.search(sentence) is not None:
-        return None
     found = _candidates(sentence)
     if not found:
         return None
+    if _HEDGE.search(sentence) is not None:
+        return ""
     group = _group(sentence, found, is_first=found[0][0] == 0 and leads)
     start, end = group[0][0], group[-1][1]
-    unit = _UNIT_AFTER.match(sentence, end)
     if _NEGATION.search(sentence[:start]) or _DENIED_AFTER.match(sentence, end):
-        return None
-    return ", ".join(each for _, _, each in group) + (" " + unit[1] if unit is not None and unit[1] else "")
+        return ""
+    behind = _BLANKS.match(sentence, end).end()
+    unit = sentence[behind : _HAN.match(sentence, kind_end(sentence, behind)).end()]
+    return (", ".join(each for _, _, each in group) + " " + unit).rstrip()
 
 
 def _candidates(sentence: str) -> list[tuple[int, int, str]]:

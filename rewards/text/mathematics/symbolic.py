@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from math import ceil, log10
 from typing import Any
 
@@ -52,7 +53,7 @@ def parse_formula(formula: str) -> Any | None:
     parts = _OR.split(formula)
     if len(parts) > 1 and all(_RELATION.search(part) for part in parts):
         return _union(parts)
-    found = _math_verify()[0](_boxed(formula), parsing_timeout=None)  # [object, text], or the text alone
+    found = _math_verify()[0](_boxed(formula))  # [object, text], or the text alone
     return None if not found or isinstance(found[0], str) else found[0]
 
 
@@ -142,11 +143,12 @@ def _by_samples(wanted: Any, found: Any) -> bool | None:
 
     SymPy's `simplify` takes seconds on some, and holds `\\sqrt{1/m}` and `1/\\sqrt{m}` for different.
     """
-    from sympy import Expr, Rational, S
+    from sympy import Expr, Float, Rational, S
     from sympy.core.function import AppliedUndef
 
     if not isinstance(wanted, Expr) or not isinstance(found, Expr):
         return None
+    precision = S(10) ** (-12 if wanted.has(Float) or found.has(Float) else -35)
     symbols = sorted(wanted.free_symbols | found.free_symbols, key=str)
     if wanted.has(AppliedUndef) or found.has(AppliedUndef) or not 1 <= len(symbols) <= 8:
         return None
@@ -158,10 +160,10 @@ def _by_samples(wanted: Any, found: Any) -> bool | None:
             symbol: Rational(sample) + Rational(place * (point + 3), 17) * (-1 if sample < 0 else 1)
             for place, symbol in enumerate(symbols)
         }
-        first, second = (formula.subs(values).evalf(30) for formula in (wanted, found))
+        first, second = (formula.subs(values).evalf(50) for formula in (wanted, found))
         if not (first.is_real and second.is_real and first.is_finite and second.is_finite):
             continue
-        if abs(first - second) > max(abs(first), abs(second), S(10) ** -25) * S(10) ** -12:
+        if abs(first - second) > max(abs(first), abs(second), S(10) ** -10) * precision:
             return False
         equal += 1
     return True if equal >= 3 else None
@@ -297,8 +299,12 @@ def is_worked_out(formula: Any) -> bool:
 
 @lru_cache(maxsize=1)
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Imports math-verify (half a second) and silences its warning that the alarm is off."""
-    from math_verify import parse, verify
+    """Imports math-verify (half a second) and silences its warning that the alarm is off.
+
+    Units are left in the formula: it takes any last letter for one, and would read `\\pi r^2 h` as `\\pi r^2`.
+    """
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return parse, verify
+    latex = LatexExtractionConfig(normalization_config=replace(LatexExtractionConfig().normalization_config, units=False))
+    return partial(parse, extraction_config=[latex, ExprExtractionConfig()], parsing_timeout=None), verify

@@ -37,6 +37,9 @@ HEDGE = (
 HEDGE_BEHIND = r"(?:\s*[,(]?\s*(?:approximately|approx|roughly|about|or\s+thereabouts|estimated)\b|\s?-?ish\b)"
 """Matches what makes a number before it an estimate, when it stands right behind the number."""
 
+ABOUT = r"(?:about|around|approximately|approx\.?|roughly|nearly|almost|circa|only|just|exactly|precisely|[≈~约約])"
+"""Matches a word that may stand before a number which is the answer all the same."""
+
 _RESULT = Pattern(
     r"(?:^|[\s,.;:(])(?:so(?!\s+(?:far|that|many|much)\b)|thus|therefore|hence|consequently|i\.e\.|that\s+is|which\s+(?:is|gives|means|makes))\b[\s,:]*"
     r"|→|⇒|=>|因此|所以|因而|那么|故(?=[为是有共])",
