@@ -107,7 +107,9 @@ def _reference(text: str) -> _Time | None:
 
 
 def _has_time(text: str) -> bool:
-    return bool(_TIME.search(text) or _ALONE.fullmatch(text.strip(" .")) or (not text.isascii() and _CHINESE.search(text)))
+    return bool(
+        _TIME.search(text) or _ALONE.fullmatch(text.strip(" .")) or (not text.isascii() and _CHINESE.search(text))
+    )
 
 
 def _stated(text: str) -> _Time | None:

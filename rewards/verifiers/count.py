@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from rewards.text.answer_text import answer_part, final_answer
-from rewards.text.numbers.amounts import LONGEST, plain_quantities
+from rewards.text.numbers.amounts import LONGEST, WORD_SCALES, plain_quantities
 from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, HEDGE, HEDGE_BEHIND, NEGATION, behind_reasons, result_of
 from rewards.text.numbers.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
@@ -39,7 +39,8 @@ _WORK = Pattern(r"\d\s*(?:[-+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|\^|\\(
 _BEFORE = rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?"
 _NUMBER = Pattern(
     rf"(?P<bound>{_BEFORE})?(?:"
-    r"(?<![a-z\d_])(?P<digits>[1-9]\d{0,2}(?: \d{3}){1,5}(?!\d)|-?\d+(?:[.,:]\d+)*)(?P<letter>\s?(?:%|°|percent\b)|-?[a-z])?"
+    r"(?<![a-z\d_])(?P<digits>[1-9]\d{0,2}(?: \d{3}){1,5}(?!\d)|-?\d+(?:[.,:]\d+)*)"
+    r"(?P<scale>\s?(?:dozen|hundred|thousand|million)s?\b|\s?[百千万萬亿億])?(?P<letter>\s?(?:%|°|percent\b)|-?[a-z])?"
     rf"|\b(?P<words>{WORDS})\b(?P<part>-[a-z]|(?<=one)\s+of\b|\s+(?:half\b|third\b|quarter\b|percent\b|point\b))?|(?P<han>(?:{HAN}|[半几幾数])+)"
     r"|\b(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters|several)\b)"
     rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}|{HEDGE_BEHIND}))?",
@@ -171,5 +172,6 @@ def _value(match: re.Match[str]) -> int | None:
         return None
     if match["digits"]:
         whole = _WHOLE.fullmatch(match["digits"])
-        return int(whole[1].replace(",", "").replace(" ", "")) if whole else None
+        scale = WORD_SCALES[(match["scale"] or "one").strip().casefold().removesuffix("s")]
+        return scale * int(whole[1].replace(",", "").replace(" ", "")) if whole else None
     return number_of_words(match["words"]) if match["words"] else number_of_han(match["han"])

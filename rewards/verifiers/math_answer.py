@@ -9,7 +9,7 @@ from numbers import Real
 
 from rewards.text.answer_text import answer_part
 from rewards.text.mathematics.formulas import final_formula, plain_formula, plain_text
-from rewards.text.mathematics.quantities import is_same_quantity
+from rewards.text.mathematics.quantities import is_same_quantity, read_quantity
 from rewards.text.mathematics.readings import Reading, read_answer
 from rewards.text.mathematics.symbolic import (
     LONGEST_FORMULA,
@@ -167,7 +167,7 @@ def _is_answer(answer: Reading, reference: Reading, *, expressions: bool) -> boo
         return _is_same_ratio(answer, reference)
     if reference.quantity is not None:
         return _is_quantity(answer, reference, expressions=expressions)
-    if reference.named and (answer.named or answer.items):
+    if reference.named and (answer.named or answer.items or answer.formula.startswith("(")):
         return _is_named(answer, reference)
     if reference.items and (answer.items or answer.quantity):
         return _is_list(answer, reference, expressions=expressions)
@@ -212,11 +212,14 @@ def _is_same_ratio(answer: Reading, reference: Reading) -> bool:
 
 def _is_named(answer: Reading, reference: Reading) -> bool:
     """Returns whether the values are those of the same names; without names, those in the same order."""
-    if answer.items:
-        pairs = list(zip([value for _, value in reference.named], answer.items, strict=False))
-        return len(answer.items) == len(reference.named) and all(is_same_quantity(first, second) for first, second in pairs)
-    wanted, found = dict(reference.named), dict(answer.named)
-    return wanted.keys() == found.keys() and all(is_same_quantity(value, found[name]) for name, value in wanted.items())
+    if answer.named:
+        wanted, found = dict(reference.named), dict(answer.named)
+        return wanted.keys() == found.keys() and all(
+            is_same_quantity(value, found[name]) for name, value in wanted.items()
+        )
+    said = answer.items or tuple(filter(None, map(read_quantity, answer.formula.strip("()").split(","))))
+    values = [value for _, value in reference.named]
+    return len(values) == len(said) and all(map(is_same_quantity, values, said))
 
 
 def _is_list(answer: Reading, reference: Reading, *, expressions: bool) -> bool:

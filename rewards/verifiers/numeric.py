@@ -10,7 +10,7 @@ from numbers import Real
 
 from rewards.text.answer_text import answer_part, final_answer
 from rewards.text.numbers.amounts import Quantity, convert, plain_quantities, read_quantity, whole_quantity
-from rewards.text.numbers.claims import ABOUT, BOUND, BOUND_BEHIND, NEGATION, result_of
+from rewards.text.numbers.claims import ABOUT, BOUND, BOUND_BEHIND, DOUBT, NEGATION, WORK_BEFORE, WORK_BEHIND, result_of
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import UNREAD, Score, Verifier
@@ -25,12 +25,11 @@ _LEADS_UP = Pattern(  # a name, as in `Boeing 747` or `Top 10`, does not
     re.IGNORECASE,
 )
 _NO_BEFORE = Pattern(
-    rf"{NEGATION}|{BOUND}\s*,?\s*(?:{ABOUT}\s*)?$|\bor\b|\d|第\s*$|%\s+of\s+$|/\s*$|\b(?:divided|multiplied|divisible|times|raised)\s+(?:by|to)\s+$"
-    r"|\b(?:root|half|thirds?|quarters?|multiple|power|log|logarithm|square|cube|twice|out|top|one|factor)\s+of\s+$",
+    rf"{NEGATION}|{DOUBT}|{BOUND}\s*,?\s*(?:{ABOUT}\s*)?$|\bor\b|\d|第\s*$|%\s+of\s+$|/\s*$|[A-Za-z]$|{WORK_BEFORE}",
     re.IGNORECASE,
 )
 _NO_BEHIND = Pattern(
-    rf"^(?:{BOUND_BEHIND}|\s*(?:[×÷*/=^√π:-]|x\s|to\b|point\b|o\s?['’]?\s?clock\b|[点月号楼折届]|[ap]\.?m\b|bc\b|ad\b"
+    rf"^(?:{BOUND_BEHIND}|{WORK_BEHIND}|\s*(?:[×÷*/=^√π:-]|x\s|to\b|point\b|o\s?['’]?\s?clock\b|[点月号楼折届]|[ap]\.?m\b|bc\b|ad\b"
     r"|(?:half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|ninths?|tenths?|hundredths?|thousandths?)\b))"
     rf"|{NEGATION}|[\d±√^\\<>≤≥]|\bor\b",
     re.IGNORECASE,

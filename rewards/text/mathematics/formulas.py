@@ -7,6 +7,7 @@ import re
 from rewards.text.answer_text import boxed_answers
 from rewards.text.mathematics.quantities import read_quantity
 from rewards.text.numbers.amounts import kind_end
+from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, DOUBT, WORK_BEFORE, WORK_BEHIND
 from rewards.text.numbers.measures import is_unit
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_typography
@@ -72,23 +73,24 @@ _HEDGE = Pattern(
     re.IGNORECASE,
 )
 _NEGATION = Pattern(
-    r"(?:\b(?:not|never|no|nor|neither|n't|without|except|excluding|unlike|than|below|under|over|above|least|most|beyond"
-    r"|wrong|up to|until"
-    r"|before|after|instead of|between|from|(?:may|might|could|cannot|can't) be)\b|n't|\\(?:ne|neq|not)|[≠<>]"
-    r"|不是|不等于|并非|不|小于|大于|超过|低于|至少|至多|除了)(?:\W+[a-z]+){0,1}\W*$",
+    rf"(?:{BOUND}|{DOUBT}|\b(?:not|never|no|nor|neither|without|except|excluding|unlike|than|least|most|wrong"
+    r"|anything but|instead of|from|(?:cannot|can't) be)\b|n't|\\(?:ne|neq|not)|[≠<>]|不是|不等于|并非|不|除了)"
+    rf"(?:\W+[a-z]+){{0,1}}\W*$|{WORK_BEFORE}",
     re.IGNORECASE,
 )
 _DENIED_AFTER = Pattern(
-    r"\s*(?:or\s+(?:more|less|fewer|greater|above|below|so)|is\s+(?:not|wrong|incorrect|false)|isn't|was\s+wrong|and\s+(?:above|up|below))\b"
-    r"|\s*(?:以上|以下|不是|是错)",
+    rf"{WORK_BEHIND}|{BOUND_BEHIND}|\s*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn't)\b|\s*(?:不是|是错|不对)",
     re.IGNORECASE,
 )
 _DOUBT_BEFORE = Pattern(
-    r"(?:\b(?:not|never|n't|maybe|perhaps|possibly|(?:may|might|could|cannot|can't) be)"
-    r"|不是|不等于|可能是?|也许是?)\s*:?\s*[$\\(\[]*$",
+    rf"(?:\b(?:not|never|n't|(?:cannot|can't) be|anything but)|{DOUBT}是?|不是|不等于)\s*:?\s*[$\\(\[]*$",
     re.IGNORECASE,
 )
-_SECOND_THOUGHT = Pattern(r"\b(?:but\s+wait|wait,|hold on|let me (?:re)?check|no, that)\b|等等|等一下", re.IGNORECASE)
+_SECOND_THOUGHT = Pattern(
+    r"\b(?:but\s+wait\b|wait,|hold on\b|let me (?:re)?check\b|no, (?:that|it|this|the)\b|I made a mistake\b)|等等|等一下",
+    re.IGNORECASE,
+)
+_REJECTED = Pattern(r"\b(?:wrong|incorrect|not (?:the|an)|isn't (?:the|an)|false)\s+$|不是\s*$", re.IGNORECASE)
 _LIST_JOIN = Pattern(
     r"[\s,;/*]*(?:\b(?:and|or|also|but|maybe|to)\b|和|或|或者|及|到|至)?[\s,;/*]*(?:\b(?:also|maybe|even|possibly|perhaps)\b)?\s*",
     re.IGNORECASE,
@@ -104,7 +106,7 @@ _WORD = Pattern(
     re.IGNORECASE,
 )
 _BLANKS = Pattern(r"\s{0,3}")
-_HAN = Pattern(r"[\u4e00-\u9fff]{0,4}|[ap]\.?m\b\.?", re.IGNORECASE)
+_HALF_OR_NOUN = Pattern(r"[ap]\.?m\b\.?|[\u4e00-\u9fff]{0,4}", re.IGNORECASE)
 
 
 def plain_text(text: str) -> str:
@@ -133,7 +135,7 @@ def _unwrapped(match: re.Match[str]) -> str:
 
 
 def final_formula(text: str) -> str | None:
-    """Returns the final answer of a response in plain typography; `""` where it is denied or in doubt, `None` where there is none."""
+    """Returns the final answer of a response in plain typography; `""` if it is denied or in doubt, `None` if there is none."""
     text = _CHAT_MARK.sub("", _BARE_BOX.sub(r"\\boxed{\1}", text)).rstrip()
     if boxes := boxed_answers(_BOX_BY_BOX.sub("}, ", text)):
         if boxes[-1] == "":  # a cut response, or an empty box after the answer
@@ -146,7 +148,8 @@ def final_formula(text: str) -> str | None:
         return ", ".join(dict.fromkeys(mark.strip().split("\n")[0].strip() for mark in marks))
     phrases = list(_ANSWER_IS.finditer(text))
     if phrases and (found := _after_phrase(text[phrases[-1].end() :])) is not None:
-        return found
+        is_denied = _REJECTED.search(text[: phrases[-1].start()]) or _SECOND_THOUGHT.search(text[phrases[-1].end() :])
+        return "" if is_denied else found
     closing = _CLOSING_MATH.match(text)
     if closing is not None and not _is_in_prose_doubt(closing[1]):
         behind = closing[3] or ""
@@ -250,7 +253,7 @@ def _in_sentence(sentence: str, *, leads: bool = False) -> str | None:
     if _NEGATION.search(sentence[:start]) or _DENIED_AFTER.match(sentence, end):
         return ""
     behind = _BLANKS.match(sentence, end).end()
-    unit = sentence[behind : _HAN.match(sentence, kind_end(sentence, behind)).end()]
+    unit = sentence[behind : _HALF_OR_NOUN.match(sentence, kind_end(sentence, behind)).end()]
     return (", ".join(each for _, _, each in group) + " " + unit).rstrip()
 
 

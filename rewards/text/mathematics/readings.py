@@ -162,7 +162,11 @@ def _numbers(text: str) -> Reading | None:
     is_named = bool(_SIMPLE_NAME.fullmatch(name))
     last = _EQUALS.split(text)[-1]
     parts = [read_quantity(part) for part in _EQUALS.split(text)]
-    if len(parts) > 1 and parts[-1] and any(part and not is_same_quantity(parts[-1], part) for part in parts if all(parts)):
+    if (
+        len(parts) > 1
+        and parts[-1]
+        and any(part and not is_same_quantity(parts[-1], part) for part in parts if all(parts))
+    ):
         return Reading(text=text, is_verbatim=True)  # a false equation, as `7 = 5`
     if len(_SPLIT.split(text)) == 1 and (quantity := read_quantity(last)) is not None:
         is_equation = not is_named and any(character.isalpha() for character in re.sub(r"\\[a-z]+", "", name))

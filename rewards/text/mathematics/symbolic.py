@@ -306,5 +306,7 @@ def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    latex = LatexExtractionConfig(normalization_config=replace(LatexExtractionConfig().normalization_config, units=False))
+    latex = LatexExtractionConfig(
+        normalization_config=replace(LatexExtractionConfig().normalization_config, units=False)
+    )
     return partial(parse, extraction_config=[latex, ExprExtractionConfig()], parsing_timeout=None), verify

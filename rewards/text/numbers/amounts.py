@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from rewards.text.numbers.claims import ABOUT, BOUND_BEHIND, NEGATION
+from rewards.text.numbers.claims import ABOUT, BOUND_BEHIND, NEGATION, WORK_BEHIND
 from rewards.text.numbers.measures import Unit, product, singular, unit_at
 from rewards.text.numbers.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
@@ -20,7 +20,10 @@ _PLAIN = (  # replaces what LaTeX writes by plain characters
     (Pattern(r"\^?\{?\\circ\b\}?|\\degree\b"), "°"),
     (Pattern(r"\\%"), "%"),
     (Pattern(r"\\_"), "_"),
-    (Pattern(r"(?<=[\d}])\s*\\[dt]?frac\s*(?:\{\s*(\d{1,40})\s*\}|(\d))\s*(?:\{\s*(\d{1,40})\s*\}|(\d))"), r" \1\2/\3\4 "),
+    (
+        Pattern(r"(?<=[\d}])\s*\\[dt]?frac\s*(?:\{\s*(\d{1,40})\s*\}|(\d))\s*(?:\{\s*(\d{1,40})\s*\}|(\d))"),
+        r" \1\2/\3\4 ",
+    ),
     (Pattern(r"\\[dt]?frac\s*(?:\{\s*([^{}]{1,80})\s*\}|(\d))\s*(?:\{\s*([^{}]{1,80})\s*\}|(\d))"), r"\1\2/\3\4"),
     (Pattern(r"\\Omega(?![a-zA-Z])"), "Ω"),
     (Pattern(r"\\mu(?![a-zA-Z])\s*"), "μ"),
@@ -52,17 +55,18 @@ _LETTER_SCALES = {
     "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "Mn": 10**6, "mln": 10**6,
     "B": 10**9, "b": 10**9, "bn": 10**9, "Bn": 10**9, "T": 10**12, "tn": 10**12,
 }  # fmt: skip
-_WORD_SCALES = {
-    "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "lac": 10**5, "million": 10**6, "mil": 10**6,
+WORD_SCALES = {
+    "one": 1, "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "lac": 10**5, "million": 10**6, "mil": 10**6,
     "crore": 10**7, "billion": 10**9, "trillion": 10**12, "百": 100, "千": 10**3, "万": 10**4, "萬": 10**4,
     "亿": 10**8, "億": 10**8,
 }  # fmt: skip
+"""The factor of each word that may stand behind a number in digits."""
 _SCALE = Pattern(
     r"\s*(?:(?P<word>(?:dozen|hundred|thousand|lakh|lac|million|mil|crore|billion|trillion)s?\b|百|千(?![米克瓦])|[万萬亿億])"
     r"|(?P<letter>k|mn|Mn|mln|M|bn|Bn|B|tn|(?<=\d)[KTb])(?![^\W_]))"
 )
 _SHARE = Pattern(
-    r"\s*(?:(?P<percent>%|per\s?cent\b|pct\b|percentage\s+points?\b)|(?P<small>‰|ppm\b|ppb\b|per\s?mille\b))",
+    r"\s*(?:(?P<percent>%|per\s?cent\b|pct\b|percentage(?:\s+points?)?\b)|(?P<small>‰|ppm\b|ppb\b|per\s?mille\b))",
     re.IGNORECASE,
 )
 _SMALL = {"‰": 10**3, "per mille": 10**3, "permille": 10**3, "ppm": 10**6, "ppb": 10**9}
@@ -84,7 +88,7 @@ _LABEL = Pattern(r"1[5-9]\d\d|20\d\d|0\d+")
 _ALONE = Pattern(rf"(?:[a-z](?:_\w)?\s*=\s*|=\s*)?(?:{ABOUT}\s*)?", re.IGNORECASE)
 _WORDS_BEHIND = Pattern(r"\s*(?:[^\W\d_]|-(?=\w)){0,40}(?:\s(?:[^\W\d_]|-(?=\w)){1,40}){0,4}[.\s]*")
 _NO_NOUN = Pattern(
-    rf"^{BOUND_BEHIND}|{NEGATION}|[点月号楼折届但和或\u0370-\u03ff]|^\s*[a-z]\b|\b(?:january|february|march|april|may|june|july|august|september"
+    rf"^(?:{BOUND_BEHIND}|{WORK_BEHIND})|{NEGATION}|[点月号楼折届但和或\u0370-\u03ff]|^\s*[a-z]\b|\b(?:january|february|march|april|may|june|july|august|september"
     r"|october|november|december|[ap]m|bc|ad|and|or|to|is|was|are|were|be|older|younger|over|under|above|below|up|more|less|fewer|plus"
     r"|least|most|if|but|than|as|something|odd|maybe|perhaps|point|half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?"
     r"|ninths?|tenths?|hundredths?|thousandths?|hundreds?|thousands?|[mbtr]{1,2}illions?)\b"
@@ -199,7 +203,9 @@ def convert(found: Quantity, wanted: Quantity) -> Fraction | None:
             return None
         if found.is_percent:
             bare = wanted.value * wanted.scale
-            is_share = abs(bare) <= 1 or (bare.denominator > 1 and found.value == 100 * bare)  # 150 % is 1.5, 45.5 % may be 45.5
+            is_share = abs(bare) <= 1 or (
+                bare.denominator > 1 and found.value == 100 * bare
+            )  # 150 % is 1.5, 45.5 % may be 45.5
             return value / 100 if is_share else value
         return value * 100 if abs(found.value) <= 1 else value
     if _is_bare(found) or _is_bare(wanted):
@@ -272,7 +278,7 @@ def _kind_at(text: str, end: int, currency: re.Match[str] | None) -> tuple[Fract
     for _ in range(2):  # `5 hundred thousand`, 千万
         if not (found := _SCALE.match(text, end)):
             break
-        scale *= _WORD_SCALES[singular(found["word"])] if found["word"] else _LETTER_SCALES[found["letter"]]
+        scale *= WORD_SCALES[singular(found["word"])] if found["word"] else _LETTER_SCALES[found["letter"]]
         end = found.end()
     if currency and (million := _SMALL_MILLION.match(text, end)):
         scale, end = scale * 10**6, million.end()

@@ -37,6 +37,24 @@ HEDGE = (
 HEDGE_BEHIND = r"(?:\s*[,(]?\s*(?:approximately|approx|roughly|about|or\s+thereabouts|estimated)\b|\s?-?ish\b)"
 """Matches what makes a number before it an estimate, when it stands right behind the number."""
 
+DOUBT = (
+    r"(?:\b(?:maybe|perhaps|probably|possibly|(?:could|might|may)\s+be|(?:un)?likely(?:\s+to\s+be)?|close\s+to|unsure|guess(?:es)?)\b"
+    r"|可能|也许|也許|或许|估计|不确定)"
+)
+"""Matches a word that leaves open whether a number behind it is the answer."""
+
+WORK_BEFORE = (
+    r"(?:\b(?:(?:divided|multiplied|divisible|times|raised)\s+(?:by|to)|(?:root|half|thirds?|quarters?|multiple|power|log|logarithm|square"
+    r"|cube|twice|double|triple|out|top|one|factor)\s+of|twice|double|triple|half|plus|minus|times)\s+$)"
+)
+"""Matches what makes a number right behind it a part of a calculation."""
+
+WORK_BEHIND = (
+    r"(?:\s*(?:squared|cubed|plus|minus|divided|multiplied|factorial|modulo|(?:more|less|fewer|greater|smaller|larger)\s+than)\b"
+    r"|\s*times\s+(?:the|as|more|less|larger|smaller|bigger|greater|higher|lower|\d|\$|\\))"
+)
+"""Matches what makes a number right before it a part of a calculation."""
+
 ABOUT = r"(?:about|around|approximately|approx\.?|roughly|nearly|almost|circa|only|just|exactly|precisely|[≈~约約])"
 """Matches a word that may stand before a number which is the answer all the same."""
 

@@ -118,7 +118,7 @@ _WORD = (
     r"|[^\W\d_\u4e00-\u9fff]+)"
 )
 _FACTOR = Pattern(
-    rf"(?P<link>\s*(?:/|[*·⋅]|per\b|每)|-(?=[a-z]{3})|)\s*(?:(?P<of>square|sq|cubic|cu)\b\.?\s*)?(?P<word>{_WORD})\.?"
+    rf"(?P<link>\s*(?:/|[*·⋅]|per\b|每)|-(?=[a-z]{{3}})|)\s*(?:(?P<of>square|sq|cubic|cu)\b\.?\s*)?(?P<word>{_WORD})\.?"
     r"(?:\s*(?P<raised>squared|cubed)\b|\^\{?(?P<power>[-+]?\d)\}?(?!\d)|(?<=[a-zA-Z])(?P<plain>[23])(?![\d.]))?",
     re.IGNORECASE,
 )
