@@ -13,4 +13,6 @@ class Pattern:
         self._source, self._flags = source, flags
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(re.compile(self._source, self._flags), name)  # `re` caches it
+        value = getattr(re.compile(self._source, self._flags), name)
+        setattr(self, name, value)  # found without this function from now on
+        return value
