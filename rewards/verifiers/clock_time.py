@@ -114,12 +114,11 @@ def _has_time(text: str) -> bool:
 
 def _stated(text: str) -> _Time | None:
     """Returns the time that an answer states: all of it, what stands behind `so`, or its last sentence."""
-    sentences = _SENTENCE_END.split(text)
-    parts = (text, result_of(text), behind_reasons(text), _SAYS.split(text)[-1], result_of(sentences[-1]))
-    for part in dict.fromkeys(parts):
-        if (found := _one_time(part)) is not None:
-            return found
-    return None
+    if (found := _one_time(text)) is not None:
+        return found
+    last = _SENTENCE_END.split(text)[-1]
+    parts = dict.fromkeys((result_of(text), behind_reasons(text), _SAYS.split(text)[-1], result_of(last)))
+    return next(filter(None, map(_one_time, parts)), None)
 
 
 def _difference(found: _Time, wanted: _Time) -> int:

@@ -23,6 +23,7 @@ _NONE = Pattern(  # words for zero
     r"|一[个個只隻条張张本位名辆匹件块]?(?:[^\W\d_]{0,4})[都也][没沒不](?:有)?|[没沒]有|(?<!\w)[无無](?!\w)",
     re.IGNORECASE,
 )
+_MAY_BE_NONE = Pattern(r"no|n['’]t|[没沒不无無]", re.IGNORECASE)  # quick: `_NONE` needs one of these
 _ONE = Pattern(
     r"\b(?:a|one)\s+(?:single|lone|solitary)\b(?:\s+one\b)?|(?:(?<=\bthere\sis\s)(?:just\s|only\s)?|^(?=an?\s[a-z]+\W*$))an?\s"
     r"(?!\s*(?:few|lot|group|number|bunch|crowd|pair|couple|dozen|hundred|thousand|million|handful|herd|flock|total|large|great|good"
@@ -36,13 +37,13 @@ _NO_NUMBER = Pattern(  # ordinals, labels, and Chinese words that contain 一, s
     re.IGNORECASE,
 )
 _WORK = Pattern(r"\d\s*(?:[-+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|\^|\\(?:[dt]?frac|sqrt|binom)\b")
-_BEFORE = rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?"
+_BOUND = Pattern(rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?$", re.IGNORECASE)
+_REACH = 40  # characters before a number in which its bound stands
 _NUMBER = Pattern(
-    rf"(?P<bound>{_BEFORE})?(?:"
-    r"(?<![a-z\d_])(?P<digits>[1-9]\d{0,2}(?: \d{3}){1,5}(?!\d)|-?\d+(?:[.,:]\d+)*)"
+    r"(?:(?<![a-z\d_])(?P<digits>[1-9]\d{0,2}(?: \d{3}){1,5}(?!\d)|-?\d+(?:[.,:]\d+)*)"
     r"(?P<scale>\s?(?:dozen|hundred|thousand|million)s?\b|\s?[百千万萬亿億])?(?P<letter>\s?(?:%|°|percent\b)|-?[a-z])?"
-    rf"|\b(?P<words>{WORDS})\b(?P<part>-[a-z]|(?<=one)\s+of\b|\s+(?:half\b|third\b|quarter\b|percent\b|point\b))?|(?P<han>(?:{HAN}|[半几幾数])+)"
-    r"|\b(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters|several)\b)"
+    rf"|\b(?=[a-fhmn-tz])(?P<words>{WORDS})\b(?P<part>-[a-z]|(?<=one)\s+of\b|\s+(?:half\b|third\b|quarter\b|percent\b|point\b))?|(?P<han>(?:{HAN}|[半几幾数])+)"
+    r"|\b(?=[bdhmqst])(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters|several)\b)"
     rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}|{HEDGE_BEHIND}))?",
     re.IGNORECASE,
 )
@@ -125,11 +126,11 @@ def _stated(text: str) -> int | None:
         found = _one_number(_plain(lines[0]))  # the answer, and then the list of what has been counted
         if found is not None:
             return found
-    for part in dict.fromkeys((answer, behind_reasons(answer), _SENTENCE_END.split(answer.strip())[-1])):
-        found = _one_number(_plain(part))
-        if found is not None:
-            return found
-    return None
+    if (found := _one_number(_plain(answer))) is not None:
+        return found
+    parts = dict.fromkeys((behind_reasons(answer), _SENTENCE_END.split(answer.strip())[-1]))
+    numbers = (_one_number(_plain(part)) for part in parts if part != answer)
+    return next((number for number in numbers if number is not None), None)
 
 
 def _plain(text: str) -> str:
@@ -138,7 +139,9 @@ def _plain(text: str) -> str:
         return ""
     text = re.sub(r"(?<!\S)~(?=\s?\d)", "≈", text)  # in LaTeX, ~ is a blank
     text = result_of(plain_quantities(text)).replace("一共", "共")
-    for pattern, word in ((_NONE, " zero "), (_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
+    if _MAY_BE_NONE.search(text):
+        text = _NONE.sub(" zero ", text)
+    for pattern, word in ((_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
         text = pattern.sub(word, text)
     return text
 
@@ -168,7 +171,9 @@ def _total(text: str, matches: list[re.Match[str]], numbers: list[int]) -> int |
 
 def _value(match: re.Match[str]) -> int | None:
     """Returns the number of a match; `None` where it is a bound, an estimate, a share, or no whole number."""
-    if match["bound"] or match["behind"] or match["letter"] or match["part"] or match["other"]:
+    if match["behind"] or match["letter"] or match["part"] or match["other"]:
+        return None
+    if _BOUND.search(match.string, max(0, match.start() - _REACH), match.start()):
         return None
     if match["digits"]:
         whole = _WHOLE.fullmatch(match["digits"])

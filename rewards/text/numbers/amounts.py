@@ -197,7 +197,7 @@ def convert(found: Quantity, wanted: Quantity) -> Fraction | None:
     A side without unit has that of the other side, and one of two nouns may say more than the other: `5 cars`, `5 red cars`. A bare
     number against a percentage is a share up to 1, and percent above: 45 and 0.45 are 45 %, but 0.45 is not 0.45 %.
     """
-    value = found.value * found.scale / wanted.scale
+    value = found.value if found.scale == wanted.scale else found.value * found.scale / wanted.scale
     if found.is_percent != wanted.is_percent:
         if not _is_bare(wanted if found.is_percent else found):
             return None
@@ -304,24 +304,32 @@ def noun_of(text: str) -> str:
 
 def _value(match: re.Match[str]) -> Fraction | None:
     """Returns the number that has matched; `None` for number words that make no number, and for a fraction over zero."""
-    half = Fraction(1 if match["half"] or match["half_of_words"] else 0, 2)
     value: Fraction | None
     if match["words"] or match["han"]:
         number = number_of_words(match["words"]) if match["words"] else number_of_han(match["han"])
-        value = None if number is None else Fraction(number + half)
+        value = None if number is None else Fraction(number)
     elif match["whole"]:
         top, bottom = int(match["top"]), int(match["bottom"])
         value = int(match["whole"]) + Fraction(top, bottom) if top < bottom else None
     else:
-        below = _decimal(match["below"] or "1")
-        power = match["power1"] or match["exponent"] or match["power2"] or "0"
-        value = (_decimal(match["value"] or "1") + half) * Fraction(10) ** int(power) / below if below else None
+        value = _decimal(match["value"] or "1")
+        if power := match["power1"] or match["exponent"] or match["power2"]:
+            value *= Fraction(10) ** int(power)
+        if match["below"]:
+            below = _decimal(match["below"])
+            value = value / below if below else None
+    if value is not None and (match["half"] or match["half_of_words"]):
+        value += Fraction(1, 2)
     sign = match["sign"] or match["sign_of_words"] or ""
     return value if value is None or sign.strip() in ("", "+") else -value
 
 
 def _decimal(number: str) -> Fraction:
     """Returns the value of a `_PLAIN_NUMBER`, whose separators are commas, full stops, blanks, apostrophes or underscores."""
+    if number.isdecimal():
+        return Fraction(int(number))
+    if number.replace(".", "", 1).isdecimal():
+        return Fraction(number)
     number = re.sub(r"[ '_]", "", number)
     if re.search(r"\..*,|\..*\.", number) or re.fullmatch(r"0,\d+|\d+,(?:\d{1,2}|\d{4,})", number):
         number = number.replace(".", "").replace(",", ".")  # a decimal comma

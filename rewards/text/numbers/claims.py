@@ -77,6 +77,11 @@ _CONTEXT_BEHIND = Pattern(
 _REASON_BEHIND = Pattern(
     r"(?<=\w)[\s,]+(?:because|since|given\s+that|as\s+the)\b.*$|(?<=\w)[\s,]*因为.*$", re.IGNORECASE | re.DOTALL
 )
+_MAY_STATE_MORE = Pattern(  # quick: each pattern of `result_of` needs one of these
+    r"[,;(→⇒]|=>|\b(?:so|thus|therefore|hence|consequently|i\.e|that|which|because|since|given|as|in|on|for|at|by|during|from|with|after"
+    r"|before|between)\b|因|所以|那么|故",
+    re.IGNORECASE,
+)
 
 
 def result_of(text: str) -> str:
@@ -84,6 +89,8 @@ def result_of(text: str) -> str:
 
     `3 + 2.2, so 5.2` and `5.2 because 3 + 2.2 = 5.2` and `5.2, not 5.3` and `In 2020, it was 5.2` state 5.2.
     """
+    if not _MAY_STATE_MORE.search(text):
+        return text
     text = behind_reasons(text)
     for pattern in (_REASON_BEHIND, _TAKEN_BACK, _CONTEXT, _CONTEXT_BEHIND):
         text = pattern.sub("", text)
