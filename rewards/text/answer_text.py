@@ -28,8 +28,9 @@ _PHRASE = Pattern(  # in plain typography; `the answer is not B` is left to the 
     )[*_]{{0,3}}\s*""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-_PHRASE_WORD = Pattern(  # quick: a phrase has one of these words
-    rf"ans|option|choice|pick|letter|\bones?\b|final|result|conclusion|{_OTHER_LANGUAGES}|答|选|選|结", re.IGNORECASE
+_PHRASE_WORDS = (  # a phrase has one of these, for which `in` is far quicker than an expression
+    *("ans", "option", "choice", "pick", "letter", "one", "final", "result", "conclusion", "答", "选", "選", "结"),
+    *_OTHER_LANGUAGES.split("|"),
 )
 _NO_CONTENT = Pattern(r"\$\$|\\\[|```\w{0,20}|[-*_#\s]{0,100}")  # a line that opens a formula or a block, or is a rule
 _BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
@@ -119,7 +120,7 @@ def final_answer(text: str) -> str:
 def stated_answer(text: str) -> tuple[str, str] | None:
     """Returns the line after the last answer phrase, in plain typography, and the text behind it; `None` without a phrase."""
     text = plain_typography(text[-TAIL:])
-    phrases = list(_PHRASE.finditer(text)) if _PHRASE_WORD.search(text) else []
+    phrases = list(_PHRASE.finditer(text)) if any(map(text.casefold().__contains__, _PHRASE_WORDS)) else []
     if not phrases:
         return None
     behind = text[phrases[-1].end() :]

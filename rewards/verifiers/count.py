@@ -23,7 +23,7 @@ _NONE = Pattern(  # words for zero
     r"|一[个個只隻条張张本位名辆匹件块]?(?:[^\W\d_]{0,4})[都也][没沒不](?:有)?|[没沒]有|(?<!\w)[无無](?!\w)",
     re.IGNORECASE,
 )
-_MAY_BE_NONE = Pattern(r"no|n['’]t|[没沒不无無]", re.IGNORECASE)  # quick: `_NONE` needs one of these
+_NONE_WORDS = ("no", "n't", "n’t", "没", "沒", "不", "无", "無")  # `_NONE` needs one, for which `in` is far quicker
 _ONE = Pattern(
     r"\b(?:a|one)\s+(?:single|lone|solitary)\b(?:\s+one\b)?|(?:(?<=\bthere\sis\s)(?:just\s|only\s)?|^(?=an?\s[a-z]+\W*$))an?\s"
     r"(?!\s*(?:few|lot|group|number|bunch|crowd|pair|couple|dozen|hundred|thousand|million|handful|herd|flock|total|large|great|good"
@@ -139,7 +139,7 @@ def _plain(text: str) -> str:
         return ""
     text = re.sub(r"(?<!\S)~(?=\s?\d)", "≈", text)  # in LaTeX, ~ is a blank
     text = result_of(plain_quantities(text)).replace("一共", "共")
-    if _MAY_BE_NONE.search(text):
+    if any(map(text.casefold().__contains__, _NONE_WORDS)):
         text = _NONE.sub(" zero ", text)
     for pattern, word in ((_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
         text = pattern.sub(word, text)
