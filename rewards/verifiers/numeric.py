@@ -29,7 +29,7 @@ _NO_BEFORE = Pattern(
     re.IGNORECASE,
 )
 _NO_BEHIND = Pattern(
-    rf"^(?:{BOUND_BEHIND}|{WORK_BEHIND}|\s*(?:[×÷*/=^√π:-]|x\s|to\b|point\b|o\s?['’]?\s?clock\b|[点月号楼折届]|[ap]\.?m\b|bc\b|ad\b"
+    rf"^(?:{BOUND_BEHIND}|{WORK_BEHIND}|\s*(?:[×÷*/=^√π:-]|x\s|to\b|point\b|o\s?['’]?\s?clock\b|(?:[点月号楼折届]|分之)|[ap]\.?m\b|bc\b|ad\b"
     r"|(?:half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|ninths?|tenths?|hundredths?|thousandths?)\b))"
     rf"|{NEGATION}|[\d±√^\\<>≤≥]|\bor\b",
     re.IGNORECASE,

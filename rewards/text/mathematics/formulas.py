@@ -79,7 +79,7 @@ _NEGATION = Pattern(
     re.IGNORECASE,
 )
 _DENIED_AFTER = Pattern(
-    rf"{WORK_BEHIND}|{BOUND_BEHIND}|\s*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn't)\b|\s*(?:不是|是错|不对)",
+    rf"{WORK_BEHIND}|{BOUND_BEHIND}|[^.]{{0,60}}\b(?:wrong|incorrect|false|mistaken?)\b|\s*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn't)\b|\s*(?:不是|是错|不对)",
     re.IGNORECASE,
 )
 _DOUBT_BEFORE = Pattern(

@@ -15,7 +15,9 @@ _REPEATING = Pattern(r"([-+]?)(\d{1,100}\.\d{0,100})(?:\\overline\s*\{\s*(\d{1,1
 _BASED = Pattern(r"([-+]?)\s*\(?\s*([0-9A-F]{1,100})\s*\)?\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _ORDINAL = Pattern(r"(?<=\d)(?:st|nd|rd|th)(?![a-z])")
 _LIST = Pattern(r"^(?![-+]?0,\d).*\d,(?!\d{3}(?!\d))", re.DOTALL)  # `1,5` are two numbers, `0,5` is one
-_PRODUCT = Pattern(r"[-+(]?[\d.,/ ]{0,300}\d(?![kKMBT])[A-Za-z]")  # `5m` as `5x`; but `5k` is 5000
+_PRODUCT = Pattern(
+    r"[-+(]?[\d.,/ ]{0,300}\d(?![kKMBT])[A-Za-z](?:\s.*)?"
+)  # `5m` and `5g t^2` as `5x`; but `5k` is 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +36,10 @@ def read_quantity(text: str) -> Quantity | None:
         return Quantity(value=(-1 if sign == "-" else 1) * _repeating(front, line or dot))
     if based := _BASED.fullmatch(text):
         return _in_base(based[2], int(based[3]), -1 if based[1] == "-" else 1)
-    if "_" in text or _LIST.search(text) or _PRODUCT.fullmatch(text):
+    if "_" in text or _LIST.search(text):
         return None
-    quantity = whole_quantity(plain_quantities(text))
+    text = plain_quantities(text)
+    quantity = None if _PRODUCT.fullmatch(text) else whole_quantity(text)
     has_digits = any(map(str.isdecimal, text))
     return quantity if quantity is None or has_digits or not quantity.noun else None  # `two-dimensional` is no number
 

@@ -63,6 +63,10 @@ _WORDS = Pattern(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u0370-\u1fff\u3040-\u9fff]")
 _ENVIRONMENT = Pattern(
     r"\\(?:begin|end)\{[a-z]{1,10}\*?\}(?:\{[clr|]{0,20}\})?|\\(?:mathbb|mathcal|overline|overrightarrow)\{[A-Z]{1,3}\}"
 )
+_OPERATOR = Pattern(r"\d|[\^+=*/]|\\(?:frac|sqrt|cdot|times|pi)")
+_SHORT = frozenset(
+    "is it to in of on at an as by be no so we he she if or not the and but for are was yes all any one two".split()
+)
 _FUNCTIONS = frozenset(
     {
         "pi",
@@ -226,7 +230,10 @@ def _formula(text: str) -> Reading:
             formula, units = text[: tail.start()].strip(), known
     left = _ENVIRONMENT.sub("", formula)
     words = [word for word in _WORDS.findall(re.sub(r"\\[A-Za-z]+", " ", left)) if word.lower() not in _FUNCTIONS]
-    names = [word for word in words if not word.isupper() or len(word) > 4]
+    longest = 3 if _OPERATOR.search(left) else 1  # letters of a product: `mgh + 1`, but not `cat`
+    names = [
+        word for word in words if not (word.isupper() and len(word) <= 4) and (len(word) > longest or word in _SHORT)
+    ]
     formula = re.sub(r"\s*(?<![A-Za-z\\])and(?![A-Za-z])\s*", ", ", formula)
     return Reading(text=text, formula=formula, units=units, has_words=bool(names))
 

@@ -74,11 +74,15 @@ def _boxed(formula: str) -> str:
 
 def is_same(wanted: Any, found: Any) -> bool:
     """Returns whether two objects are equal as mathematics; numbers exactly, or relatively where one is a decimal."""
+    from sympy import nan, zoo
+
     try:
         if _is_number(wanted) or _is_number(found):
             both = _is_number(wanted) and _is_number(found)
             if both or not (_elements(wanted) or _elements(found) or _is_relation(wanted) or _is_relation(found)):
                 return both and _is_same_number(wanted, found)
+        if wanted == found:
+            return not wanted.has(zoo, nan)
         if (sampled := _by_samples(wanted, found)) is not None:
             return sampled
         sets = _both_sets(wanted, found)
