@@ -7,7 +7,18 @@ from functools import lru_cache
 
 from rewards.text.answer_text import answer_part, final_answer
 from rewards.text.numbers.amounts import LONGEST, WORD_SCALES, plain_quantities
-from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, HEDGE, HEDGE_BEHIND, NEGATION, behind_reasons, result_of
+from rewards.text.numbers.claims import (
+    BOUND,
+    BOUND_BEHIND,
+    HEDGE,
+    HEDGE_BEHIND,
+    NEGATION,
+    REJECTED_BEHIND,
+    WORK_BEFORE,
+    WORK_BEHIND,
+    behind_reasons,
+    result_of,
+)
 from rewards.text.numbers.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
@@ -37,14 +48,16 @@ _NO_NUMBER = Pattern(  # ordinals, labels, and Chinese words that contain 一, s
     re.IGNORECASE,
 )
 _WORK = Pattern(r"\d\s*(?:[-+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|\^|\\(?:[dt]?frac|sqrt|binom)\b")
-_BOUND = Pattern(rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?$", re.IGNORECASE)
+_BOUND = Pattern(
+    rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?$|{WORK_BEFORE}", re.IGNORECASE
+)
 _REACH = 40  # characters before a number in which its bound stands
 _NUMBER = Pattern(
     r"(?:(?<![a-z\d_])(?P<digits>[1-9]\d{0,2}(?: \d{3}){1,5}(?!\d)|-?\d+(?:[.,:]\d+)*)"
-    r"(?P<scale>\s?(?:dozen|hundred|thousand|million)s?\b|\s?[百千万萬亿億])?(?P<letter>\s?(?:%|°|percent\b)|-?[a-z])?"
+    r"(?P<scale>\s?(?:dozen|hundred|thousand|million)s?\b|\s?[百千万萬亿億])?(?P<letter>\s?(?:[%°‰π]|percent\b|ppm\b)|-?[a-z])?"
     rf"|\b(?=[a-fhmn-tz])(?P<words>{WORDS})\b(?P<part>-[a-z]|(?<=one)\s+of\b|\s+(?:half\b|third\b|quarter\b|percent\b|point\b))?|(?P<han>(?:{HAN}|[半几幾数])+)"
     r"|\b(?=[bdhmqst])(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters|several)\b)"
-    rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}|{HEDGE_BEHIND}))?",
+    rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}|{HEDGE_BEHIND}|{WORK_BEHIND}))?",
     re.IGNORECASE,
 )
 _WHOLE = Pattern(r"(\d{1,18}|[1-9]\d{0,2}(?:[, ]\d{3}){1,5})(?:\.0+)?")
@@ -53,7 +66,7 @@ _TAKEN_BACK_BEFORE = Pattern(
     re.IGNORECASE,
 )
 _TAKEN_BACK_BEHIND = Pattern(
-    r"\b(?:wrong|incorrect|false|impossible)\b|^(?:\s+[^\s.,]+){0,2}\s+(?:is|are|was|were|can|could)(?:n['’]t|\s?not)\b|^\s*,?\s*not\b|不对|错|不是",
+    rf"{REJECTED_BEHIND}|^(?:\s+[^\s.,]+){{0,2}}\s+(?:is|are|was|were|can|could)(?:n['’]t|\s?not)\b|^\s*,?\s*not\b|不是",
     re.IGNORECASE,
 )
 _PARTS_FOLLOW = Pattern(r"(?!.*\b(?:and|or|of)\s*$)(?=.*(?:[^\W\d_]|[:(]))", re.DOTALL)

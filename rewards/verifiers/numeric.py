@@ -10,7 +10,17 @@ from numbers import Real
 
 from rewards.text.answer_text import answer_part, final_answer
 from rewards.text.numbers.amounts import Quantity, convert, plain_quantities, read_quantity, whole_quantity
-from rewards.text.numbers.claims import ABOUT, BOUND, BOUND_BEHIND, DOUBT, NEGATION, WORK_BEFORE, WORK_BEHIND, result_of
+from rewards.text.numbers.claims import (
+    ABOUT,
+    BOUND,
+    BOUND_BEHIND,
+    DOUBT,
+    NEGATION,
+    REJECTED_BEHIND,
+    WORK_BEFORE,
+    WORK_BEHIND,
+    result_of,
+)
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
 from rewards.types import UNREAD, Score, Verifier
@@ -31,7 +41,7 @@ _NO_BEFORE = Pattern(
 _NO_BEHIND = Pattern(
     rf"^(?:{BOUND_BEHIND}|{WORK_BEHIND}|\s*(?:[×÷*/=^√π:-]|x\s|to\b|point\b|o\s?['’]?\s?clock\b|(?:[点月号楼折届]|分之)|[ap]\.?m\b|bc\b|ad\b"
     r"|(?:half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|ninths?|tenths?|hundredths?|thousandths?)\b))"
-    rf"|{NEGATION}|[\d±√^\\<>≤≥]|\bor\b",
+    rf"|{NEGATION}|{REJECTED_BEHIND}|[\d±√^\\<>≤≥]|\bor\b",
     re.IGNORECASE,
 )
 _IN_BRACKETS = Pattern(r"\s*\(([^()]{1,60})\)\W*")

@@ -7,7 +7,7 @@ import re
 from rewards.text.answer_text import boxed_answers
 from rewards.text.mathematics.quantities import read_quantity
 from rewards.text.numbers.amounts import kind_end
-from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, DOUBT, WORK_BEFORE, WORK_BEHIND
+from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, DOUBT, REJECTED_BEHIND, WORK_BEFORE, WORK_BEHIND
 from rewards.text.numbers.measures import is_unit
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_typography
@@ -73,13 +73,13 @@ _HEDGE = Pattern(
     re.IGNORECASE,
 )
 _NEGATION = Pattern(
-    rf"(?:{BOUND}|{DOUBT}|\b(?:not|never|no|nor|neither|without|except|excluding|unlike|than|least|most|wrong"
-    r"|anything but|instead of|from|(?:cannot|can't) be)\b|n't|\\(?:ne|neq|not)|[≠<>]|不是|不等于|并非|不|除了)"
+    rf"(?:{BOUND}|{DOUBT}|\b(?:not|never|no|nor|neither|without|except|excluding|unlike|than|least|most|wrong|hardly|barely"
+    r"|anything but|instead of|from|(?:cannot|can't) be)\b|n't|\\(?:ne|neq|not)|[≠<>]|不是|不等于|并非|不|除了|第)"
     rf"(?:\W+[a-z]+){{0,1}}\W*$|{WORK_BEFORE}",
     re.IGNORECASE,
 )
 _DENIED_AFTER = Pattern(
-    rf"{WORK_BEHIND}|{BOUND_BEHIND}|[^.]{{0,60}}\b(?:wrong|incorrect|false|mistaken?)\b|\s*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn't)\b|\s*(?:不是|是错|不对)",
+    rf"{WORK_BEHIND}|{BOUND_BEHIND}|[^.]{{0,60}}{REJECTED_BEHIND}|\s*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn't)\b|\s*(?:不是|是错|不对)",
     re.IGNORECASE,
 )
 _DOUBT_BEFORE = Pattern(
@@ -102,7 +102,7 @@ _RUN = Pattern(
 _NUMBER_AND_UNIT = Pattern(r"([-+$€£¥₹]?[\d.,]{0,60}\d)([a-z]{1,5}(?:\^?\{?[23]\}?)?)")
 _TEXT_COMMAND = Pattern(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = Pattern(
-    r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)|[\u0400-\u04ff\u0600-\u06ff\u0900-\u097f\u4e00-\u9fff]{2,}",
+    r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)|[\u0400-\u04ff\u0600-\u06ff\u0900-\u097f\u4e00-\u9fff]",
     re.IGNORECASE,
 )
 _BLANKS = Pattern(r"\s{0,3}")

@@ -21,6 +21,7 @@ _MIXED = Pattern(r"\b(\d+)\s+(\d+)\s*/\s*(\d+)\b")
 _BY_NAME = Pattern(r"(?<![\\A-Za-z])(pi|oo|infty|inf)(?![A-Za-z])")
 _MEMBER = Pattern(r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 _RELATION = Pattern(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|ne|neq)(?![A-Za-z])")
+_PLUS_MINUS = Pattern(r"\\pm(?![a-z])")
 _OR = Pattern(r"\s*,?\s*\bor\b\s*")
 _ROOT_BY_SLASH = Pattern(r"\\sqrt\s*\{\s*([^{}/]{1,40})\s*/\s*([^{}/]{1,40})\s*\}")
 _OPERATIONS = Pattern(
@@ -45,16 +46,29 @@ def operations(formula: str, *, of_constant: bool) -> set[str]:
 def parse_formula(formula: str) -> Any | None:
     """Returns the SymPy object of a formula, `None` where it has none, is too long or would compute too large a number.
 
-    Inequalities joined by "or" are one set.
+    Inequalities joined by "or" are one set, and so are the values of `\\pm`.
     """
     if len(formula) > LONGEST_FORMULA or not is_computable(formula) or _BASED.search(formula):
         return None
     formula = _MEMBER.sub("", formula)
+    if len(_PLUS_MINUS.findall(formula)) == 1 and "," not in formula:
+        return _both_signs(formula)
     parts = _OR.split(formula)
     if len(parts) > 1 and all(_RELATION.search(part) for part in parts):
         return _union(parts)
     found = _math_verify()[0](_boxed(formula))  # [object, text], or the text alone
     return None if not found or isinstance(found[0], str) else found[0]
+
+
+def _both_signs(formula: str) -> Any | None:
+    r"""Returns the set of the two values of a formula with `\pm`, which math-verify reads in front of a formula only."""
+    from sympy import Equality, FiniteSet
+
+    signs = (("+", "-"), ("-", "+"))
+    values = [parse_formula(_PLUS_MINUS.sub(plus, formula).replace(r"\mp", minus)) for plus, minus in signs]
+    if None in values:
+        return None
+    return FiniteSet(*(value.rhs if isinstance(value, Equality) else value for value in values))
 
 
 def _union(parts: list[str]) -> Any | None:
