@@ -157,7 +157,7 @@ def final_formula(text: str) -> str | None:
             f" {behind}" if "%" in behind or behind in ("percent", "pct") or is_unit(behind) else ""
         )
     if not _WORD.search(_TEXT_COMMAND.sub("", text)):
-        return _lines(text)
+        return _lines(text) or None
     return _in_prose(text)
 
 

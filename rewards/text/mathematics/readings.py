@@ -231,9 +231,10 @@ def _formula(text: str) -> Reading:
     left = _ENVIRONMENT.sub("", formula)
     words = [word for word in _WORDS.findall(re.sub(r"\\[A-Za-z]+", " ", left)) if word.lower() not in _FUNCTIONS]
     longest = 3 if _OPERATOR.search(left) else 1  # letters of a product: `mgh + 1`, but not `cat`
-    names = [
-        word for word in words if not (word.isupper() and len(word) <= 4) and (len(word) > longest or word in _SHORT)
-    ]
+    products = {
+        word for word in words if word.isascii() and ((word.isupper() and len(word) <= 4) or len(word) <= longest)
+    }
+    names = [word for word in words if word not in products or word in _SHORT]
     formula = re.sub(r"\s*(?<![A-Za-z\\])and(?![A-Za-z])\s*", ", ", formula)
     return Reading(text=text, formula=formula, units=units, has_words=bool(names))
 
