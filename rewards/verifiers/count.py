@@ -190,6 +190,6 @@ def _value(match: re.Match[str]) -> int | None:
         return None
     if match["digits"]:
         whole = _WHOLE.fullmatch(match["digits"])
-        scale = WORD_SCALES[(match["scale"] or "one").strip().casefold().removesuffix("s")]
+        scale = WORD_SCALES[match["scale"].strip().casefold().removesuffix("s")] if match["scale"] else 1
         return scale * int(whole[1].replace(",", "").replace(" ", "")) if whole else None
     return number_of_words(match["words"]) if match["words"] else number_of_han(match["han"])

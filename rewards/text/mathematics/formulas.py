@@ -96,9 +96,10 @@ _LIST_JOIN = Pattern(
     re.IGNORECASE,
 )
 _RUN = Pattern(
-    r"[$€£¥₹]?(?<![A-Za-z0-9_.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|,\s?(?=[-\d\\(])|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
+    r"[$€£¥₹]?(?<![A-Za-z0-9_.^])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|,\s?(?=[-\d\\(])|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
     r"|[-+*/^_=(){}\[\]!|°<>≤≥]|\s(?=[-+*/^=<>≤≥({\d\\])|(?<=[-+*/^=<>≤≥)}\d])\s(?=[-+*/^=<>≤≥()\d\\]|[b-hj-zB-HJ-Z](?![A-Za-z])))+"
 )
+_RATE = Pattern(r"([-+]?[\d.,]{1,60})\s?[a-z]/", re.IGNORECASE)  # 3 g/cm^3, of which a run ends before `cm`
 _NUMBER_AND_UNIT = Pattern(r"([-+$€£¥₹]?[\d.,]{0,60}\d)([a-z]{1,5}(?:\^?\{?[23]\}?)?)")
 _TEXT_COMMAND = Pattern(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = Pattern(
@@ -106,7 +107,7 @@ _WORD = Pattern(
     re.IGNORECASE,
 )
 _BLANKS = Pattern(r"\s{0,3}")
-_HALF_OR_NOUN = Pattern(r"[ap]\.?m\b\.?|[\u4e00-\u9fff]{0,4}", re.IGNORECASE)
+_HALF_OR_NOUN = Pattern(r"[ap]\.?m\b\.?|[a-z]{3,30}(?=[.\s]*$)|[\u4e00-\u9fff]{0,4}", re.IGNORECASE)
 
 
 def plain_text(text: str) -> str:
@@ -250,10 +251,11 @@ def _in_sentence(sentence: str, *, leads: bool = False) -> str | None:
         return ""
     group = _group(sentence, found, is_first=found[0][0] == 0 and leads)
     start, end = group[0][0], group[-1][1]
+    behind = _BLANKS.match(sentence, end).end()
+    end = kind_end(sentence, behind)
     if _NEGATION.search(sentence[:start]) or _DENIED_AFTER.match(sentence, end):
         return ""
-    behind = _BLANKS.match(sentence, end).end()
-    unit = sentence[behind : _HALF_OR_NOUN.match(sentence, kind_end(sentence, behind)).end()]
+    unit = sentence[behind : _HALF_OR_NOUN.match(sentence, end).end()]
     return (", ".join(each for _, _, each in group) + " " + unit).rstrip()
 
 
@@ -263,7 +265,9 @@ def _candidates(sentence: str) -> list[tuple[int, int, str]]:
     rest = _EACH.sub(lambda formula: "\0" * len(formula.group()), sentence)
     for run in _RUN.finditer(rest):
         text = _balanced(run.group().strip(" .,;:*").removeprefix("=").strip())
-        if text[-1:] not in _OPERATORS and (any(character.isdigit() for character in text) or "\\" in text):
+        if rate := _RATE.fullmatch(text):
+            found.append((run.start(), run.start() + len(rate[1]), rate[1]))
+        elif text[-1:] not in _OPERATORS and (any(character.isdigit() for character in text) or "\\" in text):
             found.append((run.start(), run.end(), _apart(text)))
     return sorted(found)
 

@@ -56,7 +56,7 @@ _LETTER_SCALES = {
     "B": 10**9, "b": 10**9, "bn": 10**9, "Bn": 10**9, "T": 10**12, "tn": 10**12,
 }  # fmt: skip
 WORD_SCALES = {
-    "one": 1, "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "lac": 10**5, "million": 10**6, "mil": 10**6,
+    "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "lac": 10**5, "million": 10**6, "mil": 10**6,
     "crore": 10**7, "billion": 10**9, "trillion": 10**12, "百": 100, "千": 10**3, "万": 10**4, "萬": 10**4,
     "亿": 10**8, "億": 10**8,
 }  # fmt: skip
