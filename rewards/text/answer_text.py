@@ -28,10 +28,6 @@ _PHRASE = Pattern(  # in plain typography; `the answer is not B` is left to the 
     )[*_]{{0,3}}\s*""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-_PHRASE_WORDS = (  # a phrase has one of these, for which `in` is far quicker than an expression
-    *("ans", "option", "choice", "pick", "letter", "one", "final", "result", "conclusion", "答", "选", "選", "结"),
-    *_OTHER_LANGUAGES.split("|"),
-)
 _NO_CONTENT = Pattern(r"\$\$|\\\[|```\w{0,20}|[-*_#\s]{0,100}")  # a line that opens a formula or a block, or is a rule
 _BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = Pattern(  # includes `x_1 =`, but no other words
@@ -42,6 +38,25 @@ _DOUBT = Pattern(r"\b(?:wait|hold\s+on|let\s+me\s+(?:re-?\s?|double[- ]?)?check)
 _SENTENCE_END = Pattern(r"[.!?。！？)\]}>*`\"'$|]\s*$")
 _FENCE = Pattern(r"^[ \t]{0,20}(?:`{3,}|~{3,})|(?<!`)`{3,}(?!`)(?=[ \t]{0,4}\w{0,20}[ \t]{0,4}$)", re.MULTILINE)
 _BRACE = Pattern(r"\\.|[{}]", re.DOTALL)  # an escaped brace is one token, so it never counts as a brace
+_PHRASE_WORDS = (  # a phrase has one of these, for which `in` is far quicker than an expression
+    *(
+        "ans",
+        "option",
+        "choice",
+        "pick",
+        "letter",
+        "one",
+        "final",
+        "result",
+        "conclusion",
+        "答",
+        "选",
+        "選",
+        "结",
+        "解",
+    ),
+    *_OTHER_LANGUAGES.split("|"),
+)
 
 
 def normalised(text: str) -> str:

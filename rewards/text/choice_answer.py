@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import TypeVar
 
 from rewards.text.answer_text import TAIL, boxed_answers, marked_answer, normalised, stated_answer
@@ -175,7 +174,6 @@ def _is_letters(text: str) -> bool:
     )
 
 
-@lru_cache(maxsize=4096)  # options and equal responses come again and again
 def bare(text: str) -> str:
     """Returns the text in plain typography, without markup, quotes and braces around it."""
     text = without_markup(plain_typography(text)).strip(" \t\n`*_\"'")

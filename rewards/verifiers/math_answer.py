@@ -51,7 +51,8 @@ def math_answer(*, expressions: bool = False) -> Verifier:
 
     Typography does not count: digits of any script, `½`, `x²`, `√2`, `（3，4）`, `\text{}`, `\,`. Units agree or are absent on a
     side, and scales apply: `2.5 million`, `5.2k`, `3万`. Rational numbers are compared exactly, decimals and irrational numbers
-    relatively. Lists and sets have no order; an interval equals its inequality.
+    relatively. Lists and sets have no order; an interval equals its inequality. Quantities are read as `numeric` reads them, and
+    besides numbers with a base (`1011_2`) and decimals that repeat.
 
     Where the reference is a number, the answer must be one in lowest form: `3+5+9`, `\frac{6}{4}`, `\binom{10}{3}` are work still
     to be done, and so is an expression of the question. Powers, factorials and the like beyond 20,000 digits are refused unread.
