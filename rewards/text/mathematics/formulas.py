@@ -6,7 +6,8 @@ import re
 
 from rewards.text.answer_text import boxed_answers
 from rewards.text.mathematics.quantities import read_quantity
-from rewards.text.numbers.amounts import kind_end
+from rewards.text.numbers.amounts import kind_end, plain_quantities
+from rewards.text.numbers.amounts import read_quantity as first_quantity
 from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, DOUBT, REJECTED_BEHIND, WORK_BEFORE, WORK_BEHIND
 from rewards.text.numbers.measures import is_unit
 from rewards.text.patterns import Pattern
@@ -249,6 +250,10 @@ def _in_sentence(sentence: str, *, leads: bool = False) -> str | None:
         return None
     if _HEDGE.search(sentence) is not None:
         return ""
+    if (parts := first_quantity(plain_quantities(sentence))) and parts.quantity.is_sum and not parts.after.strip(" ."):
+        return (
+            "" if _NEGATION.search(parts.before) else plain_quantities(sentence)[len(parts.before) :]
+        )  # 2 hours and 5 minutes
     group = _group(sentence, found, is_first=found[0][0] == 0 and leads)
     start, end = group[0][0], group[-1][1]
     behind = _BLANKS.match(sentence, end).end()
