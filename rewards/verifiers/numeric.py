@@ -63,8 +63,8 @@ def numeric(*, tolerance: float = 0.0, relative: float = 0.0) -> Verifier:
     The final answer must state one number: in digits of any script, with decimals, thousands separators (`1,204.5`,
     `1 204 567`), an exponent (`3e5`, `3\times10^{5}`), as a fraction (`3/4`), a mixed number (`5½`) or in words (`five`, 五).
     A reason before it (`26/5 = 5.2`, `5.19, so 5.2`) and a number that it rejects (`5.2, not 5.3`) do not count. A number in a
-    name (`Boeing 747`, `Top 10`), an ordinal, a bound (`more than 5`), a range, `2^5` and NaN are no numbers, nor is one in
-    doubt (`maybe 5`, `5?`), rejected (`5 is too many`) or part of a calculation (`twice 5`, `5 squared`).
+    name (`Boeing 747`, `Top 10`), an ordinal, a bound (`more than 5`), a range, `2^5` and NaN are no numbers. Nor is one in
+    doubt (`maybe 5`, `5?`), one that is rejected (`5 is too many`), or a part of a calculation (`twice 5`, `5 squared`).
 
     Scale words are applied: `5.2 million`, `5.2M` and `520万` are 5200000, and not 5.2. Units and currencies are converted,
     so `5 km` is `5000 m`; a side without a unit has that of the other side. `3 hours 20 minutes` is `200 minutes`. Of two nouns,
