@@ -43,6 +43,9 @@ _DOUBT = Pattern(r"\b(?:wait|hold\s+on|let\s+me\s+(?:re-?\s?|double[- ]?)?check)
 _SENTENCE_END = Pattern(r"[.!?。！？)\]}>*`\"'$|]\s*$")
 _FENCE = Pattern(r"^[ \t]{0,20}(?:`{3,}|~{3,})|(?<!`)`{3,}(?!`)(?=[ \t]{0,4}\w{0,20}[ \t]{0,4}$)", re.MULTILINE)
 _BRACE = Pattern(r"\\.|[{}]", re.DOTALL)  # an escaped brace is one token, so it never counts as a brace
+_PHRASE_WORDS = tuple(  # a phrase has one of these, for which `in` is far quicker than an expression
+    f"ans option choice pick letter one final result conclusion 答 选 選 结 解 {_OTHER_LANGUAGES.replace('|', ' ')}".split()
+)
 
 
 def normalised(text: str) -> str:
@@ -121,7 +124,7 @@ def final_answer(text: str) -> str:
 def stated_answer(text: str) -> tuple[str, str] | None:
     """Returns the line after the last answer phrase, in plain typography, and the text behind it; `None` without a phrase."""
     text = plain_typography(text[-TAIL:])
-    phrases = list(_PHRASE.finditer(text))
+    phrases = list(_PHRASE.finditer(text)) if any(map(text.casefold().__contains__, _PHRASE_WORDS)) else []
     if not phrases:
         return None
     behind = text[phrases[-1].end() :]

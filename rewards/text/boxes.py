@@ -126,12 +126,15 @@ def share_found(
         worth: Maps places [K, size] and [M, size] to the worth of each pair, [K, M], from 0 to 1.
     """
     import numpy as np
-    from scipy.optimize import linear_sum_assignment
 
     placed = [shape for shape in found if shape.place is not None]
     if not placed or len(found) > 10 * len(wanted) + 100:
         return 0.0
     worth_KM = worth(np.array([shape.place for shape in placed]), np.array([shape.place for shape in wanted]))
+    if worth_KM.size == 1:
+        return float(worth_KM[0, 0]) / len(found) if _may_pair(placed, wanted)[0][0] else 0.0
+    from scipy.optimize import linear_sum_assignment
+
     worth_KM = np.where(_may_pair(placed, wanted), worth_KM, 0.0)
     return float(worth_KM[linear_sum_assignment(worth_KM, maximize=True)].sum() / max(len(found), len(wanted)))
 

@@ -55,16 +55,19 @@ def words(text: str) -> int:
     Marks without letters or digits are none. A compound (`well-known`, `mother-in-law`) is one word, unless it only joins words
     (`one-two-three`), or compounds are a third of the text.
     """
-    text = _NO_WIDTH.sub(" ", text)
-    number = len(_HAN.findall(text)) + (len(_KANA.findall(text)) + 1) // 2 + (len(_SYLLABLES.findall(text)) + 2) // 3
+    number = 0 if text.isascii() else _letters_as_words(text := _NO_WIDTH.sub(" ", text))
     compounds, parts = 0, 0
     for word in _WORD.finditer(text):
-        others = re.split("[-‐‑]", word["parts"] or "")[1:]
+        others = re.split("[-‐‑]", word["parts"])[1:] if word["parts"] else []
         is_joined = len(others) > 3 or (len(others) > 1 and _LINKS.isdisjoint(map(str.casefold, others)))
         number += 1 + (len(others) if is_joined else 0)
         if others and not is_joined:
             compounds, parts = compounds + 1, parts + len(others)
     return number + (parts if compounds > 2 and 3 * compounds > number else 0)
+
+
+def _letters_as_words(text: str) -> int:
+    return len(_HAN.findall(text)) + (len(_KANA.findall(text)) + 1) // 2 + (len(_SYLLABLES.findall(text)) + 2) // 3
 
 
 def sentences(text: str) -> int:
@@ -149,6 +152,7 @@ def occurrences(text: str, word: str, *, alike: bool) -> int:
     return len(re.findall(_pattern_of(wanted), plain))
 
 
+@lru_cache(maxsize=1024)  # the words of a prompt's instructions, once for its group
 def _pattern_of(word: str) -> str:
     before = "" if _BY_LETTER.match(word[0]) else r"(?<!\w)"
     behind = "" if _BY_LETTER.match(word[-1]) else r"(?!\w)"

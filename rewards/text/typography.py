@@ -39,9 +39,11 @@ _WRAPPER = Pattern(
     r"|underline|displaystyle)\s*\{([^{}]*)\}"
 )
 _SPACE = Pattern(r"\\[,;:!> ]|\\(?:quad|qquad|enspace|thinspace|displaystyle|left|right|bf|rm|it|sf|tt)(?![A-Za-z])|~")
+_MARK = Pattern(r"[\\$*_~]")
 _ITALIC = Pattern(r"(?<![\w*])\*([^*\n]{1,200})\*(?![\w*])|(?<!\w)_([^_\n]{1,200})_(?!\w)")
 _ESCAPE = Pattern(r"\\([_*#%&|])")
 _SMALL_INDEX = Pattern(r" ?([\^_]) ?\{ ?(\w) ?\}")
+_ANY_MARK = Pattern(r"[\\$*_~^`\"']")
 _LOOSE_DOLLAR = Pattern(r"(?<!\\)\$")
 _NUMBER = Pattern(r"([-+]?[$€£¥]?\s?)(\d{1,40}|\d{1,3}(?:,\d{3}){1,12}|\d{1,3}(?: \d{3}){1,12}|)(\.\d{0,40})?(\s?%?)")
 _MARKUP = Pattern(r"\*\*|__|(?<!\\)\$|\\[()\[\]]")
@@ -78,7 +80,7 @@ def without_markup(text: str) -> str:
 
     Spaces of LaTeX become one blank, dollars and brackets around formulas vanish. Commands with a meaning, as `\frac`, stay.
     """
-    if not any(mark in text for mark in "\\$*_~"):
+    if not _MARK.search(text):
         return text.strip()
     while (bare := _WRAPPER.sub(r"\1", text)) != text:
         text = bare
@@ -90,6 +92,8 @@ def plain_words(text: str) -> str:
 
     A single dollar is a currency and stays.
     """
+    if text.isascii() and not _ANY_MARK.search(text):
+        return text.strip()
     text = plain_typography(text).replace("–", "-").replace("—", "-").replace("`", "")
     if len(_LOOSE_DOLLAR.findall(text)) % 2:
         text = _LOOSE_DOLLAR.sub(r"\\$", text)

@@ -12,7 +12,7 @@ from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, NEGATION, behind_re
 from rewards.text.numbers.number_words import HAN, TEEN, TO_NINE, TO_TWELVE, WORD, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -80,7 +80,7 @@ def clock_time(*, tolerance: float = 0.0) -> Verifier:
         tolerance: Minutes that the time may be off, the shorter way round the dial.
 
     Returns:
-        The verifier: 1.0 or 0.0; a `Score` with an error where the answer is no time.
+        The verifier: 1.0 or 0.0, `UNREAD` where the response has no time; a `Score` with an error where the answer is none.
 
     Raises:
         ValueError: The tolerance is negative.
@@ -92,8 +92,11 @@ def clock_time(*, tolerance: float = 0.0) -> Verifier:
         wanted = _reference(str(prompt.answer))
         if wanted is None:
             return unreadable("clock_time", prompt, "give a time such as 10:09, 10:09:30 or 10:09 pm")
-        found = _stated(final_answer(answer_part(completion)))
-        return float(found is not None and _difference(found, wanted) <= 60 * tolerance)
+        text = plain_quantities(final_answer(answer_part(completion)))
+        found = _stated(text)
+        if found is None:
+            return 0.0 if _has_time(text) else UNREAD
+        return float(_difference(found, wanted) <= 60 * tolerance)
 
     return verify
 
@@ -103,15 +106,19 @@ def _reference(text: str) -> _Time | None:
     return _one_time(plain_quantities(text))
 
 
-def _stated(answer: str) -> _Time | None:
+def _has_time(text: str) -> bool:
+    return bool(
+        _TIME.search(text) or _ALONE.fullmatch(text.strip(" .")) or (not text.isascii() and _CHINESE.search(text))
+    )
+
+
+def _stated(text: str) -> _Time | None:
     """Returns the time that an answer states: all of it, what stands behind `so`, or its last sentence."""
-    text = plain_quantities(answer)
-    sentences = _SENTENCE_END.split(text)
-    parts = (text, result_of(text), behind_reasons(text), _SAYS.split(text)[-1], result_of(sentences[-1]))
-    for part in dict.fromkeys(parts):
-        if (found := _one_time(part)) is not None:
-            return found
-    return None
+    if (found := _one_time(text)) is not None:
+        return found
+    last = _SENTENCE_END.split(text)[-1]
+    parts = dict.fromkeys((result_of(text), behind_reasons(text), _SAYS.split(text)[-1], result_of(last)))
+    return next(filter(None, map(_one_time, parts)), None)
 
 
 def _difference(found: _Time, wanted: _Time) -> int:

@@ -6,12 +6,23 @@ import re
 from functools import lru_cache
 
 from rewards.text.answer_text import answer_part, final_answer
-from rewards.text.numbers.amounts import LONGEST, plain_quantities
-from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, HEDGE, HEDGE_BEHIND, NEGATION, behind_reasons, result_of
+from rewards.text.numbers.amounts import LONGEST, WORD_SCALES, plain_quantities
+from rewards.text.numbers.claims import (
+    BOUND,
+    BOUND_BEHIND,
+    HEDGE,
+    HEDGE_BEHIND,
+    NEGATION,
+    REJECTED_BEHIND,
+    WORK_BEFORE,
+    WORK_BEHIND,
+    behind_reasons,
+    result_of,
+)
 from rewards.text.numbers.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -23,6 +34,7 @@ _NONE = Pattern(  # words for zero
     r"|一[个個只隻条張张本位名辆匹件块]?(?:[^\W\d_]{0,4})[都也][没沒不](?:有)?|[没沒]有|(?<!\w)[无無](?!\w)",
     re.IGNORECASE,
 )
+_NONE_WORDS = ("no", "n't", "n’t", "没", "沒", "不", "无", "無")  # `_NONE` needs one, for which `in` is far quicker
 _ONE = Pattern(
     r"\b(?:a|one)\s+(?:single|lone|solitary)\b(?:\s+one\b)?|(?:(?<=\bthere\sis\s)(?:just\s|only\s)?|^(?=an?\s[a-z]+\W*$))an?\s"
     r"(?!\s*(?:few|lot|group|number|bunch|crowd|pair|couple|dozen|hundred|thousand|million|handful|herd|flock|total|large|great|good"
@@ -36,13 +48,16 @@ _NO_NUMBER = Pattern(  # ordinals, labels, and Chinese words that contain 一, s
     re.IGNORECASE,
 )
 _WORK = Pattern(r"\d\s*(?:[-+*/×÷·x]|\\(?:times|cdot|div)\b)\s*[({]?\d|\^|\\(?:[dt]?frac|sqrt|binom)\b")
-_BEFORE = rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?"
+_BOUND = Pattern(
+    rf"(?:{BOUND}|{HEDGE}|n['’]t|\bnot)\s*(?:,\s*)?(?:(?:only|just|an?|the)\s+)?$|{WORK_BEFORE}", re.IGNORECASE
+)
+_REACH = 40  # characters before a number in which its bound stands
 _NUMBER = Pattern(
-    rf"(?P<bound>{_BEFORE})?(?:"
-    r"(?<![a-z\d_])(?P<digits>[1-9]\d{0,2}(?: \d{3}){1,5}(?!\d)|-?\d+(?:[.,:]\d+)*)(?P<letter>\s?(?:%|°|percent\b)|-?[a-z])?"
-    rf"|\b(?P<words>{WORDS})\b(?P<part>-[a-z]|(?<=one)\s+of\b|\s+(?:half\b|third\b|quarter\b|percent\b|point\b))?|(?P<han>(?:{HAN}|[半几幾数])+)"
-    r"|\b(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters|several)\b)"
-    rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}|{HEDGE_BEHIND}))?",
+    r"(?:(?<![a-z\d_])(?P<digits>[1-9]\d{0,2}(?: \d{3}){1,5}(?!\d)|-?\d+(?:[.,:]\d+)*)"
+    r"(?P<scale>\s?(?:dozen|hundred|thousand|million)s?\b|\s?[百千万萬亿億])?(?P<letter>\s?(?:[%°‰π]|percent\b|ppm\b)|-?[a-z])?"
+    rf"|\b(?=[a-fhmn-tz])(?P<words>{WORDS})\b(?P<part>-[a-z]|(?<=one)\s+of\b|\s+(?:half\b|third\b|quarter\b|percent\b|point\b))?|(?P<han>(?:{HAN}|[半几幾数])+)"
+    r"|\b(?=[bdhmqst])(?P<other>hundreds?|thousands?|millions?|billions?|dozens?|half|halves|thirds|quarters|several)\b)"
+    rf"(?P<behind>(?:\s+(?!(?:or|and|at|if|to|not|plus)\b)[a-z]+){{0,2}}(?:{BOUND_BEHIND}|{HEDGE_BEHIND}|{WORK_BEHIND}))?",
     re.IGNORECASE,
 )
 _WHOLE = Pattern(r"(\d{1,18}|[1-9]\d{0,2}(?:[, ]\d{3}){1,5})(?:\.0+)?")
@@ -51,7 +66,7 @@ _TAKEN_BACK_BEFORE = Pattern(
     re.IGNORECASE,
 )
 _TAKEN_BACK_BEHIND = Pattern(
-    r"\b(?:wrong|incorrect|false|impossible)\b|^(?:\s+[^\s.,]+){0,2}\s+(?:is|are|was|were|can|could)(?:n['’]t|\s?not)\b|^\s*,?\s*not\b|不对|错|不是",
+    rf"{REJECTED_BEHIND}|^(?:\s+[^\s.,]+){{0,2}}\s+(?:is|are|was|were|can|could)(?:n['’]t|\s?not)\b|^\s*,?\s*not\b|不是",
     re.IGNORECASE,
 )
 _PARTS_FOLLOW = Pattern(r"(?!.*\b(?:and|or|of)\s*$)(?=.*(?:[^\W\d_]|[:(]))", re.DOTALL)
@@ -81,7 +96,8 @@ def count(*, tolerance: int = 0) -> Verifier:
         tolerance: A count that is off by n ≤ tolerance earns 1 − n / (tolerance + 1), others earn nothing.
 
     Returns:
-        The verifier: from 0.0 to 1.0; a `Score` with an error where the answer is no whole number >= 0.
+        The verifier: from 0.0 to 1.0, `UNREAD` where the response has no number; a `Score` with an error where the answer is no
+        whole number >= 0.
 
     Raises:
         ValueError: The tolerance is negative.
@@ -93,8 +109,11 @@ def count(*, tolerance: int = 0) -> Verifier:
         wanted = None if prompt.answer is None else _reference(str(prompt.answer))
         if wanted is None:
             return unreadable("count", prompt, "give a whole number >= 0")
-        found = _stated(answer_part(completion))
-        return 0.0 if found is None else max(0.0, 1 - abs(found - wanted) / (tolerance + 1))
+        text = answer_part(completion)
+        found = _stated(text)
+        if found is None:
+            return 0.0 if _NUMBER.search(_plain(final_answer(text))) else UNREAD
+        return max(0.0, 1 - abs(found - wanted) / (tolerance + 1))
 
     return verify
 
@@ -120,11 +139,11 @@ def _stated(text: str) -> int | None:
         found = _one_number(_plain(lines[0]))  # the answer, and then the list of what has been counted
         if found is not None:
             return found
-    for part in dict.fromkeys((answer, behind_reasons(answer), _SENTENCE_END.split(answer.strip())[-1])):
-        found = _one_number(_plain(part))
-        if found is not None:
-            return found
-    return None
+    if (found := _one_number(_plain(answer))) is not None:
+        return found
+    parts = dict.fromkeys((behind_reasons(answer), _SENTENCE_END.split(answer.strip())[-1]))
+    numbers = (_one_number(_plain(part)) for part in parts if part != answer)
+    return next((number for number in numbers if number is not None), None)
 
 
 def _plain(text: str) -> str:
@@ -133,7 +152,9 @@ def _plain(text: str) -> str:
         return ""
     text = re.sub(r"(?<!\S)~(?=\s?\d)", "≈", text)  # in LaTeX, ~ is a blank
     text = result_of(plain_quantities(text)).replace("一共", "共")
-    for pattern, word in ((_NONE, " zero "), (_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
+    if any(map(text.casefold().__contains__, _NONE_WORDS)):
+        text = _NONE.sub(" zero ", text)
+    for pattern, word in ((_ONE, " one "), (_TWO, " two "), (_NO_NUMBER, " ")):
         text = pattern.sub(word, text)
     return text
 
@@ -163,9 +184,12 @@ def _total(text: str, matches: list[re.Match[str]], numbers: list[int]) -> int |
 
 def _value(match: re.Match[str]) -> int | None:
     """Returns the number of a match; `None` where it is a bound, an estimate, a share, or no whole number."""
-    if match["bound"] or match["behind"] or match["letter"] or match["part"] or match["other"]:
+    if match["behind"] or match["letter"] or match["part"] or match["other"]:
+        return None
+    if _BOUND.search(match.string, max(0, match.start() - _REACH), match.start()):
         return None
     if match["digits"]:
         whole = _WHOLE.fullmatch(match["digits"])
-        return int(whole[1].replace(",", "").replace(" ", "")) if whole else None
+        scale = WORD_SCALES[match["scale"].strip().casefold().removesuffix("s")] if match["scale"] else 1
+        return scale * int(whole[1].replace(",", "").replace(" ", "")) if whole else None
     return number_of_words(match["words"]) if match["words"] else number_of_han(match["han"])

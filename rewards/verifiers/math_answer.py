@@ -9,6 +9,7 @@ from numbers import Real
 
 from rewards.text.answer_text import answer_part
 from rewards.text.mathematics.formulas import final_formula, plain_formula, plain_text
+from rewards.text.mathematics.quantities import is_same_quantity, read_quantity
 from rewards.text.mathematics.readings import Reading, read_answer
 from rewards.text.mathematics.symbolic import (
     LONGEST_FORMULA,
@@ -20,7 +21,7 @@ from rewards.text.mathematics.symbolic import (
 )
 from rewards.text.patterns import Pattern
 from rewards.text.unreadable import unreadable
-from rewards.types import Score, Verifier
+from rewards.types import UNREAD, Score, Verifier
 from rewards.verifiers.options import with_options
 from rollout.types import Completion, Prompt
 
@@ -50,7 +51,8 @@ def math_answer(*, expressions: bool = False) -> Verifier:
 
     Typography does not count: digits of any script, `½`, `x²`, `√2`, `（3，4）`, `\text{}`, `\,`. Units agree or are absent on a
     side, and scales apply: `2.5 million`, `5.2k`, `3万`. Rational numbers are compared exactly, decimals and irrational numbers
-    relatively. Lists and sets have no order; an interval equals its inequality.
+    relatively. Lists and sets have no order; an interval equals its inequality. Quantities are read as `numeric` reads them, and
+    besides numbers with a base (`1011_2`) and decimals that repeat.
 
     Where the reference is a number, the answer must be one in lowest form: `3+5+9`, `\frac{6}{4}`, `\binom{10}{3}` are work still
     to be done, and so is an expression of the question. Powers, factorials and the like beyond 20,000 digits are refused unread.
@@ -62,7 +64,8 @@ def math_answer(*, expressions: bool = False) -> Verifier:
         expressions: Whether an answer may be an expression of the right value, such as `3+5+9`.
 
     Returns:
-        The verifier: 1.0 or 0.0; a `Score` with an error where the reference cannot be read.
+        The verifier: 1.0 or 0.0, `UNREAD` where the response has no formula; a `Score` with an error where the reference cannot
+        be read.
     """
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
@@ -71,14 +74,22 @@ def math_answer(*, expressions: bool = False) -> Verifier:
         if reference is None:
             return unreadable("math_answer", prompt, "give a number, LaTeX or one word")
         formula = final_formula(plain_text(answer_part(completion)[-TAIL:]))
-        if not formula or len(formula) > LONGEST_FORMULA:
+        answer = read_answer(formula) if formula and len(formula) <= LONGEST_FORMULA else None
+        if answer is None:
+            return 0.0 if formula == "" else UNREAD
+        if not answer.quantity and _is_of_question(answer, reference, prompt):
             return 0.0
-        answer = read_answer(formula)
-        if answer is None or (not answer.quantity and _is_of_question(answer, reference, prompt)):
-            return 0.0
-        return float(_is_answer(answer, reference, expressions=expressions))
+        if _is_answer(answer, reference, expressions=expressions):
+            return 1.0
+        return 0.0 if _is_mathematics(answer) or reference.has_words else UNREAD
 
     return verify
+
+
+def _is_mathematics(answer: Reading) -> bool:
+    """Returns whether an answer is anything but words and signs."""
+    is_read = answer.quantity or answer.items or answer.named or answer.ratio or answer.is_verbatim
+    return bool(is_read) or (not answer.has_words and any(map(str.isalnum, answer.formula)))
 
 
 @lru_cache(maxsize=4096)
@@ -143,7 +154,7 @@ def _is_product(formula: object) -> bool:
 
 def _is_answer(answer: Reading, reference: Reading, *, expressions: bool) -> bool:
     """Returns whether an answer equals the reference, in the most exact form that both have."""
-    if answer.key == reference.key:
+    if answer.key == reference.key and not (answer.quantity and answer.quantity.units):  # Gb are no GB
         return True
     if answer.about is not None:
         is_near = _is_rounded(answer)
@@ -157,11 +168,11 @@ def _is_answer(answer: Reading, reference: Reading, *, expressions: bool) -> boo
         return _is_same_ratio(answer, reference)
     if reference.quantity is not None:
         return _is_quantity(answer, reference, expressions=expressions)
-    if reference.named and (answer.named or answer.items):
+    if reference.named and (answer.named or answer.items or answer.formula.startswith("(")):
         return _is_named(answer, reference)
     if reference.items and (answer.items or answer.quantity):
         return _is_list(answer, reference, expressions=expressions)
-    if reference.unit and answer.unit and reference.unit.kind and answer.unit.kind and reference.unit != answer.unit:
+    if reference.units and answer.units and not any(unit in answer.units for unit in reference.units):
         return False
     return not reference.has_words and not answer.has_words and _is_formula(answer, reference, expressions=expressions)
 
@@ -177,7 +188,7 @@ def _is_quantity(answer: Reading, reference: Reading, *, expressions: bool) -> b
     if wanted is None or (reference.name and answer.name and reference.name != answer.name):
         return False
     if found is not None:
-        return wanted.equals(found) and (found.is_finished or expressions)
+        return is_same_quantity(wanted, found) and (found.is_lowest or expressions)
     if answer.items or answer.named or answer.has_words:
         return False
     digits = sum(character.isdigit() for character in reference.text)
@@ -190,7 +201,7 @@ def _is_same_ratio(answer: Reading, reference: Reading) -> bool:
     """Returns whether two ratios are proportional and the answer is in lowest form; of two parts, also a quotient."""
     wanted, found = reference.ratio, answer.ratio
     if len(wanted) == 2 and answer.quantity is not None and wanted[1]:
-        return wanted[0] / wanted[1] == answer.quantity.value and answer.quantity.is_finished
+        return wanted[0] / wanted[1] == answer.quantity.value and answer.quantity.is_lowest
     if len(found) == 2 and reference.quantity is not None and found[1]:
         return reference.quantity.value == found[0] / found[1]
     if not wanted and found and _EQUALS.search(reference.text):
@@ -202,20 +213,23 @@ def _is_same_ratio(answer: Reading, reference: Reading) -> bool:
 
 def _is_named(answer: Reading, reference: Reading) -> bool:
     """Returns whether the values are those of the same names; without names, those in the same order."""
-    if answer.items:
-        pairs = list(zip([value for _, value in reference.named], answer.items, strict=False))
-        return len(answer.items) == len(reference.named) and all(first.equals(second) for first, second in pairs)
-    wanted, found = dict(reference.named), dict(answer.named)
-    return wanted.keys() == found.keys() and all(value.equals(found[name]) for name, value in wanted.items())
+    if answer.named:
+        wanted, found = dict(reference.named), dict(answer.named)
+        return wanted.keys() == found.keys() and all(
+            is_same_quantity(value, found[name]) for name, value in wanted.items()
+        )
+    said = answer.items or tuple(filter(None, map(read_quantity, answer.formula.strip("()").split(","))))
+    values = [value for _, value in reference.named]
+    return len(values) == len(said) and all(map(is_same_quantity, values, said))
 
 
 def _is_list(answer: Reading, reference: Reading, *, expressions: bool) -> bool:
     """Returns whether two lists hold the same numbers, in any order and however often."""
     found = answer.items or ((answer.quantity,) if answer.quantity else ())
-    if not expressions and not all(each.is_finished for each in found):
+    if not expressions and not all(each.is_lowest for each in found):
         return False
-    return all(any(each.equals(other) for other in found) for each in reference.items) and all(
-        any(each.equals(other) for each in reference.items) for other in found
+    return all(any(is_same_quantity(each, other) for other in found) for each in reference.items) and all(
+        any(is_same_quantity(each, other) for each in reference.items) for other in found
     )
 
 

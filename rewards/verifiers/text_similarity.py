@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import lru_cache
 from typing import Any
 
 from rewards.text.answer_text import TAIL, answer_part, last_block, normalised, short_answer_or_all, stated_answer
@@ -130,6 +131,7 @@ def _answers(response: str) -> list[str]:
     return found
 
 
+@lru_cache(maxsize=1024)  # a group has one reference, and often equal responses
 def _comparable(text: str) -> str:
     """Returns the text as it is read, normalised, with blanks only between words."""
     text = normalised(plain_words(text)).rstrip(". ")

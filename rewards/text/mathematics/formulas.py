@@ -6,7 +6,10 @@ import re
 
 from rewards.text.answer_text import boxed_answers
 from rewards.text.mathematics.quantities import read_quantity
-from rewards.text.mathematics.units import is_known
+from rewards.text.numbers.amounts import kind_end, plain_quantities
+from rewards.text.numbers.amounts import read_quantity as first_quantity
+from rewards.text.numbers.claims import BOUND, BOUND_BEHIND, DOUBT, REJECTED_BEHIND, WORK_BEFORE, WORK_BEHIND
+from rewards.text.numbers.measures import is_unit
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_typography
 
@@ -22,7 +25,7 @@ _PLAIN = (
     (Pattern(r"\\(?:left|right|big|Big|bigg|Bigg)[lr]?(?![A-Za-z])\.?"), ""),
     (Pattern(r"(?<!\\)\\!\s*|\\displaystyle(?![A-Za-z])|\\(?:limits|nolimits)(?![A-Za-z])"), ""),
     (Pattern(r"(?<!\\)\\[,;: >]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|(?<!\\)~"), " "),
-    (Pattern(r"\{\s*,\s*\}\s*"), ","),
+    (Pattern(r"(?<![a-z])\{\s*,\s*\}\s*"), ","),
     (Pattern(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (Pattern(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (Pattern(r"\\frac\s*\{(\d{1,20})\}\s*(\d)"), r"\\frac{\1}{\2}"),
@@ -40,7 +43,7 @@ _PLAIN = (
 )
 _BOLD = Pattern(
     r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathtt|textbf|textit|textnormal|text|mathrm|mbox|hbox|operatorname\*?|emph|underline)"
-    r"\s*\{([^{}]*)\}"
+    r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _MARKS = Pattern(r"\*\*|__(?=\S)|`")
 
@@ -71,44 +74,41 @@ _HEDGE = Pattern(
     re.IGNORECASE,
 )
 _NEGATION = Pattern(
-    r"(?:\b(?:not|never|no|nor|neither|n't|without|except|excluding|unlike|than|below|under|over|above|least|most|beyond"
-    r"|wrong|up to|until"
-    r"|before|after|instead of|between|from|(?:may|might|could|cannot|can't) be)\b|n't|\\(?:ne|neq|not)|[≠<>]"
-    r"|不是|不等于|并非|不|小于|大于|超过|低于|至少|至多|除了)(?:\W+[a-z]+){0,1}\W*$",
+    rf"(?:{BOUND}|{DOUBT}|\b(?:not|never|no|nor|neither|without|except|excluding|unlike|than|least|most|wrong|hardly|barely"
+    r"|anything but|instead of|from|(?:cannot|can't) be)\b|n't|\\(?:ne|neq|not)|[≠<>]|不是|不等于|并非|不|除了|第)"
+    rf"(?:\W+[a-z]+){{0,1}}\W*$|{WORK_BEFORE}",
     re.IGNORECASE,
 )
 _DENIED_AFTER = Pattern(
-    r"\s*(?:or\s+(?:more|less|fewer|greater|above|below|so)|is\s+(?:not|wrong|incorrect|false)|isn't|was\s+wrong|and\s+(?:above|up|below))\b"
-    r"|\s*(?:以上|以下|不是|是错)",
+    rf"{WORK_BEHIND}|{BOUND_BEHIND}|[^.]{{0,60}}{REJECTED_BEHIND}|\s*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn't)\b|\s*(?:不是|是错|不对)",
     re.IGNORECASE,
 )
 _DOUBT_BEFORE = Pattern(
-    r"(?:\b(?:not|never|n't|maybe|perhaps|possibly|(?:may|might|could|cannot|can't) be)"
-    r"|不是|不等于|可能是?|也许是?)\s*:?\s*[$\\(\[]*$",
+    rf"(?:\b(?:not|never|n't|(?:cannot|can't) be|anything but)|{DOUBT}是?|不是|不等于)\s*:?\s*[$\\(\[]*$",
     re.IGNORECASE,
 )
-_SECOND_THOUGHT = Pattern(r"\b(?:but\s+wait|wait,|hold on|let me (?:re)?check|no, that)\b|等等|等一下", re.IGNORECASE)
+_SECOND_THOUGHT = Pattern(
+    r"\b(?:but\s+wait\b|wait,|hold on\b|let me (?:re)?check\b|no, (?:that|it|this|the)\b|I made a mistake\b)|等等|等一下",
+    re.IGNORECASE,
+)
+_REJECTED = Pattern(r"\b(?:wrong|incorrect|not (?:the|an)|isn't (?:the|an)|false)\s+$|不是\s*$", re.IGNORECASE)
 _LIST_JOIN = Pattern(
     r"[\s,;/*]*(?:\b(?:and|or|also|but|maybe|to)\b|和|或|或者|及|到|至)?[\s,;/*]*(?:\b(?:also|maybe|even|possibly|perhaps)\b)?\s*",
     re.IGNORECASE,
 )
 _RUN = Pattern(
-    r"[$€£¥₹]?(?<![A-Za-z0-9_.])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|,\s?(?=[-\d\\(])|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
+    r"[$€£¥₹]?(?<![A-Za-z0-9_.^])[-+]?(?:\\[A-Za-z]+\s*|\\?%|\d|[.,](?=\d)|,\s?(?=[-\d\\(])|(?<![A-Za-z'])[b-hj-zB-HJ-Z](?![A-Za-z])|pi(?![A-Za-z])"
     r"|[-+*/^_=(){}\[\]!|°<>≤≥]|\s(?=[-+*/^=<>≤≥({\d\\])|(?<=[-+*/^=<>≤≥)}\d])\s(?=[-+*/^=<>≤≥()\d\\]|[b-hj-zB-HJ-Z](?![A-Za-z])))+"
 )
+_RATE = Pattern(r"([-+]?[\d.,]{1,60})\s?[a-z]/", re.IGNORECASE)  # 3 g/cm^3, of which a run ends before `cm`
 _NUMBER_AND_UNIT = Pattern(r"([-+$€£¥₹]?[\d.,]{0,60}\d)([a-z]{1,5}(?:\^?\{?[23]\}?)?)")
 _TEXT_COMMAND = Pattern(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = Pattern(
-    r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)|[\u0400-\u04ff\u0600-\u06ff\u0900-\u097f\u4e00-\u9fff]{2,}",
+    r"(?<![\\A-Za-z])(?:[a-z]{3,}|(?:it|is|so|no|we)\b)|[\u0400-\u04ff\u0600-\u06ff\u0900-\u097f\u4e00-\u9fff]",
     re.IGNORECASE,
 )
-_UNIT_AFTER = Pattern(
-    r"\s{0,3}(\\?%|‰|percent(?:age)?\b|pct\b|(?:hundred|thousand|million|billion|trillion)\b(?:\s+(?:dollars|euros|yuan))?|(?:[kKMB]|bn)\b|°"
-    r"|(?:cm|mm|km|m|kg|g|ml|l|s|h|min|ft|in|yd|lb|oz)(?:\^?\{?[23]\}?|[²³])?(?:/[a-z]{1,4})?(?![A-Za-z])"
-    r"|(?:square |cubic )?(?:(?:centi|milli|kilo)?met(?:er|re)s?|inch(?:es)?|feet|foot|miles?|seconds?|minutes?|hours?|days?|weeks?"
-    r"|months?|years?"
-    r"|degrees?|dollars?|cents?|euros?|yuan|pounds?|(?:kilo)?grams?|lit(?:er|re)s?|[ap]\.?m\b\.?)(?![A-Za-z])|[$€£¥₹]|[十百千]?[万亿]?[\u4e00-\u9fff]{0,4})",
-)
+_BLANKS = Pattern(r"\s{0,3}")
+_HALF_OR_NOUN = Pattern(r"[ap]\.?m\b\.?|[a-z]{3,30}(?=[.\s]*$)|[\u4e00-\u9fff]{0,4}", re.IGNORECASE)
 
 
 def plain_text(text: str) -> str:
@@ -137,11 +137,12 @@ def _unwrapped(match: re.Match[str]) -> str:
 
 
 def final_formula(text: str) -> str | None:
-    """Returns the final answer of a response in plain typography; `None` where there is none, or it is denied or in doubt."""
+    """Returns the final answer of a response in plain typography; `""` if it is denied or in doubt, `None` if there is none."""
     text = _CHAT_MARK.sub("", _BARE_BOX.sub(r"\\boxed{\1}", text)).rstrip()
     if boxes := boxed_answers(_BOX_BY_BOX.sub("}, ", text)):
-        is_closed = boxes[-1] != ""  # a cut response, or an empty box after the answer
-        return ", ".join(dict.fromkeys(filter(None, boxes))) if is_closed and not _is_doubted(text) else None
+        if boxes[-1] == "":  # a cut response, or an empty box after the answer
+            return None
+        return "" if _is_doubted(text) else ", ".join(dict.fromkeys(filter(None, boxes)))
     if tagged := _ANSWER_TAG.findall(text):
         return final_formula(tagged[-1])
     marks = text.split("####")[1:]
@@ -149,15 +150,16 @@ def final_formula(text: str) -> str | None:
         return ", ".join(dict.fromkeys(mark.strip().split("\n")[0].strip() for mark in marks))
     phrases = list(_ANSWER_IS.finditer(text))
     if phrases and (found := _after_phrase(text[phrases[-1].end() :])) is not None:
-        return found or None
+        is_denied = _REJECTED.search(text[: phrases[-1].start()]) or _SECOND_THOUGHT.search(text[phrases[-1].end() :])
+        return "" if is_denied else found
     closing = _CLOSING_MATH.match(text)
     if closing is not None and not _is_in_prose_doubt(closing[1]):
         behind = closing[3] or ""
         return _inside(closing[2]) + (
-            f" {behind}" if "%" in behind or behind in ("percent", "pct") or is_known(behind) else ""
+            f" {behind}" if "%" in behind or behind in ("percent", "pct") or is_unit(behind) else ""
         )
     if not _WORD.search(_TEXT_COMMAND.sub("", text)):
-        return _lines(text)
+        return _lines(text) or None
     return _in_prose(text)
 
 
@@ -174,7 +176,7 @@ def _is_in_prose_doubt(before: str) -> bool:
 
 def _lines(text: str) -> str:
     """Returns the last line; all lines where each is one number, as they are several answers."""
-    lines = [line.strip().lstrip("*•").strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [line.strip().lstrip("*•#").strip() for line in text.strip().splitlines() if line.strip()]
     bare = [re.sub(r"^-\s+", "", line) for line in lines]
     if len(bare) > 1 and all(re.fullmatch(r"-?[\d.,/]{1,40}", line) for line in bare):
         return ", ".join(dict.fromkeys(bare))
@@ -232,27 +234,34 @@ def _balanced(run: str) -> str:
 def _apart(run: str) -> str:
     """Returns a number with a blank before its unit: `5 m` of `5m`, which would be a product in a formula."""
     parts = _NUMBER_AND_UNIT.fullmatch(run)
-    return f"{parts[1]} {parts[2]}" if parts is not None and is_known(parts[2]) else run
+    return f"{parts[1]} {parts[2]}" if parts is not None and is_unit(parts[2]) else run
 
 
 def _in_sentence(sentence: str, *, leads: bool = False) -> str | None:
     """Returns the last number or formula of a sentence, with those that are joined to it by commas or "and".
 
     With `leads`, a number that begins the sentence is it. A sentence that is a number with its unit is whole: `6 oranges`.
+    It is `""` where the sentence denies it or is in doubt.
     """
     if len(sentence) < 80 and read_quantity(plain_formula(sentence).strip(" $")) is not None:
         return sentence.strip()
-    if _HEDGE.search(sentence) is not None:
-        return None
     found = _candidates(sentence)
     if not found:
         return None
+    if _HEDGE.search(sentence) is not None:
+        return ""
+    if (parts := first_quantity(plain_quantities(sentence))) and parts.quantity.is_sum and not parts.after.strip(" ."):
+        return (
+            "" if _NEGATION.search(parts.before) else plain_quantities(sentence)[len(parts.before) :]
+        )  # 2 hours and 5 minutes
     group = _group(sentence, found, is_first=found[0][0] == 0 and leads)
     start, end = group[0][0], group[-1][1]
-    unit = _UNIT_AFTER.match(sentence, end)
+    behind = _BLANKS.match(sentence, end).end()
+    end = kind_end(sentence, behind)
     if _NEGATION.search(sentence[:start]) or _DENIED_AFTER.match(sentence, end):
-        return None
-    return ", ".join(each for _, _, each in group) + (" " + unit[1] if unit is not None and unit[1] else "")
+        return ""
+    unit = sentence[behind : _HALF_OR_NOUN.match(sentence, end).end()]
+    return (", ".join(each for _, _, each in group) + " " + unit).rstrip()
 
 
 def _candidates(sentence: str) -> list[tuple[int, int, str]]:
@@ -261,7 +270,9 @@ def _candidates(sentence: str) -> list[tuple[int, int, str]]:
     rest = _EACH.sub(lambda formula: "\0" * len(formula.group()), sentence)
     for run in _RUN.finditer(rest):
         text = _balanced(run.group().strip(" .,;:*").removeprefix("=").strip())
-        if text[-1:] not in _OPERATORS and (any(character.isdigit() for character in text) or "\\" in text):
+        if rate := _RATE.fullmatch(text):
+            found.append((run.start(), run.start() + len(rate[1]), rate[1]))
+        elif text[-1:] not in _OPERATORS and (any(character.isdigit() for character in text) or "\\" in text):
             found.append((run.start(), run.end(), _apart(text)))
     return sorted(found)
 

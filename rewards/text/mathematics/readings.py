@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from rewards.text.mathematics.formulas import plain_formula
-from rewards.text.mathematics.quantities import Quantity, read_quantity
-from rewards.text.mathematics.units import Unit, is_known, read_unit
+from rewards.text.mathematics.quantities import is_same_quantity, read_quantity
+from rewards.text.numbers.amounts import Quantity
+from rewards.text.numbers.measures import Unit, unit_at
 from rewards.text.patterns import Pattern
 
 _EQUALS = Pattern(r"(?<![<>!:\\])=")
@@ -21,7 +22,7 @@ _RATIO = Pattern(r"\d{1,20}(?:\.\d{1,20})?(?:\s*:\s*\d{1,20}(?:\.\d{1,20})?){1,1
 _ANY_UNIT = Pattern(r"(?:square |cubic |sq )?units?")
 _BASED = Pattern(r"\(?[0-9A-F]*\d[0-9A-F]*\)?\s*_\s*\{?\d{1,9}\}?")
 _REMAINDER = Pattern(r"(?<=\d)\s*,?\s*(?:with\s+)?(?:a\s+)?(?:remainder|rem\.?|[rR]|余)\s*(?:of\s+)?(?=\d)")
-_TIME = Pattern(r"(\d{1,2}(?::\d{2}){1,2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
+_TIME = Pattern(r"(\d{1,2}(?::(?!00[^:])\d{2}){0,2})(?::00)?\s*([ap])\.?\s?m\.?", re.IGNORECASE)
 _ANSWER_WORDS = Pattern(
     r"^\s*(?:the\s+)?(?:final\s+)?(?:answer|result|solution)\s*(?:is|:|=)\s*:?\s*|^\s*(?:答案|答)\s*(?:是|为|:)\s*|^\s*the\s+(?=\d)",
     re.IGNORECASE,
@@ -61,6 +62,10 @@ _BOUND_PATTERNS = tuple((Pattern(pattern, re.IGNORECASE), plain) for pattern, pl
 _WORDS = Pattern(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u0370-\u1fff\u3040-\u9fff]")
 _ENVIRONMENT = Pattern(
     r"\\(?:begin|end)\{[a-z]{1,10}\*?\}(?:\{[clr|]{0,20}\})?|\\(?:mathbb|mathcal|overline|overrightarrow)\{[A-Z]{1,3}\}"
+)
+_OPERATOR = Pattern(r"\d|[\^+=*/]|\\(?:frac|sqrt|cdot|times|pi)")
+_SHORT = frozenset(
+    "is it to in of on at an as by be no so we he she if or not the and but for are was yes all any one two".split()
 )
 _FUNCTIONS = frozenset(
     {
@@ -105,8 +110,8 @@ class Reading:
     """True for a text, which only the same text equals."""
     has_words: bool = False
     """True where words are left, so that it is no formula."""
-    unit: Unit | None = None
-    """The unit behind a formula that is no quantity; `formula` is without it."""
+    units: tuple[Unit, ...] = ()
+    """The meanings of the unit behind a formula that is no quantity; `formula` is without it."""
     formula: str = ""
     about: Reading | None = None
     """The rounded value of `1/3 \\approx 0.33`."""
@@ -138,7 +143,7 @@ def _read(text: str) -> Reading | None:
         text = r"\emptyset"
     text = _REMAINDER.sub("R", text)
     if (time := _TIME.fullmatch(text)) is not None:
-        text = f"{time[1]}{time[2]}m"
+        text = f"{time[1]}{time[2].lower()}m"
     if r"\ldots" in text or time is not None or re.fullmatch(r"\d+R\d+", text):
         return Reading(text=text, is_verbatim=True)
     reading = _numbers(text)
@@ -161,7 +166,11 @@ def _numbers(text: str) -> Reading | None:
     is_named = bool(_SIMPLE_NAME.fullmatch(name))
     last = _EQUALS.split(text)[-1]
     parts = [read_quantity(part) for part in _EQUALS.split(text)]
-    if len(parts) > 1 and parts[-1] and any(part and not parts[-1].equals(part) for part in parts if all(parts)):
+    if (
+        len(parts) > 1
+        and parts[-1]
+        and any(part and not is_same_quantity(parts[-1], part) for part in parts if all(parts))
+    ):
         return Reading(text=text, is_verbatim=True)  # a false equation, as `7 = 5`
     if len(_SPLIT.split(text)) == 1 and (quantity := read_quantity(last)) is not None:
         is_equation = not is_named and any(character.isalpha() for character in re.sub(r"\\[a-z]+", "", name))
@@ -211,18 +220,26 @@ def _list(text: str) -> Reading | None:
 
 def _formula(text: str) -> Reading:
     """Returns the reading of what is no list of numbers: a formula with an optional unit, or words."""
-    formula, unit = text, None
+    formula, units = text, tuple[Unit, ...]()
     tail = re.search(
         r"(?<=[\w})°])\s+((?:square |cubic )?[A-Za-z\u4e00-\u9fff]{1,20}(?:\^\{?[23]\}?)?(?:/[a-z]{1,10})?)$", text
     )
-    if (
-        tail is not None
-        and (is_known(tail[1]) or _ANY_UNIT.fullmatch(tail[1]))
-        and re.search(r"\d|\\", text[: tail.start()])
-    ):
-        formula, unit = text[: tail.start()].strip(), read_unit(tail[1])
+    if tail is not None and _may_have_unit(text[: tail.start()], tail[1]):
+        known, end = unit_at(tail[1])
+        if _ANY_UNIT.fullmatch(tail[1]) or end == len(tail[1]):
+            formula, units = text[: tail.start()].strip(), known
     left = _ENVIRONMENT.sub("", formula)
     words = [word for word in _WORDS.findall(re.sub(r"\\[A-Za-z]+", " ", left)) if word.lower() not in _FUNCTIONS]
-    names = [word for word in words if not word.isupper() or len(word) > 4]
+    longest = 3 if _OPERATOR.search(left) else 1  # letters of a product: `mgh + 1`, but not `cat`
+    products = {
+        word for word in words if word.isascii() and ((word.isupper() and len(word) <= 4) or len(word) <= longest)
+    }
+    names = [word for word in words if word not in products or word in _SHORT]
     formula = re.sub(r"\s*(?<![A-Za-z\\])and(?![A-Za-z])\s*", ", ", formula)
-    return Reading(text=text, formula=formula, unit=unit, has_words=bool(names))
+    return Reading(text=text, formula=formula, units=units, has_words=bool(names))
+
+
+def _may_have_unit(formula: str, word: str) -> bool:
+    """Returns whether a word behind a formula may be its unit: `2\\pi h` may be hours, `\\pi r^2 h` is a product."""
+    letters = re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", formula))
+    return bool(re.search(r"\d|\\", formula)) and (len(word) > 1 or (word.islower() and not letters))

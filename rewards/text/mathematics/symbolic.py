@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from math import ceil, log10
 from typing import Any
 
@@ -20,6 +21,7 @@ _MIXED = Pattern(r"\b(\d+)\s+(\d+)\s*/\s*(\d+)\b")
 _BY_NAME = Pattern(r"(?<![\\A-Za-z])(pi|oo|infty|inf)(?![A-Za-z])")
 _MEMBER = Pattern(r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 _RELATION = Pattern(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|ne|neq)(?![A-Za-z])")
+_PLUS_MINUS = Pattern(r"\\pm(?![a-z])")
 _OR = Pattern(r"\s*,?\s*\bor\b\s*")
 _ROOT_BY_SLASH = Pattern(r"\\sqrt\s*\{\s*([^{}/]{1,40})\s*/\s*([^{}/]{1,40})\s*\}")
 _OPERATIONS = Pattern(
@@ -44,16 +46,29 @@ def operations(formula: str, *, of_constant: bool) -> set[str]:
 def parse_formula(formula: str) -> Any | None:
     """Returns the SymPy object of a formula, `None` where it has none, is too long or would compute too large a number.
 
-    Inequalities joined by "or" are one set.
+    Inequalities joined by "or" are one set, and so are the values of `\\pm`.
     """
     if len(formula) > LONGEST_FORMULA or not is_computable(formula) or _BASED.search(formula):
         return None
     formula = _MEMBER.sub("", formula)
+    if len(_PLUS_MINUS.findall(formula)) == 1 and "," not in formula:
+        return _both_signs(formula)
     parts = _OR.split(formula)
     if len(parts) > 1 and all(_RELATION.search(part) for part in parts):
         return _union(parts)
-    found = _math_verify()[0](_boxed(formula), parsing_timeout=None)  # [object, text], or the text alone
+    found = _math_verify()[0](_boxed(formula))  # [object, text], or the text alone
     return None if not found or isinstance(found[0], str) else found[0]
+
+
+def _both_signs(formula: str) -> Any | None:
+    r"""Returns the set of the two values of a formula with `\pm`, which math-verify reads in front of a formula only."""
+    from sympy import Equality, FiniteSet
+
+    signs = (("+", "-"), ("-", "+"))
+    values = [parse_formula(_PLUS_MINUS.sub(plus, formula).replace(r"\mp", minus)) for plus, minus in signs]
+    if None in values:
+        return None
+    return FiniteSet(*(value.rhs if isinstance(value, Equality) else value for value in values))
 
 
 def _union(parts: list[str]) -> Any | None:
@@ -73,11 +88,15 @@ def _boxed(formula: str) -> str:
 
 def is_same(wanted: Any, found: Any) -> bool:
     """Returns whether two objects are equal as mathematics; numbers exactly, or relatively where one is a decimal."""
+    from sympy import nan, zoo
+
     try:
         if _is_number(wanted) or _is_number(found):
             both = _is_number(wanted) and _is_number(found)
             if both or not (_elements(wanted) or _elements(found) or _is_relation(wanted) or _is_relation(found)):
                 return both and _is_same_number(wanted, found)
+        if wanted == found:
+            return not wanted.has(zoo, nan)
         if (sampled := _by_samples(wanted, found)) is not None:
             return sampled
         sets = _both_sets(wanted, found)
@@ -142,11 +161,12 @@ def _by_samples(wanted: Any, found: Any) -> bool | None:
 
     SymPy's `simplify` takes seconds on some, and holds `\\sqrt{1/m}` and `1/\\sqrt{m}` for different.
     """
-    from sympy import Expr, Rational, S
+    from sympy import Expr, Float, Rational, S
     from sympy.core.function import AppliedUndef
 
     if not isinstance(wanted, Expr) or not isinstance(found, Expr):
         return None
+    precision = S(10) ** (-12 if wanted.has(Float) or found.has(Float) else -35)
     symbols = sorted(wanted.free_symbols | found.free_symbols, key=str)
     if wanted.has(AppliedUndef) or found.has(AppliedUndef) or not 1 <= len(symbols) <= 8:
         return None
@@ -158,10 +178,10 @@ def _by_samples(wanted: Any, found: Any) -> bool | None:
             symbol: Rational(sample) + Rational(place * (point + 3), 17) * (-1 if sample < 0 else 1)
             for place, symbol in enumerate(symbols)
         }
-        first, second = (formula.subs(values).evalf(30) for formula in (wanted, found))
+        first, second = (formula.subs(values).evalf(50) for formula in (wanted, found))
         if not (first.is_real and second.is_real and first.is_finite and second.is_finite):
             continue
-        if abs(first - second) > max(abs(first), abs(second), S(10) ** -25) * S(10) ** -12:
+        if abs(first - second) > max(abs(first), abs(second), S(10) ** -10) * precision:
             return False
         equal += 1
     return True if equal >= 3 else None
@@ -297,8 +317,14 @@ def is_worked_out(formula: Any) -> bool:
 
 @lru_cache(maxsize=1)
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Imports math-verify (half a second) and silences its warning that the alarm is off."""
-    from math_verify import parse, verify
+    """Imports math-verify (half a second) and silences its warning that the alarm is off.
+
+    Units are left in the formula: it takes any last letter for one, and would read `\\pi r^2 h` as `\\pi r^2`.
+    """
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return parse, verify
+    latex = LatexExtractionConfig(
+        normalization_config=replace(LatexExtractionConfig().normalization_config, units=False)
+    )
+    return partial(parse, extraction_config=[latex, ExprExtractionConfig()], parsing_timeout=None), verify

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from rewards.text.numbers.claims import ABOUT, BOUND_BEHIND, NEGATION, WORK_BEHIND
 from rewards.text.numbers.measures import Unit, product, singular, unit_at
 from rewards.text.numbers.number_words import HAN, WORDS, number_of_han, number_of_words
 from rewards.text.patterns import Pattern
@@ -19,8 +20,14 @@ _PLAIN = (  # replaces what LaTeX writes by plain characters
     (Pattern(r"\^?\{?\\circ\b\}?|\\degree\b"), "°"),
     (Pattern(r"\\%"), "%"),
     (Pattern(r"\\_"), "_"),
-    (Pattern(r"(?<=[\d}])\s*\\[dt]?frac\s*(?:\{\s*(\d{1,40})\s*\}\s*\{\s*(\d{1,40})\s*\}|(\d)(\d))"), r" \1\3/\2\4 "),
-    (Pattern(r"\\[dt]?frac\s*(?:\{\s*([^{}]{1,80})\s*\}\s*\{\s*([^{}]{1,80})\s*\}|(\d)(\d))"), r"\1\3/\2\4"),
+    (
+        Pattern(r"(?<=[\d}])\s*\\[dt]?frac\s*(?:\{\s*(\d{1,40})\s*\}|(\d))\s*(?:\{\s*(\d{1,40})\s*\}|(\d))"),
+        r" \1\2/\3\4 ",
+    ),
+    (Pattern(r"\\[dt]?frac\s*(?:\{\s*([^{}]{1,80})\s*\}|(\d))\s*(?:\{\s*([^{}]{1,80})\s*\}|(\d))"), r"\1\2/\3\4"),
+    (Pattern(r"\\Omega(?![a-zA-Z])"), "Ω"),
+    (Pattern(r"\\mu(?![a-zA-Z])\s*"), "μ"),
+    (Pattern(r"\^\{\s*(-?\d{1,3})\s*\}(?!\d)"), r"^\1"),
     (Pattern(r"(?<=\d)\{([.,:])\}(?=\d)"), r"\1"),
 )
 _PLAIN_NUMBER = (
@@ -29,14 +36,14 @@ _PLAIN_NUMBER = (
     r"|[1-9]\d{0,2}(?:\.\d{3}){1,12},\d{1,40}(?![\d.,])|[1-9]\d{0,2}(?:\.\d{3}){2,12}(?![\d.,])"  # 1.204,5
     r"|[1-9]\d{0,2}(?:[ '_]\d{3}){1,12}(?!\d)(?:\.\d{1,40}|,\d{1,2}(?![\d,]))?"  # 1 204 567.5
     r"|0,\d{1,40}(?![\d,])|\d{1,40},(?:\d{1,2}|\d{4,40})(?![\d,])"  # 1,5
-    r"|\d{1,40}(?:\.\d{1,40})?|\.\d{1,40})"
+    r"|\d{1,310}(?:\.\d{1,300})?|\.\d{1,300})"
 )
-_POWER = r"10\s*\^\s*\{?\s*(?P<power%d>[-+]?\d{1,3})(?!\d)\s*\}?"
+_POWER = r"10\s*\^\s*\{?\s*(?P<power%d>[-+]?\d{1,4})(?!\d)\s*\}?"
 _SIGN = r"(?P<sign>(?<![\d)])[-+]\s*|\b(?:minus|negative)\s+|负)?"
 _NUMBER = Pattern(
     rf"{_SIGN}(?:{_POWER % 1}|(?P<whole>\d{{1,15}})(?:\s+|\s+and\s+)(?P<top>\d{{1,9}})/(?P<bottom>\d{{1,9}})(?![\d/.,])"
     rf"|(?P<value>{_PLAIN_NUMBER})(?P<half>\s+and\s+a\s+half\b)?"
-    rf"(?:[eE](?P<exponent>[-+]?\d{{1,3}})(?!\d)|\s*[×x*]\s*{_POWER % 2}|\s*/\s*(?P<below>{_PLAIN_NUMBER}))?)"
+    rf"(?:[eE](?P<exponent>[-+]?\d{{1,4}})(?!\d)|\s*[×x*]\s*{_POWER % 2}|\s*/\s*(?P<below>{_PLAIN_NUMBER}))?)"
     rf"|{_SIGN.replace('P<sign>', 'P<sign_of_words>')}(?:\b(?P<words>{WORDS})\b(?P<half_of_words>\s+and\s+a\s+half\b)?"
     rf"|(?P<han>{HAN}{{1,30}}))",
     re.IGNORECASE,
@@ -48,17 +55,18 @@ _LETTER_SCALES = {
     "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "Mn": 10**6, "mln": 10**6,
     "B": 10**9, "b": 10**9, "bn": 10**9, "Bn": 10**9, "T": 10**12, "tn": 10**12,
 }  # fmt: skip
-_WORD_SCALES = {
+WORD_SCALES = {
     "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "lac": 10**5, "million": 10**6, "mil": 10**6,
     "crore": 10**7, "billion": 10**9, "trillion": 10**12, "百": 100, "千": 10**3, "万": 10**4, "萬": 10**4,
     "亿": 10**8, "億": 10**8,
 }  # fmt: skip
+"""The factor of each word that may stand behind a number in digits."""
 _SCALE = Pattern(
-    r"\s*(?:(?P<word>(?:dozen|hundred|thousand|lakh|lac|million|mil|crore|billion|trillion)s?\b|百|千(?![米克])|[万萬亿億])"
+    r"\s*(?:(?P<word>(?:dozen|hundred|thousand|lakh|lac|million|mil|crore|billion|trillion)s?\b|百|千(?![米克瓦])|[万萬亿億])"
     r"|(?P<letter>k|mn|Mn|mln|M|bn|Bn|B|tn|(?<=\d)[KTb])(?![^\W_]))"
 )
 _SHARE = Pattern(
-    r"\s*(?:(?P<percent>%|per\s?cent\b|pct\b|percentage\s+points?\b)|(?P<small>‰|ppm\b|ppb\b|per\s?mille\b))",
+    r"\s*(?:(?P<percent>%|per\s?cent\b|pct\b|percentage(?:\s+points?)?\b)|(?P<small>‰|ppm\b|ppb\b|per\s?mille\b))",
     re.IGNORECASE,
 )
 _SMALL = {"‰": 10**3, "per mille": 10**3, "permille": 10**3, "ppm": 10**6, "ppb": 10**9}
@@ -72,11 +80,19 @@ _NOUN = Pattern(
     r"|altogether|overall|approximately|approx|about|exactly|only|rounded|to|respectively|please|here|there|now|according|based)\b)"
     r"([^\W\d_](?:[^\W\d_]|['-]){0,40}(?:[\s-][^\W\d_]{1,40}){0,3})"
 )
+_IN_BRACKETS = Pattern(r"(\d)\s*\(([^\W\d_][^()]{0,40})\)$")  # 5 (cm)
 _MARKUP = Pattern(r"[\\$*_~{}]")
 _RANGE = Pattern(r"(?<=\d)\s?[~～〜]\s?(?=\d)")
 _HUNDREDTHS = Pattern(rf"百分之\s*(?:(\d{{1,9}}(?:\.\d{{1,9}})?)|({HAN}{{1,5}}))")
-_SEASON = Pattern(r"(?:19|20)\d\d/\d\d")  # 2015/16
 _LABEL = Pattern(r"1[5-9]\d\d|20\d\d|0\d+")
+_ALONE = Pattern(rf"(?:[a-z](?:_\w)?\s*=\s*|=\s*)?(?:{ABOUT}\s*)?", re.IGNORECASE)
+_WORDS_BEHIND = Pattern(r"\s*(?:[^\W\d_]|-(?=\w)){0,40}(?:\s(?:[^\W\d_]|-(?=\w)){1,40}){0,4}[.\s]*")
+_NO_NOUN = Pattern(
+    rf"^(?:{BOUND_BEHIND}|{WORK_BEHIND})|{NEGATION}|[点月号楼折届但和或\u0370-\u03ff]|^\s*[a-z]\b|\b(?:january|february|march|april|may|june|july|august|september"
+    r"|october|november|december|[ap]m|bc|ad|and|or|to|is|was|are|were|be|older|younger|over|under|above|below|up|more|less|fewer|plus"
+    r"|least|most|if|but|than|as|something|odd|maybe|perhaps|point|half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?"
+    r"|ninths?|tenths?|hundredths?|thousandths?|hundreds?|thousands?|[mbtr]{1,2}illions?)\b"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +112,10 @@ class Quantity:
     """It has several parts, such as hours and minutes, so that its number alone says nothing."""
     is_label: bool = False
     """It may name a year or another thing, rather than measure one: `2015`, `007`."""
+    is_decimal: bool = False
+    """It is written with decimals, so that it may be rounded."""
+    is_lowest: bool = True
+    """It is no fraction that can be reduced: `6/4`, `8/1`, `0.5/2`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +146,7 @@ def plain_quantities(text: str) -> str:
 
 
 def _unquoted(text: str) -> str:
-    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""  # else `5'` may be feet
+    is_quoted = len(text) > 1 and text[0] + text[-1] in ("''", '""', "{}")  # else `5'` may be feet
     return text[1:-1].strip() if is_quoted else text
 
 
@@ -148,27 +168,45 @@ def read_quantity(text: str) -> Reading | None:
         return None
     quantity, end = read
     while quantity.units and (more := _NUMBER.match(text, _BETWEEN_PARTS.match(text, end).end())):
-        part = _quantity_of(more, text, None)
-        if part is None or more["sign"] or not _is_in_digits(more) or not _is_smaller(part[0], quantity):
+        part = None if more["sign"] or not _is_in_digits(more) else _quantity_of(more, text, None)
+        size = _part_of(part[0], quantity) if part else None
+        if part is None or size is None:
             break
-        size = part[0].value * part[0].scale * part[0].units[0].factor / quantity.units[0].factor / quantity.scale
         value = quantity.value + (-size if quantity.value < 0 else size)
         quantity, end = replace(quantity, value=value, is_sum=True), part[1]
     return Reading(before[: currency.start()] if currency else before, quantity, text[end:])
 
 
+def whole_quantity(text: str) -> Quantity | None:
+    """Returns the quantity that all of a text from `plain_quantities` is, with a unit or a noun; `None` where it says more or less.
+
+    `x = 5 cm` and `about 5 red apples` are quantities; `at least 5`, `5 or more`, `Room 5` and `5 May` are not.
+    """
+    reading = read_quantity(_IN_BRACKETS.sub(r"\1 \2", text))
+    if reading is None or not _ALONE.fullmatch(reading.before.strip()):
+        return None
+    rest = reading.after.rstrip(" .")
+    # A capital begins a name: `10 Downing Street`, `4 May`.
+    is_noun = rest == rest.casefold() and _WORDS_BEHIND.fullmatch(rest) and not _NO_NOUN.search(rest)
+    return reading.quantity if not rest or is_noun else None
+
+
 def convert(found: Quantity, wanted: Quantity) -> Fraction | None:
     """Returns the number of a quantity in scale and unit of another one; `None` where the two differ in kind.
 
-    A side without unit has that of the other side. A bare number against a percentage is a share up to 1, and percent above:
-    45 and 0.45 are 45 %, but 0.45 is not 0.45 %.
+    A side without unit has that of the other side, and one of two nouns may say more than the other: `5 cars`, `5 red cars`. A bare
+    number against a percentage is a share up to 1, and percent above: 45 and 0.45 are 45 %, but 0.45 is not 0.45 %.
     """
-    value = found.value * found.scale / wanted.scale
+    value = found.value if found.scale == wanted.scale else found.value * found.scale / wanted.scale
     if found.is_percent != wanted.is_percent:
         if not _is_bare(wanted if found.is_percent else found):
             return None
         if found.is_percent:
-            return value / 100 if abs(wanted.value * wanted.scale) <= 1 else value
+            bare = wanted.value * wanted.scale
+            is_share = abs(bare) <= 1 or (
+                bare.denominator > 1 and found.value == 100 * bare
+            )  # 150 % is 1.5, 45.5 % may be 45.5
+            return value / 100 if is_share else value
         return value * 100 if abs(found.value) <= 1 else value
     if _is_bare(found) or _is_bare(wanted):
         return None if wanted.is_sum != found.is_sum else value
@@ -176,8 +214,10 @@ def convert(found: Quantity, wanted: Quantity) -> Fraction | None:
         sizes = (a.factor / b.factor for a in found.units for b in wanted.units if a.powers == b.powers)
         size = next(sizes, None)
         return None if size is None else value * size
-    same = not found.units and not wanted.units and f"{found.noun} ".startswith(f"{wanted.noun} ")
-    return value if same else None
+    if found.units or wanted.units:
+        return None
+    nouns, others = set(found.noun.split()), set(wanted.noun.split())
+    return value if nouns <= others or nouns >= others else None
 
 
 def _is_bare(quantity: Quantity) -> bool:
@@ -188,12 +228,13 @@ def _is_in_digits(match: re.Match[str]) -> bool:
     return not match["words"] and not match["han"]
 
 
-def _is_smaller(part: Quantity, whole: Quantity) -> bool:
-    """Returns whether a quantity may be the next part of another one: minutes after hours, below one hour."""
-    if len(part.units) != 1 or len(whole.units) != 1 or part.is_sum or part.scale != 1:
-        return False
-    unit, above = part.units[0], whole.units[0]
-    return unit.powers == above.powers and 0 <= part.value * unit.factor < above.factor
+def _part_of(part: Quantity, whole: Quantity) -> Fraction | None:
+    """Returns the size of a quantity, in the unit of another one whose next part it may be: minutes after hours, below one hour."""
+    if len(whole.units) != 1 or part.is_sum or part.scale != 1 or whole.scale != 1:
+        return None
+    sizes = (unit.factor / whole.units[0].factor for unit in part.units if unit.powers == whole.units[0].powers)
+    size = next(sizes, None)
+    return part.value * size if size is not None and 0 <= part.value * size < 1 else None
 
 
 def _quantity_of(match: re.Match[str], text: str, currency: re.Match[str] | None) -> tuple[Quantity, int] | None:
@@ -203,62 +244,92 @@ def _quantity_of(match: re.Match[str], text: str, currency: re.Match[str] | None
         return None
     if currency and (currency["sign"] or "").startswith("-"):
         value = -value
+    scale, is_percent, units, end = _kind_at(text, end, currency)
+    is_share = is_percent or scale < 1
+    if not units and not is_share and text[end : end + 1].isalpha() and text[end] < "\u3000":
+        return None
+    noun = "" if units or is_share else noun_of(text[end:])
+    is_label = bool(_LABEL.fullmatch(match.group())) and not (units or noun or is_share or scale != 1)
+    above, below = (match["top"], match["bottom"]) if match["whole"] else (match["value"], match["below"])
+    return Quantity(
+        value=value,
+        scale=scale,
+        units=units,
+        noun=noun,
+        is_percent=is_percent,
+        is_label=is_label,
+        is_decimal="." in (match["value"] or "") and not below,
+        is_lowest=not below or _is_lowest(_decimal(above or "1"), _decimal(below)),
+    ), end
+
+
+def _is_lowest(above: Fraction, below: Fraction) -> bool:
+    return above.denominator == below.denominator == 1 < below and Fraction(above, below).denominator == below
+
+
+def kind_end(text: str, start: int) -> int:
+    """Returns where scale word, percent sign and unit end that begin at a place of a text."""
+    return _kind_at(text, start, None)[3]
+
+
+def _kind_at(text: str, end: int, currency: re.Match[str] | None) -> tuple[Fraction, bool, tuple[Unit, ...], int]:
+    """Returns the scale at a place of a text, whether percent follow, the unit's meanings, and where they end."""
     scale = Fraction(1)
     for _ in range(2):  # `5 hundred thousand`, 千万
         if not (found := _SCALE.match(text, end)):
             break
-        scale *= _WORD_SCALES[singular(found["word"])] if found["word"] else _LETTER_SCALES[found["letter"]]
+        scale *= WORD_SCALES[singular(found["word"])] if found["word"] else _LETTER_SCALES[found["letter"]]
         end = found.end()
     if currency and (million := _SMALL_MILLION.match(text, end)):
         scale, end = scale * 10**6, million.end()
-    share = _SHARE.match(text, end)
-    if share:
+    if share := _SHARE.match(text, end):
         small = " ".join((share["small"] or "").casefold().split())
-        scale, end = scale / _SMALL.get(small, 1), share.end()
-    units, end = ((), end) if share or _NO_UNIT.match(text, end) else unit_at(text, end)
+        return scale / _SMALL.get(small, 1), bool(share["percent"]), (), share.end()
+    units, end = ((), end) if _NO_UNIT.match(text, end) else unit_at(text, end)
     if currency:
         symbol, _ = unit_at(currency["symbol"].rstrip("."))
         money = symbol or (Unit(powers={currency["symbol"]: 1}),)
         # The unit behind may say the same, as in `$42 USD`, or go on, as in `$5 per hour`.
         per = [unit for unit in units if min(unit.powers.values(), default=0) < 0]
         units = tuple(product(one, unit) for one in money for unit in per) or money
-    if not units and not share and text[end : end + 1].isalpha() and text[end].isascii():
-        return None
-    noun = "" if units or share else noun_of(text[end:])
-    is_label = bool(_LABEL.fullmatch(match.group())) and not (units or noun or share or scale != 1)
-    return Quantity(
-        value=value, scale=scale, units=units, noun=noun, is_percent=bool(share and share["percent"]), is_label=is_label
-    ), end
+    return scale, False, units, end
 
 
 def noun_of(text: str) -> str:
     """Returns the noun at the beginning of a text, with up to three words before it; `""` where a remark stands there."""
     match = _NOUN.match(text)
-    return " ".join(map(singular, re.split(r"[\s-]+", match[1].strip()))) if match else ""
+    noun = " ".join(map(singular, re.split(r"[\s-]+", match[1].strip()))) if match else ""
+    return "" if noun in ("unit", "square unit", "cubic unit", "sq unit") else noun
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
     """Returns the number that has matched; `None` for number words that make no number, and for a fraction over zero."""
-    half = Fraction(1 if match["half"] or match["half_of_words"] else 0, 2)
     value: Fraction | None
     if match["words"] or match["han"]:
         number = number_of_words(match["words"]) if match["words"] else number_of_han(match["han"])
-        value = None if number is None else Fraction(number + half)
+        value = None if number is None else Fraction(number)
     elif match["whole"]:
         top, bottom = int(match["top"]), int(match["bottom"])
         value = int(match["whole"]) + Fraction(top, bottom) if top < bottom else None
     else:
-        below = _decimal(match["below"] or "1")
-        if _SEASON.fullmatch(match.group()):
-            return None
-        power = match["power1"] or match["exponent"] or match["power2"] or "0"
-        value = (_decimal(match["value"] or "1") + half) * Fraction(10) ** int(power) / below if below else None
+        value = _decimal(match["value"] or "1")
+        if power := match["power1"] or match["exponent"] or match["power2"]:
+            value *= Fraction(10) ** int(power)
+        if match["below"]:
+            below = _decimal(match["below"])
+            value = value / below if below else None
+    if value is not None and (match["half"] or match["half_of_words"]):
+        value += Fraction(1, 2)
     sign = match["sign"] or match["sign_of_words"] or ""
     return value if value is None or sign.strip() in ("", "+") else -value
 
 
 def _decimal(number: str) -> Fraction:
     """Returns the value of a `_PLAIN_NUMBER`, whose separators are commas, full stops, blanks, apostrophes or underscores."""
+    if number.isdecimal():
+        return Fraction(int(number))
+    if number.replace(".", "", 1).isdecimal():
+        return Fraction(number)
     number = re.sub(r"[ '_]", "", number)
     if re.search(r"\..*,|\..*\.", number) or re.fullmatch(r"0,\d+|\d+,(?:\d{1,2}|\d{4,})", number):
         number = number.replace(".", "").replace(",", ".")  # a decimal comma

@@ -41,16 +41,16 @@ kMG|1|s-1|Hz|hertz
 kMm|1000|g m2 s-3 A-2|Ω|ohm
 k|1|cal|cal|calorie
 kMGT|8|bit|B|byte
-kMGT|1|bit|bit|bit
+kMGT|1|bit|bit b|bit
 kMG|1|eV|eV|electronvolt
 mμk|1|mol|mol|mole
 """
 # size, base units with their powers, names (an underscore is a blank)
 _OTHERS = """
-60|s|min minute 分钟
+60|s|min minute 分钟 分
 3600|s|h hr hour 小时 个小时
 86400|s|day 天
-604800|s|week wk 周
+604800|s|week wk 周 星期
 1|month|month 个月
 12|month|year yr 年 岁
 120|month|decade
@@ -58,15 +58,16 @@ _OTHERS = """
 1000000|g|t tonne ton 吨
 45359237/100000|g|lb pound
 45359237/1600000|g|oz ounce
-254/10000|m|in inch inches
-3048/10000|m|ft foot feet
+254/10000|m|in inch inches "
+3048/10000|m|ft foot feet '
 9144/10000|m|yd yard
-1609344/1000|m|mi mile
+1609344/1000|m|mi mile 英里
 1852|m|nmi
 10000|m2|ha hectare
 40468564224/10000000|m2|acre
 1|m|米
 1000|m|公里 千米
+1/10|m|分米
 1/100|m|厘米
 1/1000|m|毫米
 1|m2|平方米
@@ -74,21 +75,23 @@ _OTHERS = """
 1/10000|m2|平方厘米
 1|m3|立方米
 1/1000000|m3|立方厘米 cc
+473176473/125000000000|m3|gal gallon
 1/1000|m3|升
 1/1000000|m3|毫升
 1|g|克
+1/1000|g|毫克
 1000|g|千克 公斤
 500|g|斤
-1|s|秒
+1|s|秒 秒钟
 1000/3600|m s-1|kph kmh kmph 公里每小时
 1609344/3600000|m s-1|mph
-3600000|g m2 s-2|kWh
+3600000000|g m2 s-2|kWh
 1|deg|° degree deg
 1|celsius|°C C degree_celsius degrees_celsius degree_centigrade degrees_centigrade celsius deg_C 摄氏度
 1|fahrenheit|°F F degree_fahrenheit degrees_fahrenheit fahrenheit deg_F 华氏度
 1|deg celsius|度
 1|kelvin|K kelvin
-1|rad|rad radian
+1|rad|rad radian 弧度
 8000|bit|KB
 8000000|bit s-1|MBps
 1000|bit s-1|kbps
@@ -100,6 +103,8 @@ _OTHERS = """
 1|GBP|£ GBP pound quid 英镑
 1|JPY|¥ JPY yen 日元
 1|CNY|¥ CNY RMB yuan 元 块钱 人民币
+1/10|CNY|角
+1/100|CNY|分
 1|INR|₹ INR Rs rupee 卢比
 1|KRW|₩ KRW won 韩元
 1|CHF|CHF franc
@@ -108,12 +113,13 @@ _SYMBOLS_THAT_ARE_WORDS = frozenset({"in", "C", "F", "A", "K", "t", "h", "won"})
 
 _WORD = (
     r"(?:°\s?[CF]\b|deg(?:rees?)?\.?\s+(?:celsius|centigrade|fahrenheit|C|F)\b|US\s+dollars?|US\$|[$€£¥₹₩¢]|°|Ω"
-    r"|公里每小时|平方(?:米|公里|厘米)|立方(?:米|厘米)|个?小时|分钟|个月|[厘毫千]米|公[里斤]|千克|毫升|[美欧日韩]元|英镑|卢比"
-    r"|人民币|块钱|摄氏度|华氏度|[天周年岁吨米升克斤秒度元]|[^\W\d_\u4e00-\u9fff]+)"
+    r"|公里每小时|平方(?:米|公里|厘米)|立方(?:米|厘米)|个?小时|分钟|个月|[分厘毫千]米|公[里斤]|[千毫]克|毫升|[美欧日韩]元|英[镑里]"
+    r"|卢比|人民币|块钱|摄氏度|华氏度|弧度|星期|秒钟|[天周年岁吨米升克斤秒度元]|角(?!形)|分(?!之)|'(?=\s?\d{1,2}(?:\.\d{1,9})?\s?\")|\"(?!\w)"
+    r"|[^\W\d_\u4e00-\u9fff]+)"
 )
 _FACTOR = Pattern(
-    rf"(?P<link>\s*(?:/|[*·⋅]|per\b|每)|)\s*(?:(?P<of>square|sq|cubic|cu)\b\.?\s*)?(?P<word>{_WORD})\.?"
-    r"(?:\s*(?P<raised>squared|cubed)\b|\^\{?(?P<power>[-+]?\d)\}?(?!\d)|(?P<plain>[23])(?![\d.]))?",
+    rf"(?P<link>\s*(?:/|[*·⋅]|per\b|每)|-(?=[a-z]{{3}})|)\s*(?:(?P<of>square|sq|cubic|cu)\b\.?\s*)?(?P<word>{_WORD})\.?"
+    r"(?:\s*(?P<raised>squared|cubed)\b|\^\{?(?P<power>[-+]?\d)\}?(?!\d)|(?<=[a-zA-Z])(?P<plain>[23])(?![\d.]))?",
     re.IGNORECASE,
 )
 
@@ -130,7 +136,7 @@ def unit_at(text: str, start: int = 0) -> tuple[tuple[Unit, ...], int]:
         known = _meanings(match["word"], text[match.end() :], is_next=bool(meanings) and not link)
         if link in ("/", "per", "每") and not known:
             known = (Unit(powers={singular(match["word"]): 1}),)
-        if not known or len(meanings) > 8 or (not meanings and link in ("*", "·", "⋅")):
+        if not known or len(meanings) > 8 or (not meanings and link in ("*", "·", "⋅", "-")):
             break
         power = int(match["power"] or match["plain"] or 1)
         for name in (match["of"] or "", match["raised"] or ""):
@@ -140,6 +146,12 @@ def unit_at(text: str, start: int = 0) -> tuple[tuple[Unit, ...], int]:
         meanings = tuple(product(unit, other, power) for unit in meanings or (Unit(),) for other in known)
         start = match.end()
     return meanings, start
+
+
+def is_unit(text: str) -> bool:
+    """Returns whether a text names a unit, and nothing else."""
+    units, end = unit_at(text)
+    return bool(units) and end == len(text)
 
 
 def singular(word: str) -> str:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
+from rewards.types import UNREAD
 from rewards.verifiers.clock_time import clock_time
 from rollout import Completion, Prompt
 from tests.rewards.hostile import HOSTILE
@@ -265,6 +266,16 @@ def test_a_reference_that_is_no_time_is_an_error(answer: object) -> None:
 def test_a_tolerance_is_not_negative(tolerance: float) -> None:
     with pytest.raises(ValueError, match="tolerance of clock_time must be >= 0 minutes, got"):
         clock_time(tolerance=tolerance)
+
+
+@pytest.mark.parametrize("text", ["", "The clock is broken.", "<think>10:09", "17", "看不清"])
+def test_a_response_without_a_time_is_unread(text: str) -> None:
+    assert score("10:09", text) is UNREAD
+
+
+@pytest.mark.parametrize("text", ["10:10", "not 10:09", "10:09 or 2:50", "noon", "十点半"])
+def test_a_wrong_or_doubtful_time_is_read(text: str) -> None:
+    assert score("10:09", text) == 0.0 and score("10:09", text) is not UNREAD
 
 
 def test_nothing_hostile_is_rewarded() -> None:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
+from rewards.types import UNREAD
 from rewards.verifiers.count import count
 from rollout import Completion, Prompt
 from tests.rewards.hostile import HOSTILE
@@ -169,6 +170,9 @@ def test_another_number_or_several_are_wrong(answer: object, text: str) -> None:
         (6, "half a dozen"),
         (12, "There are a dozen birds."),
         (36, "three dozen"),
+        (36, "3 dozen"),
+        (3000, "3 thousand"),
+        (30000, "3万"),
         (100, "a hundred"),
         (208, "two hundred and eight"),
         (3417, "three thousand four hundred seventeen"),
@@ -295,6 +299,23 @@ def test_a_reference_that_is_no_count_is_an_error(answer: object) -> None:
 def test_a_tolerance_is_not_negative(tolerance: int) -> None:
     with pytest.raises(ValueError, match="tolerance of count must be >= 0, got"):
         count(tolerance=tolerance)
+
+
+@pytest.mark.parametrize("text", ["", "I cannot see the picture.", "<think>5", "many birds", "看不清"])
+def test_a_response_without_a_number_is_unread(text: str) -> None:
+    assert score(5, text) is UNREAD
+
+
+@pytest.mark.parametrize("text", ["6", "not 5", "about 5", "There are no birds.", "5 or 6"])
+def test_a_wrong_or_doubtful_number_is_read(text: str) -> None:
+    assert score(5, text) == 0.0 and score(5, text) is not UNREAD
+
+
+@pytest.mark.parametrize(
+    "text", ["twice 9", "9 squared", "9 would be too many", "Is it 9?", "9‰", "9π", "at the very least 9", "除了9"]
+)
+def test_numbers_of_a_calculation_or_a_rejection_are_wrong(text: str) -> None:
+    assert score(9, text) == 0.0
 
 
 def test_nothing_hostile_is_rewarded() -> None:

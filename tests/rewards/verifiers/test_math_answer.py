@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rewards import Score, math_answer
 from rewards.text.mathematics.symbolic import LONGEST_FORMULA
+from rewards.types import UNREAD
 from rollout import Completion, Prompt
 
 
@@ -146,6 +147,22 @@ def test_arithmetic_still_to_be_done_is_no_answer(text: str) -> None:
 def test_a_reference_that_cannot_be_read_is_an_error_and_not_a_zero(answer: object) -> None:
     told = f"math_answer cannot read the answer {answer!r} of prompt 'digits-12'; give a number, LaTeX or one word"
     assert score(answer, "17") == Score(reward=0.0, error=told)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "I cannot tell.", "<think>17", r"\boxed{17", r"\boxed{\text{a big one}}", "!!!", "无法确定"]
+)
+def test_a_response_without_a_formula_is_unread(text: str) -> None:
+    assert score("17", text) is UNREAD
+
+
+@pytest.mark.parametrize("text", ["16", "not 17", "maybe 17", r"\boxed{x+1}", "8+9", r"\boxed{16, 17}", r"\boxed{3:5}"])
+def test_a_wrong_or_doubtful_formula_is_read(text: str) -> None:
+    assert score("17", text) == 0.0 and score("17", text) is not UNREAD
+
+
+def test_another_word_than_the_reference_is_wrong_and_read() -> None:
+    assert score(r"\text{east}", r"\boxed{\text{west}}") is not UNREAD
 
 
 @given(st.text(st.characters(exclude_categories=["N"]), max_size=60))

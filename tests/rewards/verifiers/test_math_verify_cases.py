@@ -49,5 +49,5 @@ def test_it_agrees_with_the_published_verdicts_or_differs_as_listed(verdicts: di
 
 def test_what_is_listed_as_different_is() -> None:
     assert [case for case in DIFFERENT if case["here"] == case["right"] or not case["why"]] == []
-    assert (len(CASES), len(DIFFERENT)) == (265, 21)  # no case is lost, and no difference comes in unnoticed
+    assert (len(CASES), len(DIFFERENT)) == (265, 22)  # no case is lost, and no difference comes in unnoticed
     assert len(set(map(key, CASES))) == len(CASES)

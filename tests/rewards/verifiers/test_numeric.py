@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Score
+from rewards.types import UNREAD
 from rewards.verifiers.numeric import numeric
 from rollout import Completion, Prompt
 from tests.rewards.hostile import HOSTILE
@@ -265,6 +266,17 @@ def test_reasons_and_rejected_numbers_are_left_out(text: str) -> None:
         (2014, "In 2014, it was 9"),
         (1, "one third"),
         (7, "7 point two"),
+        (7, "It might be 7."),
+        (7, "It is unlikely to be 7."),
+        (7, "Is it 7?"),
+        (7, "close to 7"),
+        (7, "7 would be too many."),
+        (7, "7 squared"),
+        (7, "twice 7"),
+        (7, "7分之一"),
+        (7, "除了7"),
+        (320, "A320"),
+        (2015, "2015/16"),
     ],
 )
 def test_names_bounds_and_negations_are_wrong(answer: object, text: str) -> None:
@@ -361,6 +373,18 @@ def test_a_reference_is_read_whole_or_is_an_error(answer: str) -> None:
 def test_a_tolerance_is_not_negative_and_finite(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="numeric needs tolerance >= 0 and relative from 0 to below 1, got"):
         numeric(**options)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "I cannot tell.", "<think>5", "the blue bar", r"\boxed{\text{unknown}}", "无法判断"]
+)
+def test_a_response_without_a_number_is_unread(text: str) -> None:
+    assert score(5, text) is UNREAD
+
+
+@pytest.mark.parametrize("text", ["6", "not 5", "5 or 6", "5 kg or 6 kg", "more than 5"])
+def test_a_wrong_or_doubtful_number_is_read(text: str) -> None:
+    assert score(5, text) == 0.0 and score(5, text) is not UNREAD
 
 
 def test_nothing_hostile_is_rewarded() -> None:

@@ -103,6 +103,18 @@ def test_a_reference_is_read_whole(answer: str, whole: str, part: str) -> None:
         ("e^{-45}", r"\frac{1}{e^{45}}", "e^{-46}"),
         ("0.000031", r"3.1\cdot10^{-5}", "0.0000312"),
         ("90000000001", "90000000001", "90000000001.4"),
+        ("y + 10^{-25}", "10^{-25} + y", "y + 10^{-26}"),
+        ("8 GB", "8000 MB", "8 Gb"),
+        ("4 kWh", "4 kilowatt-hours", "4 kW"),
+        ("7 V", "7 volts", "7 W"),
+        ("3 μm", r"3\,\mu\mathrm{m}", "3 mm"),
+        ("3 m/s^2", r"3\,\mathrm{m\,s^{-2}}", r"3\,\mathrm{m\,s^{-1}}"),
+        ("5'8\"", "68 inches", "58"),
+        ("6元5角", "6.5元", "65元"),
+        ("4 red pens", "4 pens", "4 blue pens"),
+        ("9 pm", "9:00 p.m.", "9:30 p.m."),
+        ("30%", r"\frac{3}{10}", r"0.3\%"),
+        ("twelve", "12", "11"),
         (r"\{10^{-20}, 1\}", r"\{1, 10^{-20}\}", r"\{1, 10^{-21}\}"),
     ],
 )
@@ -138,6 +150,23 @@ def test_units_scales_bases_and_small_numbers_count(answer: str, same: str, othe
 )
 def test_work_that_is_still_to_be_done_earns_nothing(answer: str, text: str) -> None:
     assert score(answer, rf"\boxed{{{text}}}") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "same", "other"),
+    [
+        (r"\pi r^2 h", r"h\pi r^2", r"\pi r^2"),
+        ("2vt", "2tv", "2v"),
+        ("4s", "4 s", "4"),
+        (r"\frac{1}{2}gt^2", r"\frac{1}{2}g t^2", r"\frac{1}{2}gt"),
+        ("1+ab", "ba+1", "ab-1"),
+        (r"\frac{3 \pm \sqrt{7}}{2}", r"\frac{3+\sqrt{7}}{2}, \frac{3-\sqrt{7}}{2}", r"\frac{3+\sqrt{7}}{2}"),
+        ("x=3, y=8", "(3,8)", "(8,3)"),
+    ],
+)
+def test_last_letters_both_signs_and_the_order_of_coordinates_count(answer: str, same: str, other: str) -> None:
+    assert score(answer, rf"\boxed{{{same}}}") == 1.0
+    assert score(answer, rf"\boxed{{{other}}}") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -199,6 +228,19 @@ def test_sets_intervals_and_inequalities_are_equal_either_way(answer: str, text:
         "17 is wrong.",
         "答案不是17。",
         "答案可能是17。",
+        "不到17",
+        "The wrong answer is 17.",
+        "The answer is anything but 17.",
+        "The answer is unlikely to be 17.",
+        "The answer is twice 17.",
+        "The answer is 17 squared.",
+        "The answer is 17 times larger.",
+        "The answer is 17 out of 20.",
+        "The answer is 17. No, it is 18.",
+        "17, which is incorrect.",
+        "17 would be too many.",
+        "Could it be 17?",
+        r"\boxed{17}. Wait, that is not right",
         "Maybe $16$, maybe $17$",
         "I thought of 16 and also of 17, and cannot decide",
         "15, 16 and 17",
