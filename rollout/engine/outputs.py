@@ -93,8 +93,8 @@ def split_experts(
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Splits the experts of a sequence into those of the prompt and those of the response.
 
-    After a weight sync in the middle of a response vLLM computes all tokens before it again. It does not return the experts that the
-    new weights choose for them.
+    After a weight sync in the middle of a response vLLM computes all tokens before it again. It does not return the experts that
+    the new weights choose for them.
 
     Args:
         routed: [P + T − 1, layers, top_k]: no forward pass has the last token as input.
