@@ -26,6 +26,29 @@ _LEAD = Pattern(  # words before a pick that change nothing about it
     re.IGNORECASE | re.VERBOSE,
 )
 _NUMBER = r"\d{1,2}"
+_SINGLE = {
+    key: Pattern(
+        rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?(?:\s+here|です|だ|である|입니다|이다|예요)?[\s.,:;!)]*",
+        re.IGNORECASE,
+    )
+    for key in (LETTER, _NUMBER)
+}
+_IS_RIGHT = {
+    key: Pattern(
+        rf"[(\[]?({key})[)\]]?\s*(?:选项|项)?,?\s*(?:(?:is|seems|would\s+be|must\s+be)\s+(?:clearly\s+|definitely\s+)?(?:the\s+)?"
+        r"(?:(?:only\s+)?(?:most\s+)?(?:correct|right|best|final|true|answer)\b(?:\s+(?:answer|option|choice|one))?"
+        r"|only\s+(?:option|choice|one)\b)|fits\b|是?(?:正确|对)的?(?:答案|选项)?|符合(?:题意|要求|条件)?)"
+    )
+    for key in (LETTER, _NUMBER)
+}
+_LETTER_AND_MARK = {
+    key: Pattern(
+        rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+(?=[^\W\d])|\s+(?=\()|(?=\([^\x00-\x7f]))|\s+)",
+        re.IGNORECASE,
+    )
+    for key in (LETTER, _NUMBER)
+}
+_DIGIT = Pattern(r"\d")
 _CALLED_RIGHT = Pattern(
     r"^both\s+|\s+(?:are|is)\s+(?:both\s+|all\s+)?(?:the\s+)?(?:right|correct|true)(?:\s+(?:answers?|options?|choices?|ones))?[.!]?$"
     r"|是?(?:正确|对)的?(?:选项|答案)?$",
@@ -155,16 +178,13 @@ def lists_in_lines(text: str) -> str:
 
 def _read(text: str, options: Options) -> str | None:
     key = _NUMBER if options and all(each.isdigit() for each in options) else LETTER
-    single = Pattern(
-        rf"[(\[{{<]?\s*({key})\s*[)\]}}>]?\s*(?:选项|项)?(?:\s+here|です|だ|である|입니다|이다|예요)?[\s.,:;!)]*",
-        re.IGNORECASE,
-    ).fullmatch(text)
+    single = _SINGLE[key].fullmatch(text)
     if single and (not options or single[1].upper() in options):
         return single[1].upper()
     for form in _forms(comparable(text)):
-        same = [
-            letter for letter, texts in options.items() if any(form in (own, own.replace(" ", "")) for own in texts)
-        ]
+        same = [letter for letter, texts in options.items() if form in texts]
+        if not same and " " not in form:
+            same = [letter for letter, texts in options.items() if any(form == own.replace(" ", "") for own in texts)]
         if same:
             return same[0] if len(same) == 1 else None
     return (
@@ -180,24 +200,17 @@ def _forms(text: str) -> Iterable[str]:
     yield text
     if text != (noun := Pattern(r"(?:an?|the)\s+").sub("", text, 1)):
         yield noun
-    if any(letter.isdigit() for letter in text):
+    if _DIGIT.search(text):
         yield text.replace(" ", "")
 
 
 def _lettered(text: str, key: str, options: Options) -> str | None:
     """Returns the letter that a text begins with, before a mark, the option's own text, or words that call it right."""
-    is_right = Pattern(
-        rf"[(\[]?({key})[)\]]?\s*(?:选项|项)?,?\s*(?:(?:is|seems|would\s+be|must\s+be)\s+(?:clearly\s+|definitely\s+)?(?:the\s+)?"
-        r"(?:(?:only\s+)?(?:most\s+)?(?:correct|right|best|final|true|answer)\b(?:\s+(?:answer|option|choice|one))?"
-        r"|only\s+(?:option|choice|one)\b)|fits\b|是?(?:正确|对)的?(?:答案|选项)?|符合(?:题意|要求|条件)?)"
-    ).match(text)
+    is_right = _IS_RIGHT[key].match(text)
     if is_right and (not options or is_right[1] in options):
         rest = text[is_right.end() :]
         return is_right[1] if supports(rest, is_right[1], options) else None
-    match = Pattern(
-        rf"[(\[]?({key})(?:(\)[.:,]?|\][.:,]?|[.:,;])(\s*)|(\s+[-–—]\s+(?=[^\W\d])|\s+(?=\()|(?=\([^\x00-\x7f]))|\s+)",
-        re.IGNORECASE,
-    ).match(text)
+    match = _LETTER_AND_MARK[key].match(text)
     if not match:
         return None
     letter, rest = match[1].upper(), text[match.end() :].strip()

@@ -49,6 +49,8 @@ _CONNECTIVE = Pattern(r"^(?:(?:and|but|or|also|then|rather|even|just)\s+)+")
 
 def supports(rest: str, letter: str, options: Options) -> bool:
     """Returns whether the text behind a pick leaves it as it is: it neither negates it, nor hedges, nor picks another."""
+    if not rest.strip(" .!"):
+        return True
     if RETRACTION.search(rest) or HEDGE.search(rest) or rest.lstrip().startswith("?"):
         return False
     others = {other: texts for other, texts in options.items() if other != letter}

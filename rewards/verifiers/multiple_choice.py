@@ -98,15 +98,30 @@ def yes_no(*, boxed: bool = False) -> Verifier:
 
 def _options(prompt: Prompt) -> Options:
     """Returns the comparable text of each option by its letter; empty where the row has no options."""
-    given = options_of(prompt.columns.get("options"))
-    return {letter: (_without_letter(text, letter),) for letter, text in given.items()}
+    given = prompt.columns.get("options")
+    if isinstance(given, list) and all(type(text) is str for text in given):
+        return _of_texts(tuple(given))
+    return _in_comparable_form(given)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)  # a group of completions has one prompt
+def _of_texts(given: tuple[str, ...]) -> Options:
+    return _in_comparable_form(given)
+
+
+def _in_comparable_form(given: Any) -> Options:
+    return {letter: (_without_letter(text, letter),) for letter, text in options_of(given).items()}
+
+
 def _without_letter(text: str, letter: str) -> str:
     """Returns an option's text without its letter in front: `(B) a cat` is `a cat`."""
     match = _OWN_LETTER.fullmatch(bare(text))
     return comparable(match[2] if match and match[1].upper() == letter else text)
+
+
+@lru_cache(maxsize=1024)  # a group of completions has one reference
+def _pick_of(answer: str, options: tuple[tuple[str, tuple[str, ...]], ...]) -> str | None:
+    return read_pick(answer, dict(options))
 
 
 def _correct(answer: Any, options: Options, several: bool) -> str | frozenset[str] | None:
@@ -118,7 +133,7 @@ def _correct(answer: Any, options: Options, several: bool) -> str | frozenset[st
     is_readable = options or _LETTER_FIRST.fullmatch(
         bare(text)
     )  # `C - 5` and `P(A)` may be the reference of another verifier
-    pick = read_pick(text, options) if is_readable else None
+    pick = _pick_of(text, tuple(options.items())) if is_readable else None
     if pick is None and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         pick = list(options)[answer]
     if pick is None and (options or several) and _SEVERAL.fullmatch(bare(text)):
