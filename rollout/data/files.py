@@ -9,7 +9,7 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -82,7 +82,7 @@ def _regular(path: Path) -> Path:
     return path
 
 
-def opened(source: Path | bytes) -> io.BufferedIOBase:
+def opened(source: Path | bytes) -> BinaryIO:
     """Opens a file for reading."""
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 

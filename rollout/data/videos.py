@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from rollout.data.files import file_of, kind_of_file, opened
-from rollout.data.images import as_rgb, open_image
+from rollout.data.images import open_image
 from rollout.types import Video
 
 # Silences FFmpeg: our errors name the damaged file. FFmpeg reads this once, when OpenCV first uses it.
@@ -134,9 +134,7 @@ def _on_clock(seconds: np.ndarray) -> FrameTimes:
 
 def _pixels(frame: Any) -> np.ndarray:
     """Returns the pixels [H, W, 3] of a picture, which may be a file."""
-    if isinstance(frame, Image.Image):
-        return np.asarray(as_rgb(frame))
-    if isinstance(frame, str | bytes | Path | Mapping):
+    if isinstance(frame, Image.Image | str | bytes | Path | Mapping):
         return np.asarray(open_image(frame))
     return np.asarray(frame)
 
@@ -235,7 +233,7 @@ def _capture(file: Path | bytes) -> Iterator[Any]:
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     # FFmpeg takes `12:30.mp4` for an address, but no absolute path.
-    stream = io.BytesIO(file) if isinstance(file, bytes) else str(file.absolute())
+    stream: Any = io.BytesIO(file) if isinstance(file, bytes) else str(file.absolute())
     capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         if not capture.isOpened():
