@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,8 @@ from rollout.data.json_rows import decoded, is_encoded, load_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -40,6 +43,8 @@ _MEDIA_COLUMN = re.compile(r"image|img|picture|photo|video|clip|frame|screenshot
 """Names of columns whose texts may be paths. An answer such as `a.png` is none, whatever files there are."""
 _HOME = "__home__"
 """A column with the number of the folder that a row's paths lead from."""
+LARGE_GIB = 1.0
+"""Size of files whose copy into the cache is announced."""
 CHUNK = 1000
 MISSING_FILES = 100
 """Paths of files that are not there before a column is taken for one of texts."""
@@ -166,6 +171,7 @@ def _load(files: Sequence[Path]) -> Dataset:
     kind = KINDS.get(suffix)
     if kind is None:
         raise ValueError(f"{named} has an unknown file type: give a {', '.join(KINDS)} file")
+    _note_copy(files)
     if kind == "json":
         try:
             return load_json(files, _fingerprint(files))
@@ -181,6 +187,21 @@ def _load(files: Sequence[Path]) -> Dataset:
         message = f"{type(reason).__name__}: {reason}" if str(reason) else "it has no rows"
         raise ValueError(f"{named} cannot be read as {kind}: {message}") from error
     return rows
+
+
+def _note_copy(files: Sequence[Path]) -> None:
+    """Logs one line before many files are copied: `datasets` reads rows at random from Arrow files of its own."""
+    from datasets import config
+
+    size = sum(path.stat().st_size for path in files) / 2**30
+    if size >= LARGE_GIB:
+        logger.warning(
+            "the rows of %d file(s), %.1f GiB, are copied into %s, once as long as the files stay the same; "
+            "HF_DATASETS_CACHE names another folder",
+            len(files),
+            size,
+            config.HF_DATASETS_CACHE,
+        )
 
 
 def _text_options(files: Sequence[Path], suffix: str) -> dict[str, Any]:
