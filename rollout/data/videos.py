@@ -172,7 +172,9 @@ def _decoded(file: Path | bytes, sampling: FrameSampling) -> Video:
             return _as_video(frames, times, numbers)
         readable = int((contents.seconds <= last + SAME_TIME).sum())
         if not readable:
-            raise ValueError(f"its codec {_codec(file)} cannot be decoded here: convert it to H.264")
+            raise ValueError(
+                f"none of its frames can be decoded: it is {kind_of_file(file)}, codec {_codec(file)}; convert a whole one to H.264"
+            )
         if readable < (1 - TOLERATED_SHORTAGE) * len(contents.seconds):
             raise ValueError(f"it ends after {readable} of {len(contents.seconds)} frames")
         contents = replace(contents, seconds=contents.seconds[:readable])
