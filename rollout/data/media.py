@@ -35,8 +35,8 @@ def open_videos(sources: Sequence[Any], sampling: FrameSampling) -> list[Video]:
     """Decodes the sampled frames of videos.
 
     Args:
-        sources: Paths, the bytes of a file, `{"bytes": ..., "path": ...}`; or `{"frames": ..., "fps": ...}` with PIL images, files
-            or an array, where "timestamps" in seconds may replace "fps"; or Videos, which are returned unchanged.
+        sources: Paths, the bytes of a file, `{"bytes": ..., "path": ...}`, or `{"frames": ..., "fps": ...}` with PIL images, files
+            or an array. "timestamps" in seconds may replace "fps". Videos are returned unchanged.
         sampling: The sampling of frames.
 
     Raises:

@@ -141,7 +141,7 @@ def _pixels(frame: Any) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Contents:
-    """What a file says about its frames, without one decoded."""
+    """The frames of a file, as its packets describe them."""
 
     seconds: np.ndarray
     """[N] time of each frame from the first, in increasing order."""
@@ -170,7 +170,7 @@ def _decoded(file: Path | bytes, sampling: FrameSampling) -> Video:
         frames, last = _read_frames(file, numbers, contents, sampling)
         if len(frames) == len(numbers):
             return _as_video(frames, times, numbers)
-        readable = int((contents.seconds <= last + SAME_TIME).sum())
+        readable = min(int((contents.seconds <= last + SAME_TIME).sum()), numbers[len(frames)])
         if not readable:
             raise ValueError(
                 f"none of its frames can be decoded: it is {kind_of_file(file)}, codec {_codec(file)}; convert a whole one to H.264"
@@ -292,12 +292,14 @@ class _Reader:
     def frame_at(self, number: int) -> np.ndarray | None:
         """Returns a frame [H, W, 3] after the last one, or None if it cannot be read.
 
-        After a jump it has its time exactly, else it is the first frame that is not earlier.
+        After a jump it must have its time exactly. Else it is the first that is not earlier, as some packets hold no frame, and
+        some AVI files have the times of packets.
         """
-        second = self._contents.seconds[number]
+        seconds = self._contents.seconds
+        latest = seconds[number if self.has_jumped else min(number + 1, len(seconds) - 1)]
         while self._advance():
-            if self.now >= second - SAME_TIME:
-                if self.has_jumped and self.now > second + SAME_TIME:
+            if self.now >= seconds[number] - SAME_TIME:
+                if self.now > latest + SAME_TIME:
                     return None
                 is_whole, frame = self._capture.retrieve()
                 return frame[:, :, ::-1] if is_whole else None  # OpenCV has blue first
