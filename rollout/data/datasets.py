@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rollout.data.files import LONGEST_PATH
 from rollout.data.json_rows import decoded, is_encoded, load_json
 
 if TYPE_CHECKING:
@@ -37,10 +38,17 @@ KINDS = {
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 SPLITS = frozenset("train training validation valid val dev test testing eval".split())
 """Names of folders that name the split of the files in them."""
-MEDIA = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .mp4 .webm .mkv .mov .avi".split())
-"""Suffixes of texts that may be the path of an image or a video."""
+MEDIA = frozenset(
+    """
+    .png .jpg .jpeg .jfif .jp2 .webp .bmp .gif .tif .tiff .heic .heif .avif .svg
+    .mp4 .m4v .webm .mkv .mov .avi .mpg .mpeg .ts .flv .wmv .3gp .ogv
+    """.split()
+) | {""}
+"""Suffixes of texts that may be the path of an image or a video; it may have none."""
 _MEDIA_COLUMN = re.compile(r"image|img|picture|photo|video|clip|frame|screenshot|media|file|path", re.IGNORECASE)
 """Names of columns whose texts may be paths. An answer such as `a.png` is none, whatever files there are."""
+_NO_PATH = re.compile(r"data:|[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
+"""Begins a text that holds a picture itself, or its address."""
 _HOME = "__home__"
 """A column with the number of the folder that a row's paths lead from."""
 LARGE_GIB = 1.0
@@ -257,7 +265,8 @@ def _has_media(rows: Dataset, name: str, homes: Sequence[Sequence[Path]]) -> boo
 def _paths(value: Any) -> Iterator[str]:
     """Yields the relative paths of images and videos in a value."""
     if isinstance(value, str):
-        if Path(value).suffix.lower() in MEDIA and not Path(value).is_absolute():
+        is_other = not value.strip() or len(value) > LONGEST_PATH or _NO_PATH.match(value)
+        if not is_other and Path(value).suffix.lower() in MEDIA and not Path(value).is_absolute():
             yield value
     elif isinstance(value, Mapping):
         if value.get("bytes") is None:
