@@ -40,7 +40,9 @@ def transcript(
     """
 
     def saved(pictures: Sequence[Any], name: str = "") -> list[str]:
-        names = _save_pictures(folder, stem + name, pictures) if with_pictures else []
+        if not with_pictures:
+            return []
+        names = _save_pictures(folder, stem + name, pictures)
         sizes.update(_other_sizes(folder, names, pictures))
         return names
 
