@@ -24,7 +24,7 @@ from rl.config import RewardOptions, TrainConfig, check_config
 from rl.hardware.placement import resolve_placement
 from rl.run_dir.checkpoint import starting_point
 from rollout.config import RolloutConfig
-from rollout.data.mixture import MixedStream, Stream, open_stream, rounds, sources_of
+from rollout.data.mixture import MixedStream, Stream, open_stream, rounds, shrunk, sources_of
 from rollout.data.prompts import Accept, Rows, readable
 from rollout.data.selection import read_selection, selected
 from rollout.types import Prompt
@@ -73,6 +73,12 @@ class Inputs:
         if self.make_environment is None:
             return None
         return partial(Episodes, self.make_environment, self.processor, self.rollout)
+
+    def as_seen(self, prompts: Rows) -> Rows:
+        """Returns the prompts with pictures no larger than the policy sees them. An environment, which may zoom, gets all."""
+        from rollout.rendering import size_seen
+
+        return prompts if self.make_environment else shrunk(prompts, partial(size_seen, self.processor))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +141,7 @@ def open_run_inputs(
     if config.teacher.model is not None:
         require_same_vocabulary(inputs.processor, config.teacher.model)
     prompts = selected(arguments.prompts, config.selection) if config.selection else arguments.prompts
+    prompts = inputs.as_seen(prompts)
     stream = open_stream(
         prompts,
         batch_size=config.prompts_per_step,
@@ -146,7 +153,7 @@ def open_run_inputs(
         Console().print(stream.plan(), highlight=False, soft_wrap=True)
     if cursor:
         stream.restore(cursor)
-    held_out = list(islice(readable(arguments.eval_prompts, inputs.accept), config.eval.num_prompts))
+    held_out = list(islice(readable(inputs.as_seen(arguments.eval_prompts), inputs.accept), config.eval.num_prompts))
     first = first_prompts(prompts, inputs.accept)
     references = config.check_references and arguments.environment is None
     try_reward(inputs.runner, prompts, first, references=references)

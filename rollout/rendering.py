@@ -242,6 +242,23 @@ def limit_pixels(processor: ProcessorMixin, config: RolloutConfig) -> ProcessorM
     return processor
 
 
+def size_seen(processor: ProcessorMixin, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the width and height that the processor makes of a picture above its pixel limit. Another size is returned as it is.
+
+    The processor then makes the same tokens of a picture that has this size already.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    images, (width, height) = processor.image_processor, size
+    if width * height <= images.size["longest_edge"]:
+        return size
+    factor = images.patch_size * images.merge_size
+    limits = {"min_pixels": images.size["shortest_edge"], "max_pixels": images.size["longest_edge"]}
+    smaller = smart_resize(height, width, factor, **limits)
+    # The processor would shrink a very narrow picture again.
+    return smaller[::-1] if smart_resize(*smaller, factor, **limits) == smaller else size
+
+
 def _limited(kind: str, size: Any, smallest: int | None, largest: int | None) -> Any:
     smallest = size["shortest_edge"] if smallest is None else smallest
     largest = size["longest_edge"] if largest is None else largest

@@ -38,9 +38,10 @@ class Video:
     frames: np.ndarray
     """[F, H, W, 3] uint8, RGB."""
     fps: float
-    """Frames per second of the original video."""
+    """Frames per second of the original video; 1000 if they vary."""
     frame_indices: Sequence[int]
-    """[F] the number of each frame in the original video, from 0. Its time is frame_indices / fps seconds."""
+    """[F] the number of each frame in the original video, from 0; its milliseconds if they vary. Its time is frame_indices / fps
+    seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

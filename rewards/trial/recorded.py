@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from reprlib import repr as brief
@@ -14,7 +15,14 @@ from rewards.workers.call import describe
 from rollout.types import Completion, Group, Observation, Prompt, Turn
 
 FORMATS = "give a run's samples folder, one of its step_*.jsonl, or another .jsonl or .parquet file"
-_FIELDS = {"prompt_id", "task", "images", "videos", "columns"}  # columns that are other fields of a Prompt, or none
+_FIELDS = {
+    "prompt_id",
+    "task",
+    "images",
+    "image_sizes",
+    "videos",
+    "columns",
+}  # columns that are other fields of a Prompt, or none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +60,9 @@ def read_recorded(path: Path, columns: Columns = Columns(), limit: int = 0) -> R
     Other columns become `Prompt.columns`; a run's samples have those that JSON can hold. The column `images` names files
     beside the table; videos are not recorded. Only the number of tokens is recorded: ids and log-probabilities are as many
     zeros. A missing number is guessed: one token for every four bytes of the response, and an end token.
+
+    A run saves copies of at most a megapixel. They are enlarged to the images' sizes, so verifiers that work in pixels agree with
+    the run; a judge sees less detail than there.
 
     Args:
         path: A folder with `step_*.jsonl`, or with `samples/` in it; or one file, .jsonl or .parquet.
@@ -138,10 +149,11 @@ def _group(row: Mapping[str, Any], columns: Columns, folder: Path, name: str) ->
     answer = _column(row, columns.answer, "answer")
     tokens = _column(row, columns.num_tokens, "num_tokens")
     known = {completion, question, answer, tokens} | _FIELDS
+    picture = partial(_picture, folder, row.get("image_sizes") or {})
     prompt = Prompt(
         id=str(row.get("prompt_id", row.get("id", name))),
         messages=_messages(row[question]) if question else [],
-        images=[_picture(value, folder) for value in row.get("images") or []],
+        images=[picture(value) for value in row.get("images") or []],
         answer=row[answer] if answer else None,
         task=str(row.get("task", "default")),
         columns={key: value for key, value in row.items() if key not in known} | dict(row.get("columns") or {}),
@@ -149,7 +161,7 @@ def _group(row: Mapping[str, Any], columns: Columns, folder: Path, name: str) ->
     )
     responses = row[completion] if isinstance(row[completion], list) else [row[completion]]
     numbers = _numbers(row[tokens] if tokens else None, responses)
-    completions = [_completion(each, number, folder) for each, number in zip(responses, numbers, strict=True)]
+    completions = [_completion(each, number, picture) for each, number in zip(responses, numbers, strict=True)]
     return Group(prompt=prompt, prompt_token_ids=np.zeros(1, np.int32), completions=completions), numbers.count(None)
 
 
@@ -180,7 +192,7 @@ def _messages(question: Any) -> Sequence[Mapping[str, Any]]:
     raise ValueError(f"asks {brief(question)}; write a text, or a list of chat messages")
 
 
-def _completion(response: Any, num_tokens: int | None, folder: Path) -> Completion:
+def _completion(response: Any, num_tokens: int | None, picture: Callable[[Any], Any]) -> Completion:
     """Returns the completion of a text, a chat message, or a run's record; `num_tokens` is guessed where it is `None`."""
     import numpy as np
 
@@ -188,7 +200,7 @@ def _completion(response: Any, num_tokens: int | None, folder: Path) -> Completi
     text = recorded.get("text", recorded.get("content"))
     if not isinstance(text, str):
         raise ValueError(f"has the completion {brief(response)}; write a text, or an object with a 'text'")
-    turns = None if recorded.get("turns") is None else _turns(recorded["turns"], folder)
+    turns = None if recorded.get("turns") is None else _turns(recorded["turns"], picture)
     if num_tokens is None:
         num_tokens = _guessed_tokens(text) if turns is None else max((turn.stop for turn in turns), default=0)
     return Completion(
@@ -207,7 +219,7 @@ def _guessed_tokens(text: str) -> int:
     return -(-len(text.encode("utf-8", "replace")) // 4) + 1
 
 
-def _turns(recorded: Sequence[Mapping[str, Any]], folder: Path) -> list[Turn]:
+def _turns(recorded: Sequence[Mapping[str, Any]], picture: Callable[[Any], Any]) -> list[Turn]:
     """Returns the turns of an episode; turns without token positions follow one another."""
     turns: list[Turn] = []
     for turn in recorded:
@@ -217,12 +229,12 @@ def _turns(recorded: Sequence[Mapping[str, Any]], folder: Path) -> list[Turn]:
             raise ValueError(f"has a turn from token {brief(start)} to {brief(stop)}; write whole numbers in order")
         shown = turn.get("observation")
         if shown is not None:
-            shown = Observation(text=shown, images=[_picture(value, folder) for value in turn.get("images") or []])
+            shown = Observation(text=shown, images=[picture(value) for value in turn.get("images") or []])
         turns.append(Turn(text=turn["text"], start=start, stop=stop, observation=shown))
     return turns
 
 
-def _picture(value: Any, folder: Path) -> Any:
+def _picture(folder: Path, sizes: Mapping[str, Mapping[str, Sequence[int]]], value: Any) -> Any:
     """Returns a PIL image of a file's name, of `{"bytes": ...}`, or of an image that `datasets` has decoded."""
     from PIL import Image
 
@@ -230,6 +242,11 @@ def _picture(value: Any, folder: Path) -> Any:
         return value
     try:
         with Image.open(BytesIO(value["bytes"]) if isinstance(value, dict) else folder / value) as image:
-            return image.copy()
+            picture = image.copy()
     except (OSError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:
         raise ValueError(f"has an image that cannot be opened: {describe(error)}") from error
+    if isinstance(value, str) and value in sizes:
+        width, height = sizes[value]["size"]
+        picture = picture.resize((width, height))
+        picture.info["original_size"] = tuple(sizes[value]["original_size"])
+    return picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from rl.evaluation.store import AnswerStore, answer_identity, digest
 from rl.preflight import open_inputs, open_runner, try_episode
 from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
-from rollout.data.prompts import Accept, Prompts, SkipLog, accepted, blind
+from rollout.data.prompts import Accept, Rows, SkipLog, accepted, blind
 from rollout.engine.spec import EngineSpec
 from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.types import Group, Prompt, Sampling
@@ -112,7 +112,7 @@ class RemainingPrompts:
     """The prompts without answers, drawn one by one; notes why prompts are skipped."""
 
     config: SamplingRunConfig
-    prompts: Prompts
+    prompts: Rows
     done: set[int]
     skipped: dict[int, str] = field(default_factory=dict)
     log: SkipLog = field(default_factory=SkipLog)
@@ -146,7 +146,7 @@ def _open_and_sample(
     environment = load_function(config.environment, "environment") if config.environment else None
     runner = stack.enter_context(open_runner(reward, config))
     inputs = open_inputs(config.model, rollout, runner, environment)
-    total, drawn = len(remaining), remaining.draw(inputs.accept)
+    total, drawn = len(remaining), replace(remaining, prompts=inputs.as_seen(remaining.prompts)).draw(inputs.accept)
     first = next(drawn, None)
     if first is None:
         return

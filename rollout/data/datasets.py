@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rollout.data.files import LONGEST_PATH
 from rollout.data.json_rows import decoded, is_encoded, load_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -34,16 +38,25 @@ KINDS = {
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 SPLITS = frozenset("train training validation valid val dev test testing eval".split())
 """Names of folders that name the split of the files in them."""
-MEDIA = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .mp4 .webm .mkv .mov .avi".split())
-"""Suffixes of texts that may be the path of an image or a video."""
+MEDIA = frozenset(
+    """
+    .png .jpg .jpeg .jfif .jp2 .webp .bmp .gif .tif .tiff .heic .heif .avif .svg
+    .mp4 .m4v .webm .mkv .mov .avi .mpg .mpeg .ts .flv .wmv .3gp .ogv
+    """.split()
+) | {""}
+"""Suffixes of texts that may be the path of an image or a video; it may have none."""
 _MEDIA_COLUMN = re.compile(r"image|img|picture|photo|video|clip|frame|screenshot|media|file|path", re.IGNORECASE)
 """Names of columns whose texts may be paths. An answer such as `a.png` is none, whatever files there are."""
 _CONVERSATIONS = frozenset({"messages", "conversations", "conversation", "prompt"})
 """Columns with messages, whose parts may hold paths."""
 _HOLDERS = frozenset({"path", "image", "video", "image_url", "video_url", "url", "frames"})
 """Keys of a mapping, such as a part of a message, whose texts may be paths."""
+_NO_PATH = re.compile(r"data:|[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
+"""Begins a text that holds a picture itself, or its address."""
 _HOME = "__home__"
 """A column with the number of the folder that a row's paths lead from."""
+LARGE_GIB = 1.0
+"""Size of files whose copy into the cache is announced."""
 CHUNK = 1000
 MISSING_FILES = 100
 """Paths of files that are not there before a column is taken for one of texts."""
@@ -170,6 +183,7 @@ def _load(files: Sequence[Path]) -> Dataset:
     kind = KINDS.get(suffix)
     if kind is None:
         raise ValueError(f"{named} has an unknown file type: give a {', '.join(KINDS)} file")
+    _note_copy(files)
     if kind == "json":
         try:
             return load_json(files, _fingerprint(files))
@@ -185,6 +199,21 @@ def _load(files: Sequence[Path]) -> Dataset:
         message = f"{type(reason).__name__}: {reason}" if str(reason) else "it has no rows"
         raise ValueError(f"{named} cannot be read as {kind}: {message}") from error
     return rows
+
+
+def _note_copy(files: Sequence[Path]) -> None:
+    """Logs one line before many files are copied: `datasets` reads rows at random from Arrow files of its own."""
+    from datasets import config
+
+    size = sum(path.stat().st_size for path in files) / 2**30
+    if size >= LARGE_GIB:
+        logger.warning(
+            "the rows of %d file(s), %.1f GiB, are copied into %s, once as long as the files stay the same; "
+            "HF_DATASETS_CACHE names another folder",
+            len(files),
+            size,
+            config.HF_DATASETS_CACHE,
+        )
 
 
 def _text_options(files: Sequence[Path], suffix: str) -> dict[str, Any]:
@@ -250,7 +279,9 @@ def _with_paths(name: str, value: Any, change: Callable[[str], str]) -> Any:
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return change(value) if Path(value).suffix.lower() in MEDIA and not Path(value).is_absolute() else value
+        is_other = not value.strip() or len(value) > LONGEST_PATH or _NO_PATH.match(value)
+        is_path = not is_other and Path(value).suffix.lower() in MEDIA and not Path(value).is_absolute()
+        return change(value) if is_path else value
     if isinstance(value, Mapping) and value.get("bytes") is None:
         return {
             key: [_changed(part, change) if isinstance(part, Mapping) else part for part in item]

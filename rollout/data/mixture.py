@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice, zip_longest
@@ -20,6 +20,7 @@ from zlib import crc32
 
 import numpy as np
 
+from rollout.data.media import Fit
 from rollout.data.prompts import Accept, Prompts, Rows, prompts_from, readable
 from rollout.data.stream import PromptStream
 from rollout.types import Prompt
@@ -101,6 +102,13 @@ def mixture(tasks: Mapping[str, tuple[Rows, float]]) -> Mixture:
 def sources_of(prompts: Rows) -> dict[str, Prompts]:
     """Returns the tasks of a mixture. Other prompts are one source, with the name `""`."""
     return dict(prompts.sources) if isinstance(prompts, Mixture) else {"": prompts_from(prompts)}
+
+
+def shrunk(prompts: Rows, fit: Fit) -> Rows:
+    """Returns the prompts, or the mixture, with pictures no larger than the policy sees them; see `Prompts.shrunk`."""
+    if isinstance(prompts, Mixture):
+        return replace(prompts, sources={name: source.shrunk(fit) for name, source in prompts.sources.items()})
+    return prompts_from(prompts).shrunk(fit)
 
 
 def rounds(prompts: Rows, limit: int) -> Iterator[list[Prompt]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, overload
 
@@ -18,7 +19,7 @@ from PIL import Image
 from rollout.data.columns import Unmapped, as_sequence, column_of, template_of
 from rollout.data.conversations import is_conversation, messages_of
 from rollout.data.frames import open_sampled, video_sources
-from rollout.data.media import FrameSampling, UnreadablePrompt, brief, open_images, open_videos, undecoded_videos
+from rollout.data.media import Fit, FrameSampling, UnreadablePrompt, brief, open_images, open_videos, undecoded_videos
 from rollout.data.messages import checked_messages, content_with_media
 from rollout.types import Prompt
 
@@ -54,15 +55,28 @@ class Prompts(Sequence[Prompt]):
         self._indices = indices
         self._frames = frames
         self._task = task
+        self._fit: Fit | None = None
 
     def at(self, places: Sequence[int]) -> Prompts:
         """Returns the prompts at some places, in that order."""
-        indices = [self._indices[place] for place in places]
-        return Prompts(self._rows, self._to_prompt, indices, self._frames, self._task)
+        return self._with(indices=[self._indices[place] for place in places])
 
     def of_task(self, task: str) -> Prompts:
         """Returns the same prompts as one task of several. `task` replaces theirs, and precedes their ids."""
-        return Prompts(self._rows, self._to_prompt, self._indices, self._frames, task)
+        return self._with(task=task)
+
+    def shrunk(self, fit: Fit) -> Prompts:
+        """Returns the same prompts with pictures no larger than the policy sees them, which `fit` returns.
+
+        A picture's `info["original_size"]` is its size before.
+        """
+        return self._with(fit=fit)
+
+    def _with(self, **changes: Any) -> Prompts:
+        other = copy(self)
+        for name, value in changes.items():
+            setattr(other, f"_{name}", value)
+        return other
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -73,7 +87,7 @@ class Prompts(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> Prompts: ...
     def __getitem__(self, index: int | slice) -> Prompt | Prompts:
         if isinstance(index, slice):
-            return Prompts(self._rows, self._to_prompt, self._indices[index], self._frames, self._task)
+            return self._with(indices=self._indices[index])
         row_index = self._indices[index]
         of_task, prefix = ("", "") if self._task is None else (f" of task {self._task!r}", f"{self._task}/")
         try:
@@ -88,7 +102,7 @@ class Prompts(Sequence[Prompt]):
                 prompt,
                 id=prefix + (prompt.id or f"row-{row_index}"),
                 task=prompt.task if self._task is None else self._task,
-                images=open_images(prompt.images),
+                images=open_images(prompt.images, self._fit),
                 videos=open_sampled(prompt.videos, self._frames),
             )
         except UnreadablePrompt as error:
@@ -260,11 +274,17 @@ def blind(prompt: Prompt) -> Prompt:
 
     `prompts_from(prompts, blind)` is the blind control of a whole set.
     """
-    images = [Image.new("RGB", image.size, (GREY, GREY, GREY)) for image in open_images(prompt.images)]
+    images = [_grey(image) for image in open_images(prompt.images)]
     videos = [
         replace(video, frames=np.full_like(video.frames, GREY)) for video in open_videos(prompt.videos, FrameSampling())
     ]
     return replace(prompt, images=images, videos=videos)
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    grey = Image.new("RGB", image.size, (GREY, GREY, GREY))
+    grey.info["original_size"] = image.info["original_size"]
+    return grey
 
 
 def _checked_prompt(row: Any, to_prompt: ToPrompt) -> Prompt:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
+from policies.small.qwen3_vl import small_processor
 from rewards import by_task, exact, math_answer
 from rewards.workers.runner import RewardRunner
-from rl.preflight import first_prompts, try_reward
+from rl.preflight import Inputs, first_prompts, try_reward
 from rollout import Prompt
+from rollout.config import RolloutConfig
 from rollout.data.mixture import Mixture, mixture
+from rollout.rendering import limit_pixels
+
+PICTURE = Image.new("RGB", (400, 200), "red")
 
 
 def prompts(*answers: str) -> list[Prompt]:
@@ -36,6 +42,18 @@ def test_a_task_without_a_usable_prompt_is_named_before_anything_starts():
         first_prompts(mixed, lambda prompt: "too long" if prompt.task == "colours" else None)
     with pytest.raises(ValueError, match="no prompt can be used: the warnings"):
         first_prompts(prompts("1"), lambda prompt: "too long")
+
+
+def test_pictures_are_as_the_policy_sees_them_and_whole_for_an_environment_that_may_zoom():
+    large = [Prompt(id="p", messages=[{"role": "user", "content": [{"type": "image"}]}], images=[PICTURE])]
+    processor = limit_pixels(small_processor(), RolloutConfig(max_image_pixels=64 * 64))
+    for environment, size in ((None, (64, 32)), (object, (400, 200))):
+        inputs = Inputs(
+            processor=processor, accept=everything, runner=None, make_environment=environment, rollout=RolloutConfig()
+        )
+        for prompts in (large, mixture({"task": (large, 1)})):
+            [image] = inputs.as_seen(prompts)[0].images
+            assert image.size == size
 
 
 def test_the_reward_is_tried_on_every_task():

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from rewards.trial.recorded import read_groups
 from rewards.types import Score
+from rl.data import DataColumns
 from rl.evaluation.config import CorrectConfig, SamplingRunConfig
 from rl.evaluation.report import check_output, report_evaluation, report_pass_rates
 from rl.evaluation.sampling import generate_and_score, sample_and_score
@@ -196,6 +197,14 @@ def test_another_reward_or_other_data_under_the_same_name_are_something_else(con
     data.write_text(DATA.replace("sum?", "product?"))
     with pytest.raises(ValueError, match="data_files was"):
         sample_and_score(config, "test")
+
+
+def test_a_mistyped_column_leaves_the_folder_to_the_right_command(config: SamplingRunConfig, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"problem": "2 + 2?", "answer": "4"}\n')
+    right = replace(config, data=f"{tmp_path}/d.jsonl", columns=DataColumns(question="problem", image=None))
+    with pytest.raises(ValueError, match="to_prompt asks for column 'questoin', but the dataset has"):
+        sample_and_score(replace(right, columns=DataColumns(question="questoin", image=None)), "evaluate")
+    assert sample_and_score(right, "evaluate").num_sampled == 1
 
 
 def test_without_a_run_dir_each_choice_has_a_folder_of_its_own(

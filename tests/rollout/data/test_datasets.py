@@ -295,6 +295,16 @@ def test_a_dataset_that_the_hub_does_not_have_is_told(monkeypatch: pytest.Monkey
         read_rows("owner/nothing", "train")
 
 
+def test_a_large_copy_into_the_cache_is_announced_and_a_small_one_is_not(tmp_path: Path, caplog, monkeypatch):
+    path = write_jsonl(tmp_path / "data.jsonl", ROWS)
+    read_rows(path)
+    assert caplog.messages == []
+    monkeypatch.setattr("rollout.data.datasets.LARGE_GIB", path.stat().st_size / 2**30)
+    read_rows(path)
+    [told] = caplog.messages
+    assert told.startswith("the rows of 1 file(s), 0.0 GiB, are copied into /")
+
+
 # --- what cannot be read
 
 
