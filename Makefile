@@ -19,7 +19,7 @@ help:  ## list the targets
 quickstart: $(STAMP)  ## the main job: teach a small policy sums of handwritten digits; ARGS="--steps 10" passes options on
 	@$(RUN) -m recipes.digit_sums --resume auto $(ARGS)
 
-check: static  ## imports, lint, format, types, and the tests that need no engine and no long time: 3 to 4 minutes on two cores
+check: static  ## imports, lint, format, types, and the tests that need no engine and no long time: less than 3 minutes on two cores
 	@$(RUN) -m pytest $(PARALLEL) -m 'not engine and not slow and not gpu' $(ARGS)
 
 test: static  ## the same with all tests; ARGS="-k sapo" passes options on to pytest, PARALLEL= runs one at a time

@@ -55,6 +55,7 @@ def test_packed_equals_padded(policy: Path, content: str):
         assert (packed[tokens] - logprobs_N).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", CONTENTS)
 def test_gradients_are_those_of_the_padded_batch(policy: Path, content: str):
     found = []

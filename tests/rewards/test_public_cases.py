@@ -55,6 +55,7 @@ def wrong(case: Mapping[str, Any]) -> str | None:
     return f"{told} must earn {right}, and earned {score.error or score.reward}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verifier", sorted(cases()))
 def test_every_verdict_is_that_of_a_careful_human(verifier: str) -> None:
     found = [told for case in cases()[verifier] if (told := wrong(case))]

@@ -97,6 +97,7 @@ CHEATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheats_earn_nothing(name: str) -> None:
     assert score(ADDS[0], fenced(CHEATS[name])) == 0.0
@@ -125,6 +126,7 @@ def test_cheats_made_for_one_assertion_earn_nothing(test: str, program: str) -> 
     assert score(test, fenced(program)) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tests", [SUMS, ADDS, APPS])
 @pytest.mark.parametrize(
     "program",

@@ -174,6 +174,7 @@ NEVER_ENDING = {
 }
 
 
+@pytest.mark.slow
 @isolated_only
 @pytest.mark.parametrize("name", NEVER_ENDING)
 def test_what_never_ends_is_ended(name: str) -> None:

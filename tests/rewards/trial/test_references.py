@@ -47,6 +47,7 @@ def check(reward: Verifier, rounds: Sequence[Sequence[Prompt]]) -> None:
         check_references(runner, rounds, seconds=60.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "answer", "columns"),
     [

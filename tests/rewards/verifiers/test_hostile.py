@@ -69,6 +69,7 @@ def test_random_text_earns_no_more_than_the_floor(name: str, data: st.DataObject
         assert score.reward <= case.floor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if ", " not in name])
 def test_five_megabytes_are_read_in_no_time(name: str) -> None:
     case = CASES[name]

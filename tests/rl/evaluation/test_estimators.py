@@ -107,6 +107,7 @@ def misses(num_prompts: int, num_samples: int, num_trials: int, alpha: float, be
     return missed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_prompts", "num_samples", "alpha", "beta"),
     [(30, 8, 2.0, 2.0), (100, 4, 0.5, 0.5), (100, 16, 1.0, 3.0), (300, 1, 2.0, 1.0)],

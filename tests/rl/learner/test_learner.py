@@ -53,6 +53,7 @@ def updates_by_split(
     return results
 
 
+@pytest.mark.slow
 @CONTENT
 def test_any_split_into_microbatches_gives_the_same_updates(policy: Path, shown: dict[str, bool]):
     one, other = updates_by_split(learner_in_float64, policy, 2, shown=shown, num_minibatches=2)
@@ -63,6 +64,7 @@ def test_any_split_into_microbatches_gives_the_same_updates(policy: Path, shown:
     assert other[2] == pytest.approx(one[2], rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 @CONTENT
 def test_any_split_into_microbatches_gives_the_same_update_up_to_rounding_in_float32(
     policy: Path, shown: dict[str, bool]
@@ -312,6 +314,7 @@ def test_three_skipped_updates_in_a_row_stop_the_run_and_a_good_one_in_between_d
         learner.step(bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [{"with_images": True}, {"with_images": False}], ids=["images", "text"])
 def test_saved_and_loaded_learner_goes_on_as_if_nothing_had_happened(
     policy: Path, shown: dict[str, bool], tmp_path: Path

@@ -23,6 +23,7 @@ from tests.learning import config, difference, learner_in_float64, parameters, r
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_any_split_gives_the_same_update_under_every_objective(dense_policy: Path, name: str):
     results = []
@@ -223,6 +224,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_update(policy: Path):
         assert difference(other, one) <= 1e-9
 
 
+@pytest.mark.slow
 def test_the_balance_loss_spreads_tokens_over_the_experts_alike_for_any_split_and_layout(moe_policy: Path):
     results = []
     for budget, packing in ((4096, True), (60, True), (4096, False), (60, False)):
@@ -260,6 +262,7 @@ def with_engines_experts(groups: list[list[Sample]], engine: Learner) -> list[li
     return [[told(sample) for sample in group] for group in groups]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_the_engines_experts_are_replayed_in_every_pass(moe_policy: Path, packing: bool):
     options = config(num_minibatches=2, microbatch_tokens=100, packing=packing, learning_rate=1e-8)
