@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rewards.text.answer_text import answer_part
-from rewards.text.boxes import BOX, POINT, shapes_of_reference, shapes_of_text, share_found
+from rewards.text.boxes import BOX, POINT, Shape, shapes_of_reference, shapes_of_text, share_found
 from rewards.text.places import says_none
 from rewards.text.unreadable import unreadable
 from rewards.types import UNREAD, Score, Verifier
@@ -52,7 +53,7 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
 
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
         try:
-            wanted = shapes_of_reference(prompt.answer, size)
+            wanted = _reference(prompt, size)
         except ValueError as error:
             return unreadable("point_in_box", prompt, f"{error}{remedy}")
         text = answer_part(completion)
@@ -64,3 +65,8 @@ def point_in_box(*, radius: float | None = None) -> Verifier:
         return share_found(found, wanted, worth)
 
     return verify
+
+
+@lru_cache(maxsize=1)  # a group of completions has one prompt
+def _reference(prompt: Prompt, size: int) -> list[Shape]:
+    return shapes_of_reference(prompt.answer, size)

@@ -96,8 +96,7 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
     def verify(prompt: Prompt, completion: Completion) -> float | Score:
         from rapidfuzz.distance import Levenshtein
 
-        given = prompt.answer if isinstance(prompt.answer, list | tuple) else [prompt.answer]
-        references = [_comparable(str(text)) for text in given if _is_text(text)]
+        references = _references(prompt)
         if not any(references):
             return unreadable("text_similarity", prompt, "give a text or a list of texts")
         # A text that is cut here is less than 1 % similar.
@@ -109,6 +108,12 @@ def text_similarity(*, threshold: float = 0.5) -> Verifier:
         return float(best) if best >= threshold else 0.0
 
     return verify
+
+
+@lru_cache(maxsize=1)  # a group of completions has one prompt
+def _references(prompt: Prompt) -> list[str]:
+    given = prompt.answer if isinstance(prompt.answer, list | tuple) else [prompt.answer]
+    return [_comparable(str(text)) for text in given if _is_text(text)]
 
 
 def _is_text(value: Any) -> bool:
