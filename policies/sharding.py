@@ -1,6 +1,7 @@
 """FSDP2 sharding of a policy by rows of its parameters; each rank reads its rows from disk, so no rank holds the whole policy.
 
-`fully_shard` splits every parameter along its first axis. A layer is gathered before it runs, and freed afterwards.
+`fully_shard` splits every parameter along its first axis. A layer is gathered before it runs, and freed afterwards. HSDP is the
+same with several replicas of the policy: each is sharded over its own ranks, and gradients are averaged over replicas, too.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def shard_policy(policy: ResponseLogprobs, mesh: DeviceMesh, *, dtype: torch.dty
 
     Args:
         policy: The policy, prepared equally on every rank: adapters added, frozen parameters frozen.
-        mesh: One-dimensional mesh of the ranks.
+        mesh: The ranks: [ranks], or for HSDP [replicas, ranks of each].
         dtype: Precision of forward and backward passes; gradients are reduced in float32.
         offload: Keeps parameters, gradients and optimizer state in host memory.
     """

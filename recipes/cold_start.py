@@ -121,7 +121,7 @@ class ColdStart(SftConfig):
         preset, options = PRESETS[self.preset], sft_config(self)
         check_sft(options)
         plan = plan_learner(options.learning_options(), PUBLISHED[self.preset], preset.machine, group_size=1)
-        console.print(memory_table(plan))
+        console.print(memory_table(plan, keep_checkpoints=options.keep_checkpoints))
 
 
 def run(config: ColdStart) -> None:

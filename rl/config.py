@@ -62,6 +62,9 @@ class LearnerConfig:
     """GPUs of the learner, one rank on each; several ranks shard the policy by FSDP2. 0 trains on the CPU."""
     cpu_ranks: Annotated[Count, RESUMABLE] = 1
     """Ranks of the learner where gpus is 0; several ranks shard the policy by FSDP2."""
+    replicas: Annotated[int | None, Ge(1), RESUMABLE] = None
+    """HSDP: replicas of the policy. Each is sharded over its own ranks, best those of one node: only gradients go between nodes. 1:
+    FSDP2 over all ranks. Default: one on each node, if the learner has whole nodes that hold it by the memory plan; else 1."""
     threads: Annotated[Count, RESUMABLE] = 1
     """CPU threads of each rank. Engines and learner take turns, so each may use every core."""
     offload: Annotated[bool, RESUMABLE] = False
@@ -83,6 +86,11 @@ class LearnerConfig:
     def num_ranks(self) -> int:
         """Processes that share the policy."""
         return self.gpus or self.cpu_ranks
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which a replica of the policy is sharded."""
+        return self.num_ranks // (self.replicas or 1)
 
 
 @dataclass(frozen=True, kw_only=True)

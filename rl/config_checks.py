@@ -73,6 +73,10 @@ def check_policy(options: PolicyOptions) -> None:
     learner, lora = options.learner, options.lora
     if learner.offload and not learner.gpus:
         raise ValueError("learner.offload = True has no effect with learner.gpus = 0: leave it out")
+    if learner.num_ranks % (learner.replicas or 1):
+        raise ValueError(
+            f"learner.replicas = {learner.replicas} does not divide the learner's {learner.num_ranks} ranks: use a divisor"
+        )
     if lora.rank and not lora.parts:
         raise ValueError(f"lora.rank = {lora.rank} with no lora.parts trains nothing: name language, vision or experts")
     if lora.rank and "vision" in lora.parts and options.optimizer.vision_learning_rate == 0:

@@ -11,11 +11,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from policies.routing import UNKNOWN
 from rewards.types import Score
 from rl.advantages import step_advantages
 from rl.config import AdvantageKind
-from rollout.types import Completion, Group, observed_images, sampled_mask, token_versions
+from rollout.types import Completion, Group, observed_images, sampled_mask, token_versions, unknown_expert
 
 TeacherLogprobs: TypeAlias = Sequence[Sequence[np.ndarray]]
 """[groups][completions] of [T] float32: a teacher's log-probability of each token of a completion."""
@@ -40,7 +39,7 @@ class Sample:
     stale_mask: np.ndarray | None = None
     """[L] bool, True at off-policy tokens, sampled by an older policy than the learner's; None if there are none."""
     routed_experts: np.ndarray | None = None
-    """[L, layers, top_k] int16, the experts that the engine chose, −1 where unknown; None if unknown everywhere."""
+    """[L, layers, top_k] of `expert_dtype`, the experts that the engine chose; None if unknown everywhere."""
     videos: Sequence[Any] = ()
     """`rollout.types.Video` objects in the order of their placeholders."""
     teacher_logprobs: np.ndarray | None = None
@@ -112,10 +111,11 @@ def _stale_mask(completion: Completion, num_prompt: int, policy_version: int) ->
 
 
 def _routed_experts(group: Group, completion: Completion) -> np.ndarray | None:
-    """[L, layers, top_k] the engine's experts of prompt and response, −1 where unknown."""
+    """[L, layers, top_k] the engine's experts of prompt and response."""
     prompt, response = group.prompt_routed_experts, completion.routed_experts
     if response is None:
         return None
     if prompt is None:
-        prompt = np.full((len(group.prompt_token_ids), *response.shape[1:]), UNKNOWN)
-    return np.concatenate([prompt, response]).astype(np.int16)
+        shape = (len(group.prompt_token_ids), *response.shape[1:])
+        prompt = np.full(shape, unknown_expert(response.itemsize), response.dtype)
+    return np.concatenate([prompt, response])

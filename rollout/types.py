@@ -25,6 +25,18 @@ def _no_logprobs() -> np.ndarray:
     return np.zeros(0, np.float32)
 
 
+def expert_dtype(num_experts: int) -> np.dtype:
+    """Returns the type of experts' numbers, the smallest that also has one for `unknown_expert`."""
+    import numpy as np
+
+    return np.dtype(np.uint8 if num_experts < 256 else np.int16)
+
+
+def unknown_expert(num_bytes: int) -> int:
+    """Returns the number that stands for an unknown expert in a type of so many bytes."""
+    return 255 if num_bytes == 1 else -1
+
+
 def _new_name() -> str:
     import uuid
 
@@ -119,7 +131,7 @@ class Completion:
     token_versions: np.ndarray | None = None
     """[T] int32, the version that sampled each token, if a weight sync came in between; `None` if `policy_version` sampled all."""
     routed_experts: np.ndarray | None = None
-    """[T, layers, top_k] int, the experts that the engine chose; `None` if it does not return them."""
+    """[T, layers, top_k] of `expert_dtype`, the experts that the engine chose; `None` if it does not return them."""
     turns: Sequence[Turn] | None = None
     """The turns of an episode; `None` without an environment."""
     outcome: Mapping[str, Any] = field(default_factory=dict)
@@ -168,7 +180,7 @@ class Group:
     completions: Sequence[Completion]
     """[G] the completions, in the order of their seeds."""
     prompt_routed_experts: np.ndarray | None = None
-    """[P, layers, top_k] int, the experts that the engine chose for the prompt; `None` if it does not return them."""
+    """[P, layers, top_k] of `expert_dtype`, the experts that the engine chose for the prompt; `None` without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

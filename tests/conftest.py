@@ -112,10 +112,10 @@ def cluster(zygote: Zygote) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
-    """Three processes to learn in, of which a test may use two."""
+    """Four processes to learn in, of which a test may use fewer: they start when they are used."""
     from tests.ranks import RankPool
 
-    pool = RankPool(3, tmp_path_factory.mktemp("ranks"))
+    pool = RankPool(4, tmp_path_factory.mktemp("ranks"))
     yield pool
     pool.close()
 

@@ -1,6 +1,7 @@
 """Options that make a run fit its GPUs by the memory plan: the cheapest ones that suffice.
 
-In the order of their cost:
+Where the learner has whole nodes, each gets a replica of the policy (HSDP) if its GPUs hold one. Under FSDP2 over all ranks, every
+layer would cross the network between nodes in every pass. Then, in the order of their cost:
 
 - activation checkpointing: one more forward pass
 - smaller microbatches: less work for each kernel
@@ -61,7 +62,7 @@ def fit_to_gpus(config: TrainConfig, console: Console) -> TrainConfig:
     if options:
         console.print(placement_table(options, title="to fit the GPUs"))
     plan = plan_memory(config, shape, machine, group_size=config.group_size)
-    console.print(memory_table(plan))
+    console.print(memory_table(plan, keep_checkpoints=config.keep_checkpoints))
     if config.teacher.model is not None:
         console.print(plan_teacher(config.teacher, config.rollout, shape_of_checkpoint(config.teacher.model), machine))
     if not is_measured:
@@ -87,11 +88,25 @@ def fitted(config: TrainConfig, shape: ModelShape, machine: Machine) -> tuple[Tr
         return plan_memory(_with(config, options), shape, machine, group_size=config.group_size)
 
     for sequences in (GOOD_SEQUENCES, 1):
-        for options in _by_cost(config, plan([])):
-            if plan(options).fits and plan(options).sequences >= sequences:
-                options = [*options, *_threads(_with(config, options).learner, machine)]
-                return _with(config, options), options
+        for replicas in _for_replicas(config.learner, machine):
+            for savings in _by_cost(config, plan(replicas)):
+                options = [*replicas, *savings]
+                learner = _with(config, options).learner
+                if replicas and learner.offload:  # each node's CPUs would do the whole optimizer's work
+                    continue
+                if plan(options).fits and plan(options).sequences >= sequences:
+                    options += _threads(learner, machine)
+                    return _with(config, options), options
     return config, []
+
+
+def _for_replicas(learner: LearnerConfig, machine: Machine) -> Iterator[list[DerivedOption]]:
+    """Yields a replica of the policy on each node, where the learner has whole nodes, and then none but the one over all ranks."""
+    nodes, left = divmod(learner.gpus, machine.gpus)
+    if learner.replicas is None and nodes > 1 and not left:
+        why = f"a node's {machine.gpus} GPUs hold a replica: only gradients go between nodes"
+        yield [DerivedOption(name="learner.replicas", value=nodes, why=why)]
+    yield []
 
 
 def _refuse_expandable_segments() -> None:

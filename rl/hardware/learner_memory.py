@@ -28,7 +28,7 @@ class MemoryItem:
 
     name: str
     bytes: float
-    """On one GPU; in host memory, on one node."""
+    """On one GPU; in host memory, on one node; on disk, of one checkpoint."""
     why: str = ""
     """The computation in words."""
 
@@ -58,11 +58,8 @@ def adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
 
 def state_memory(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]:
     """Returns weights, gradients and optimizer state of one rank."""
-    ranks = config.learner.gpus
-    learning = shape.parameters - (shape.tower if config.optimizer.vision_learning_rate == 0 else 0)
-    added = 0
-    if config.lora.rank:
-        learning = added = adapter_parameters(config.lora, shape)
+    ranks = config.learner.shards
+    learning, added = _learning(config, shape)
     counts = {"weights": shape.parameters + added, "gradients": learning, "AdamW's moments": learning}
     over = f" / {ranks} ranks" if ranks > 1 else ""
     items = [
@@ -76,6 +73,28 @@ def state_memory(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]
             )
         )
     return items
+
+
+def checkpoint_size(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]:
+    """Returns what a checkpoint takes on disk, however many ranks write it."""
+    learning, added = _learning(config, shape)
+    moments = STATE["AdamW's moments"]
+    return [
+        MemoryItem(name="weights", bytes=4.0 * shape.parameters, why=f"4 B × {shape.parameters / 1e9:.2f}G, float32"),
+        MemoryItem(
+            name="optimizer and adapters" if added else "optimizer",
+            bytes=float(moments * learning + 4 * added),
+            why=f"{moments + (4 if added else 0)} B × {learning / 1e9:.2f}G",
+        ),
+    ]
+
+
+def _learning(config: LearningOptions, shape: ModelShape) -> tuple[int, int]:
+    """Returns the parameters that learn, and those of adapters."""
+    if config.lora.rank:
+        added = adapter_parameters(config.lora, shape)
+        return added, added
+    return shape.parameters - (shape.tower if config.optimizer.vision_learning_rate == 0 else 0), 0
 
 
 def peak_memory(config: LearningOptions, shape: ModelShape, group_size: int) -> list[MemoryItem]:

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from policies.model_sizes import ModelShape
 from rl.config import LearningOptions, TeacherConfig
-from rl.hardware.learner_memory import MemoryItem, peak_memory, state_memory
+from rl.hardware.learner_memory import MemoryItem, checkpoint_size, peak_memory, state_memory
+from rollout.cluster import gpus_of_nodes
 from rollout.config import RolloutConfig
 
 GIB = 2**30
@@ -57,6 +58,8 @@ class MemoryPlan:
     """In a node's host memory."""
     host_bytes: float = math.inf
     """Host memory of a node; infinite if it is not known."""
+    checkpoint: Sequence[MemoryItem] = ()
+    """On disk."""
     engine: Sequence[MemoryItem] = ()
     """On each GPU of an engine; empty without engines."""
     shared: bool = False
@@ -85,6 +88,11 @@ class MemoryPlan:
     def host_total(self) -> float:
         """Bytes in a node's host memory."""
         return sum(item.bytes for item in self.host)
+
+    @property
+    def checkpoint_total(self) -> float:
+        """Bytes of a checkpoint."""
+        return sum(item.bytes for item in self.checkpoint)
 
     @property
     def fits(self) -> bool:
@@ -122,6 +130,7 @@ def plan_learner(config: LearningOptions, shape: ModelShape, machine: Machine, *
         learner=[*kept, *peak],
         num_kept=len(kept),
         host=_host(config, shape, states, machine.gpus),
+        checkpoint=checkpoint_size(config, shape),
     )
     return replace(plan, problems=_problems(config, plan))
 
@@ -190,6 +199,7 @@ def _problems(config: LearningOptions, plan: MemoryPlan) -> list[str]:
     if plan.learner_peak + asleep > room:
         remedies = [
             *(["learner.gradient_checkpointing"] if not config.learner.gradient_checkpointing else []),
+            *(["learner.replicas 1"] if config.learner.shards < config.learner.gpus else []),
             *(["learner.offload"] if not config.learner.offload else []),
             "a smaller learner.microbatch_tokens",
             *(["lora.rank 16"] if not config.lora.rank else []),
@@ -223,16 +233,26 @@ def format_gib(value: float) -> str:
     return f"{value / GIB:.1f}"
 
 
-def memory_table(plan: MemoryPlan) -> Lines:
-    """Returns a table of learner, engine and host memory, and below it whether they fit."""
+def memory_table(plan: MemoryPlan, *, keep_checkpoints: int) -> Lines:
+    """Returns a table of learner, engine, host memory and checkpoints, and below it whether they fit.
+
+    Args:
+        plan: The plan.
+        keep_checkpoints: Checkpoints that the run keeps; 0: all.
+    """
+    on_disk = "each; all are kept"
+    if keep_checkpoints:  # an old one goes when the new one is whole
+        most = (keep_checkpoints + 1) * plan.checkpoint_total
+        on_disk = f"each; {format_gib(most)} with {keep_checkpoints} kept and one being written"
     table = Table("", "GiB", "", title=f"memory of a GPU of {format_gib(plan.device_bytes)} GiB", title_justify="left")
-    for title, items, total in (
-        ("learner, at the peak", plan.learner, plan.learner_peak),
-        ("engine" + (", while the learner waits" if plan.shared else ""), plan.engine, plan.engine_total),
-        ("host memory of a node", plan.host, plan.host_total),
+    for title, items, total, why in (
+        ("learner, at the peak", plan.learner, plan.learner_peak, ""),
+        ("engine" + (", while the learner waits" if plan.shared else ""), plan.engine, plan.engine_total, ""),
+        ("host memory of a node", plan.host, plan.host_total, ""),
+        ("checkpoints on disk", plan.checkpoint, plan.checkpoint_total, on_disk),
     ):
         if items:
-            table.add_row(f"[bold]{title}", f"[bold]{format_gib(total)}", "")
+            table.add_row(f"[bold]{title}", f"[bold]{format_gib(total)}", f"[dim]{why}")
         for item in items:
             table.add_row(f"  {item.name}", format_gib(item.bytes), f"[dim]{item.why}")
     verdict = ["[green]fits"] if plan.fits else [f"[bold red]does not fit:[/] {problem}" for problem in plan.problems]
@@ -270,11 +290,15 @@ def plan_teacher(teacher: TeacherConfig, rollout: RolloutConfig, shape: ModelSha
 
 
 def this_machine() -> tuple[Machine, bool]:
-    """Returns this machine, and whether its GPUs were measured; without one they are assumed to have 80 GiB."""
+    """Returns this machine, and whether its GPUs were measured; without one they are assumed to have 80 GiB.
+
+    Of a cluster it has the GPUs of the smallest node: so many are on each.
+    """
     import torch
 
     has_gpus = torch.cuda.is_available()
     machine = Machine(
+        gpus=min((count for count in gpus_of_nodes() if count), default=8),
         device_gib=torch.cuda.get_device_properties(0).total_memory / GIB if has_gpus else 80.0,
         cpus=os.cpu_count(),
         host_gib=psutil.virtual_memory().total / GIB,

@@ -72,7 +72,7 @@ class PresetConfig(SmallRecipe):
             console.print(placement_table(derived_options(self, preset.gpus)))
         if options:
             console.print(placement_table(options, title="to fit the GPUs"))
-        console.print(memory_table(plan))
+        console.print(memory_table(plan, keep_checkpoints=self.keep_checkpoints))
         if teacher := next((size for size in PUBLISHED if f"-{size}-" in str(self.teacher.model)), None):
             console.print(plan_teacher(self.teacher, self.rollout, PUBLISHED[teacher], preset.machine))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,24 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policies.export import exported_metadata, exported_parameters
 from policies.lora import adapter_files
 from rl.config import LearnerConfig, LearningOptions
 from rl.learner import Learner
-from rl.learner.ranks import from_first, join_ranks
+from rl.learner.ranks import COLLECTIVE_TIMEOUT, from_first, join_ranks
 from rl.objectives import Objective
 from rl.samples import Sample
 from rl.types import StepReport
 from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
-from rollout.config import Backend
+from rollout.config import Backend, RolloutConfig
 from rollout.ray_calls import EngineAddress, ray_get
 from rollout.types import CannotReplace
 from rollout.weights.senders import AdapterSender, make_sender
@@ -35,8 +39,6 @@ ERROR_GRACE_SECONDS = 10.0
 """Seconds in which other ranks may still report an error after the first one."""
 CLAIM_TIMEOUT = 60.0
 """Seconds for Ray to find the learner's GPUs, which are either free or never will be."""
-COLLECTIVE_TIMEOUT = timedelta(hours=1)
-"""Longest wait of ranks for one another. Loading a large policy takes long, and a rank that dies is noticed without this limit."""
 
 
 class _LearnerActor:
@@ -166,15 +168,18 @@ class LearnerGroup:
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
         rollout, self._backend = config.rollout, backend
-        require_room(cluster_nodes(), rollout, learner_gpus=0 if rollout.shares_gpus else learner.gpus)
-        # Engines that share these GPUs take them bundle by bundle: those of one engine must be on one node.
-        width = rollout.gpus_per_engine if rollout.shares_gpus else 1
-        self._placement = claim_gpus(learner.gpus, width) if learner.gpus else None
+        nodes = cluster_nodes()
+        require_room(nodes, rollout, learner_gpus=0 if rollout.shares_gpus else learner.gpus)
+        self._placement: PlacementGroup | None = None
+        places: list[dict[str, Any]] = [{}] * learner.num_ranks
+        if learner.gpus:
+            width = bundle_width(learner, rollout, max(node.gpus for node in nodes))
+            self._placement = claim_gpus(learner.gpus, width)
+            places = places_of_ranks(self._placement, width)
         self._shares_gpus = rollout.shares_gpus
-        self._actors = [
-            ray.remote(_LearnerActor).options(**rank_options(rank, width, self._placement, environment)).remote()
-            for rank in range(learner.num_ranks)
-        ]
+        # A rank claims no CPU, since it works while the engines wait.
+        options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
+        self._actors = [ray.remote(_LearnerActor).options(**options, **place).remote() for place in places]
         store_address = self._actors[0].open_store.remote() if shares_policy(learner) else None
         make_learner = partial(Learner, config, str(model_path), objective)
         resume = None if resume_from is None else str(resume_from)
@@ -239,6 +244,19 @@ class LearnerGroup:
         return _get_all([getattr(actor, method).remote(*args) for actor in self._actors])[0]
 
 
+def bundle_width(learner: LearnerConfig, rollout: RolloutConfig, node_gpus: int) -> int:
+    """Returns the GPUs of a bundle, which is on one node: those of a replica of the policy, or of an engine that shares them.
+
+    Args:
+        learner: The learner's options, on GPUs.
+        rollout: The engines' options.
+        node_gpus: GPUs of the largest node.
+    """
+    width = rollout.gpus_per_engine if rollout.shares_gpus else 1
+    shards = learner.shards
+    return shards if shards < learner.gpus and shards <= node_gpus and shards % width == 0 else width
+
+
 def claim_gpus(num_gpus: int, width: int) -> PlacementGroup:
     """Claims GPUs for the ranks, in bundles of `width` on one node each.
 
@@ -256,13 +274,21 @@ def claim_gpus(num_gpus: int, width: int) -> PlacementGroup:
     return claim
 
 
-def rank_options(rank: int, width: int, claim: PlacementGroup | None, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Returns Ray's options for a rank. It claims no CPU, since it works while the engines wait."""
-    options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": dict(environment)}}
-    if claim is None:
-        return options
-    bundle = PlacementGroupSchedulingStrategy(claim, placement_group_bundle_index=rank // width)
-    return options | {"num_gpus": 1, "scheduling_strategy": bundle}
+def places_of_ranks(claim: PlacementGroup, width: int) -> list[dict[str, Any]]:
+    """Returns Ray's options for the GPU of each rank."""
+    bundles = by_node(placement_group_table(claim)["bundles_to_node_id"])
+    strategies = [PlacementGroupSchedulingStrategy(claim, placement_group_bundle_index=bundle) for bundle in bundles]
+    return [{"num_gpus": 1, "scheduling_strategy": strategy} for strategy in strategies for _ in range(width)]
+
+
+def by_node(nodes: Mapping[int, str]) -> list[int]:
+    """Returns the numbers of bundles, those of a node side by side: consecutive ranks are near each other.
+
+    Args:
+        nodes: The node of each bundle. Ray puts bundles onto nodes in any order.
+    """
+    order = list(dict.fromkeys(nodes[bundle] for bundle in sorted(nodes)))
+    return sorted(nodes, key=lambda bundle: (order.index(nodes[bundle]), bundle))
 
 
 def shares_policy(config: LearnerConfig) -> bool:

@@ -40,13 +40,14 @@ from rl.learner.microbatches import (
 )
 from rl.learner.optimizer import make_optimizer, make_scheduler
 from rl.learner.policy import load_reference, load_trainable
-from rl.learner.ranks import gather, gather_on_first, num_ranks, sum_over_ranks, this_rank
+from rl.learner.ranks import gather, gather_on_first, num_ranks, rank_mesh, sum_over_ranks, this_rank
 from rl.learner.state import load_trainer, save_trainer
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
 from rl.samples import Sample
 from rl.stopwatch import Stopwatch
 from rl.types import StepReport
 from rollout.rendering import limit_pixels
+from rollout.types import unknown_expert
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ class Learner:
         self.options = options
         self.device = torch.device("cuda" if options.learner.gpus else "cpu")
         self.processor = limit_pixels(load_processor(model_path), options.rollout)
-        self.policy = load_trainable(options, model_path, self.device)
+        mesh = rank_mesh(options.learner.replicas or 1, self.device.type)
+        self.policy = load_trainable(options, model_path, self.device, mesh)
         self.model = self.policy.model
         self.optimizer = make_optimizer(self.model, options.optimizer)
         self.scheduler = make_scheduler(self.optimizer, options.optimizer)
@@ -100,7 +102,7 @@ class Learner:
             )
         # With LoRA the reference is the policy with its adapters switched off.
         has_reference = options.kl_coefficient and not options.lora.rank
-        self.reference = load_reference(options, self.device) if has_reference else None
+        self.reference = load_reference(options, self.device, mesh) if has_reference else None
         self._skipped_in_a_row = 0
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
@@ -304,7 +306,9 @@ class Learner:
             raise ValueError(
                 f"prompt {batch.prompt_ids[0]}: the engine returned no experts: use learner.routing_replay R2"
             )
-        return self._in_model_order(batch, batch.experts_BLKk).transpose(0, 1)
+        experts_NKk = self._in_model_order(batch, batch.experts_BLKk)
+        unknown = experts_NKk == unknown_expert(experts_NKk.element_size())
+        return experts_NKk.to(torch.int16).masked_fill(unknown, UNKNOWN).transpose(0, 1)
 
     def _sequence_ids(self, batch: Microbatch) -> Tensor:
         """[N] index of each token's sequence in the microbatch, -1 for padding."""

@@ -23,9 +23,9 @@ from policies.inputs import (
     join_media,
     mrope_positions,
 )
-from policies.routing import UNKNOWN
 from rl.samples import Sample
 from rollout.data.mixture import minibatch_sizes
+from rollout.types import unknown_expert
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -54,7 +54,7 @@ class Microbatch:
     prompt_ids: Sequence[str]
     """[B] prompts of the sequences, for error messages."""
     experts_BLKk: Tensor | None = None
-    """int16, the engine's experts in each of K layers, −1 where unknown; None if unknown everywhere."""
+    """The engine's experts in each of K layers, `unknown_expert` where unknown; None if unknown everywhere."""
     teacher_logprobs_BT: Tensor | None = None
     """float32, the teacher's log-probabilities of the next tokens; None without a teacher."""
     is_padding: bool = False
@@ -220,8 +220,9 @@ def _join_experts(samples: Sequence[Sample], length: int) -> Tensor | None:
     known = {row: sample.routed_experts for row, sample in enumerate(samples) if sample.routed_experts is not None}
     if not known:
         return None
-    layers_and_width = next(iter(known.values())).shape[1:]
-    experts_BLKk = np.full((len(samples), length, *layers_and_width), UNKNOWN, np.int16)
+    first = next(iter(known.values()))
+    shape = (len(samples), length, *first.shape[1:])
+    experts_BLKk = np.full(shape, unknown_expert(first.itemsize), first.dtype)
     for row, experts in known.items():
         experts_BLKk[row, : len(experts)] = experts
     return torch.from_numpy(experts_BLKk)

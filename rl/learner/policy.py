@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from policies.loading import load_policy
@@ -16,16 +15,18 @@ from policies.response_logprobs import ResponseLogprobs
 from policies.sharding import empty_policy, fill_policy, shard_policy
 from rl.config import LearningOptions
 from rl.learner.optimizer import select_trainable
-from rl.learner.ranks import num_ranks
 
 
-def load_trainable(options: LearningOptions, model_path: str | Path, device: torch.device) -> ResponseLogprobs:
+def load_trainable(
+    options: LearningOptions, model_path: str | Path, device: torch.device, mesh: DeviceMesh | None
+) -> ResponseLogprobs:
     """Loads the policy that is trained.
 
     Args:
         options: The learner's options.
         model_path: The checkpoint to resume, or `options.model`.
         device: The device of this rank.
+        mesh: The ranks that share the policy; None for one process that has all of it.
 
     Raises:
         ValueError: There is no such policy, or it lacks a part that LoRA should adapt.
@@ -38,18 +39,19 @@ def load_trainable(options: LearningOptions, model_path: str | Path, device: tor
             model.train()  # transformers requires it; Qwen3-VL has no dropout
 
     # With LoRA a checkpoint's merged weights are for inference; the learner keeps base weights and adapters apart.
-    return _load(options, options.model if options.lora.rank else model_path, device, prepare)
+    return _load(options, options.model if options.lora.rank else model_path, device, mesh, prepare)
 
 
-def load_reference(options: LearningOptions, device: torch.device) -> ResponseLogprobs:
+def load_reference(options: LearningOptions, device: torch.device, mesh: DeviceMesh | None) -> ResponseLogprobs:
     """Loads the frozen policy of the KL penalty: the one that the run started from, on resume too."""
-    return _load(options, options.model, device, lambda model: model.requires_grad_(False))
+    return _load(options, options.model, device, mesh, lambda model: model.requires_grad_(False))
 
 
 def _load(
     options: LearningOptions,
     model_path: str | Path,
     device: torch.device,
+    mesh: DeviceMesh | None,
     prepare: Callable[[PreTrainedModel], object],
 ) -> ResponseLogprobs:
     """Loads float32 parameters, the whole policy or this rank's shard. `prepare` runs before sharding."""
@@ -61,14 +63,13 @@ def _load(
         packed=learner.packing,
         fused=device.type == "cuda",
     )
-    if not dist.is_initialized():
+    if mesh is None:
         model = load_policy(model_path, dtype=torch.float32, device=device)
         prepare(model)
         return make(model, autocast=None if dtype == torch.float32 else dtype)
     model = empty_policy(model_path)
     prepare(model)
     policy = make(model)
-    mesh = init_device_mesh(device.type, (num_ranks(),))
     shard_policy(policy, mesh, dtype=dtype, offload=learner.offload)
     fill_policy(model, model_path, device=device, offload=learner.offload, seed=options.seed)
     return policy

@@ -7,9 +7,14 @@ from datetime import timedelta
 from typing import TypeVar
 
 import psutil
+import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""Longest wait of ranks for one another. Loading a large policy takes long, and a rank that dies is noticed without this limit."""
 
 
 def num_ranks() -> int:
@@ -40,6 +45,27 @@ def join_ranks(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=timeout)
+
+
+def rank_mesh(replicas: int, device_type: str) -> DeviceMesh | None:
+    """Arranges the ranks for `shard_policy`. Every rank must call it.
+
+    Args:
+        replicas: Replicas of the policy. The ranks of one have consecutive numbers.
+        device_type: cpu or cuda, the device of the forward passes.
+
+    Returns:
+        A mesh [ranks], or [replicas, ranks of each] with several replicas; None without torch.distributed.
+    """
+    if not dist.is_initialized():
+        return None
+    if replicas == 1:
+        return init_device_mesh(device_type, (num_ranks(),))
+    mesh = torch.arange(num_ranks()).view(replicas, -1)
+    # `init_device_mesh` would give these groups torch's own limit.
+    shard, _ = dist.new_subgroups_by_enumeration(mesh.tolist(), timeout=COLLECTIVE_TIMEOUT)
+    replicate, _ = dist.new_subgroups_by_enumeration(mesh.T.tolist(), timeout=COLLECTIVE_TIMEOUT)
+    return DeviceMesh.from_group([replicate, shard], device_type, mesh, mesh_dim_names=("replicate", "shard"))
 
 
 def interface_of(address: str) -> str | None:

@@ -74,7 +74,7 @@ def supervise(
     check_sft(config)
     options = config.learning_options()
     if config.learner.gpus:
-        _print_plan(options)
+        _print_plan(options, config.keep_checkpoints)
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint
@@ -113,10 +113,10 @@ def supervise(
     return checkpoint
 
 
-def _print_plan(options: LearningOptions) -> None:
+def _print_plan(options: LearningOptions, keep_checkpoints: int) -> None:
     # Without siblings no images are shared: a microbatch may consist of image tokens.
     plan = plan_learner(options, shape_of_checkpoint(options.model), this_machine()[0], group_size=1)
-    Console().print(memory_table(plan))
+    Console().print(memory_table(plan, keep_checkpoints=keep_checkpoints))
 
 
 def _step_metrics(report: Mapping[str, float], samples: Sequence[Sample]) -> dict[str, float]:

@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rollout.types import Completion, Response
+from rollout.types import Completion, Response, expert_dtype, unknown_expert
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
 
 def as_response(
-    index: int, output: RequestOutput, *, asked_version: int, first_version: int, thinking: bool = False
+    index: int,
+    output: RequestOutput,
+    *,
+    asked_version: int,
+    first_version: int,
+    num_experts: int,
+    thinking: bool = False,
 ) -> Response:
     """Converts vLLM's output of a request with one completion.
 
@@ -22,6 +28,7 @@ def as_response(
         output: vLLM's finished output.
         asked_version: Version of the weights at the request, for a completion without tokens.
         first_version: Version of the weights that vLLM started with, which it calls "default".
+        num_experts: Experts of a layer; 0 in a dense model.
         thinking: As in `Completion`.
     """
     (sampled,) = output.outputs
@@ -29,7 +36,7 @@ def as_response(
     logprobs = [step[token].logprob for step, token in zip(sampled.logprobs or [], sampled.token_ids, strict=True)]
     versions = _token_versions(output, first_version)
     first = int(versions[0]) if len(versions) else asked_version
-    prompt_experts, experts = split_experts(sampled.routed_experts, len(output.prompt_token_ids), versions)
+    prompt_experts, experts = split_experts(sampled.routed_experts, len(output.prompt_token_ids), versions, num_experts)
     completion = Completion(
         text=sampled.text,
         token_ids=token_ids,
@@ -89,7 +96,7 @@ def _token_versions(output: RequestOutput, first_version: int) -> np.ndarray:
 
 
 def split_experts(
-    routed: np.ndarray | None, num_prompt: int, versions: np.ndarray
+    routed: np.ndarray | None, num_prompt: int, versions: np.ndarray, num_experts: int
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Splits the experts of a sequence into those of the prompt and those of the response.
 
@@ -100,9 +107,10 @@ def split_experts(
         routed: [P + T − 1, layers, top_k]: no forward pass has the last token as input.
         num_prompt: P.
         versions: [T], the version that sampled each token.
+        num_experts: Experts of a layer.
 
     Returns:
-        [P, layers, top_k] and [T, layers, top_k] int16, −1 for the last token and for all that a sync has had computed again; two
+        [P, layers, top_k] and [T, layers, top_k], unknown for the last token and for all that a sync has had computed again; two
         None if vLLM returned none.
 
     Raises:
@@ -115,7 +123,10 @@ def split_experts(
             f"vLLM returned the experts of {len(routed)} tokens, expected {num_prompt} + {len(versions)} - 1: "
             "use learner.routing_replay R2"
         )
-    whole = np.concatenate([routed, np.full((1, *routed.shape[1:]), -1)]).astype(np.int16)
+    dtype = expert_dtype(num_experts)
+    unknown = unknown_expert(dtype.itemsize)
+    whole = np.full((len(routed) + 1, *routed.shape[1:]), unknown, dtype)
+    whole[:-1] = routed
     if len(versions) and (is_recomputed := versions < versions.max()).any():
-        whole[: num_prompt + int(is_recomputed.sum())] = -1
+        whole[: num_prompt + int(is_recomputed.sum())] = unknown
     return whole[:num_prompt], whole[num_prompt:]

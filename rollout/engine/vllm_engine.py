@@ -195,7 +195,12 @@ class VllmEngine:
             if reason != "error":
                 thinking = opens_thought(self._processor, inputs["prompt_token_ids"])
                 return as_response(
-                    index, output, asked_version=version, first_version=self._initial_version, thinking=thinking
+                    index,
+                    output,
+                    asked_version=version,
+                    first_version=self._initial_version,
+                    num_experts=self._llm.model_config.get_num_experts(),
+                    thinking=thinking,
                 )
         raise RuntimeError(f"vLLM ended a request {ATTEMPTS} times with an error of its own; its log has more")
 

@@ -176,6 +176,11 @@ def test_bound_on_the_gap_between_engine_and_learner_follows_the_precision(dtype
         ({"learner": {"routing_replay": "R3"}}, r"routing_replay = R3 with rollout\.gpus_per_engine = 0.*use R2"),
         ({"learner": {"offload": True}}, r"learner\.offload = True has no effect with learner\.gpus = 0"),
         ({"learner": {"cpu_ranks": 0}}, r"learner\.cpu_ranks must be > 0, got 0"),
+        ({"learner": {"replicas": 0}}, r"learner\.replicas must be >= 1, got 0"),
+        (
+            {"learner": {"cpu_ranks": 6, "replicas": 4}},
+            r"learner\.replicas = 4 does not divide the learner's 6 ranks: use a divisor",
+        ),
         ({"balance_coefficient": -1.0}, r"balance_coefficient must be >= 0, got -1\.0"),
         ({"lora": {"sync": "adapter"}}, r"lora\.sync = adapter .* got lora\.rank = 0"),
         (

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from policies.model_sizes import PUBLISHED
-from rl.config import LearnerConfig, LoraConfig, TrainConfig
+from rl.config import LearnerConfig, LoraConfig, TeacherConfig, TrainConfig
 from rl.hardware import fitting
 from rl.hardware.fitting import fit_to_gpus, fitted
 from rl.hardware.memory import Machine, plan_memory
@@ -77,7 +77,26 @@ def test_states_are_not_offloaded_to_host_memory_that_has_no_room() -> None:
     assert derived(by_hand(), "8B", host_gib=160.0) == {}
 
 
+def test_each_of_several_nodes_has_a_replica_of_the_policy_where_its_gpus_hold_one() -> None:
+    assert derived(placed("colocated", 8, 8), "2B") == {"replicas": 2}
+    # 30B-A3B: 16 bytes × 31.1 G = 463 GiB, 58 of each of 8 GPUs.
+    assert "replicas" not in derived(placed("colocated", 8, 8), "30B-A3B")
+    large = derived(placed("colocated", 8, 8, rollout=RolloutConfig(gpus_per_engine=2)), "30B-A3B", device_gib=140.0)
+    assert large["replicas"] == 2 and "offload" not in large
+
+
+def test_a_node_has_no_replica_of_its_own_where_others_use_its_gpus_or_its_states_are_offloaded() -> None:
+    beside_teacher = placed("colocated", 8, 8, teacher=TeacherConfig(model="large", gpus_per_engine=4))
+    assert beside_teacher.learner.gpus == 12
+    assert "replicas" not in derived(beside_teacher, "2B")
+    assert "replicas" not in derived(placed("separate", 8, 8), "2B")  # four GPUs of one node learn
+    assert derived(placed("separate", *[8] * 8), "2B")["replicas"] == 2
+    assert "replicas" not in derived(placed("colocated", 8, 8, learner=LearnerConfig(offload=True)), "2B")
+    assert derived(placed("colocated", 4, 4), "2B", gpus=4)["replicas"] == 2
+
+
 def test_an_option_that_is_set_stays() -> None:
+    assert "replicas" not in derived(placed("colocated", 8, 8, learner=LearnerConfig(replicas=1)), "2B")
     assert "microbatch_tokens" not in derived(by_hand(microbatch_tokens=32768), "2B")
     config = placed("colocated", 1, rollout=RolloutConfig(gpu_memory_utilization=0.55))
     assert "rollout.gpu_memory_utilization" not in derived(config, "2B")

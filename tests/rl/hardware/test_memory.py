@@ -63,6 +63,56 @@ def test_what_every_parameter_takes_worked_by_hand():
     assert lines(plan)["AdamW's moments"] == 8 * shape.parameters / 4
 
 
+def test_each_replica_is_held_by_its_own_ranks_alone():
+    shape = PUBLISHED["8B"]
+    options = config(gpus=16, learner={"replicas": 4})
+    assert plan_memory(options, shape, Machine(device_gib=80), group_size=16).learner_kept == 16 * shape.parameters / 4
+    offloaded = config(gpus=16, learner={"replicas": 2, "offload": True})
+    plan = plan_memory(offloaded, shape, Machine(device_gib=80), group_size=16)
+    assert plan.host_total == pytest.approx(1.3 * 16 * shape.parameters)  # a whole one on each node
+
+
+def test_a_replica_that_is_too_large_has_the_remedy_of_fewer():
+    plan = plan_memory(
+        config(gpus=16, learner={"replicas": 16}), PUBLISHED["8B"], Machine(device_gib=80), group_size=16
+    )
+    assert "learner.replicas 1" in plan.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "per_parameter", "learning"),
+    [
+        ({}, 4, 8 * PUBLISHED["2B"].parameters),
+        (
+            {"optimizer": OptimizerConfig(vision_learning_rate=0)},
+            4,
+            8 * (PUBLISHED["2B"].parameters - PUBLISHED["2B"].tower),
+        ),
+        # Rank 1, language, as below: the adapters and their moments.
+        ({"lora": LoraConfig(rank=1)}, 4, 12 * 28 * (2 * (2048 + 2048) + 2 * (2048 + 1024) + 3 * (2048 + 6144))),
+    ],
+)
+def test_a_checkpoint_has_the_weights_and_the_moments_of_all_that_learns(
+    options: dict, per_parameter: int, learning: int
+):
+    shape = PUBLISHED["2B"]
+    for gpus in (1, 8):  # written once, however many ranks there are
+        plan = plan_memory(config(gpus=gpus, **options), shape, Machine(device_gib=80), group_size=16)
+        assert plan.checkpoint_total == per_parameter * shape.parameters + learning
+
+
+@pytest.mark.parametrize(
+    ("keep", "told"), [(2, "23.8 each; 71.3 with 2 kept and one being written"), (0, "23.8 each; all are kept")]
+)
+def test_the_table_names_the_size_of_a_checkpoint_and_of_all_that_are_kept(keep: int, told: str):
+    # 2B: 12 bytes × 2.13 G = 23.8 GiB, three times 71.3.
+    console = Console(width=140, record=True, file=StringIO())
+    plan = plan_memory(config(), PUBLISHED["2B"], Machine(device_gib=140), group_size=16)
+    console.print(memory_table(plan, keep_checkpoints=keep))
+    [line] = [line for line in console.export_text().splitlines() if "checkpoints on disk" in line]
+    assert " ".join(line.replace("│", " ").split()) == f"checkpoints on disk {told}"
+
+
 def test_a_frozen_tower_has_no_gradients():
     shape = PUBLISHED["2B"]
     frozen = config(optimizer=OptimizerConfig(vision_learning_rate=0))
@@ -157,7 +207,8 @@ def test_a_plan_of_a_cpu_run_is_refused():
 
 def test_the_table_has_every_line_and_the_verdict():
     console = Console(width=140, record=True, file=StringIO())
-    console.print(memory_table(plan_memory(config(), PUBLISHED["2B"], Machine(device_gib=140), group_size=16)))
+    plan = plan_memory(config(), PUBLISHED["2B"], Machine(device_gib=140), group_size=16)
+    console.print(memory_table(plan, keep_checkpoints=2))
     told = console.export_text()
     for words in ("learner, at the peak", "AdamW's moments", "key-value cache", "fits"):
         assert words in told

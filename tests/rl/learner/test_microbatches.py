@@ -233,17 +233,31 @@ def test_packed_microbatches_hold_every_sequence_once_within_the_budget_and_no_t
 
 def test_experts_of_tokens_that_a_sync_has_had_computed_anew_are_unknown():
     # Two tokens of the response are of version 4, and two of version 5: the choices of 4 no longer stand behind any probability.
-    prompt, response = split_experts(np.arange(5).reshape(5, 1, 1), 2, np.array([4, 4, 5, 5]))
+    prompt, response = split_experts(np.arange(5).reshape(5, 1, 1), 2, np.array([4, 4, 5, 5]), 256)
     assert prompt[:, 0, 0].tolist() == [-1, -1]
     assert response[:, 0, 0].tolist() == [-1, -1, 4, -1]
 
 
-def test_experts_of_prompt_and_response_are_laid_beside_their_tokens():
-    told = split_experts(np.arange(5 * 2 * 1).reshape(5, 2, 1), 3, np.zeros(3, int))
-    assert [experts[:, 0, 0].tolist() for experts in told] == [[0, 2, 4], [6, 8, -1]]
+@pytest.mark.parametrize(
+    ("num_experts", "dtype", "unknown"), [(8, "uint8", 255), (255, "uint8", 255), (256, "int16", -1)]
+)
+def test_an_expert_takes_one_byte_where_that_also_has_a_number_for_an_unknown_one(
+    num_experts: int, dtype: str, unknown: int
+):
+    routed = np.full((3, 2, 1), num_experts - 1, np.uint8)  # as vLLM returns up to 256 experts
+    prompt, response = split_experts(routed, 2, np.zeros(2, int), num_experts)
+    assert (prompt.dtype, response.dtype) == (dtype, dtype)
+    assert prompt[:, 0, 0].tolist() == [num_experts - 1] * 2
+    assert response[:, 0, 0].tolist() == [num_experts - 1, unknown]
+
+
+@pytest.mark.parametrize(("num_experts", "unknown"), [(10, 255), (300, -1)])
+def test_experts_of_prompt_and_response_are_laid_beside_their_tokens(num_experts: int, unknown: int):
+    told = split_experts(np.arange(5 * 2 * 1).reshape(5, 2, 1), 3, np.zeros(3, int), num_experts)
+    assert [experts[:, 0, 0].tolist() for experts in told] == [[0, 2, 4], [6, 8, unknown]]
     with pytest.raises(RuntimeError, match=r"of 5 tokens, expected 3 \+ 2 - 1"):
-        split_experts(np.zeros((5, 2, 1)), 3, np.zeros(2, int))
-    assert split_experts(None, 3, np.zeros(3, int)) == (None, None)
+        split_experts(np.zeros((5, 2, 1)), 3, np.zeros(2, int), num_experts)
+    assert split_experts(None, 3, np.zeros(3, int), num_experts) == (None, None)
 
     completions = [
         Completion(text="", token_ids=np.zeros(n, np.int32), logprobs=np.zeros(n, np.float32), routed_experts=experts)
@@ -254,5 +268,8 @@ def test_experts_of_prompt_and_response_are_laid_beside_their_tokens():
     [samples] = make_samples([group], [[Score(reward=1.0), Score(reward=0.0)]])
     batch = make_microbatch(samples, {}, VISION)
     assert batch.experts_BLKk.shape == (2, 6, 2, 1)
-    assert batch.experts_BLKk[0, :, 0, 0].tolist() == [0, 2, 4, 6, 8, -1]
-    assert (batch.experts_BLKk[1] == -1).all()
+    assert batch.experts_BLKk.element_size() == (1 if unknown == 255 else 2)
+    assert batch.experts_BLKk[0, :, 0, 0].tolist() == [0, 2, 4, 6, 8, unknown]
+    assert (batch.experts_BLKk[1] == unknown).all()
+    [alone, _] = make_samples([replace(group, prompt_routed_experts=None)], [[Score(reward=1.0), Score(reward=0.0)]])[0]
+    assert alone.routed_experts[:, 0, 0].tolist() == [unknown] * 3 + [6, 8, unknown]

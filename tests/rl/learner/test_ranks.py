@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from policies.loading import load_policy
+from policies.model_sizes import shape_of_checkpoint
 from rl.config import LoraConfig, TrainConfig
+from rl.hardware.learner_memory import checkpoint_size
 from rl.learner import Learner
 from rl.learner.group import _LearnerActor
 from rl.learner.microbatches import lengthen_plan, split_ranks
@@ -25,7 +29,7 @@ from tests.learning import config, difference, parameters, rollout, watch_gradie
 from tests.ranks import RankPool
 
 pytestmark = [
-    pytest.mark.slow,  # three more processes with torch: 90 seconds
+    pytest.mark.slow,  # four more processes with torch: 150 seconds
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
 ]
 
@@ -185,6 +189,95 @@ def exported(folder: Path) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+def hybrid(options: TrainConfig) -> TrainConfig:
+    """HSDP: on four ranks two replicas, each over two of them."""
+    return replace(options, learner=replace(options.learner, replicas=2))
+
+
+def test_two_replicas_on_two_ranks_each_give_the_same_update(ranks: RankPool, policy: Path):
+    # A key's bias has no gradient but rounding, which AdamW's usual eps would blow up to whole steps.
+    options = config(microbatch_tokens=200, learning_rate=1e-4, eps=1e-5)
+    before = exported(policy)
+    one = learn(policy, options, mixed(4))
+    assert (one.weights - before).abs().max() > 0.9e-4
+    runs = ranks.run(4, learn, policy, hybrid(options), mixed(4))
+    require_all_same(runs, one)
+    for run in runs:
+        assert (run.weights - one.weights).abs().max() <= 1e-6
+        assert torch.equal(run.weights, runs[0].weights), "the replicas stay equal to the last bit"
+
+
+def test_the_reference_of_a_penalty_has_two_replicas_too(ranks: RankPool, moe_policy: Path):
+    options = with_options(moe_policy, OPTIONS["penalty"], microbatch_tokens=100, num_minibatches=2, learning_rate=1e-5)
+    one = learn(moe_policy, options, mixed(4))
+    assert one.metrics["policy/kl"] > 0
+    require_all_same(ranks.run(4, learn, moe_policy, hybrid(options), mixed(4)), one)
+
+
+@pytest.mark.parametrize("parts", [(), ("language", "experts")], ids=["all weights", "adapters"])
+def test_a_checkpoint_of_two_replicas_resumes_on_one_and_on_three_ranks_and_one_of_one_rank_on_two_replicas(
+    ranks: RankPool, moe_policy: Path, tmp_path: Path, parts: tuple[Any, ...]
+):
+    lora = LoraConfig(rank=4 if parts else 0, parts=parts or ("language",))
+    options, groups = with_options(moe_policy, {"lora": lora}, learning_rate=1e-4), rollout(seed=5)
+    of_four, of_one = tmp_path / "of_four", tmp_path / "of_one"
+    ranks.run(4, learn, moe_policy, hybrid(options), CONTENTS["mixed"], of_four)
+    learn(moe_policy, options, CONTENTS["mixed"], of_one)
+    assert difference(exported(of_four), exported(of_one)) <= 1e-6
+    assert bytes_in(of_four / "trainer") < 1.5 * bytes_in(of_one / "trainer"), "one of the replicas writes each shard"
+
+    one = resumed(of_four, options, groups)
+    require_all_same(ranks.run(3, resumed, of_four, options, groups), one)
+    require_all_same(ranks.run(4, resumed, of_one, hybrid(options), groups), resumed(of_one, options, groups))
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+class Gathers(TorchDispatchMode):
+    """The values that this rank gets in each gather of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # what it does to its shards comes here
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "_c10d_functional" and "all_gather" in func._opname:
+            self.sizes.append(result.numel())
+        return result
+
+
+def gathers(folder: Path, options: TrainConfig, save_to: Path) -> tuple[list[int], list[int], int]:
+    """What this rank gathers to load a policy and to save it; the values of the largest parameter."""
+    with Gathers() as loading:
+        learner = Learner(options, folder)
+    with Gathers() as saving:
+        learner.save(save_to)
+    return loading.sizes, saving.sizes, max(parameter.numel() for parameter in learner.model.parameters())
+
+
+def test_no_rank_of_a_replica_gathers_more_than_a_parameter_at_a_time(
+    ranks: RankPool, moe_policy: Path, tmp_path: Path
+):
+    num_parameters = len(list(load_policy(moe_policy, dtype=torch.float32, device="cpu").parameters()))
+    for loading, saving, largest in ranks.run(4, gathers, moe_policy, hybrid(config()), tmp_path):
+        assert loading == []
+        assert len(saving) == num_parameters
+        assert max(saving) <= largest + 1  # an odd number of rows is filled up
+
+
+def test_the_plan_knows_the_size_of_a_checkpoint(moe_policy: Path, tmp_path: Path):
+    options = with_options(moe_policy, {})
+    learn(moe_policy, options, rollout(), tmp_path)
+    weights, optimizer = checkpoint_size(options, shape_of_checkpoint(str(moe_policy)))
+    assert (tmp_path / "model.safetensors").stat().st_size == pytest.approx(weights.bytes, rel=0.02)
+    assert bytes_in(tmp_path / "trainer") == pytest.approx(optimizer.bytes, rel=0.1)
+
+
 def shares_of_memory(folder: Path, options: TrainConfig) -> tuple[float, float]:
     """This rank's part of all parameters and of the optimizer's state."""
     learner = Learner(options, folder)
@@ -198,6 +291,8 @@ def share_of(tensors: list[Any]) -> float:
 
 def test_each_rank_holds_its_share_of_weights_and_of_the_optimizers_state(ranks: RankPool, policy: Path):
     for shares in ranks.run(2, shares_of_memory, policy, config()):
+        assert shares == pytest.approx((0.5, 0.5), abs=0.01)
+    for shares in ranks.run(4, shares_of_memory, policy, hybrid(config())):
         assert shares == pytest.approx((0.5, 0.5), abs=0.01)
 
 
