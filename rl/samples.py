@@ -111,11 +111,20 @@ def _stale_mask(completion: Completion, num_prompt: int, policy_version: int) ->
 
 
 def _routed_experts(group: Group, completion: Completion) -> np.ndarray | None:
-    """[L, layers, top_k] the engine's experts of prompt and response."""
+    """[L, layers, top_k] the engine's experts of prompt and response.
+
+    A group has the prompt's experts once, as the first completion's weights chose them. Other weights have chosen others, which
+    are unknown.
+    """
     prompt, response = group.prompt_routed_experts, completion.routed_experts
     if response is None:
         return None
-    if prompt is None:
+    first = next(sibling for sibling in group.completions if sibling.routed_experts is not None)
+    if prompt is None or _newest_version(completion) != _newest_version(first):
         shape = (len(group.prompt_token_ids), *response.shape[1:])
         prompt = np.full(shape, unknown_expert(response.itemsize), response.dtype)
     return np.concatenate([prompt, response])
+
+
+def _newest_version(completion: Completion) -> int:
+    return int(token_versions(completion).max(initial=completion.policy_version))

@@ -41,6 +41,7 @@ class EngineThread:
         policy_version: int = 0,
         lora_rank: int = 0,
         student: Path | None = None,
+        return_routed_experts: bool = False,
     ) -> None:
         os.environ.update(engine_environment(config, model))
         self.next_version = policy_version
@@ -54,6 +55,7 @@ class EngineThread:
             policy_version=policy_version,
             lora_rank=lora_rank,
             student=student,
+            return_routed_experts=return_routed_experts,
         )
 
         async def start() -> VllmEngine:

@@ -273,3 +273,27 @@ def test_experts_of_prompt_and_response_are_laid_beside_their_tokens(num_experts
     assert (batch.experts_BLKk[1] == unknown).all()
     [alone, _] = make_samples([replace(group, prompt_routed_experts=None)], [[Score(reward=1.0), Score(reward=0.0)]])[0]
     assert alone.routed_experts[:, 0, 0].tolist() == [unknown] * 3 + [6, 8, unknown]
+
+
+def test_a_prompts_experts_are_unknown_to_siblings_that_other_weights_have_sampled():
+    # The group has the prompt's experts of its first completion, of version 4. A sync came before the second and in the third.
+    chosen = np.array([6, 7])[:, None, None]
+    versions = ((4, None), (5, None), (4, np.array([4, 5])), (4, None))
+    completions = [
+        Completion(
+            text="",
+            token_ids=np.zeros(2, np.int32),
+            logprobs=np.zeros(2, np.float32),
+            policy_version=first,
+            token_versions=each,
+            routed_experts=chosen,
+        )
+        for first, each in versions
+    ]
+    prompt = Prompt(id="p", messages=[])
+    group = Group(
+        prompt=prompt, prompt_token_ids=np.arange(1), completions=completions, prompt_routed_experts=np.array([[[3]]])
+    )
+    [samples] = make_samples([group], [[Score(reward=0.0)] * 4])
+    known = [sample.routed_experts[:, 0, 0].tolist() for sample in samples]
+    assert known == [[3, 6, 7], [-1, 6, 7], [-1, 6, 7], [3, 6, 7]]

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import psutil
@@ -29,22 +33,30 @@ from tests.modalities import CONFIG, PROMPTS, clip, prompt
 
 pytestmark = pytest.mark.engine
 
+Pair: TypeAlias = tuple[EngineThread, Learner, SharedMemorySender]
+
+
+@contextmanager
+def connected(folder: Path, engine: EngineThread) -> Iterator[Pair]:
+    """The engine, a learner of the same weights, and a sender between them."""
+    try:
+        learning = LearnerConfig(dtype="float32", threads=1)
+        learner = Learner(TrainConfig(model=str(folder), rollout=CONFIG, learner=learning), folder)
+        source = WeightSource(
+            metadata=partial(exported_metadata, learner.model),
+            tensors=partial(exported_parameters, learner.model),
+            dtype=torch.float32,
+        )
+        yield engine, learner, SharedMemorySender(source, engine)
+    finally:
+        engine.close()
+
 
 @pytest.fixture(scope="module", params=["dense", "moe"])
 def pair(request, tmp_path_factory):
-    """An engine, a learner of the same weights, and a sender between them."""
     folder = save_small_policy(tmp_path_factory.mktemp("policy") / request.param, kind=request.param, seed=0)
-    engine = EngineThread(folder, CONFIG)
-    learner = Learner(
-        TrainConfig(model=str(folder), rollout=CONFIG, learner=LearnerConfig(dtype="float32", threads=1)), folder
-    )
-    source = WeightSource(
-        metadata=partial(exported_metadata, learner.model),
-        tensors=partial(exported_parameters, learner.model),
-        dtype=torch.float32,
-    )
-    yield engine, learner, SharedMemorySender(source, engine)
-    engine.close()
+    with connected(folder, EngineThread(folder, CONFIG)) as pair:
+        yield pair
 
 
 @pytest.fixture(scope="module")
@@ -189,12 +201,18 @@ def test_episodes_with_pictures_between_their_turns_agree_with_the_learner(pair)
     assert largest_gap(learner, groups) <= 1e-5
 
 
-def sync_twice(pair, begun) -> dict[int, dict[str, torch.Tensor]]:
-    """Brings changed weights into the engine, twice, while it generates; returns those of each version."""
+def sync_twice(pair, begun, clock: Sampling | None = None) -> dict[int, dict[str, torch.Tensor]]:
+    """Brings changed weights into the engine, twice, while it generates; returns those of each version.
+
+    Before each it waits for an answer of the clock's length, if there is one: what has begun before has as many tokens.
+    """
     engine, learner, sender = pair
     weights = {engine.engine.policy_version: snapshot(learner)}
     for seed in (3, 4):
-        time.sleep(0.6)
+        if clock is None:
+            time.sleep(0.6)
+        else:
+            engine.generate(PROMPTS[:1], clock, num_completions=1)
         assert not begun.done(), "too late for a sync in the middle of generation"
         change_weights(learner, seed)
         sender.send_weights(engine.engine.policy_version + 1)
@@ -216,9 +234,14 @@ def gaps_by_version(learner, weights, groups) -> np.ndarray:
 
 
 def test_completions_that_syncs_meet_go_on_and_each_token_names_the_version_that_sampled_it(pair):
+    check_versions(pair, Sampling(max_tokens=400))
+
+
+def check_versions(pair: Pair, long: Sampling, clock: Sampling | None = None) -> None:
+    """Two syncs come in the middle of answers."""
     engine, learner, _ = pair
-    begun = engine.begin(PROMPTS, Sampling(max_tokens=400))
-    weights = sync_twice(pair, begun)
+    begun = engine.begin(PROMPTS, long)
+    weights = sync_twice(pair, begun, clock)
     groups = begun.result(timeout=120)
     completions = [completion for group in groups for completion in group.completions]
     named = np.concatenate([token_versions(completion) for completion in completions])
