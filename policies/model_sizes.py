@@ -210,6 +210,7 @@ def published_config(size: str) -> dict[str, Any]:
     return {
         "architectures": [f"{kind}ForConditionalGeneration"],
         "model_type": family,
+        "transformers_version": "4.57.0.dev0",
         "text_config": _text_config(shape) | {"model_type": f"{family}_text"},
         "vision_config": _vision_config(shape.vision) | {"model_type": family},
         "image_token_id": 151655,
