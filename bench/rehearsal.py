@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,11 @@ PROCESSES_GIB = 3.0
 """Memory of all processes without weights: libraries, Ray, a cache of 1 GiB."""
 FILE_BYTES = 5 * 10**9
 """Weights that a checkpoint copies at once: a file of them."""
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 1.0
+ROLES = ("learner", "engine", "others")
+METRICS = (
+    "rollout/logprob_gap_mean rollout/logprob_gap_max policy/grad_norm reward/mean rollout/response_tokens".split()
+)
 STEPS = (2, 3)
 """Steps after which each of the runs ends; the second resumes the first."""
 
@@ -51,12 +55,14 @@ class Options:
     """Layers of the language model; default: as many as the memory has room for."""
     memory_gib: float = 15.0
     """Memory for all processes together, in GiB."""
+    prompts: int = 4
+    """Prompts of each step, at least two; each has two completions."""
     sync: Literal["merged", "adapter"] = "merged"
     """lora.sync: merged needs room for all weights a third time, adapter does not."""
     folder: Path = Path("runs/rehearsal")
     """Folder of model, data and run; the run is made anew."""
     output: Path = Path("bench/results/rehearsal.json")
-    """File of the figures."""
+    """Files of the figures: each run's number is added to the name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +106,15 @@ def main(options: Options) -> None:
     )
     data = write_data(options.folder / "data")
     run_dir = options.folder / f"run-{time.strftime('%H%M%S')}"
-    runs = [watch(command(options, model, data, run_dir, steps), run_dir) for steps in STEPS]
+    for number, steps in enumerate(STEPS):
+        run = watch(command(options, model, data, run_dir, steps), run_dir)
+        report(
+            f"{title(options, layers)}, run {number + 1}",
+            run,
+            options.output.with_stem(f"{options.output.stem}-{number + 1}"),
+        )
     changed = check_checkpoint(run_dir / "checkpoints" / f"step_{STEPS[-1]}", model)
-    report(options, layers, runs, changed)
+    print(f"the checkpoint loads; an adapted matrix has moved by {changed:.2%}")
 
 
 def layers_with_room(shape: ModelShape, sync: str, memory: float) -> int:
@@ -127,7 +139,7 @@ def command(options: Options, model: Path, data: Path, run_dir: Path, steps: int
         --placement None --learner.gpus 0 --learner.no-offload --learner.threads 2 --learner.microbatch-tokens 512
         --rollout.gpus-per-engine 0 --rollout.threads-per-engine 2 --rollout.max-model-len 512 --rollout.max-tokens 16
         --rollout.max-batched-tokens 1024 --rollout.max-running 8 --rollout.max-image-pixels 65536
-        --prompts-per-step 4 --group-size 2 --num-minibatches 2 --reward-workers 1 --eval.num-prompts 0
+        --prompts-per-step {options.prompts} --group-size 2 --num-minibatches 2 --reward-workers 1 --eval.num-prompts 0
         --lora.rank 16 --lora.sync {options.sync} --optimizer.learning-rate 1e-3 --optimizer.warmup-updates 0
         --reward {Path(__file__).resolve()}:share_of_ascii --no-check-references --wandb disabled --keep-checkpoints 1
         """
@@ -281,47 +293,29 @@ def check_checkpoint(checkpoint: Path, model: Path) -> float:
     return float((after - before).norm() / before.norm())
 
 
-def report(options: Options, layers: int, runs: Sequence[Watched], changed: float) -> None:
-    """Prints the tables and writes the figures."""
+def title(options: Options, layers: int) -> str:
+    """Names what is rehearsed."""
     shape = PUBLISHED[options.size]
     parameters = replace(shape, layers=layers).parameters
-    of = f"{layers} of {shape.layers} layers" if layers < shape.layers else "whole"
-    title = f"{options.size}, {of}, {parameters / 1e9:.2f}G parameters, lora.sync {options.sync}"
-    table = Table("phase", "s", "GiB", "learner", "engine", "others", title=title, title_justify="left")
+    return f"{options.size}, {layers} of {shape.layers} layers, {parameters / 1e9:.2f}G parameters, lora.sync {options.sync}"
+
+
+def report(heading: str, run: Watched, file: Path) -> None:
+    """Prints the tables of a run and writes its figures."""
+    table = Table("phase", "s", "GiB", *ROLES, title=heading, title_justify="left")
     figures: list[dict[str, Any]] = []
-    for number, run in enumerate(runs):
-        for phase in run.phases:
-            its = [sample.bytes for sample in run.samples if phase.begin - SAMPLE_SECONDS <= sample.time <= phase.end]
-            peaks = {
-                role: max((each.get(role, 0) for each in its), default=0) / GIB
-                for role in ("learner", "engine", "others")
-            }
-            total = max((sum(each.values()) for each in its), default=0) / GIB
-            figures.append({"run": number, **asdict(phase), "seconds": phase.end - phase.begin, "GiB": total, **peaks})
-            table.add_row(
-                phase.name,
-                f"{phase.end - phase.begin:.1f}",
-                f"{total:.1f}",
-                *(f"{each:.1f}" for each in peaks.values()),
-            )
-        table.add_section()
-    Console().print(table)
-    names = (
-        "rollout/logprob_gap_mean",
-        "rollout/logprob_gap_max",
-        "policy/grad_norm",
-        "reward/mean",
-        "rollout/response_tokens",
-    )
-    rows = [row for run in runs for row in run.rows]
-    gaps = Table("step", *names)
-    for row in rows:
-        gaps.add_row(f"{row['step']:.0f}", *(f"{row[name]:.3g}" for name in names))
-    Console().print(gaps, f"the checkpoint loads; an adapted matrix has moved by {changed:.2%}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(
-        json.dumps({"title": title, "phases": figures, "steps": rows, "moved": changed}, indent=1)
-    )
+    for phase in run.phases:
+        its = [sample.bytes for sample in run.samples if phase.begin - SAMPLE_SECONDS <= sample.time <= phase.end]
+        peaks = {role: max((each.get(role, 0) for each in its), default=0) / GIB for role in ROLES}
+        total, seconds = max((sum(each.values()) for each in its), default=0) / GIB, phase.end - phase.begin
+        figures.append({"phase": phase.name, "seconds": seconds, "GiB": total, **peaks})
+        table.add_row(phase.name, f"{seconds:.1f}", f"{total:.1f}", *(f"{each:.1f}" for each in peaks.values()))
+    steps = Table("step", *METRICS)
+    for row in run.rows:
+        steps.add_row(f"{row['step']:.0f}", *(f"{row[name]:.3g}" for name in METRICS))
+    Console().print(table, steps)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"title": heading, "phases": figures, "steps": list(run.rows)}, indent=1))
 
 
 if __name__ == "__main__":
