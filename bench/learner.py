@@ -26,25 +26,22 @@ from rich.table import Table
 from transformers import Qwen3VLConfig
 
 from policies.export import save_policy
+from policies.model_sizes import published_config
 from policies.small.qwen3_vl import TOKEN_IDS, small_config, small_model, small_processor
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner import Learner
 from rl.samples import Sample
 from rollout.rendering import expand_media
 
-SHAPES: dict[str, dict[str, int]] = {
-    "2B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-}
-"""Differences between the published dense shapes; both have 8 key-value heads of size 128, and the same vision tower."""
+Shape = Literal["small", "2B", "4B", "8B"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of the measurement."""
 
-    shape: Literal["small", "2B", "4B"] = "small"
-    """The policy."""
+    shape: Shape = "small"
+    """The policy: small, or a published size."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device of the learner."""
     policy: Path | None = None
@@ -104,33 +101,13 @@ def saved_policy(options: Options, folder: Path) -> Path:
     return folder
 
 
-def model_config(shape: str) -> Qwen3VLConfig:
+def model_config(shape: Shape) -> Qwen3VLConfig:
     """Returns the small policy's config, or a published one with the small tokenizer's ids."""
     if shape == "small":
         return small_config("dense")
-    text: dict[str, Any] = {
-        **SHAPES[shape],
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 5e6,
-            "mrope_section": [24, 20, 20],
-            "mrope_interleaved": True,
-        },
-    }
-    config = small_config("dense", **text)
-    for name, value in {
-        "depth": 24,
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_heads": 16,
-        "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": [5, 11, 17],
-    }.items():
-        setattr(config.vision_config, name, value)
-    return config
+    published, small = published_config(shape), small_config("dense")
+    ids = {name: getattr(small, name) for name in published if name.endswith("_token_id")}
+    return Qwen3VLConfig(**published | ids)
 
 
 def rollout(options: Options) -> list[list[Sample]]:

@@ -195,6 +195,83 @@ PUBLISHED: dict[str, ModelShape] = {
 """Size → published model (arXiv 2511.21631)."""
 
 
+DEEPSTACK = {24: [5, 11, 17], 27: [8, 16, 24]}
+"""Blocks of a published tower → those whose outputs DeepStack takes."""
+
+
+def published_config(size: str) -> dict[str, Any]:
+    """Returns the config.json of a published model.
+
+    Args:
+        size: A key of `PUBLISHED`.
+    """
+    shape = PUBLISHED[size]
+    family, kind = ("qwen3_vl_moe", "Qwen3VLMoe") if shape.experts else ("qwen3_vl", "Qwen3VL")
+    return {
+        "architectures": [f"{kind}ForConditionalGeneration"],
+        "model_type": family,
+        "transformers_version": "4.57.0.dev0",
+        "text_config": _text_config(shape) | {"model_type": f"{family}_text"},
+        "vision_config": _vision_config(shape.vision) | {"model_type": family},
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "tie_word_embeddings": shape.tied,
+    }
+
+
+def _text_config(shape: ModelShape) -> dict[str, Any]:
+    experts = {
+        "num_experts": shape.experts,
+        "num_experts_per_tok": shape.experts_per_token,
+        "moe_intermediate_size": shape.expert_intermediate,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+    return {
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": shape.tied,
+        "dtype": "bfloat16",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5_000_000,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        **(experts if shape.experts else {}),
+    }
+
+
+def _vision_config(shape: VisionShape) -> dict[str, Any]:
+    return {
+        "depth": shape.layers,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_heads": 16,
+        "num_position_embeddings": shape.positions,
+        "deepstack_visual_indexes": DEEPSTACK[shape.layers],
+        "out_hidden_size": shape.out,
+        "in_channels": 3,
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "hidden_act": "gelu_pytorch_tanh",
+        "initializer_range": 0.02,
+    }
+
+
 def shape_of_checkpoint(model: str) -> ModelShape:
     """Returns the sizes of a model from its folder or hub name.
 

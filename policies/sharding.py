@@ -82,7 +82,7 @@ def fill_policy(
     model.tie_weights()
     initialise_adapters(model, seed)
     with ExitStack() as stack, torch.no_grad():
-        weights = _open_weights(model_folder(str(path_or_name)), stack)
+        weights = open_weights(model_folder(str(path_or_name)), stack)
         for name, parameter in published_parameters(model):
             if name not in weights:
                 raise ValueError(f"model '{path_or_name}' lacks the weight {name}: pass a complete checkpoint")
@@ -97,7 +97,7 @@ def fill_policy(
                 local.copy_(published_layout(name, published[first : first + len(local)]))
 
 
-def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Returns weight name → open file; files are memory-mapped, not read."""
+def open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Returns weight name → open file, until the stack closes; files are memory-mapped, not read."""
     files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a mapping

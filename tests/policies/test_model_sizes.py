@@ -9,7 +9,7 @@ import pytest
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLMoeConfig
 
-from policies.model_sizes import PUBLISHED, ModelShape, shape_of
+from policies.model_sizes import PUBLISHED, published_config, shape_of
 
 PUBLISHED_COUNTS = {  # of the checkpoints, as their model cards and safetensors indices give them, in billions
     "2B": 2.13,
@@ -21,38 +21,9 @@ PUBLISHED_COUNTS = {  # of the checkpoints, as their model cards and safetensors
 }
 
 
-def as_config(shape: ModelShape) -> Qwen3VLConfig | Qwen3VLMoeConfig:
-    """A config of transformers with these sizes."""
-    vision = shape.vision
-    text = {
-        "num_hidden_layers": shape.layers,
-        "hidden_size": shape.hidden,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "intermediate_size": shape.intermediate,
-        "vocab_size": shape.vocabulary,
-        "tie_word_embeddings": shape.tied,
-    }
-    if shape.experts:
-        text |= {
-            "num_experts": shape.experts,
-            "num_experts_per_tok": shape.experts_per_token,
-            "moe_intermediate_size": shape.expert_intermediate,
-        }
-    return (Qwen3VLMoeConfig if shape.experts else Qwen3VLConfig)(
-        text_config=text,
-        vision_config={
-            "depth": vision.layers,
-            "hidden_size": vision.hidden,
-            "intermediate_size": vision.intermediate,
-            "num_heads": 16,
-            "num_position_embeddings": vision.positions,
-            "deepstack_visual_indexes": list(range(vision.num_deepstack)),
-            "out_hidden_size": vision.out,
-        },
-        tie_word_embeddings=shape.tied,
-    )
+def as_config(size: str) -> Qwen3VLConfig | Qwen3VLMoeConfig:
+    """A published config as transformers reads it."""
+    return (Qwen3VLMoeConfig if PUBLISHED[size].experts else Qwen3VLConfig)(**published_config(size))
 
 
 def num_parameters(config: Qwen3VLConfig | Qwen3VLMoeConfig) -> tuple[int, int]:
@@ -74,11 +45,12 @@ def test_a_small_policys_parameters_are_counted_from_its_config(policy: Path):
 def test_a_published_shape_has_the_published_number_of_parameters(size: str):
     shape = PUBLISHED[size]
     assert shape.parameters / 1e9 == pytest.approx(PUBLISHED_COUNTS[size], rel=0.005)
+    assert shape_of(published_config(size)) == shape
 
 
 @pytest.mark.parametrize("size", ["2B", "30B-A3B"])
 def test_a_published_shape_is_that_of_transformers_model(size: str):
-    config = as_config(PUBLISHED[size])
+    config = as_config(size)
     assert (PUBLISHED[size].parameters, PUBLISHED[size].tower) == num_parameters(config)
     assert shape_of(config.to_dict()) == PUBLISHED[size]
 

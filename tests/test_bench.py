@@ -1,0 +1,149 @@
+"""What bench/device.sh runs works without Ray and vLLM; the rehearsal's arithmetic by hand."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+from bench.published import CHAT_TEMPLATE
+from bench.rehearsal import GIB, Phase, layers_with_room, memory_of, phases_of, role_of
+from policies.model_sizes import PUBLISHED
+from policies.small.qwen3_vl import small_processor
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "bench" / "device.sh"
+
+SMALL = {
+    "bench.learner": "--prompts 2 --group-size 2 --response-tokens 8 --image-side 64 --steps 1 --learner.gradient-checkpointing",
+    "bench.export": "--buffer-mib 1",
+    "bench.logprobs": "--tokens 64 --vocabulary 512 --hidden 32 --repeats 1",
+}
+"""Module → options with which two cores run it in seconds."""
+
+
+def commands() -> list[list[str]]:
+    """The words after `python -m` of everything that the script runs; --output is appended as the script does."""
+    learner = re.search(r'^gpu_learner="(.*)"$', SCRIPT.read_text(), re.MULTILINE)
+    assert learner is not None
+    found = []
+    for line in re.findall(r"^ *(?:part|measure) \S+ \d+ (.*)$", SCRIPT.read_text(), re.MULTILINE):
+        found.append(shlex.split(line.replace("$gpu_learner", learner[1])))
+    return found
+
+
+@pytest.fixture
+def without_engines(tmp_path: Path) -> dict[str, str]:
+    """An environment in whose processes neither Ray nor vLLM can be imported."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ray'] = sys.modules['vllm'] = None\n")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+
+
+def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_the_script_runs_the_benches_that_are_tried_here_with_options_that_they_have():
+    assert {words[0] for words in commands()} == {*SMALL, "pytest"}
+    for module, *options in commands():
+        if module != "pytest":
+            tyro.cli(importlib.import_module(module).Options, args=[*options, "--output", "figures.json"])
+    assert subprocess.run(["bash", "-n", SCRIPT]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", SMALL)
+def test_a_bench_of_the_script_works_without_ray_and_vllm(module: str, without_engines: dict[str, str], tmp_path: Path):
+    file = tmp_path / "figures.json"
+    done = run(without_engines, "-m", module, *SMALL[module].split(), "--output", str(file))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert figures, done.stdout
+
+
+@pytest.mark.slow
+def test_the_tests_for_gpus_are_collected_without_ray_and_vllm(without_engines: dict[str, str]):
+    [words] = [words for words in commands() if words[0] == "pytest"]
+    done = run(without_engines, "-m", *words, "--collect-only")
+    assert done.returncode == 0, done.stdout
+    files = {name for name in words if name.endswith(".py")}
+    assert files == {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"mark\.gpu\b", path.read_text()) and path != Path(__file__)
+    }
+    assert "test_an_update_is_that_of_a_cpu" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["ray", "vllm"])
+def test_an_import_of_either_would_be_noticed(name: str, without_engines: dict[str, str]):
+    done = run(without_engines, "-c", f"import {name}")
+    assert done.returncode == 1 and f"import of {name} halted" in done.stderr
+
+
+def test_phases_are_found_from_the_ends_of_steps_by_hand():
+    first = {"step": 1, "time/step": 40.0, "time/wait": 10.0, "time/learn": 25.0, "time/sync": 5.0}
+    second = {"step": 2, "time/step": 9.0, "time/wait": 3.0, "time/learn": 4.0, "time/sync": 2.0}
+    bounds = {
+        "start": (100, 120),
+        "generate 1": (120, 130),
+        "learn 1": (130, 155),
+        "sync 1": (155, 160),
+        "generate 2": (161, 164),
+        "learn 2": (164, 168),
+        "sync 2": (168, 170),
+        "checkpoint, end": (170, 180),
+    }
+    assert phases_of(100, 180, [(160, first), (170, second)]) == [
+        Phase(name=name, begin=begin, end=end) for name, (begin, end) in bounds.items()
+    ]
+
+
+def test_as_many_layers_are_rehearsed_as_fit_the_memory_worked_by_hand():
+    # Of 15 GiB, 6 are for processes: 9.66 GB are left. Beside its layers, 2B has .718G parameters; each layer has .0503G.
+    # merged: 8 × (.718 + .0503 x) + 4 × .0503 x = 5.74 + .604 x, so x = 6; adapter: 4.31 + .503 x, so x = 10
+    shape = PUBLISHED["2B"]
+    assert [layers_with_room(shape, sync, 15 * GIB) for sync in ("merged", "adapter")] == [6, 10]
+    assert layers_with_room(shape, "merged", 1000 * GIB) == 28
+    assert layers_with_room(PUBLISHED["30B-A3B"], "merged", 1 * GIB) == 1
+
+
+def test_memory_is_that_of_a_process_and_its_children():
+    code = "held = b'x' * 50_000_000; print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline()
+        assert 50_000_000 < memory_of(child.pid)["others"] < 100_000_000
+        assert memory_of(os.getpid())["others"] > memory_of(child.pid)["others"]
+        child.communicate(b"\n")
+    assert memory_of(child.pid) == {}
+    titles = ("ray::_LearnerActor.step", "ray::_EngineActor", "VLLM::EngineCore", "ray::IDLE")
+    assert [role_of(title) for title in titles] == ["learner", "engine", "engine", "others"]
+
+
+def test_the_published_template_renders_turns_media_and_tools_as_it_is_documented():
+    call = {"type": "function", "function": {"name": "zoom", "arguments": {"x": 1}}}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "I look.", "tool_calls": [call]},
+        {"role": "tool", "content": "a cat"},
+    ]
+    processor = small_processor(chat_template=CHAT_TEMPLATE)
+    turns = (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>\n"
+        '<|im_start|>assistant\nI look.\n<tool_call>\n{"name": "zoom", "arguments": {"x": 1}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\na cat\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>system\nBe brief.<|im_end|>\n" + turns
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, tools=[call])
+    assert text.startswith("<|im_start|>system\nBe brief.\n\n# Tools\n\nYou may call") and text.endswith(turns)
+    assert "<tools>\n" + json.dumps(call) + "\n</tools>" in text
