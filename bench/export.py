@@ -29,6 +29,7 @@ from bench.learner import Shape, saved_policy
 from policies.export import exported_metadata, exported_parameters
 from rl.config import LearnerConfig, LearningOptions
 from rl.learner.policy import load_trainable
+from rl.learner.ranks import rank_mesh
 
 WIRE = torch.bfloat16
 """Precision in which weights are sent."""
@@ -63,7 +64,8 @@ def main(options: Options) -> None:
             folder = saved_policy(source, options.policy or Path(scratch))
             learner = LearnerConfig(gpus=int(options.device == "cuda"), offload=options.offload)
             config = LearningOptions(model=str(folder), learner=learner)
-            model = load_trainable(config, folder, torch.device(options.device)).model
+            mesh = rank_mesh(1, options.device)
+            model = load_trainable(config, folder, torch.device(options.device), mesh).model
         report(options, measure(options, model))
     finally:
         dist.destroy_process_group()
