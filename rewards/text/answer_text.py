@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from rewards.text.patterns import Pattern
 from rewards.text.typography import plain_typography
@@ -174,8 +173,3 @@ def last_block(text: str) -> str:
     block = pieces[-1] if is_open else pieces[-2]
     language, line_end, rest = block.partition("\n")
     return (rest if line_end and len(language.split()) <= 1 else block).strip()
-
-
-def plain_digits(text: str) -> str:
-    """Returns the text with decimal digits of any script (`１７`, `١٧`, `१७`) as 0 to 9."""
-    return "".join(str(unicodedata.decimal(letter)) if letter.isdecimal() else letter for letter in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -44,7 +45,7 @@ _LETTER = Pattern(r"([(\[]?)([A-Za-z])([)\]]?\.?|[)\]]?[.:]\s.{1,80}|[)\]]\s?.{1
 _LETTERS = Pattern(r"[A-Z](?:,?\s?(?:and\s)?[A-Z]){1,9}")
 _MEMBERS = Pattern(r",?\s+and\s+|[,;]\s+|、")
 _SUM = Pattern(r"\d\s?(?:[A-Za-z]{1,12}|['\"°])\.?,?\s?(?:and\s)?\d|\d\s\d{1,3}/\d")  # `3 hours 20 minutes`, `3 1/2`
-_COUNT = Pattern(r"(?:no|an?)\s", 2)  # re.IGNORECASE
+_COUNT = Pattern(r"(?:no|an?)\s", re.IGNORECASE)
 _BRACKET = Pattern(r"[(\[{]")
 _WORD = Pattern(r"[^\W\d_]{2,}")
 _CHINESE = Pattern(r"[\u3040-\u30ff\u3400-\u9fff]")
@@ -146,7 +147,8 @@ def _other_options(prompt: Prompt, text: str) -> Iterator[str]:
     elif normalised(text) in map(normalised, options.values()):
         yield from list(options.values())[:3]
     elif _LETTERS.fullmatch(text):
-        yield text[:-1] + (chr(ord(text[-1]) - 1) if chr(ord(text[-1]) - 1) not in "@" + text else "Z")
+        before = chr(ord(text[-1]) - 1)  # of A it is no letter
+        yield text[:-1] + ("Z" if before in text or not before.isalpha() else before)
 
 
 def _other_verdicts(prompt: Prompt, text: str) -> Iterator[str]:
@@ -242,5 +244,11 @@ def _in_case_of(word: str, other: str) -> str:
 
 
 _RULES: Sequence[Callable[[Prompt, str], Iterator[str]]] = (
-    *(_other_options, _other_verdicts, _other_numbers, _other_number_words, _other_units, _other_members, _other_words),
+    _other_options,
+    _other_verdicts,
+    _other_numbers,
+    _other_number_words,
+    _other_units,
+    _other_members,
+    _other_words,
 )

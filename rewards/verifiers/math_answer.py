@@ -30,7 +30,6 @@ TAIL = 1000  # characters that are read from the end; the regular expressions ar
 _CLOSED_BOX = Pattern(r"\\(?:boxed|fbox)\s*\{")
 _PHRASE = Pattern(r"\banswers?\b(?:\s+(?:is|are)\b|\s*:)|答案", re.IGNORECASE)
 _DELIMITER = Pattern(r"(?<!\\)\$|\\[()\[\]]")
-_PAIR = Pattern(r"\$[^$]*\$")
 _EQUALS = Pattern(r"(?<![<>!:\\])=")
 _SEVERAL = Pattern(r"[,;](?!\d{3}\b)|\b(?:and|or)\b")
 _IN_TEXT = Pattern(r"\$*\s*\\(?:text|mathrm|mbox)\{[^{}]*\}\s*\$*")

@@ -10,7 +10,6 @@ from rewards.text.answer_text import (
     boxed_answers,
     final_answer,
     last_block,
-    plain_digits,
     short_answer_or_all,
 )
 from rollout import Completion
@@ -126,10 +125,6 @@ def test_boxes_far_apart_are_not_one_answer() -> None:
     assert boxed_answers(r"$x_1 = \boxed{1}$ and \(y=\boxed{2}\)") == ["1", "2"]
     assert boxed_answers(r"$x = \boxed{1}$, so $y = \boxed{2}$") == ["2"]
     assert boxed_answers("1") == []
-
-
-def test_digits_of_every_script_are_digits() -> None:
-    assert plain_digits("١٧ १७ １７ 17 ½ Ⅷ") == "17 17 17 17 ½ Ⅷ"
 
 
 @pytest.mark.parametrize(

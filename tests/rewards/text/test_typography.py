@@ -42,3 +42,7 @@ def test_typography_is_plain(text: str, plain: str) -> None:
 )
 def test_wrappers_vanish_and_commands_with_a_meaning_stay(text: str, bare: str) -> None:
     assert without_markup(text) == bare
+
+
+def test_digits_of_every_script_are_digits() -> None:
+    assert plain_typography("١٧ १७ １７ 17") == "17 17 17 17"
