@@ -183,7 +183,6 @@ FAULTS = [
     "SIGKILL-chunk-1",
     "SIGKILL-chunk-4",
     "SIGKILL-finish_weight_update-1",
-    "SIGSTOP-chunk-2",
 ]
 
 
@@ -206,16 +205,6 @@ def test_a_sync_in_which_an_engine_is_lost_ends_soon_and_all_engines_have_its_we
     assert len(set(link.pool.engines) & set(engines)) == 2 - num_lost
 
 
-def test_a_replacement_that_is_lost_in_its_first_sync_is_replaced_again(link: Link):
-    failures = link.failures()
-    (link.folder / "SIGKILL-init_transfer_engine-1").touch()
-    process_of(link.pool.engines[0], "vllm").send_signal(signal.SIGKILL)
-    assert link.gap() <= 1e-5
-    assert link.failures() == failures + 2
-    link.step()
-    assert link.gap() <= 1e-5
-
-
 def test_one_engine_of_one_rank_agrees_and_its_requests_survive_its_loss(
     backend: Backend, dense_policy: Path, tmp_path: Path
 ):
@@ -232,8 +221,8 @@ def test_one_engine_of_one_rank_agrees_and_its_requests_survive_its_loss(
         link.close()
 
 
-def test_an_engine_of_two_workers_agrees(backend: Backend, moe_policy: Path, tmp_path: Path):
-    link = Link(moe_policy, tmp_path, backend, width=2)
+def test_an_engine_of_two_workers_agrees(moe_policy: Path, tmp_path: Path):
+    link = Link(moe_policy, tmp_path, "ipc", width=2)
     try:
         assert gap_after_two_syncs(link) <= 1e-5
     finally:
