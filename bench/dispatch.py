@@ -192,7 +192,7 @@ async def answer(engines: Sequence[Engine], prompts: Sequence[Prompt], options: 
         await queue.close()
 
 
-async def _no_other() -> Engine:
+async def _no_other(lost: Engine) -> Engine:
     raise AssertionError("no engine may fail here")
 
 

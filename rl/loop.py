@@ -88,20 +88,20 @@ def train_step(run: Run, step: int) -> tuple[ScoredBatch, dict[str, float]]:
 
     # Generate and score: in the background, as far ahead as max_staleness allows.
     run.batches.start(run.version)
-    batch = run.with_engines(lambda: run.batches.take(step))
+    batch = run.batches.take(step)
     check_scores(step, batch.scores)
     timer.lap("wait")
 
     # Learn. Engines that share the learner's GPUs sleep meanwhile.
     samples = make_samples(batch.groups, batch.scores, config.advantage, run.version, batch.teacher_logprobs)
-    run.with_engines(run.pool.sleep)
+    run.pool.sleep()
     report = run.learner.step(samples)
     check_logprob_gap(step, report.metrics, config.rollout)
     timer.lap("learn")
 
     # Sync.
     run.version += 1
-    sync_metrics = run.with_engines(run.sync)
+    sync_metrics = run.sync()
     timer.lap("sync")
 
     metrics = step_metrics(batch, samples, run.version - 1, config.num_minibatches, config.eval.correct_at)

@@ -1,15 +1,13 @@
-"""The parts of a run: opened with cheap checks first and engines last, recovered after failures, closed in reverse order."""
+"""The parts of a run: opened with cheap checks first and engines last, closed in reverse order."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from policies.loading import vision_token_ids
 from rl.config import TrainConfig, config_dict
@@ -27,12 +25,10 @@ from rollout.data.mixture import Stream
 from rollout.engine.spec import EngineSpec
 from rollout.pool.engine_pool import EnginePool
 from rollout.pool.teacher import Teacher
-from rollout.types import CannotReplace, Sampling
+from rollout.types import Sampling
 from rollout.weights.senders import choose_backend
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -55,31 +51,13 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     """Start of training on this process's clock, minus the training time before a resume."""
 
-    def with_engines(self, operation: Callable[[], T]) -> T:
-        """Runs an operation that needs engines. Restarts all of them and repeats it if one is lost that cannot be replaced alone.
-
-        Raises:
-            CannotReplace: The engines were lost more than `rollout.max_failures` times.
-        """
-        for _ in range(self.config.rollout.max_failures):
-            try:
-                return operation()
-            except CannotReplace as error:
-                logger.warning("restarting all engines: %s", error)
-            self.batches.requeue()
-            self.pool.restart()
-            self.pool.connect(self.learner.connect)
-            self.sync()
-            self.batches.start(self.version)
-        return operation()
-
     def sync(self) -> dict[str, float]:
         """Sends the learner's weights to all engines as `version`."""
         return self.pool.sync(self.version, self.learner.sync)
 
     def evaluate(self, *, with_blind: bool) -> dict[str, float]:
         """`eval/` metrics of the present weights; empty without held-out prompts."""
-        return self.with_engines(partial(self.evaluator.run, self.version, with_blind=with_blind))
+        return self.evaluator.run(self.version, with_blind=with_blind)
 
     def metrics(self) -> dict[str, float]:
         """State of the run: engines, teacher, clock, skipped prompts, policy version."""

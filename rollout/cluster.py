@@ -7,9 +7,11 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rollout.config import RolloutConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +179,19 @@ def require_room(nodes: Sequence[Node], config: RolloutConfig, *, learner_gpus: 
         f"rollout.num_engines = {config.num_engines} engines of {each}, each on one node{beside}: Ray has room for {possible} "
         f"({describe_nodes(nodes)}): {remedy}, or start Ray on more machines"
     )
+
+
+def require_room_for_one(nodes: Sequence[Node], config: RolloutConfig) -> None:
+    """Checks that the nodes have room for an engine. Warns if they have none for all, since a node that held one may be lost.
+
+    Raises:
+        ValueError: As `require_room`.
+    """
+    require_room(nodes, replace(config, num_engines=1))
+    try:
+        require_room(nodes, config)
+    except ValueError as error:
+        logger.warning("a replacement may have to wait for room: %s", error)
 
 
 def require_room_for_both(

@@ -59,8 +59,7 @@ class RolloutConfig:
     its optimizer's state: 0.6 with placement colocated."""
     weight_transfer: Annotated[Literal["auto", "shared_memory", "nccl", "ipc"], RESUMABLE] = "auto"
     """Transport of new weights to the engines: nccl between GPUs, ipc if engines and learner share their GPUs, shared_memory
-    through host memory. The last is slower on GPUs, but an engine that fails is replaced during the run. auto is nccl if both
-    sides have GPUs, else shared_memory."""
+    through host memory, which is slower on GPUs. auto is nccl if both sides have GPUs, else shared_memory."""
     max_running: Annotated[Count, RESUMABLE] = 256
     """Completions that an engine runs at once. The rest waits for the first engine with room."""
     in_flight: Literal["keep", "requeue"] = "keep"
@@ -85,6 +84,11 @@ class RolloutConfig:
     max_logprob_gap: Annotated[float | None, RESUMABLE] = None
     """Largest allowed mean |log p(engine) - log p(learner)| on on-policy tokens; the run stops beyond it.
     Default: 1e-3 in float32, 0.1 in bfloat16."""
+
+    @property
+    def workers_per_engine(self) -> int:
+        """Workers of each engine (tensor parallel): one on each of its GPUs, or one on the CPU."""
+        return max(1, self.gpus_per_engine)
 
     @property
     def shares_gpus(self) -> bool:

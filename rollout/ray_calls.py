@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from rollout.types import CannotReplace, EngineFailed
+from rollout.types import EngineFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +57,7 @@ def readable_error(error: Exception) -> Exception:
 
 def picklable_error(error: Exception) -> Exception:
     """Returns an error that can be sent to the driver. vLLM's own classes cannot be unpickled there, so only their text is kept."""
-    for kind in (
-        EngineFailed,
-        CannotReplace,
-        ValueError,
-    ):  # a ValueError is a user's mistake that shows only in the engine
+    for kind in (EngineFailed, ValueError):  # a ValueError is a user's mistake that shows only in the engine
         if isinstance(error, kind):
             return kind(str(error))
     return RuntimeError(f"{type(error).__name__}: {error}")

@@ -266,7 +266,3 @@ class Response:
 
 class EngineFailed(RuntimeError):
     """An engine's process has died, or it hangs. The message has the details."""
-
-
-class CannotReplace(RuntimeError):
-    """A failed engine that cannot be replaced while the others go on. The message says why, and what failed."""

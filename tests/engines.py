@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from policies.export import exported_metadata, exported_parameters
@@ -21,7 +22,7 @@ from policies.loading import load_processor, vision_token_ids
 from rollout.config import RolloutConfig
 from rollout.engine.spec import EngineSpec
 from rollout.engine.vllm_engine import VllmEngine
-from rollout.pool.engine_actor import engine_environment
+from rollout.pool.engine_actor import EngineHandle, engine_environment
 from rollout.pool.engine_pool import EnginePool
 from rollout.ray_calls import EngineAddress
 from rollout.types import GenerateCall, Group, Prompt, Request, Sampling, sampled_mask
@@ -131,6 +132,15 @@ async def group_of(engine: Any, prompt: Prompt, sampling: Sampling, seeds: Seque
         completions=[response.completion for response in responses],
         prompt_routed_experts=responses[0].prompt_routed_experts if responses else None,
     )
+
+
+def process_of(engine: EngineHandle, which: str) -> psutil.Process:
+    """The actor's own process, or the one that vLLM has started in it."""
+    assert engine.processes is not None
+    processes = [psutil.Process(pid) for pid, _ in engine.processes.processes if psutil.pid_exists(pid)]
+    if which == "actor":
+        return processes[0]
+    return next(process for process in processes if "EngineCore" in process.name() + " ".join(process.cmdline()))
 
 
 class LocalLearner:

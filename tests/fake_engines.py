@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rollout.pool.dispatcher import Dispatcher
+from rollout.pool.dispatcher import Dispatcher, Engine
 from rollout.types import (
     Completion,
     EngineFailed,
@@ -83,7 +83,7 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 def dispatcher(*engines: FakeEngine, spare: list[FakeEngine] | None = None, **options: Any) -> Dispatcher:
     spare = [] if spare is None else spare
 
-    async def start() -> FakeEngine:
+    async def start(lost: Engine) -> FakeEngine:
         if not spare:
             raise EngineFailed("no engine is left")
         return spare.pop(0)

@@ -77,7 +77,6 @@ class _Draft:
     prompts: list[Prompt]
     sources: list[str]
     refills_left: dict[str, int]
-    attempt: int
     results: dict[int, tuple[Group, list[Score]]] = field(default_factory=dict)
     """By the prompt's index."""
     teacher_logprobs: dict[int, list[np.ndarray]] = field(default_factory=dict)
@@ -101,7 +100,6 @@ class BatchProducer:
         self._options, self._sampling, self._stages, self._seed = options, sampling, stages, seed
         self._next_step, self._last_step = steps.start, steps.stop - 1
         self._stream_lock = threading.Lock()
-        self._attempt = 0
         self._pending: dict[int, _PendingBatch] = {}
 
     def start(self, policy_version: int) -> None:
@@ -122,7 +120,7 @@ class BatchProducer:
         """Waits for a step's batch.
 
         Raises:
-            RuntimeError: The engines have failed; `CannotReplace` if a restart of all engines may help.
+            RuntimeError: The engines have failed.
         """
         pending = self._pending[step]
         try:
@@ -132,15 +130,6 @@ class BatchProducer:
             raise
         del self._pending[step]
         return batch
-
-    def requeue(self) -> None:
-        """Cancels all batches that were not taken; `start` restarts them with the same prompts and seeds."""
-        cursor, first = self.cursor(), min(self._pending, default=self._next_step)
-        self.close()
-        with self._stream_lock:
-            self._attempt += 1
-            self._stages.stream.restore(cursor)
-            self._next_step = first
 
     def cursor(self) -> dict[str, Any]:
         """The stream's position for a resume: before the oldest batch that was not taken.
@@ -171,7 +160,6 @@ class BatchProducer:
             prompts=list(prompts),
             sources=sources,
             refills_left=refill_budget(self._options.refill_prompts, sources),
-            attempt=self._attempt,
         )
         tasks = [
             asyncio.ensure_future(self._answer(draft, index, step, policy_version)) for index in range(len(prompts))
@@ -215,8 +203,6 @@ class BatchProducer:
     def _refill(self, draft: _Draft, source: str) -> int:
         """Draws one more prompt of a source; returns its index."""
         with self._stream_lock:
-            if draft.attempt != self._attempt:  # the batch was cancelled and its prompts requeued
-                raise asyncio.CancelledError
             draft.prompts.append(self._stages.stream.next_of(source))
             draft.sources.append(source)
             return len(draft.prompts) - 1

@@ -154,7 +154,7 @@ def _separate(config: TrainConfig, gpus: Sequence[int], width: int) -> list[Deri
         DerivedOption(
             name="rollout.weight_transfer",
             value="shared_memory" if by_host else "nccl",
-            why="as set: slower, but an engine that fails is replaced" if by_host else "from GPU to GPU",
+            why="as set: slower, through host memory" if by_host else "from GPU to GPU",
         ),
     ]
 

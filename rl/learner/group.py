@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import ray
@@ -23,14 +24,14 @@ from policies.export import exported_metadata, exported_parameters
 from policies.lora import adapter_files
 from rl.config import LearnerConfig, LearningOptions
 from rl.learner import Learner
-from rl.learner.ranks import COLLECTIVE_TIMEOUT, from_first, join_ranks
+from rl.learner.ranks import COLLECTIVE_TIMEOUT, join_ranks
 from rl.objectives import Objective
 from rl.samples import Sample
 from rl.types import StepReport
 from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
 from rollout.config import Backend, RolloutConfig
 from rollout.ray_calls import EngineAddress, ray_get
-from rollout.types import CannotReplace
+from rollout.types import EngineFailed
 from rollout.weights.senders import AdapterSender, make_sender
 from rollout.weights.source import Sender, WeightSource
 from rollout.weights.update import RayEngineClient, SyncReport
@@ -96,7 +97,6 @@ class _LearnerActor:
         files = partial(adapter_files, model, rank=lora.rank, alpha=lora.alpha, parts=lora.parts, dtype=dtype)
         self._gather: Callable[[], Iterable[Any]] = files if lora.sync == "adapter" else weights
         self._sends = self._rank == 0 or (rollout.shares_gpus and lora.sync == "merged")
-        self._waits_for_engines = backend != "shared_memory" and lora.sync == "merged"
         if not self._sends:
             return
         self._client = RayEngineClient(config=rollout, engines=engines)
@@ -104,8 +104,9 @@ class _LearnerActor:
             self._sender: Sender = AdapterSender(files, self._client)
         else:
             source = WeightSource(metadata=partial(exported_metadata, model), tensors=weights, dtype=dtype)
-            workers = rollout.num_engines * max(1, rollout.gpus_per_engine)
-            self._sender = make_sender(backend, source, self._client, num_workers=workers, rank=self._rank)
+            self._sender = make_sender(backend, source, self._client, rank=self._rank)
+        if self._client.failures:
+            raise EngineFailed(next(iter(self._client.failures.values())))
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
         report = self._learner.step(groups)
@@ -119,13 +120,8 @@ class _LearnerActor:
     def sync(self, policy_version: int, engines: Sequence[EngineAddress]) -> SyncReport | None:
         """Sends the weights, or takes part in gathering them. Rank 0 returns a report.
 
-        Raises:
-            CannotReplace: On every rank, if an engine has failed that NCCL or CUDA IPC would wait for.
+        Rank 0 gathers to the end whatever happens to engines: the other ranks wait for it.
         """
-        if self._waits_for_engines:  # no rank may begin to gather if rank 0 will not
-            lost = from_first(self._client.begin(engines) if self._rank == 0 else None)
-            if lost is not None:
-                raise CannotReplace(f"An engine was lost before a weight sync: {lost}")
         report = None
         if self._sends:
             report = self._client.run_sync(policy_version, engines, self._sender.send_weights)
@@ -167,7 +163,7 @@ class LearnerGroup:
             "KMP_BLOCKTIME": "0",
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
-        rollout, self._backend = config.rollout, backend
+        rollout, self._backend, self._calling = config.rollout, backend, Lock()
         nodes = cluster_nodes()
         require_room(nodes, rollout, learner_gpus=0 if rollout.shares_gpus else learner.gpus)
         self._placement: PlacementGroup | None = None
@@ -225,7 +221,7 @@ class LearnerGroup:
         return self._on_all_ranks("total_logprob", ray.put(samples))
 
     def sync(self, policy_version: int, engines: Sequence[EngineAddress]) -> SyncReport:
-        """Sends the weights to the engines and commits them there as `policy_version`."""
+        """Sends the weights to these engines and commits them there as `policy_version`."""
         return self._on_all_ranks("sync", policy_version, engines)
 
     def save(self, folder: Path) -> None:
@@ -241,7 +237,9 @@ class LearnerGroup:
 
     def _on_all_ranks(self, method: str, *args: Any) -> Any:
         """Calls a method on all ranks in parallel and returns rank 0's result."""
-        return _get_all([getattr(actor, method).remote(*args) for actor in self._actors])[0]
+        with self._calling:  # calls of two threads must reach all ranks in the same order
+            calls = [getattr(actor, method).remote(*args) for actor in self._actors]
+        return _get_all(calls)[0]
 
 
 def bundle_width(learner: LearnerConfig, rollout: RolloutConfig, node_gpus: int) -> int:

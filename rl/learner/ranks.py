@@ -94,15 +94,6 @@ def gather_on_first(value: T) -> list[T]:
     return values or []  # type: ignore[return-value]
 
 
-def from_first(value: T) -> T:
-    """Rank 0's `value`, on every rank."""
-    if num_ranks() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
-
-
 def sum_over_ranks(*values: float) -> list[float]:
     """Each value, summed over all ranks."""
     columns = zip(*gather(values), strict=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psutil
 
@@ -31,10 +31,14 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
+T = TypeVar("T")
+
 ATTEMPTS = 3
 """Attempts at a request that vLLM ends with an error, which it does if its processes have lost track of a picture."""
 BAN = -100.0
 """Logit bias of banned tokens, the strongest that vLLM accepts: their probability vanishes in float32."""
+DEATH_NOTICED_AFTER = 1.0
+"""Seconds in which a call notices at the latest that vLLM has died."""
 
 
 class VllmEngine:
@@ -66,7 +70,7 @@ class VllmEngine:
             else max(config.max_batched_tokens, config.max_model_len),
             enable_chunked_prefill=is_teacher or config.gpus_per_engine > 0,
             max_num_seqs=config.max_running,
-            tensor_parallel_size=max(1, config.gpus_per_engine),
+            tensor_parallel_size=config.workers_per_engine,
             distributed_executor_backend=_executor(config),
             enable_sleep_mode=config.shares_gpus,
             gpu_memory_utilization=config.gpu_memory_utilization,
@@ -128,14 +132,25 @@ class VllmEngine:
             for task in running:
                 task.cancel()
 
-    async def ping(self) -> None:
-        """Returns when vLLM's process has answered.
+    async def until_death(self, call: Coroutine[Any, Any, T]) -> T:
+        """Returns the result of a call of one of the methods below.
 
         Raises:
-            EngineFailed: If it has died.
+            EngineFailed: If vLLM has died, or dies in the call, which it would then never answer.
         """
-        with _engine_death_as_failure():
-            await self._llm.is_paused()
+        task = asyncio.ensure_future(call)
+        try:
+            with _engine_death_as_failure():
+                while not (await asyncio.wait({task}, timeout=DEATH_NOTICED_AFTER))[0]:
+                    if self._llm.errored:
+                        raise EngineFailed("vLLM has died: one of its processes has ended")
+                return task.result()
+        finally:
+            task.cancel()
+
+    async def ping(self) -> None:
+        """Returns when vLLM's process has answered."""
+        await self._llm.is_paused()
 
     def _require_version(self, oldest: int, found: int | None = None) -> None:
         found = self.policy_version if found is None else found
@@ -233,15 +248,17 @@ class VllmEngine:
         """Connects the engine to the learner's sender."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        with _engine_death_as_failure():
-            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        """Disconnects the engine from the learner's sender, and frees what the connection holds."""
+        await self._llm.shutdown_weight_transfer_engine()
 
     async def start_weight_update(self) -> None:
         """Pauses requests as `in_flight` says, drops caches of the old weights, and prepares for new ones."""
-        with _engine_death_as_failure():
-            async with self._gate.paused():
-                await self._pause()
-            await self._llm.start_weight_update()
+        async with self._gate.paused():
+            await self._pause()
+        await self._llm.start_weight_update()
 
     async def _pause(self) -> None:
         """Pauses all requests, while the gate is closed.
@@ -257,15 +274,13 @@ class VllmEngine:
         """Receives new weights."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        with _engine_death_as_failure():
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
     async def finish_weight_update(self, version: int) -> None:
         """Commits the new weights as `version` and resumes requests."""
-        with _engine_death_as_failure():
-            await self._llm.finish_weight_update(str(version))
-            self.policy_version = version
-            await self._resume()
+        await self._llm.finish_weight_update(str(version))
+        self.policy_version = version
+        await self._resume()
 
     async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
         """Replaces the adapters, as `version`.
@@ -275,12 +290,11 @@ class VllmEngine:
             version: Version of the policy made of base and adapters.
         """
         # The gate is closed: a request that enters afterwards gets the new adapters, not those that are about to be removed.
-        with _engine_death_as_failure():
-            async with self._gate.paused():
-                await self._pause()
-                await self._exchange_adapter(files, version)
-                self.policy_version = version
-                await self._resume()
+        async with self._gate.paused():
+            await self._pause()
+            await self._exchange_adapter(files, version)
+            self.policy_version = version
+            await self._resume()
 
     async def _exchange_adapter(self, files: Mapping[str, bytes], version: int) -> None:
         from vllm.lora.request import LoRARequest
@@ -306,22 +320,13 @@ class VllmEngine:
         vLLM's level 2 would drop the weights, which a sync is about to replace. But it would also drop the buffers that Qwen3-VL
         adds to the embeddings of every token. vLLM 0.32 keeps them in a plain list and expects zeros, so the engine would return
         garbage without an error. Level 2 would also not restore the weights that adapters need.
-
-        Raises:
-            EngineFailed: If vLLM has died.
         """
-        with _engine_death_as_failure():
-            await self._llm.sleep(level=1, mode="abort")
+        await self._llm.sleep(level=1, mode="abort")
         self._asleep = True
 
     async def wake(self, part: Literal["weights", "kv_cache"]) -> None:
-        """Takes GPU memory again: first for weights, so that new ones can come, then for the key-value cache. Then resumes.
-
-        Raises:
-            EngineFailed: If vLLM has died.
-        """
-        with _engine_death_as_failure():
-            self._asleep = not await self._llm.wake_up([part])
+        """Takes GPU memory again: first for weights, so that new ones can come, then for the key-value cache. Then resumes."""
+        self._asleep = not await self._llm.wake_up([part])
 
     def close(self) -> None:
         """Ends vLLM's processes and removes the shared memory that they leave."""
@@ -342,12 +347,12 @@ def _executor(config: RolloutConfig) -> Any:
     """Returns the class or name of what runs vLLM's workers."""
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-    if not config.gpus_per_engine:
+    if config.workers_per_engine == 1 and not config.gpus_per_engine:
         # For "uni" on CPUs vLLM would start a worker process, to give it the environment of OpenMP, which `engine_environment` has
         # set already. A second process costs 12 CPU seconds per start, most of them imports.
         return UniProcExecutor
     # By default vLLM would start Ray actors for its workers, and nobody would end them.
-    return "mp" if config.gpus_per_engine > 1 else None
+    return "mp" if config.workers_per_engine > 1 else None
 
 
 def _names(name: str, kind: str, items: Sequence[Any]) -> list[str]:

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import count
 from typing import Protocol
 
-from rollout.types import CannotReplace, EngineFailed, GenerateCall, Group, Prompt, Response
+from rollout.types import EngineFailed, GenerateCall, Group, Prompt, Response
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class Dispatcher:
     goes back into the queue, with the same seeds.
 
     Args:
-        start_engine: Starts an engine with the current weights.
+        start_engine: Starts an engine with the current weights in the place of one that has failed.
         engines: The engines that have started.
         capacity: Completions that one engine works at.
         timeout: Seconds without a response after which an engine counts as hanging.
@@ -143,7 +143,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        start_engine: Callable[[], Awaitable[Engine]],
+        start_engine: Callable[[Engine], Awaitable[Engine]],
         engines: Sequence[Engine],
         *,
         capacity: int,
@@ -336,10 +336,7 @@ class Dispatcher:
         while slot.failures_in_a_row <= self._max_failures:
             logger.warning("an engine failed and is replaced: %s", reason)
             try:
-                self._assign_engine(slot, await self._start_engine())
-            except CannotReplace as error:
-                self._shut_down(CannotReplace(f"{error}. The engine's error: {reason}"))
-                return
+                self._assign_engine(slot, await self._start_engine(engine))
             except Exception as error:
                 reason = str(error)
                 self._count_failure(slot)

@@ -121,8 +121,8 @@ class _EngineActor:
         self._server.cancel(number)
 
     async def call(self, method: str, *args: Any) -> Any:
-        """Calls a method of the engine by its name."""
-        return await getattr(self._engine, method)(*args)
+        """Calls a method of the engine by its name. Raises EngineFailed if vLLM has died or dies in the call."""
+        return await self._engine.until_death(getattr(self._engine, method)(*args))
 
     def close(self) -> None:
         self._engine.close()
@@ -137,7 +137,7 @@ class EngineHandle:
     """
 
     def __init__(self, spec: EngineSpec, gpus: Sequence[Gpu] = ()) -> None:
-        self.name = uuid.uuid4().hex
+        self.name, self.gpus = uuid.uuid4().hex, gpus
         options = engine_options(spec.config, spec.model, gpus)
         self.actor: ActorHandle = ray.remote(_EngineActor).options(**options).remote()
         self.starting: ray.ObjectRef = self.actor.start.remote(spec, [gpu.device for gpu in gpus])

@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
 from threading import Thread
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import ray
 
-from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
+from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room, require_room_for_one
 from rollout.engine.spec import EngineSpec
 from rollout.pool.dispatcher import Dispatcher, Engine
-from rollout.pool.engine_actor import EngineHandle
-from rollout.ray_calls import EngineAddress, ray_get, readable_error
-from rollout.types import CannotReplace, EngineFailed, GenerateCall, Group, Prompt, Request, Sampling
+from rollout.pool.engine_actor import EngineHandle, EngineProcesses
+from rollout.ray_calls import EngineAddress, ray_answer, ray_get
+from rollout.types import EngineFailed, GenerateCall, Group, Prompt, Request, Sampling
 from rollout.weights.update import PublishedWeights, SyncReport, load_published
 
 T = TypeVar("T")
-RESUME = "go on from the newest checkpoint with --resume auto"
+Send = Callable[[int, Sequence[EngineAddress]], SyncReport]
+"""Sends the learner's weights as a version to the engines at these addresses."""
+ROOM_CHECKED_EVERY = 30.0
+"""Seconds between checks that Ray has room for an engine that has not started yet."""
 
 
 class PlaysGroups(Protocol):
@@ -68,7 +71,7 @@ class EnginePool:
         self._thread.start()
         self._dispatcher: Dispatcher | None = None
         self._published: PublishedWeights | None = None
-        self._failures_before = 0
+        self._asleep = self._holds_weights = False
         try:
             self._start_engines()
         except BaseException:
@@ -77,7 +80,7 @@ class EnginePool:
 
     def _start_engines(self) -> None:
         """Starts all engines."""
-        width = self.config.gpus_per_engine
+        width = self.config.workers_per_engine
         engines = [
             EngineHandle(self._spec, self._gpus[i * width : (i + 1) * width] if self._gpus else ())
             for i in range(self.config.num_engines)
@@ -88,19 +91,7 @@ class EnginePool:
             self._end(engines)
             raise
         self.run(self._open(engines))
-        self._asleep = False
         self._episodes = self._make_episodes(self.dispatcher) if self._make_episodes else None
-
-    def restart(self) -> None:
-        """Ends all engines and starts new ones from the same specification. They must be connected again.
-
-        Raises:
-            RuntimeError: If an engine does not start. The message is the engine's.
-        """
-        self._failures_before += self.dispatcher.num_failures
-        self.run(self.dispatcher.close())
-        self._end(self.engines)
-        self._start_engines()
 
     def _wait_until_started(self, engines: Sequence[EngineHandle]) -> None:
         """Returns when all engines have started. Raises the error of the first that fails."""
@@ -114,7 +105,7 @@ class EnginePool:
                 waiting.pop(call).has_started(ray_get(call))
 
     async def _with_deadline(self, waiting: Awaitable[T], seconds: float, message: str) -> T:
-        """Waits for a step of a replacement's start.
+        """Waits for a step of a replacement.
 
         Raises:
             EngineFailed: If it takes longer; with `message`.
@@ -135,7 +126,8 @@ class EnginePool:
         )
 
     async def _open(self, engines: Sequence[Engine]) -> None:
-        self._no_sync = asyncio.Lock()
+        # Held while the learner's weights change or are sent, and while a replacement loads them.
+        self._weights = asyncio.Lock()
         self._dispatcher = Dispatcher(
             self._start_replacement,
             engines,
@@ -231,47 +223,53 @@ class EnginePool:
         """
         connect(self.addresses)
 
-    def sync(self, version: int, send: Callable[[int, Sequence[EngineAddress]], SyncReport]) -> dict[str, float]:
+    def sync(self, version: int, send: Send) -> dict[str, float]:
         """Sends new weights to all engines, which wake up for it. Engines that fail in the sync are replaced.
 
         Args:
             version: Version of the new weights.
-            send: Sends them to the engines at these addresses and commits them as this version.
+            send: Sends the learner's weights to the engines at these addresses and commits them as this version. A replacement
+                that cannot load them otherwise gets them by a call of its own, in another thread, before the next `sleep`.
 
         Returns:
             `sync/` metrics, and `time/wake` in seconds if the engines were asleep.
 
         Raises:
-            RuntimeError: If an engine fails that cannot be replaced.
+            RuntimeError: If engines have failed repeatedly.
         """
         self._require_engines()
-        with self._hold_replacements():
+        self._hold_weights()
+        try:
             seconds = self._wake("weights")
-            addresses = self.addresses
-            report = self._abort_if_engines_die(lambda: send(version, addresses))
-            self._published = report.published
-        self.run(self._fail(report.failures))
-        metrics = dict(report.metrics)
-        if self._asleep:
-            metrics["time/wake"] = seconds + self._wake("kv_cache")
-            self._asleep = False
+            report = send(version, self.addresses)
+            self._published, self._send = report.published, send
+            self.run(self._fail(report.failures))
+            metrics = dict(report.metrics)
+            if self._asleep:
+                metrics["time/wake"] = seconds + self._wake("kv_cache")
+                self._asleep = False
+        finally:
+            self._holds_weights = False
+            self._loop.call_soon_threadsafe(self._weights.release)
         return metrics
 
-    @contextmanager
-    def _hold_replacements(self) -> Iterator[None]:
-        """Lets no replacement load weights inside: it would miss the sync."""
-        self.run(self._no_sync.acquire())
-        try:
-            yield
-        finally:
-            self._loop.call_soon_threadsafe(self._no_sync.release)
+    def _hold_weights(self) -> None:
+        """Lets no replacement load weights from now on: it would miss a change. Waits for those that do."""
+        if not self._holds_weights:
+            self.run(self._weights.acquire())
+            self._holds_weights = True
 
     def sleep(self) -> None:
-        """Makes engines that share the learner's GPUs free their memory until the next sync. Other engines do nothing.
+        """Leaves the learner and the GPUs that engines share with it to training, until the next sync.
+
+        Engines that share its GPUs free their memory. By NCCL and CUDA IPC weights come from the learner, so a replacement waits.
 
         Raises:
-            RuntimeError: If one of them fails.
+            RuntimeError: If engines have failed repeatedly.
         """
+        if self._spec.backend == "shared_memory":
+            return
+        self._hold_weights()
         if self.config.shares_gpus:
             self.run(self._on_all(lambda engine: engine.sleep()))
             self._asleep = True
@@ -284,7 +282,7 @@ class EnginePool:
         return time.perf_counter() - start
 
     async def _on_all(self, do: Callable[[EngineHandle], Awaitable[None]]) -> None:
-        """Runs an operation on all engines. Raises if one fails and cannot be replaced."""
+        """Runs an operation on all engines. Those that fail are replaced later."""
 
         async def on_one(engine: EngineHandle) -> None:
             try:
@@ -299,26 +297,7 @@ class EnginePool:
                 self.dispatcher.fail(engine, str(error))
 
         await asyncio.gather(*(on_one(engine) for engine in self.engines))
-        await self.dispatcher.wait_for_replacements()
         self._require_engines()
-
-    def _abort_if_engines_die(self, send: Callable[[], T]) -> T:
-        """Returns the result of `send`, or raises if all engines end: with NCCL a learner would wait forever for a dead engine."""
-        if self._spec.backend == "shared_memory":
-            return send()
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(send())
-            except BaseException as error:
-                future.set_exception(error)
-
-        Thread(target=run, name="sync", daemon=True).start()
-        while not wait([future], timeout=1).done:
-            if (error := self.dispatcher.fatal_error) is not None:
-                raise RuntimeError(f"{error}\nThe learner was in a weight sync and is lost as well: {RESUME}")
-        return future.result()
 
     def _require_engines(self) -> None:
         if self.dispatcher.fatal_error is not None:
@@ -339,7 +318,7 @@ class EnginePool:
         async def take() -> dict[str, float]:
             return {
                 "time/engine_idle": self.dispatcher.take_idle_share(),
-                "rollout/engine_failures": float(self._failures_before + self.dispatcher.num_failures),
+                "rollout/engine_failures": float(self.dispatcher.num_failures),
             }
 
         return self.run(take())
@@ -365,32 +344,55 @@ class EnginePool:
         self._thread.join()
         self._loop.close()
 
-    async def _start_replacement(self) -> Engine:
-        """Starts a replacement, and loads the published weights into it.
+    async def _start_replacement(self, lost: Engine) -> Engine:
+        """Starts an engine in the place of a lost one, and loads the current weights into it.
 
         Raises:
-            CannotReplace: If the weights can only come from the learner, or the engine's GPU is not free.
+            ValueError: If Ray has no room for any engine.
+            EngineFailed: If it dies.
+            RuntimeError: If it does not start.
         """
-        if self.config.shares_gpus:
-            raise CannotReplace("An engine that shares its GPU with the learner cannot be replaced alone")
-        if self._spec.backend == "nccl" and not self._spec.lora_rank:
-            raise CannotReplace(
-                "An engine that gets its weights by NCCL cannot be replaced alone (with weight_transfer shared_memory it can)"
-            )
-        engine = EngineHandle(self._spec)
-        try:
-            timeout = self.config.start_timeout
-            engine.has_started(await self._with_deadline(engine.starting, timeout, self._timeout_message()))
-            async with self._no_sync:
-                # If a process dies in a weight update, vLLM waits for it and never answers.
-                limit = self.config.engine_timeout
-                late = f"took longer than {limit:g} s to load weights (rollout.engine_timeout)"
-                loading = asyncio.to_thread(load_published, engine.address, self._published)
-                await self._with_deadline(loading, limit, late)
-        except ray.exceptions.RayError as error:
-            await engine.destroy()
-            raise readable_error(error) from error
-        except BaseException:
-            await engine.destroy()
-            raise
+        shared_gpus = cast(EngineHandle, lost).gpus
+        async with AsyncExitStack() as no_change:
+            if shared_gpus:  # they have room while the learner does not train
+                await no_change.enter_async_context(self._weights)
+            engine = EngineHandle(self._spec, shared_gpus)
+            try:
+                timeout = self.config.start_timeout
+                engine.has_started(await self._with_deadline(self._start(engine), timeout, self._timeout_message()))
+                if not shared_gpus:
+                    await no_change.enter_async_context(self._weights)
+                await self._load_weights(engine)
+            except BaseException:
+                await engine.destroy()
+                raise
         return engine
+
+    async def _start(self, engine: EngineHandle) -> EngineProcesses:
+        """Waits for an engine's start. Looks again and again whether Ray has room for it: nodes may have been lost."""
+        starting = asyncio.ensure_future(ray_answer(engine.starting))
+        try:
+            while not (await asyncio.wait({starting}, timeout=ROOM_CHECKED_EVERY))[0]:
+                require_room_for_one(await asyncio.to_thread(cluster_nodes), self.config)
+            return starting.result()
+        finally:
+            starting.cancel()
+
+    async def _load_weights(self, engine: EngineHandle) -> None:
+        """Loads the weights of the last sync, from where it has published them or by a sync with this engine alone.
+
+        Raises:
+            EngineFailed: If the engine dies, or takes too long.
+        """
+        published = self._published
+        if published is None:  # before the first sync those of its folder are current
+            return
+        if published.has_content:
+            limit = self.config.engine_timeout
+            late = f"took longer than {limit:g} s to load weights (rollout.engine_timeout)"
+            loading = asyncio.to_thread(load_published, engine.address, published)
+            await self._with_deadline(loading, limit, late)
+            return
+        report = await asyncio.to_thread(self._send, published.version, [engine.address])
+        if engine.name in report.failures:
+            raise EngineFailed(report.failures[engine.name])

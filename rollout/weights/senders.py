@@ -15,6 +15,7 @@ import torch
 from rollout.config import Backend, RolloutConfig
 from rollout.weights.slab import WeightSlab, plan_slab, slab_tensor
 from rollout.weights.source import EngineClient, Sender, WeightSource
+from rollout.weights.update import RayEngineClient
 
 
 class SharedMemorySender:
@@ -110,12 +111,10 @@ def choose_backend(config: RolloutConfig, *, learner_gpus: int) -> Backend:
     return config.weight_transfer
 
 
-def make_sender(
-    backend: Backend, source: WeightSource, client: EngineClient, *, num_workers: int, rank: int = 0
-) -> Sender:
+def make_sender(backend: Backend, source: WeightSource, client: RayEngineClient, *, rank: int = 0) -> Sender:
     """Returns the sender of `backend` on a rank of the learner, connected to the engines. With `ipc` every rank has one."""
     if backend == "shared_memory":
         return SharedMemorySender(source, client)
-    from rollout.weights.vllm_sender import VllmSender
+    from rollout.weights.vllm_sender import IpcSender, NcclSender
 
-    return VllmSender(backend, source, client, num_workers=num_workers, rank=rank)
+    return NcclSender(source, client) if backend == "nccl" else IpcSender(source, client, rank=rank)

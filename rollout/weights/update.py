@@ -1,7 +1,8 @@
-"""Weight updates on all engines, driven from the learner's rank 0, and the loading of published weights by a replacement."""
+"""Weight updates on engines, driven from the learner's rank 0, and the loading of published weights by a replacement."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,13 @@ from rollout.ray_calls import EngineAddress, ray_get
 from rollout.types import EngineFailed
 from rollout.weights.slab_replicas import SlabReplicas
 
+BROADCAST_CALLS = ("init_weight_transfer_engine", "start_weight_update", "update_weights")
+"""Calls of engines in one group of NCCL that the loss of one of them makes useless for all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedWeights:
-    """The weights of the last sync, as a replacement loads them. NCCL and CUDA IPC publish nothing."""
+    """The weights of the last sync, as a replacement loads them. NCCL and CUDA IPC publish the version alone."""
 
     version: int
     """Version of the weights."""
@@ -26,6 +30,11 @@ class PublishedWeights:
     """The slab on each node, by `shared_memory`."""
     adapter: ray.ObjectRef | None = None
     """The files of LoRA's adapters, if adapters are sent instead of weights."""
+
+    @property
+    def has_content(self) -> bool:
+        """True if a replacement can load them without the learner."""
+        return self.replicas is not None or self.adapter is not None
 
     def close(self) -> None:
         """Ends the slab's replicas."""
@@ -45,14 +54,12 @@ class SyncReport:
     """The new weights, for replacements."""
 
 
-def load_published(engine: EngineAddress, published: PublishedWeights | None) -> None:
-    """Loads the weights of the last sync into a replacement; nothing before the first sync.
+def load_published(engine: EngineAddress, published: PublishedWeights) -> None:
+    """Loads the weights of the last sync into a replacement.
 
     Raises:
         EngineFailed: If the engine dies.
     """
-    if published is None:
-        return
     if published.adapter is not None:
         ray_get(engine.call("load_adapter", published.adapter, published.version))
         return
@@ -80,13 +87,14 @@ class RayEngineClient:
     """Why engines have failed in this update, by their names."""
     next_version: int = 0
     """The version that the next update commits."""
+    give_up: Callable[[], None] | None = None
+    """Set if one broadcast brings the weights to all engines: ends it on the learner's side when an engine is lost."""
 
     def __post_init__(self) -> None:
         self._init_info: dict[str, Any] | None = None
         self._replicas: SlabReplicas | None = None
         self._adapter: ray.ObjectRef | None = None
         self._connected: set[str] = set()
-        self._has_begun = False
 
     def run_sync(
         self, version: int, engines: Sequence[EngineAddress], send: Callable[[int], Mapping[str, float]]
@@ -99,8 +107,8 @@ class RayEngineClient:
             send: Sends the weights as this version through this client, as `Sender.send_weights`.
         """
         self.engines, self.failures = list(engines), {}
-        if self._replicas is not None:
-            self._connect_replacements()
+        if self.give_up is None and self._init_info is not None:
+            self._connect([engine for engine in engines if engine.name not in self._connected])
         metrics = send(version)
         published = PublishedWeights(
             version=version,
@@ -110,51 +118,53 @@ class RayEngineClient:
         )
         return SyncReport(metrics=metrics, failures=dict(self.failures), published=published)
 
-    def _connect_replacements(self) -> None:
-        """Connects new engines. They may map a replica that the driver made, which `refresh` does not update."""
-        calls = {}
-        for engine in self.engines:
-            if engine.name in self._connected:
-                continue
-            try:
-                calls[self._init_call(engine, 0)] = engine.name
-            except EngineFailed as error:
-                self.failures[engine.name] = str(error)
-        self._wait_for(calls, "init_weight_transfer_engine")
-        self._connected = {engine.name for engine in self.engines}
+    @property
+    def alive(self) -> list[EngineAddress]:
+        """The engines that have not failed in this update."""
+        return [engine for engine in self.engines if engine.name not in self.failures]
+
+    def find_lost(self) -> None:
+        """Notes the engines that have died since the last update."""
+        self._on_all("ping")
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connects each engine to the sender of its weights."""
+        """Connects every engine to the sender of its weights."""
         self._init_info = init_info
         if "path" in init_info:
             node = ray.get_runtime_context().get_node_id()
             self._replicas = SlabReplicas(source_node=node, path=init_info["path"], nbytes=init_info["nbytes"])
-        width = max(1, self.config.gpus_per_engine)
-        ray_get([self._init_call(engine, number * width) for number, engine in enumerate(self.engines)])
-        self._connected = {engine.name for engine in self.engines}
+        self._connect(self.alive)
 
-    def _init_call(self, engine: EngineAddress, rank: int) -> ray.ObjectRef:
-        """Sends an engine the slab's path on its node, or its first rank among those that NCCL connects."""
+    def _connect(self, engines: Sequence[EngineAddress]) -> None:
+        """Connects engines. They may map a replica that the driver made, which `refresh` does not update."""
+        calls = {}
+        for number, engine in enumerate(engines):
+            try:
+                call = engine.call("init_weight_transfer_engine", self._info_for(engine, number))
+            except EngineFailed as error:
+                self.failures[engine.name] = str(error)
+            else:
+                calls[call] = engine.name
+        self._wait_for(calls, "init_weight_transfer_engine")
+        self._connected |= {engine.name for engine in engines}
+
+    def _info_for(self, engine: EngineAddress, number: int) -> dict[str, Any]:
+        """Returns what connects an engine: the slab's path on its node, or the rank in NCCL's group of its first worker."""
         assert self._init_info is not None
-        info = dict(self._init_info)
         if self._replicas is not None:
-            info["path"] = self._replicas.path_on(engine.node)
-        elif "rank_offset" in info:
-            info["rank_offset"] += rank
-        return engine.call("init_weight_transfer_engine", info)
+            return {**self._init_info, "path": self._replicas.path_on(engine.node)}
+        if "rank_offset" not in self._init_info:
+            return self._init_info
+        rank = self._init_info["rank_offset"] + number * self.config.workers_per_engine
+        return {**self._init_info, "rank_offset": rank}
 
-    def begin(self, engines: Sequence[EngineAddress]) -> str | None:
-        """Prepares every engine for weights by NCCL or CUDA IPC, before `run_sync`. Returns the reason if one has failed."""
-        self.engines, self.failures = list(engines), {}
-        self._on_all("start_weight_update")
-        self._has_begun = True
-        return next(iter(self.failures.values()), None)
+    def disconnect(self) -> None:
+        """Makes every engine leave the group of NCCL that it is in."""
+        self._on_all("shutdown_weight_transfer_engine")
 
     def start_weight_update(self) -> None:
-        """Prepares every engine, unless `begin` has."""
-        if not self._has_begun:
-            self._on_all("start_weight_update")
-        self._has_begun = False
+        """Prepares every engine."""
+        self._on_all("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Copies the slab to other nodes, then makes every engine load."""
@@ -180,24 +190,43 @@ class RayEngineClient:
 
     def _on_all(self, method: str, *args: Any) -> None:
         """Calls a method of every engine that has not failed yet."""
-        engines = [engine for engine in self.engines if engine.name not in self.failures]
-        self._wait_for({engine.call(method, *args): engine.name for engine in engines}, method)
+        self._wait_for({engine.call(method, *args): engine.name for engine in self.alive}, method)
 
     def _wait_for(self, calls: Mapping[ray.ObjectRef, str], method: str) -> None:
         """Waits for calls, and notes the engines that fail.
 
         Raises:
-            RuntimeError: If a call fails on an engine that is still alive.
+            RuntimeError: If a call fails on an engine that is still alive, outside a broadcast.
         """
-        if not calls:
-            return
-        done, silent = ray.wait(list(calls), num_returns=len(calls), timeout=self.config.engine_timeout)
-        for call in silent:
-            self.failures[calls[call]] = (
-                f"{method} took longer than {self.config.engine_timeout:g} s (rollout.engine_timeout)"
-            )
-        for call in done:
-            try:
-                ray_get(call)
-            except EngineFailed as error:
-                self.failures[calls[call]] = str(error)
+        deadline = time.monotonic() + self.config.engine_timeout
+        waiting = list(calls)
+        while waiting:
+            done, _ = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            for call in done or waiting:
+                reason = self._failure(call, method) if done else self._late(method)
+                if reason is not None:
+                    self._lose(calls[call], method, reason)
+            waiting = [call for call in waiting if call not in done and calls[call] not in self.failures]
+
+    def _failure(self, call: ray.ObjectRef, method: str) -> str | None:
+        """Returns why an engine has failed in a call; None if it has not."""
+        try:
+            ray_get(call)
+        except EngineFailed as error:
+            return str(error)
+        except RuntimeError as error:
+            if self.give_up is None or method not in BROADCAST_CALLS:
+                raise
+            return str(error)  # follows from another engine's loss, which may show later
+        return None
+
+    def _late(self, method: str) -> str:
+        return f"{method} took longer than {self.config.engine_timeout:g} s (rollout.engine_timeout)"
+
+    def _lose(self, name: str, method: str, reason: str) -> None:
+        """Notes that an engine has failed. In a broadcast all others fail with it: they would wait for the lost one forever."""
+        self.failures[name] = reason
+        if self.give_up is not None and method in BROADCAST_CALLS:
+            for engine in self.alive:
+                self.failures[engine.name] = f"another engine was lost in the same broadcast: {reason}"
+            self.give_up()

@@ -7,7 +7,6 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +17,12 @@ from rl.evaluation.evaluator import Evaluator
 from rl.generation.batches import ScoredBatch
 from rl.loop import check_logprob_gap, check_scores, train
 from rl.metrics import rollout_metrics
-from rl.run import Run
 from rl.run_dir.checkpoint import LoopState, save_checkpoint
 from rl.types import RunStopped
 from rollout import Completion, Group, Prompt, Video
 from rollout.config import RolloutConfig
 from rollout.pool.engine_pool import request_seed
-from rollout.types import CannotReplace, Sampling
+from rollout.types import Sampling
 from rollout.weights.senders import choose_backend
 
 CONFIG = TrainConfig(model="small", rollout=RolloutConfig(dtype="float32"))
@@ -114,57 +112,6 @@ def test_the_bound_is_the_users_where_given():
     check_logprob_gap(3, {"rollout/logprob_gap_mean": 0.4}, config.rollout)
     with pytest.raises(RunStopped, match=r"rollout.max_logprob_gap = 0.5"):
         check_logprob_gap(3, {"rollout/logprob_gap_mean": 0.6}, config.rollout)
-
-
-class Engines:
-    """The parts of a run that restart engines: records every call. `operation` loses the engines so many times."""
-
-    def __init__(self, failures: int) -> None:
-        self.failures, self.calls = failures, list[str]()
-
-    def __getattr__(self, name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *args, **options: self.calls.append(" ".join([name, *(str(arg) for arg in args)]))
-
-    def operation(self) -> str:
-        self.calls.append("operation")
-        if self.calls.count("operation") <= self.failures:
-            raise CannotReplace("an engine that gets its weights by NCCL")
-        return "done"
-
-
-def run_of(engines: Engines, config: TrainConfig) -> Run:
-    learner = SimpleNamespace(connect="learner.connect", sync="learner.sync")
-    unused = dict.fromkeys(["resumed", "stream", "teacher", "evaluator", "tracker", "progress"])
-    return Run(config=config, version=7, learner=learner, pool=engines, batches=engines, **unused)
-
-
-def test_where_an_engine_cannot_be_replaced_alone_all_restart_with_the_learners_weights(caplog):
-    engines = Engines(failures=1)
-    assert run_of(engines, CONFIG).with_engines(engines.operation) == "done"
-    assert engines.calls == [
-        "operation",
-        "requeue",
-        "restart",
-        "connect learner.connect",
-        "sync 7 learner.sync",
-        "start 7",
-        "operation",
-    ]
-    assert "restarting all engines: an engine that gets its weights by NCCL" in caplog.text
-
-
-@pytest.mark.parametrize(("failures", "recovers"), [(0, True), (2, True), (3, False)])
-def test_engines_that_are_lost_again_and_again_end_the_run(failures: int, recovers: bool):
-    engines = Engines(failures)
-    run = run_of(engines, replace(CONFIG, rollout=RolloutConfig(max_failures=2)))
-    if recovers:
-        assert run.with_engines(engines.operation) == "done"
-    else:
-        with pytest.raises(CannotReplace):
-            run.with_engines(engines.operation)
-    assert engines.calls.count("restart") == min(failures, 2)
 
 
 def test_some_failed_verdicts_are_shown_and_the_run_goes_on(caplog: pytest.LogCaptureFixture):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rollout.cluster import Gpu, Node, most_engines, require_room, require_room_for_both
+from rollout.cluster import Gpu, Node, most_engines, require_room, require_room_for_both, require_room_for_one
 from rollout.config import RolloutConfig
 from rollout.pool.engine_actor import engine_environment, engine_options
 
@@ -91,3 +91,14 @@ def test_a_teachers_engines_need_room_beside_the_students():
     require_room_for_both([node(64, 8), node(64, 2)], on_gpus, on_gpus, learner_gpus=2)
     with pytest.raises(ValueError, match="take 4 CPUs and 11 GPUs"):
         require_room_for_both([node(64, 8), node(64, 2)], on_gpus, on_gpus, learner_gpus=3)
+
+
+def test_a_replacement_without_room_is_told_and_one_that_never_has_room_is_refused(caplog) -> None:
+    config = RolloutConfig(num_engines=3, gpus_per_engine=1)
+    require_room_for_one([node(8, 3)], config)
+    assert not caplog.messages
+    require_room_for_one([node(8, 2)], config)
+    [told] = caplog.messages
+    assert "may have to wait for room" in told and "Ray has room for 2 (node 10.0.0.1: 8 CPUs, 2 GPUs)" in told
+    with pytest.raises(ValueError, match="Ray has room for 0"):
+        require_room_for_one([node(8)], config)

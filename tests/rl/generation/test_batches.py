@@ -16,14 +16,14 @@ import pytest
 from policies.small.qwen3_vl import small_processor
 from rewards import Score
 from rl.config import TrainConfig
-from rl.generation.batches import BatchProducer, Stages, _Draft
+from rl.generation.batches import BatchProducer, Stages
 from rl.generation.dynamic_sampling import has_variance, refill_budget, select_groups
 from rl.learner.microbatches import split_minibatches
 from rl.samples import make_samples
 from rollout.data.mixture import mixture, open_stream
 from rollout.data.stream import PromptStream
 from rollout.rendering import expanded_prompt
-from rollout.types import CannotReplace, Completion, Group, Prompt, Sampling
+from rollout.types import Completion, Group, Prompt, Sampling
 
 PROCESSOR = small_processor()
 PROMPTS = [Prompt(id=f"p{i}", messages=[{"role": "user", "content": "?"}], answer=str(i)) for i in range(12)]
@@ -305,54 +305,6 @@ def test_a_failure_of_the_engines_reaches_the_step_that_waits_for_them(make):
     rollouts.start(0)
     with pytest.raises(RuntimeError, match="all engines are gone"):
         rollouts.take(1)
-
-
-def test_batches_that_are_put_back_are_asked_again_with_the_same_prompts_and_seeds(make):
-    rollouts, pool, _ = make(max_staleness=1)
-    rollouts.start(0)
-    rollouts.take(1)
-    steps_asked(pool)
-    asked, seeds = list(pool.asked), list(pool.seeds)
-    rollouts.requeue()  # the batch of step 2, which nobody has taken
-    rollouts.start(1)
-    assert steps_asked(pool) == [1, 2, 3]
-    again = pool.asked[len(asked) :]
-    assert again[:4] == [(2, prompt_id, 1) for _, prompt_id, _ in asked[4:]], "as before, but of the newer weights"
-    assert pool.seeds[len(seeds) :][:8] == seeds[8:]
-    assert ids(rollouts.take(2).groups) == in_order()[4:8]
-    assert ids(rollouts.take(3).groups) == in_order()[8:]
-
-
-def test_a_step_whose_engines_have_failed_can_be_put_back_and_taken_again(make):
-    broken = True
-
-    def delay(prompt: Prompt) -> float:
-        if broken and prompt.id == in_order()[2]:
-            raise CannotReplace("by NCCL")
-        return 0.0
-
-    rollouts, _, _ = make(delay=delay)
-    rollouts.start(0)
-    with pytest.raises(CannotReplace):
-        rollouts.take(1)
-    broken = False
-    rollouts.requeue()
-    rollouts.start(0)
-    assert ids(rollouts.take(1).groups) == in_order()[:4]
-    rollouts.start(1)
-    assert ids(rollouts.take(2).groups) == in_order()[4:8]
-
-
-def test_a_batch_that_has_been_put_back_draws_no_refill_any_more(make):
-    order = in_order()
-    rollouts, _, stream = make(refill_prompts=8, flat=order[:4])
-    rollouts.start(0)
-    rollouts.take(1)
-    with pytest.raises(asyncio.CancelledError):
-        rollouts._refill(_Draft(prompts=[], sources=[], refills_left={}, attempt=rollouts._attempt - 1), "")
-    before = stream.state()
-    rollouts.requeue()
-    assert stream.state() == before, "the step has been taken: there is nothing to put back"
 
 
 def test_a_batch_whose_prompt_the_engine_read_differently_is_refused_with_the_prompt_and_the_place(make):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,8 @@ from policies.model_sizes import shape_of_checkpoint
 from rl.config import LoraConfig, TrainConfig
 from rl.hardware.learner_memory import checkpoint_size
 from rl.learner import Learner
-from rl.learner.group import _LearnerActor
 from rl.learner.microbatches import lengthen_plan, split_ranks
-from rl.learner.ranks import gather, this_rank
 from rl.samples import Sample
-from rollout.types import CannotReplace
 from tests.learning import config, difference, parameters, rollout, watch_gradients
 from tests.ranks import RankPool
 
@@ -339,23 +335,3 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_dropped_on_all(ranks: Rank
     for metrics, unchanged in ranks.run(2, step_with_a_nan, dense_policy, config(), rollout()):
         assert metrics["policy/skipped_updates"] == 1.0
         assert unchanged
-
-
-def sync_after_a_loss(shares_gpus: bool) -> str:
-    """The error of a sync before which an engine was lost; a rank that gathered would wait for the others."""
-    actor = _LearnerActor()
-    actor._rank, actor._waits_for_engines = this_rank(), True
-    actor._sends = shares_gpus or actor._rank == 0
-    actor._client = SimpleNamespace(begin=lambda engines: "rollout-1 has died")  # type: ignore[assignment]
-    actor._gather = lambda: [gather(None)]
-    try:
-        actor.sync(2, [])
-    except CannotReplace as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.parametrize("shares_gpus", [False, True], ids=["nccl", "ipc"])
-def test_no_rank_begins_a_sync_that_the_loss_of_an_engine_prevents(ranks: RankPool, shares_gpus: bool):
-    reason = "An engine was lost before a weight sync: rollout-1 has died"
-    assert ranks.run(2, sync_after_a_loss, shares_gpus) == [reason, reason]

@@ -115,7 +115,7 @@ def play(
     return asyncio.run(asyncio.wait_for(main(), 20))
 
 
-async def _no_other() -> Any:
+async def _no_other(lost: Any) -> Any:
     raise AssertionError("no engine may fail here")
 
 
@@ -337,7 +337,7 @@ def test_an_engine_that_dies_in_the_second_turn_is_replaced_and_the_episode_goes
     environments = [Answers(Observation(text="hm"), Done()) for _ in range(2)]
     spare = Speaker("ab", "c")
 
-    async def another() -> Speaker:
+    async def another(lost: Any) -> Speaker:
         return spare
 
     undisturbed = episode(Speaker("ab", "c"), lambda: environments.pop())

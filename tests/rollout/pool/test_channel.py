@@ -12,7 +12,7 @@ import ray
 
 from rollout.pool.channel import CallClient, CallServer, NumberedCall
 from rollout.ray_calls import readable_error
-from rollout.types import CannotReplace, Completion, EngineFailed, GenerateCall, Prompt, Request, Response, Sampling
+from rollout.types import Completion, EngineFailed, GenerateCall, Prompt, Request, Response, Sampling
 
 
 class Echo:
@@ -202,7 +202,6 @@ def test_errors_that_mean_something_to_the_loop_keep_their_kind_on_the_way_throu
     for cause, kind in (
         (ValueError("too many images"), ValueError),
         (OSError("no space"), RuntimeError),
-        (CannotReplace("before a sync"), CannotReplace),
     ):
         error = ray.exceptions.RayTaskError("generate", "traceback", cause)
         found = readable_error(error)

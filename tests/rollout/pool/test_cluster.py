@@ -28,8 +28,8 @@ from rollout.engine.spec import EngineSpec
 from rollout.pool.engine_actor import EngineHandle
 from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.tasks.digit_sums import digit_sums, to_prompt
-from rollout.types import CannotReplace, Group, Sampling
-from tests.engines import LocalLearner, change_weights, group_of, largest_gap
+from rollout.types import Group, Sampling
+from tests.engines import LocalLearner, change_weights, group_of, largest_gap, process_of
 from tests.zygote import Zygote
 
 pytestmark = pytest.mark.engine
@@ -128,15 +128,6 @@ def test_engines_that_find_no_room_in_time_are_given_up_with_what_ray_has(pool):
         EnginePool(spec_of("anything", config))
 
 
-def process_of(engine: EngineHandle, which: str) -> psutil.Process:
-    """The actor's own process, or the one that vLLM has started in it."""
-    assert engine.processes is not None
-    processes = [psutil.Process(pid) for pid, _ in engine.processes.processes if psutil.pid_exists(pid)]
-    if which == "actor":
-        return processes[0]
-    return next(process for process in processes if "EngineCore" in process.name() + " ".join(process.cmdline()))
-
-
 def generate_under(pool: EnginePool, fault: signal.Signals, which: str) -> tuple[list[Group], EngineHandle]:
     """All groups, with a signal to one engine's process while that engine works at some."""
     victim = pool.engines[0]
@@ -204,28 +195,6 @@ def test_an_engine_that_dies_while_it_has_nothing_to_do_is_left_out_of_the_next_
         assert_same([pool.run(answer(engine, 0))], undisturbed, places=[0])
 
 
-def test_where_an_engine_cannot_be_replaced_alone_all_are_started_anew_and_the_result_is_the_same(
-    link, pool, undisturbed, monkeypatch
-):
-    async def refuse() -> None:
-        raise CannotReplace("By NCCL an engine cannot be replaced alone")
-
-    before, lost = pool.metrics()["rollout/engine_failures"], pool.engines
-    monkeypatch.setattr(pool.dispatcher, "_start_engine", refuse)
-    with pytest.raises(CannotReplace, match="By NCCL .* The engine's error: "):
-        generate_under(pool, signal.SIGKILL, "vllm")
-    with pytest.raises(CannotReplace):
-        pool.sync(2, link.sync)
-    pool.restart()
-    link.connect()
-    link.sync(1)
-    assert_same(pool.generate(PROMPTS, SAMPLING, SEEDS, policy_version=1), undisturbed)
-    assert not set(pool.engines) & set(lost)
-    assert pool.metrics()["rollout/engine_failures"] == before + 1
-    assert not [pid for engine in lost for pid, start in engine.processes.processes if lives(pid, start)]
-    assert not [path for engine in lost for path in engine.processes.segments if path.exists()]
-
-
 def test_an_engine_whose_node_has_lost_its_copy_of_the_weights_never_loads_an_old_one(link, pool):
     away = next(engine for engine in pool.engines if engine.node in pool._published.replicas._paths)
     ray.kill(pool._published.replicas._holders[away.node])
@@ -235,3 +204,16 @@ def test_an_engine_whose_node_has_lost_its_copy_of_the_weights_never_loads_an_ol
     assert away not in pool.engines and len(pool.engines) == 2
     for engine in pool.engines:
         assert largest_gap(link.learner, pool.run(answers(engine, version=2))) <= 1e-5
+
+
+def test_an_engine_of_a_lost_node_waits_for_room_which_is_told_and_the_other_goes_on(
+    two_nodes, link, pool, monkeypatch, caplog
+):
+    monkeypatch.setattr("rollout.pool.engine_pool.ROOM_CHECKED_EVERY", 1.0)
+    two_nodes.remove_node(next(iter(two_nodes.worker_nodes)), allow_graceful=False)
+    groups = pool.generate(PROMPTS, SAMPLING, SEEDS, policy_version=2)
+    assert largest_gap(link.learner, groups) <= 1e-5 and len(pool.engines) == 1
+    deadline = time.monotonic() + 60
+    while "may have to wait for room" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert "Ray has room for 1 (node" in caplog.text

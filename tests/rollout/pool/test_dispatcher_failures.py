@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollout.pool.dispatcher import Dispatcher
+from rollout.pool.dispatcher import Dispatcher, Engine
 from rollout.types import (
-    CannotReplace,
     Completion,
     EngineFailed,
     GenerateCall,
@@ -133,7 +132,7 @@ def test_a_group_at_which_one_engine_after_the_other_dies_is_named_and_ends() ->
                 async for response in super().generate(call):
                     yield response
 
-        async def start() -> FakeEngine:
+        async def start(lost: Engine) -> FakeEngine:
             return Chokes()
 
         queue = Dispatcher(start, [Chokes()], capacity=1, timeout=9.0, max_failures=99)
@@ -150,7 +149,7 @@ def test_an_engine_whose_replacement_fails_in_any_way_is_tried_again() -> None:
     async def main() -> None:
         attempts = [ValueError("no such folder"), AssertionError(), FakeEngine()]
 
-        async def start() -> Any:
+        async def start(lost: Engine) -> Any:
             attempt = attempts.pop(0)
             if isinstance(attempt, Exception):
                 raise attempt
@@ -179,23 +178,6 @@ def test_closing_waits_until_an_engine_that_is_being_destroyed_is_gone() -> None
         assert engine.destroyed
         with pytest.raises(RuntimeError, match="being closed"):
             await asked
-
-    run(main())
-
-
-def test_an_engine_that_cannot_be_replaced_ends_all_with_why_and_how_it_failed() -> None:
-    async def main() -> None:
-        async def start() -> FakeEngine:
-            raise CannotReplace("By NCCL an engine cannot be replaced alone")
-
-        queue = Dispatcher(start, [FakeEngine(dies_after=1), FakeEngine(60.0)], capacity=8, timeout=9.0, max_failures=3)
-        asked = [asyncio.ensure_future(queue.generate(call(prompt(name), [1, 2]))) for name in "ab"]
-        for found in await asyncio.gather(*asked, return_exceptions=True):
-            assert isinstance(found, CannotReplace)
-            assert str(found) == "By NCCL an engine cannot be replaced alone. The engine's error: killed by the test"
-        with pytest.raises(CannotReplace):
-            await queue.generate(call(prompt("c"), [1]))
-        await queue.close()
 
     run(main())
 

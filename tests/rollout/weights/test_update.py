@@ -48,39 +48,49 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def client(calls: list[str], fails_in: str) -> RayEngineClient:
     actors = [FakeActor(calls, "a", fails_in), FakeActor(calls, "b")]
     engines = [EngineAddress(name=actor.name, node="here", actor=actor) for actor in actors]
-    made = RayEngineClient(config=RolloutConfig(), engines=engines)
-    made.init_weight_transfer_engine({"rank_offset": 1})  # as NCCL has it
-    calls.clear()
-    return made
+    return RayEngineClient(config=RolloutConfig(), engines=engines)
 
 
-def test_an_engine_that_is_lost_before_a_broadcast_is_named_before_it_begins(calls: list[str]) -> None:
-    # By NCCL the learner would wait for the dead engine for ever.
-    ours = client(calls, "start_weight_update")
-    assert ours.begin(ours.engines) == "a has died"
-    assert calls == ["a.start_weight_update", "b.start_weight_update"]
+def update(client: RayEngineClient) -> dict[str, float]:
+    client.find_lost()
+    client.start_weight_update()
+    client.update_weights({})
+    client.finish_weight_update()
+    return {"sync/seconds": 1.0}
 
 
-def test_engines_that_are_prepared_are_not_prepared_again_in_this_sync_but_in_the_next(calls: list[str]) -> None:
+def test_engines_in_one_group_are_told_their_ranks_one_after_the_other(calls: list[str]) -> None:
     ours = client(calls, "")
-    assert ours.begin(ours.engines) is None
-    ours.start_weight_update()
-    assert calls == ["a.start_weight_update", "b.start_weight_update"]
-    ours.start_weight_update()
-    assert len(calls) == 4
+    ours.config = RolloutConfig(gpus_per_engine=4)
+    ours.init_weight_transfer_engine({"rank_offset": 1})
+    assert [ours._info_for(engine, number) for number, engine in enumerate(ours.engines)] == [
+        {"rank_offset": 1},
+        {"rank_offset": 5},
+    ]
 
 
 def test_an_engine_that_fails_in_an_update_is_left_out_of_the_rest_and_named(calls: list[str]) -> None:
     ours = client(calls, "update_weights")
-
-    def send(version: int) -> dict[str, float]:
-        ours.next_version = version
-        ours.start_weight_update()
-        ours.update_weights({})
-        ours.finish_weight_update()
-        return {"sync/seconds": 1.0}
-
-    report = ours.run_sync(5, ours.engines, send)
+    report = ours.run_sync(5, ours.engines, lambda version: update(ours))
     assert calls[-1] == "b.finish_weight_update" and "a.finish_weight_update" not in calls
     assert report.failures == {"a": "a has died"} and report.published.version == 5
     assert report.metrics == {"sync/seconds": 1.0}
+
+
+@pytest.mark.parametrize("method", ["start_weight_update", "update_weights"])
+def test_an_engine_that_fails_in_a_broadcast_takes_the_others_with_it(calls: list[str], method: str) -> None:
+    ours, given_up = client(calls, method), []
+    ours.give_up = lambda: given_up.append(True)
+    update(ours)
+    assert ours.failures == {"a": "a has died", "b": "another engine was lost in the same broadcast: a has died"}
+    assert given_up == [True]
+    assert calls[-1] == f"b.{method}", "nothing is asked of an engine that waits for a lost one"
+
+
+@pytest.mark.parametrize("method", ["ping", "finish_weight_update"])
+def test_an_engine_that_fails_before_or_after_a_broadcast_is_lost_alone(calls: list[str], method: str) -> None:
+    ours, given_up = client(calls, method), []
+    ours.give_up = lambda: given_up.append(True)
+    update(ours)
+    assert ours.failures == {"a": "a has died"} and not given_up
+    assert calls[-1] == "b.finish_weight_update"
