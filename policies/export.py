@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -78,8 +79,9 @@ def save_policy(
 ) -> Path:
     """Writes model and processor as a published folder, which `from_pretrained` and vLLM load.
 
-    Every rank of a sharded policy must call it; rank 0 writes. At most a file or two are in memory at a time. A crash leaves an
-    incomplete folder: to avoid that, write to a temporary folder and rename it.
+    Every rank of a sharded policy must call it. Parameters are gathered one at a time, and the ranks write the files in turn, each
+    in the background: no rank has more than two files in memory. A crash leaves an incomplete folder: to avoid that, write to a
+    temporary folder and rename it.
 
     Args:
         model: A Qwen3-VL, dense or MoE, built or loaded.
@@ -91,32 +93,44 @@ def save_policy(
     Returns:
         The folder.
     """
-    folder = Path(folder)
-    is_writer = not dist.is_initialized() or dist.get_rank() == 0
-    dtype = dtype or model.dtype
-    if is_writer:
-        folder.mkdir(parents=True, exist_ok=True)
-        config = copy.deepcopy(model.config)
-        config.architectures = [type(model).__name__]
-        for part in (config, config.text_config, config.vision_config):
-            part.dtype = dtype
-        config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        for old in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
-            old.unlink()
+    folder, dtype = Path(folder), dtype or model.dtype
+    rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     shapes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, _, shape in exported_metadata(model)}
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
+    if rank == 0:
+        _prepare_folder(model, processor, folder, dtype)
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            (folder / SAFETENSORS_INDEX_FILE).write_text(json.dumps(index, indent=2))
+    if num_ranks > 1:
+        dist.barrier()  # files of an older policy are gone
+    ours = list(split.filename_to_tensors)[rank::num_ranks]
     unwritten: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in exported_parameters(model, dtype):
-        if not is_writer:
-            continue
-        file = split.tensor_to_filename[name]
-        weights = unwritten.setdefault(file, {})
-        weights[name] = tensor.to("cpu", dtype).contiguous()
-        if len(weights) == len(split.filename_to_tensors[file]):
-            save_file(unwritten.pop(file), folder / file, metadata={"format": "pt"})
-    if is_writer and split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / SAFETENSORS_INDEX_FILE).write_text(json.dumps(index, indent=2))
+    written: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as writer:
+        for name, tensor in exported_parameters(model, dtype):
+            file = split.tensor_to_filename[name]
+            if file not in ours:
+                continue
+            weights = unwritten.setdefault(file, {})
+            weights[name] = tensor.to("cpu", dtype).contiguous()
+            if len(weights) == len(split.filename_to_tensors[file]):
+                wait(written)
+                written.append(writer.submit(save_file, unwritten.pop(file), folder / file, metadata={"format": "pt"}))
+    for writing in written:  # after the last parameter: the other ranks gather to the end, whatever fails here
+        writing.result()
     return folder
+
+
+def _prepare_folder(model: PreTrainedModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype) -> None:
+    """Writes all but the weights, and removes old ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = dtype
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    for old in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
+        old.unlink()

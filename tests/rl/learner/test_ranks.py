@@ -292,19 +292,44 @@ def test_each_rank_holds_its_share_of_weights_and_of_the_optimizers_state(ranks:
         assert shares == pytest.approx((0.5, 0.5), abs=0.01)
 
 
-def saved(folder: Path, options: TrainConfig, target: Path) -> None:
-    from policies.export import save_policy
+def files_written(folder: Path, options: TrainConfig, target: Path, unwritable: str = "none") -> list[str] | str:
+    """Saves the policy; the files that this rank has written, or the error of the one that cannot write its file."""
+    from policies import export
 
-    learner = Learner(options, folder)
-    save_policy(learner.model, learner.processor, target, max_shard_bytes=300_000)
+    def noting(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
+        if path.name.startswith(unwritable):
+            raise OSError("no space left")
+        written.append(path.name)
+        save_file(tensors, path, **options)
+
+    written: list[str] = []
+    learner, save_file = Learner(options, folder), export.save_file
+    export.save_file = noting
+    try:
+        export.save_policy(learner.model, learner.processor, target, max_shard_bytes=300_000)
+    except OSError as error:
+        return str(error)
+    finally:
+        export.save_file = save_file
+    return written
 
 
-def test_two_ranks_write_the_published_folder_file_by_file(ranks: RankPool, policy: Path, tmp_path: Path):
-    ranks.run(2, saved, policy, config(), tmp_path)
-    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+def test_four_ranks_of_two_replicas_write_the_files_of_the_published_folder_in_turn(
+    ranks: RankPool, policy: Path, tmp_path: Path
+):
+    written = ranks.run(4, files_written, policy, hybrid(config()), tmp_path)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert written == [files[rank::4] for rank in range(4)] and len(files) > 4
     ours, theirs = (load_policy(path, dtype=torch.float32, device="cpu") for path in (tmp_path, policy))
     assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_rank_that_cannot_write_fails_when_the_others_have_gathered_all(
+    ranks: RankPool, policy: Path, tmp_path: Path
+):
+    first, second = ranks.run(2, files_written, policy, config(), tmp_path, "model-00002")
+    assert second == "no space left" and len(first) > 1
 
 
 def test_samples_are_cut_in_order_into_shares_of_about_equal_tokens():
