@@ -185,7 +185,7 @@ class Group:
     completions: Sequence[Completion]
     """[G] the completions, in the order of their seeds."""
     prompt_routed_experts: Experts | None = None
-    """[P, layers, top_k], the experts that the engine chose for the prompt of the first completion; `None` without them."""
+    """[P, layers, top_k], the experts that the engine chose for the prompt; `None` without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

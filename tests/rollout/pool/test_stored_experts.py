@@ -5,11 +5,12 @@ The tests come in order; the last one takes the engines' node away.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,14 @@ from ray.cluster_utils import Cluster
 
 from rewards.types import Score
 from rl.samples import Sample, make_samples
+from rollout.config import RolloutConfig
+from rollout.engine.spec import EngineSpec
+from rollout.pool.engine_actor import EngineHandle
 from rollout.pool.stored_experts import StoredExperts, join_experts, take_experts, with_reference
-from rollout.types import Completion, Group, Prompt, Response
+from rollout.types import Completion, GenerateCall, Group, Prompt, Request, Response, Sampling
 from tests.expert_engines import ExpertHandle, ExpertPool
+from tests.zygote import Zygote
 
-ROOT = Path(__file__).resolve().parents[3]
 LAYERS, TOP_K, P = 48, 8, 50
 SIZES = (300, 310, 320, 330)
 """Tokens of a group's completions. Experts of 300 tokens are 115 KB: what has less than 100 KB Ray sends to the driver at once."""
@@ -103,16 +107,59 @@ def test_a_response_and_its_experts_part_and_meet_again(has_prompt: bool):
         assert whole.prompt_routed_experts is None
 
 
+@pytest.mark.parametrize(("returns_experts", "polled"), [(True, "poll_storing"), (False, "poll")])
+def test_only_an_engine_that_returns_experts_stores_any(
+    monkeypatch: pytest.MonkeyPatch, returns_experts: bool, polled: str
+):
+    called: list[str] = []
+
+    class Actor:
+        """Notes what it is asked, and does not answer."""
+
+        def __getattr__(self, name: str) -> SimpleNamespace:
+            def remote(*args: object) -> asyncio.Future | SimpleNamespace:
+                called.append(name)
+                never = asyncio.get_running_loop().create_future()
+                return SimpleNamespace(completed=lambda: never) if name == "poll_storing" else never
+
+            return SimpleNamespace(remote=remote)
+
+    made = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=Actor))
+    monkeypatch.setattr("rollout.pool.engine_actor.ray.remote", lambda kind: made)
+    spec = EngineSpec(
+        model="unused",
+        config=RolloutConfig(),
+        backend="shared_memory",
+        banned_ids=(),
+        return_routed_experts=returns_experts,
+    )
+    call = GenerateCall(
+        request=Request(prompt=Prompt(id="p", messages=[])),
+        sampling=Sampling(max_tokens=1),
+        seeds={0: 0},
+        policy_version=0,
+    )
+
+    async def main() -> None:
+        handle = EngineHandle(spec)
+        response = asyncio.ensure_future(anext(handle.generate(call)))
+        await asyncio.sleep(0.1)
+        assert called == ["start", "submit", polled]
+        response.cancel()
+        await handle._client.close()
+
+    asyncio.run(main())
+
+
 @pytest.fixture(scope="module")
-def end_engines_node() -> Iterator[Callable[[], None]]:
+def end_engines_node(zygote: Zygote) -> Iterator[Callable[[], None]]:
     """Three nodes, each with a scheduler and an object store. Ray notices within seconds that one is gone."""
     soon = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": soon})
     try:
         options = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
         engines, _ = (cluster.add_node(resources={place: 100}, **options) for place in ("engines", "learner"))
-        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error", runtime_env=environment)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error", runtime_env=zygote.runtime_env)
         yield lambda: cluster.remove_node(engines, allow_graceful=False)
     finally:
         ray.shutdown()
