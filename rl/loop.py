@@ -79,6 +79,7 @@ def train(
                 run.tracker.save_samples(f"step_{step:06d}", batch.groups, batch.scores)
             if config.is_due(step, config.checkpoint_every):
                 checkpoint = run.save_checkpoint(step, metrics["time/elapsed"])
+            del batch  # the engines' nodes keep its experts until then
     return read_result(config.run_dir, checkpoint)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from rewards.types import Score
 from rl.advantages import step_advantages
 from rl.config import AdvantageKind
-from rollout.types import Completion, Group, observed_images, sampled_mask, token_versions, unknown_expert
+from rollout.types import Completion, Experts, Group, observed_images, sampled_mask, token_versions
 
 TeacherLogprobs: TypeAlias = Sequence[Sequence[np.ndarray]]
 """[groups][completions] of [T] float32: a teacher's log-probability of each token of a completion."""
@@ -38,8 +38,8 @@ class Sample:
     """PIL images in the order of their placeholders. Siblings share the objects, and pickle keeps them shared."""
     stale_mask: np.ndarray | None = None
     """[L] bool, True at off-policy tokens, sampled by an older policy than the learner's; None if there are none."""
-    routed_experts: np.ndarray | None = None
-    """[L, layers, top_k] of `expert_dtype`, the experts that the engine chose; None if unknown everywhere."""
+    routed_experts: Sequence[tuple[int, Experts]] = ()
+    """The experts that the engine chose, as far as they are known: spans of tokens, each with the place of its first token."""
     videos: Sequence[Any] = ()
     """`rollout.types.Video` objects in the order of their placeholders."""
     teacher_logprobs: np.ndarray | None = None
@@ -110,20 +110,20 @@ def _stale_mask(completion: Completion, num_prompt: int, policy_version: int) ->
     return np.concatenate([np.zeros(num_prompt, bool), stale_T]) if stale_T.any() else None
 
 
-def _routed_experts(group: Group, completion: Completion) -> np.ndarray | None:
-    """[L, layers, top_k] the engine's experts of prompt and response.
+def _routed_experts(group: Group, completion: Completion) -> list[tuple[int, Experts]]:
+    """Returns the engine's experts of prompt and response, as in `Sample`.
 
     A group has the prompt's experts once, as the first completion's weights chose them. Other weights have chosen others, which
     are unknown.
     """
     prompt, response = group.prompt_routed_experts, completion.routed_experts
     if response is None:
-        return None
+        return []
     first = next(sibling for sibling in group.completions if sibling.routed_experts is not None)
-    if prompt is None or _newest_version(completion) != _newest_version(first):
-        shape = (len(group.prompt_token_ids), *response.shape[1:])
-        prompt = np.full(shape, unknown_expert(response.itemsize), response.dtype)
-    return np.concatenate([prompt, response])
+    spans = [(len(group.prompt_token_ids), response)]
+    if prompt is not None and _newest_version(completion) == _newest_version(first):
+        spans.insert(0, (0, prompt))
+    return spans
 
 
 def _newest_version(completion: Completion) -> int:

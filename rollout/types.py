@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from rollout.pool.stored_experts import StoredExperts
+
+Experts: TypeAlias = "np.ndarray | StoredExperts"
+"""[tokens, layers, top_k] of `expert_dtype`, the experts that an engine chose. Under Ray they stay on its node."""
 
 
 def _no_tokens() -> np.ndarray:
@@ -130,8 +135,8 @@ class Completion:
     """The version of the weights that sampled the first token."""
     token_versions: np.ndarray | None = None
     """[T] int32, the version that sampled each token, if a weight sync came in between; `None` if `policy_version` sampled all."""
-    routed_experts: np.ndarray | None = None
-    """[T, layers, top_k] of `expert_dtype`, the experts that the engine chose; `None` if it does not return them."""
+    routed_experts: Experts | None = None
+    """[T, layers, top_k], the experts that the engine chose; `None` if it does not return them."""
     turns: Sequence[Turn] | None = None
     """The turns of an episode; `None` without an environment."""
     outcome: Mapping[str, Any] = field(default_factory=dict)
@@ -179,8 +184,8 @@ class Group:
     """[P] int32, the prompt as the engine read it: chat template applied, vision placeholders expanded."""
     completions: Sequence[Completion]
     """[G] the completions, in the order of their seeds."""
-    prompt_routed_experts: np.ndarray | None = None
-    """[P, layers, top_k] of `expert_dtype`, the experts that the engine chose for the prompt; `None` without them."""
+    prompt_routed_experts: Experts | None = None
+    """[P, layers, top_k], the experts that the engine chose for the prompt; `None` without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -260,7 +265,7 @@ class Response:
     """The completion."""
     prompt_token_ids: np.ndarray
     """As in `Group`, followed by the request's history."""
-    prompt_routed_experts: np.ndarray | None = None
+    prompt_routed_experts: Experts | None = None
     """As in `Group`, followed by those of the request's history."""
 
 

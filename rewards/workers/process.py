@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 
 import cloudpickle
@@ -61,12 +62,13 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, prompt: Prompt, completions: Sequence[Completion]) -> None:
-        """Sends completions to score.
+        """Sends completions to score, without experts, which are large and tell a reward nothing.
 
         Raises:
             Exception: The prompt or the completions cannot be pickled; the exception is cloudpickle's.
         """
-        pickled = cloudpickle.dumps(prompt), cloudpickle.dumps(completions)
+        light = [replace(completion, routed_experts=None) for completion in completions]
+        pickled = cloudpickle.dumps(prompt), cloudpickle.dumps(light)
         with suppress(OSError):
             self.connection.send((prompt.id, len(completions), *pickled))
 

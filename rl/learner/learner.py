@@ -133,7 +133,8 @@ class Learner:
         timer.lap("updates")
         means = {name: sum(report[name] for report in reports) / len(reports) for name in (reports or [{}])[0]}
         num_updates = sum(not report["policy/skipped_updates"] for report in reports)
-        metrics = {**means, **gap_metrics(records), **self._rank_metrics(), **timer.metrics()}
+        num_lost = sum(batch.num_lost for minibatch in minibatches for batch in minibatch)
+        metrics = {**means, **gap_metrics(records), **self._rank_metrics(num_lost), **timer.metrics()}
         return StepReport(metrics=metrics, num_updates=num_updates)
 
     def make_microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
@@ -322,13 +323,21 @@ class Learner:
             return values_BL[real_tokens(batch.lengths_B, values_BL.shape[1])].to(self.device)
         return values_BL.flatten(0, 1).to(self.device)
 
-    def _rank_metrics(self) -> dict[str, float]:
-        """Routing agreement and peak memory over all ranks."""
-        agreeing, compared, peaks = zip(
-            *gather((*self.routing.take_agreement(), peak_memory(self.device))), strict=True
+    def _rank_metrics(self, num_lost: int) -> dict[str, float]:
+        """Routing agreement, lost experts and peak memory over all ranks, given this rank's sequences that lack lost experts."""
+        agreeing, compared, lost, peaks = zip(
+            *gather((*self.routing.take_agreement(), num_lost, peak_memory(self.device))), strict=True
         )
-        agreement = {"policy/routing_agreement": sum(agreeing) / sum(compared)} if sum(compared) else {}
-        return {**agreement, "memory/learner_peak_bytes": float(max(peaks))}
+        metrics = {"memory/learner_peak_bytes": float(max(peaks))}
+        if sum(compared):
+            metrics["policy/routing_agreement"] = sum(agreeing) / sum(compared)
+        if self.options.learner.routing_replay == "R3":
+            metrics["policy/lost_experts"] = float(sum(lost))
+        if sum(lost) and this_rank() == 0:
+            logger.warning(
+                "the engine's experts of %d sequences are lost with their node: the router chooses", sum(lost)
+            )
+        return metrics
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `from_pretrained` loads, and the trainer state into `trainer/`."""

@@ -54,7 +54,9 @@ class Microbatch:
     prompt_ids: Sequence[str]
     """[B] prompts of the sequences, for error messages."""
     experts_BLKk: Tensor | None = None
-    """The engine's experts in each of K layers, `unknown_expert` where unknown; None if unknown everywhere."""
+    """The engine's experts in each of K layers, `unknown_expert` where unknown; None if the engine returned none."""
+    num_lost: int = 0
+    """Sequences with experts that are lost, and so unknown."""
     teacher_logprobs_BT: Tensor | None = None
     """float32, the teacher's log-probabilities of the next tokens; None without a teacher."""
     is_padding: bool = False
@@ -180,6 +182,7 @@ def make_microbatch(samples: Sequence[Sample], encoded: Mapping[int, EncodedMedi
         logprobs_BL[row, :num_tokens] = sample.rollout_logprobs
         if sample.stale_mask is not None:
             stale_BL[row, :num_tokens] = sample.stale_mask
+    experts_BLKk, num_lost = _join_experts(samples, length)
     return Microbatch(
         tokens_BL=torch.from_numpy(tokens_BL),
         positions_3BL=torch.from_numpy(positions_3BL),
@@ -189,7 +192,8 @@ def make_microbatch(samples: Sequence[Sample], encoded: Mapping[int, EncodedMedi
         advantages_B=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
         lengths_B=torch.tensor([len(sample.token_ids) for sample in samples]),
         vision=join_media(media_B),
-        experts_BLKk=_join_experts(samples, length),
+        experts_BLKk=experts_BLKk,
+        num_lost=num_lost,
         teacher_logprobs_BT=_join_teacher(samples, length),
         prompt_ids=[sample.prompt_id for sample in samples],
     )
@@ -215,14 +219,19 @@ def _join_teacher(samples: Sequence[Sample], length: int) -> Tensor | None:
     return torch.from_numpy(logprobs_BL[:, 1:].copy())
 
 
-def _join_experts(samples: Sequence[Sample], length: int) -> Tensor | None:
-    """[B, L, K, k] the samples' experts, padded."""
-    known = {row: sample.routed_experts for row, sample in enumerate(samples) if sample.routed_experts is not None}
-    if not known:
-        return None
-    first = next(iter(known.values()))
+def _join_experts(samples: Sequence[Sample], length: int) -> tuple[Tensor | None, int]:
+    """[B, L, K, k] the samples' experts, padded, fetched from where they are; and how many samples have lost some of theirs."""
+    spans = [(row, start, experts) for row, sample in enumerate(samples) for start, experts in sample.routed_experts]
+    if not spans:
+        return None, 0
+    _, _, first = spans[0]
     shape = (len(samples), length, *first.shape[1:])
-    experts_BLKk = np.full(shape, unknown_expert(first.itemsize), first.dtype)
-    for row, experts in known.items():
-        experts_BLKk[row, : len(experts)] = experts
-    return torch.from_numpy(experts_BLKk)
+    experts_BLKk = np.full(shape, unknown_expert(first.dtype.itemsize), first.dtype)
+    rows_lost = set()
+    for row, start, experts in spans:
+        found = experts if isinstance(experts, np.ndarray) else experts.fetch()
+        if found is None:
+            rows_lost.add(row)
+        else:
+            experts_BLKk[row, start : start + len(found)] = found
+    return torch.from_numpy(experts_BLKk), len(rows_lost)

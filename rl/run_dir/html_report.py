@@ -107,6 +107,7 @@ WORTH_A_LOOK = {
     "rollout/prompts_skipped": "times a prompt was skipped: unreadable or too long",
     "rollout/engine_failures": "engines failed and were replaced",
     "policy/skipped_updates": "updates were skipped because their gradient was not finite",
+    "policy/lost_experts": "sequences of a step were trained without the engine's experts, lost with their node",
     "rollout/truncated": "of responses were truncated in the worst step",
 }
 """Metric name → the note on its greatest value, shown if that is above 0."""

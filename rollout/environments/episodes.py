@@ -16,10 +16,12 @@ from rollout.config import RolloutConfig
 from rollout.data.media import open_images
 from rollout.environments.environment import EnvironmentFailed, MakeEnvironment, as_outcome, call_environment
 from rollout.pool.dispatcher import Dispatcher, PrefixAffinity
+from rollout.pool.stored_experts import join_experts
 from rollout.rendering import expand_media, observation_tokens
 from rollout.types import (
     Completion,
     Done,
+    Experts,
     GenerateCall,
     Group,
     History,
@@ -191,9 +193,9 @@ class _EpisodeState:
     turns: list[Turn] = field(default_factory=list)
     """The turns, with their observations."""
     completions: list[Completion] = field(default_factory=list)
-    """One for each turn."""
-    experts: np.ndarray | None = None
-    """[P + T, layers, top_k], the experts that the engine chose."""
+    """One for each turn, without experts."""
+    experts: Experts | None = None
+    """[P + T, layers, top_k], as the last turn's engine chose them."""
     finish_reason: str = "length"
     """As in `Completion`."""
     outcome: Any = field(default_factory=dict)
@@ -220,9 +222,9 @@ class _EpisodeState:
         self.tokens = np.concatenate([read, completion.token_ids]).astype(np.int32)
         self.history = replace(self.history, token_ids=np.concatenate([self.history.token_ids, completion.token_ids]))
         self.turns.append(Turn(text=completion.text, start=start, stop=start + len(completion.token_ids)))
-        self.completions.append(completion)
+        self.completions.append(replace(completion, routed_experts=None))
         if completion.routed_experts is not None and group.prompt_routed_experts is not None:
-            self.experts = np.concatenate([group.prompt_routed_experts, completion.routed_experts])
+            self.experts = join_experts(group.prompt_routed_experts, completion.routed_experts)
         return completion
 
     def add_observation(self, rendered: RenderedObservation) -> None:

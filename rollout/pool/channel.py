@@ -2,16 +2,22 @@
 
 A call through Ray costs the driver at least half a millisecond, however little it carries. So all requests of one round of the
 driver's event loop go in one call, and one call at a time waits for the responses since the last. Under load it returns more.
+
+Experts of responses are too large for the driver. Each response's are one more result of the call, which the driver does not fetch.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+
+from rollout.pool.stored_experts import has_experts, take_experts, with_reference
 from rollout.ray_calls import picklable_error, readable_error
 from rollout.types import GenerateCall, Response
 
@@ -55,6 +61,16 @@ class CallServer:
         self._has_replies.clear()
         return replies
 
+    async def poll_storing(self) -> AsyncIterator[np.ndarray | list[tuple[int, Reply]]]:
+        """Polls. Yields the experts of one response after another, and at last the replies, in the same order and without them."""
+        replies: list[tuple[int, Reply]] = []
+        for number, reply in await self.poll():
+            if has_experts(reply):
+                reply, experts = take_experts(reply)
+                yield experts
+            replies.append((number, reply))
+        yield replies
+
     def cancel(self, number: int) -> None:
         """Ends a call whose caller no longer waits for it."""
         if task := self._tasks.get(number):
@@ -66,7 +82,9 @@ class CallServer:
     async def _run(self, number: int, call: GenerateCall) -> None:
         try:
             async for response in self._engine.generate(call):
-                self._reply(number, response)
+                # A group has its prompt's experts once, from the response with the smallest index.
+                is_first = response.index == min(call.seeds)
+                self._reply(number, response if is_first else replace(response, prompt_routed_experts=None))
             self._reply(number, None)
         except Exception as error:
             self._reply(number, picklable_error(error))
@@ -80,11 +98,12 @@ class CallClient:
     """The driver's end, for one event loop.
 
     Args:
-        actor: A Ray actor with the methods `submit`, `poll` and `cancel` of a `CallServer`.
+        actor: A Ray actor with the methods `submit`, `poll`, `poll_storing` and `cancel` of a `CallServer`.
+        stores_experts: True if responses have experts, which then stay where the actor is.
     """
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, *, stores_experts: bool = False) -> None:
+        self._actor, self._stores_experts = actor, stores_experts
         self._numbers = count()
         self._waiting: dict[int, asyncio.Queue[Reply]] = {}
         self._unsent: dict[int, GenerateCall] = {}
@@ -139,11 +158,24 @@ class CallClient:
         """Passes replies to their callers as long as the actor lives."""
         try:
             while True:
-                for number, reply in await self._actor.poll.remote():
+                for number, reply in await self._next_replies():
                     if number in self._waiting:
                         self._waiting[number].put_nowait(reply)
         except Exception as error:
             self._fail(list(self._waiting), error)
+
+    async def _next_replies(self) -> list[tuple[int, Reply]]:
+        if not self._stores_experts:
+            return await self._actor.poll.remote()
+        results = self._actor.poll_storing.remote()
+        # To await the results one by one would fetch them (Ray 2.60). When all are there, each is a mere reference.
+        await results.completed()
+        *experts, replies = results
+        refs = iter(experts)
+        return [
+            (number, with_reference(reply, next(refs)) if has_experts(reply) else reply)
+            for number, reply in await replies
+        ]
 
     def _fail(self, numbers: Sequence[int], error: Exception) -> None:
         for number in numbers:

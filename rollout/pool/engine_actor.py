@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import psutil
 import ray
 from ray.actor import ActorHandle
@@ -117,6 +118,10 @@ class _EngineActor:
     async def poll(self) -> list[tuple[int, Reply]]:
         return await self._server.poll()
 
+    async def poll_storing(self) -> AsyncIterator[np.ndarray | list[tuple[int, Reply]]]:
+        async for result in self._server.poll_storing():
+            yield result
+
     async def cancel(self, number: int) -> None:
         self._server.cancel(number)
 
@@ -142,7 +147,7 @@ class EngineHandle:
         self.actor: ActorHandle = ray.remote(_EngineActor).options(**options).remote()
         self.starting: ray.ObjectRef = self.actor.start.remote(spec, [gpu.device for gpu in gpus])
         self.processes: EngineProcesses | None = None
-        self._client = CallClient(self.actor)
+        self._client = CallClient(self.actor, stores_experts=spec.return_routed_experts)
 
     @property
     def node(self) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +175,38 @@ def test_a_run_that_is_finished_returns_its_result_without_starting_anything(tmp
         {"eval/greedy": 0.25},
         {"eval/greedy": 0.75},
     )
+
+
+def test_a_step_that_is_over_keeps_nothing_of_its_groups(monkeypatch: pytest.MonkeyPatch):
+    # Experts stay on the engines' nodes as long as a group refers to them.
+    kept: list[weakref.ref[Group]] = []
+
+    def train_step(run: Any, step: int) -> tuple[ScoredBatch, dict[str, float]]:
+        assert [its() for its in kept] == [None] * (step - 1)
+        one = GroupOfAStep(**fields(group(2)))
+        kept.append(weakref.ref(one))
+        batch = ScoredBatch(groups=[one], scores=[[]], num_refills=0, seconds_to_generate=1, seconds_to_score=1)
+        return batch, {"time/elapsed": 0.0}
+
+    nothing = SimpleNamespace(save_samples=lambda name, groups, scores: None)
+    run = SimpleNamespace(
+        evaluate=lambda with_blind: {},
+        log=lambda step, metrics: None,
+        save_checkpoint=lambda step, seconds: None,
+        tracker=nothing,
+    )
+    monkeypatch.setattr("rl.loop.train_step", train_step)
+    monkeypatch.setattr("rl.loop.prepare", lambda config: config)
+    monkeypatch.setattr("rl.loop.open_run", lambda *args: nullcontext(run))
+    state = LoopState(step=0, policy_version=0, cursor={}, seconds=0.0, config={})
+    monkeypatch.setattr("rl.loop.starting_point", lambda config: (None, state))
+    monkeypatch.setattr("rl.loop.read_result", lambda *args: None)
+    train(replace(CONFIG, steps=3), prompts=[], reward=lambda prompt, completion: 0.0)
+    assert len(kept) == 3
+
+
+class GroupOfAStep(Group):
+    """A group that can be watched: without slots it takes weak references."""
 
 
 @pytest.mark.parametrize(

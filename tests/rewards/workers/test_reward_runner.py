@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,13 @@ def test_the_time_limit_is_per_call_and_not_per_group() -> None:
     with RewardRunner(lambda prompt, completion: time.sleep(0.4) or 1.0, timeout=1.0) as rewards:
         scores = rewards.score([group("p-7", *"abcdef")])
     assert scores == [[Score(reward=1.0)] * 6]
+
+
+def test_experts_do_not_go_to_the_workers() -> None:
+    [completion] = group("1", "x").completions
+    told = replace(group("1"), completions=[replace(completion, routed_experts=np.zeros((1, 2, 3), np.uint8))])
+    with RewardRunner(lambda prompt, completion: float(completion.routed_experts is None)) as rewards:
+        assert rewards.score([told]) == [[Score(reward=1.0)]]
 
 
 def test_one_hanging_worker_does_not_hold_up_the_other() -> None:

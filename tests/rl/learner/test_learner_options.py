@@ -258,7 +258,7 @@ def with_engines_experts(groups: list[list[Sample]], engine: Learner) -> list[li
             engine.forward(batch)
         experts = recorded[0].transpose(0, 1).numpy().astype(np.uint8)
         experts[-1] = unknown_expert(1)  # no engine's forward pass sees the last token
-        return replace(sample, routed_experts=experts)
+        return replace(sample, routed_experts=[(0, experts)])
 
     return [[told(sample) for sample in group] for group in groups]
 
@@ -275,7 +275,7 @@ def test_the_engines_experts_are_replayed_in_every_pass(moe_policy: Path, packin
             router.weight += 0.1 * router.weight.std() * noise
     groups = with_engines_experts(rollout(), engine)
     samples = [sample for group in groups for sample in group]
-    tokens = {sample.token_ids.tobytes(): sample.routed_experts for sample in samples}
+    tokens = {sample.token_ids.tobytes(): sample.routed_experts[0][1] for sample in samples}
 
     learner = Learner(options, moe_policy)
     for batch in learner.make_microbatches(samples):

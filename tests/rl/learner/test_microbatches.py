@@ -272,7 +272,8 @@ def test_experts_of_prompt_and_response_are_laid_beside_their_tokens(num_experts
     assert batch.experts_BLKk[0, :, 0, 0].tolist() == [0, 2, 4, 6, 8, unknown]
     assert (batch.experts_BLKk[1] == unknown).all()
     [alone, _] = make_samples([replace(group, prompt_routed_experts=None)], [[Score(reward=1.0), Score(reward=0.0)]])[0]
-    assert alone.routed_experts[:, 0, 0].tolist() == [unknown] * 3 + [6, 8, unknown]
+    batch = make_microbatch([alone], {}, VISION)
+    assert batch.experts_BLKk[0, :, 0, 0].tolist() == [unknown] * 3 + [6, 8, unknown] and batch.num_lost == 0
 
 
 def test_a_prompts_experts_are_unknown_to_siblings_that_other_weights_have_sampled():
@@ -295,5 +296,5 @@ def test_a_prompts_experts_are_unknown_to_siblings_that_other_weights_have_sampl
         prompt=prompt, prompt_token_ids=np.arange(1), completions=completions, prompt_routed_experts=np.array([[[3]]])
     )
     [samples] = make_samples([group], [[Score(reward=0.0)] * 4])
-    known = [sample.routed_experts[:, 0, 0].tolist() for sample in samples]
-    assert known == [[3, 6, 7], [-1, 6, 7], [-1, 6, 7], [3, 6, 7]]
+    batch = make_microbatch(samples, {}, VISION)
+    assert batch.experts_BLKk[:, :, 0, 0].tolist() == [[3, 6, 7], [-1, 6, 7], [-1, 6, 7], [3, 6, 7]]

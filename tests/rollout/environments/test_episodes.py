@@ -16,6 +16,7 @@ from policies.small.qwen3_vl import TOKEN_IDS, small_processor
 from rollout.config import RolloutConfig
 from rollout.environments.episodes import Episodes, try_environment, turn_seed
 from rollout.pool.dispatcher import Dispatcher
+from rollout.pool.stored_experts import take_experts, with_reference
 from rollout.rendering import expand_media, observation_tokens, render
 from rollout.types import (
     Completion,
@@ -346,15 +347,24 @@ def test_an_engine_that_dies_in_the_second_turn_is_replaced_and_the_episode_goes
     assert spare.seeds == [turn_seed(7, 1)], "only the turn that was lost is asked again"
 
 
-def test_the_experts_of_an_episode_are_those_that_the_last_turn_tells_of() -> None:
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_experts_of_an_episode_are_those_that_the_last_turn_tells_of(stored: bool) -> None:
     class TellsExperts(Speaker):
         async def generate(self, call: GenerateCall) -> AsyncIterator[Response]:
             async for response in super().generate(call):
                 read, said = len(response.prompt_token_ids), len(response.completion.token_ids)
                 completion = replace(response.completion, routed_experts=np.arange(read, read + said)[:, None, None])
-                yield replace(response, completion=completion, prompt_routed_experts=np.arange(read)[:, None, None])
+                response = replace(
+                    response, completion=completion, prompt_routed_experts=np.arange(read)[:, None, None]
+                )
+                yield with_reference(take_experts(response)[0], read) if stored else response
 
     group = play(TellsExperts("ab", "c"), lambda: Answers(Observation(text="hm"), Done()))
     num_prompt = len(group.prompt_token_ids)
+    if stored:  # both are parts of what the last turn has left in the store
+        prompt, own = group.prompt_routed_experts, group.completions[0].routed_experts
+        assert prompt.ref == own.ref > num_prompt, "the last turn has read the first one, too"
+        assert [(each.start, len(each)) for each in (prompt, own)] == [(0, num_prompt), (num_prompt, 12)]
+        return
     assert group.prompt_routed_experts[:, 0, 0].tolist() == list(range(num_prompt))
     assert group.completions[0].routed_experts[:, 0, 0].tolist() == list(range(num_prompt, num_prompt + 12))
