@@ -1,10 +1,11 @@
-"""Kills engines at random during generation, and compares the run with an undisturbed one.
+"""Kills engines at random moments, and compares the run with an undisturbed one.
 
-    python -m bench.faults --kills 10
+    python -m bench.faults --kills 20
+    python -m bench.faults --kills 20 --transfer nccl
 
-SIGKILL goes to vLLM's worker, vLLM's core or the actor above both, of an engine that is generating. Runs are on-policy and in
-float32, so all metrics that do not depend on the machine must be equal. It exits with status 1 if another metric differs, or if a
-process or shared memory remains.
+SIGKILL goes to vLLM's worker, vLLM's core or the actor above both. Of the engines that get weights by NCCL or CUDA IPC, on GPUs
+that are not there, every fourth dies inside a weight sync. Runs are on-policy and in float32, so all metrics that do not depend on
+the machine must be equal. It exits with status 1 if another metric differs, or if a process or shared memory remains.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from __future__ import annotations
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from bench.runs import recipe_command, recipe_run, step_rows
+from bench.runs import recipe_command, step_rows
 
 OF_THE_MACHINE = ("time/", "sync/", "memory/", "rollout/tokens_per_second", "rollout/engine_failures")
 """Metrics that differ between any two runs, and the number of faults."""
@@ -33,8 +36,8 @@ OF_ROUNDING = ("rollout/logprob_gap", "rollout/mismatch")
 ROUNDING = 1e-5
 MARK = "BENCH_FAULTS"
 """Environment variable that marks a run's processes."""
-KINDS = ("vLLM's worker", "vLLM's core", "the actor")
-"""An engine's processes, each the child of the next."""
+STAGES = ("start_weight_update-1", "chunk-1", "chunk-2", "finish_weight_update-1")
+"""Moments of a weight sync, as `tests.fake_gpus` names them."""
 SLAB = "memfd:policy-weights"
 """Memory file that an engine maps once it is in service."""
 
@@ -47,6 +50,8 @@ class Options:
     """Engines to kill, each in a different step."""
     steps: int = 60
     """Steps of each run, at least kills + 2."""
+    transfer: Literal["shared_memory", "nccl", "ipc"] = "shared_memory"
+    """How weights get to the engines."""
     seed: int = 0
     """Seeds the choice of steps, moments and victims."""
     folder: Path = Path("runs/faults")
@@ -59,18 +64,23 @@ class Options:
 
 def main(options: Options) -> None:
     """Makes both runs, prints a table, and writes JSON."""
-    undisturbed = recipe_run(options.folder / "undisturbed", options.steps, options.recipe_options)
-    run_dir = options.folder / f"disturbed-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = options.folder / options.transfer
+    undisturbed = folder / "undisturbed"
+    if not (undisturbed / "checkpoints" / f"step_{options.steps}").is_dir():
+        subprocess.run(command(options, undisturbed), check=True)
+    run_dir = folder / f"disturbed-{time.strftime('%Y%m%d-%H%M%S')}"
     before = set(Path("/dev/shm").iterdir())
     environment = {**os.environ, MARK: str(os.getpid())}
-    run = subprocess.Popen(recipe_command(run_dir, options.steps, options.recipe_options), env=environment)
-    killed = [kill(run, run_dir, step, rng) for step, rng in moments(options)]
+    theirs = step_rows(undisturbed)
+    run = subprocess.Popen(command(options, run_dir), env=environment)
+    seconds = statistics.median(row["time/step"] for row in theirs)
+    killed = [kill(run, run_dir, step, seconds, rng) for step, rng in moments(options)]
     status = run.wait()
     time.sleep(2)
     left = [process.name() for process in processes()] + [
         path.name for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith(("psm_", "sem."))
     ]
-    ours, theirs = step_rows(run_dir), step_rows(undisturbed)
+    ours = step_rows(run_dir)
     differing = sorted({name for a, b in zip(ours, theirs, strict=True) for name in differences(a, b)})
     result = {
         "status": status,
@@ -80,12 +90,32 @@ def main(options: Options) -> None:
         "metrics_that_differ": differing,
         "left_behind": left,
         "steps_per_minute": {"undisturbed": rate(theirs), "disturbed": rate(ours)},
+        "longest_step": max(row["time/step"] for row in ours),
     }
     report(result)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1))
-    if status or differing or left or result["engine_failures"] != options.kills:
+    output = options.output.with_stem(f"{options.output.stem}-{options.transfer}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1))
+    # In a broadcast by NCCL the loss of one engine is that of all.
+    too_few = result["engine_failures"] < options.kills
+    too_many = result["engine_failures"] > options.kills and options.transfer != "nccl"
+    if status or differing or left or too_few or too_many:
         sys.exit(1)
+
+
+def command(options: Options, run_dir: Path) -> list[str]:
+    """Returns the command line of a run."""
+    words = recipe_command(run_dir, options.steps, options.recipe_options)
+    if options.transfer == "shared_memory":
+        return words
+    folder = fakes_of(run_dir)
+    folder.mkdir(parents=True)
+    return [sys.executable, "-m", "bench.on_fake_gpus", options.transfer, str(folder), *words[3:]]
+
+
+def fakes_of(run_dir: Path) -> Path:
+    """Returns the folder that steers a run's fake GPUs; it does not exist without them."""
+    return run_dir.with_name(f"{run_dir.name}-gpus").resolve()
 
 
 def moments(options: Options) -> Iterator[tuple[int, random.Random]]:
@@ -95,22 +125,28 @@ def moments(options: Options) -> Iterator[tuple[int, random.Random]]:
         yield step, rng
 
 
-def kill(run: subprocess.Popen[bytes], run_dir: Path, step: int, rng: random.Random) -> str:
-    """Kills a generating engine in a step, or in the next step that has one, and returns a description."""
+def kill(run: subprocess.Popen[bytes], run_dir: Path, step: int, seconds: float, rng: random.Random) -> str:
+    """Kills an engine in a step, at any moment of its usual seconds, and returns a description."""
     wait_for_row(run, run_dir, step - 1)
-    time.sleep(rng.uniform(0.0, 0.2))
-    height = rng.randrange(len(KINDS))
-    while True:
+    folder = fakes_of(run_dir)
+    if folder.is_dir() and rng.random() < 0.25:
+        stage = rng.choice(STAGES)
+        (folder / f"SIGKILL-{stage}").touch()
+        return f"step {step}: at {stage}"
+    delay = rng.uniform(0.0, seconds)
+    time.sleep(delay)
+    while not (workers := [process for process in processes() if in_service(process, folder)]):
         assert run.poll() is None, "the run ended before all kills"
-        workers = [process for process in processes() if in_service(process)]
-        rng.shuffle(workers)
-        if victim := next((worker for worker in workers if at_work(worker)), None):
-            break
-    for _ in range(height):
-        victim = victim.parent()
-        assert victim is not None
-    victim.kill()
-    return f"step {step}: {KINDS[height]} {victim.pid}"
+        time.sleep(0.05)
+    line = [rng.choice(workers)]
+    while "EngineActor" not in " ".join(line[-1].cmdline()):
+        parent = line[-1].parent()
+        assert parent is not None and "raylet" not in parent.name()
+        line.append(parent)
+    height = rng.randrange(len(line))
+    name = line[height].name()
+    line[height].kill()
+    return f"step {step}: {name} after {delay:.2f} s"
 
 
 def wait_for_row(run: subprocess.Popen[bytes], run_dir: Path, step: int) -> None:
@@ -133,21 +169,13 @@ def processes() -> list[psutil.Process]:
     return found
 
 
-def in_service(process: psutil.Process) -> bool:
-    """Returns True for a worker of an engine that has weights; a starting engine does not generate."""
+def in_service(process: psutil.Process, folder: Path) -> bool:
+    """Returns True for a worker of an engine that has weights, as the slab in its memory or the fake GPUs' folder shows."""
+    if folder.is_dir():
+        return (folder / f"connected-{process.pid}").exists()
     try:
         return "VLLM::Worker" in " ".join(process.cmdline()) and SLAB in Path(f"/proc/{process.pid}/maps").read_text()
     except (OSError, psutil.Error):
-        return False
-
-
-def at_work(process: psutil.Process) -> bool:
-    """Returns True for a process that is computing. Right after a step's row is written, this is generation."""
-    try:
-        start = sum(process.cpu_times()[:2])
-        time.sleep(0.03)
-        return sum(process.cpu_times()[:2]) - start >= 0.02
-    except psutil.NoSuchProcess:
         return False
 
 

@@ -4,6 +4,7 @@
 forks of the engine's. Files in the config's folder show and steer what happens there:
 
     group-PID-N          a communicator that is open in a process
+    connected-PID        an engine's worker that has been connected to the learner
     SIGKILL-CALL-N       sends that signal to the first worker that comes to this call for the Nth time in a weight update
 """
 
@@ -27,9 +28,11 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 
 from rl.learner.group import _LearnerActor
+from rollout.cluster import Gpu
 from rollout.config import Backend, RolloutConfig
 from rollout.engine.spec import EngineSpec
 from rollout.engine.vllm_processes import _ForkedContext
@@ -65,6 +68,9 @@ class FakeEngineActor(_EngineActor):
 
 
 class FakeLearnerActor(_LearnerActor):
+    def gpu(self) -> Gpu:
+        return Gpu(node=ray.get_runtime_context().get_node_id(), device=str(self._rank))
+
     def connect(self, backend: Backend, engines: Sequence[EngineAddress]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(self._rank)
         assert isinstance(self._learner.options.rollout, FakeGpus)
@@ -234,6 +240,8 @@ def _hit_first(config: FakeGpus, call: str, method: Callable[..., None]) -> Call
     def hit_first(self: Any, *args: Any) -> None:
         if call != "chunk":
             CALLS.clear()
+        if call == "init_transfer_engine":
+            Path(config.folder, f"connected-{os.getpid()}").touch()
         be_hit(config, call)
         method(self, *args)
 

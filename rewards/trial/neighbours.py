@@ -147,7 +147,7 @@ def _other_options(prompt: Prompt, text: str) -> Iterator[str]:
     elif normalised(text) in map(normalised, options.values()):
         yield from list(options.values())[:3]
     elif _LETTERS.fullmatch(text):
-        before = chr(ord(text[-1]) - 1)  # of A it is no letter
+        before = chr(ord(text[-1]) - 1)  # A has no letter before it
         yield text[:-1] + ("Z" if before in text or not before.isalpha() else before)
 
 
