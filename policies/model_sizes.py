@@ -94,6 +94,11 @@ class ModelShape:
         return self.vocabulary * self.hidden
 
     @property
+    def largest(self) -> int:
+        """Parameters of the largest tensor: an embedding, or gate and up of a layer's experts."""
+        return max(self.embedding, 2 * self.experts * self.hidden * self.expert_intermediate)
+
+    @property
     def language(self) -> int:
         """Parameters of the language model, its output embedding included."""
         return self.layers * self.layer + self.hidden + self.embedding * (1 if self.tied else 2)

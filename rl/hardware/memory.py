@@ -14,6 +14,7 @@ from rich.table import Table
 from policies.model_sizes import ModelShape
 from rl.config import LearningOptions, TeacherConfig
 from rl.hardware.learner_memory import MemoryItem, checkpoint_size, peak_memory, state_memory
+from rl.hardware.sync_memory import sync_memory
 from rollout.cluster import gpus_of_nodes
 from rollout.config import RolloutConfig
 
@@ -24,8 +25,6 @@ ENGINE_OVERHEAD = 2 * GIB
 """vLLM's CUDA graphs, workspaces and context."""
 ASLEEP, ASLEEP_PARALLEL = 1.0 * GIB, 7.0 * GIB
 """GPU memory of a sleeping engine on one GPU, and on each of several: there NCCL's buffers and graphs stay (public reports)."""
-
-
 PINNED = 1.3
 """Host memory of offloaded tensors by their bytes: each tensor's size is rounded up to a power of two."""
 
@@ -62,6 +61,8 @@ class MemoryPlan:
     """On disk."""
     engine: Sequence[MemoryItem] = ()
     """On each GPU of an engine; empty without engines."""
+    sync: Sequence[MemoryItem] = ()
+    """On a rank's GPU in a weight sync, besides what the rank keeps; empty without engines."""
     shared: bool = False
     """True if learner and engines take turns on the same GPUs."""
     sequences: float = math.inf
@@ -83,6 +84,12 @@ class MemoryPlan:
     def engine_total(self) -> float:
         """Bytes on each GPU of an engine."""
         return sum(item.bytes for item in self.engine)
+
+    @property
+    def sync_total(self) -> float:
+        """Bytes on a rank's GPU in a weight sync. An engine that shares it has its weights there, and not yet its cache."""
+        engine = self.engine[0].bytes + ENGINE_OVERHEAD if self.shared else 0.0
+        return self.learner_kept + engine + sum(item.bytes for item in self.sync)
 
     @property
     def host_total(self) -> float:
@@ -115,7 +122,13 @@ def plan_memory(config: LearningOptions, shape: ModelShape, machine: Machine, *,
     _require_gpus("rollout.gpus_per_engine", config.rollout.gpus_per_engine)
     engine, sequences = _engine(config.rollout, shape, machine.device_gib * GIB)
     learner = plan_learner(config, shape, machine, group_size=group_size)
-    plan = replace(learner, engine=engine, shared=config.rollout.shares_gpus, sequences=sequences)
+    plan = replace(
+        learner,
+        engine=engine,
+        shared=config.rollout.shares_gpus,
+        sequences=sequences,
+        sync=sync_memory(config, shape),
+    )
     return replace(plan, problems=_problems(config, plan))
 
 
@@ -215,6 +228,11 @@ def _problems(config: LearningOptions, plan: MemoryPlan) -> list[str]:
             f"{format_gib(plan.engine_total)} GiB, but there is room for {format_gib(room)}: use learner.offload, or a lower "
             "rollout.gpu_memory_utilization"
         )
+    if plan.sync and plan.sync_total > room:
+        problems.append(
+            f"in a weight sync a GPU of the learner needs {format_gib(plan.sync_total)} GiB, and has room for {format_gib(room)}: "
+            "use learner.offload" + (", or lora.sync adapter" if config.lora.rank else "")
+        )
     if plan.host_total > plan.host_bytes:
         problems.append(
             f"a node needs {format_gib(plan.host_total)} GiB of host memory and has {format_gib(plan.host_bytes)}: use more nodes"
@@ -248,6 +266,7 @@ def memory_table(plan: MemoryPlan, *, keep_checkpoints: int) -> Lines:
     for title, items, total, why in (
         ("learner, at the peak", plan.learner, plan.learner_peak, ""),
         ("engine" + (", while the learner waits" if plan.shared else ""), plan.engine, plan.engine_total, ""),
+        ("learner's GPU in a weight sync", plan.sync, plan.sync_total, "with the weights that are there"),
         ("host memory of a node", plan.host, plan.host_total, ""),
         ("checkpoints on disk", plan.checkpoint, plan.checkpoint_total, on_disk),
     ):

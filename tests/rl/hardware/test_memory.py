@@ -12,6 +12,7 @@ from policies.model_sizes import PUBLISHED
 from rl.config import LearnerConfig, LoraConfig, OptimizerConfig, TeacherConfig, TrainConfig
 from rl.hardware.learner_memory import image_tokens
 from rl.hardware.memory import GIB, Machine, MemoryPlan, memory_table, plan_memory, plan_teacher
+from rl.hardware.sync_memory import sync_memory
 from rollout.config import RolloutConfig
 
 
@@ -151,6 +152,33 @@ def test_the_cache_has_what_the_engine_leaves_of_its_share():
     assert plan.engine_total == pytest.approx(40 * GIB)
     cache = plan.engine[-1].bytes
     assert plan.sequences == pytest.approx(cache / (28 * 2 * 8 * 128 * 2) / 4096)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "lora", "gigabytes"),
+    [
+        # 8B's embedding has 151,936 × 4,096 = .622G parameters. It is gathered and made contiguous, 2 × 1.245 GB.
+        ("nccl", {}, 2 * 1.245 + 4 * (1.074 + 1.245)),
+        ("ipc", {}, 2 * 1.245 + 2 * 1.245),  # a buffer holds it
+        ("nccl", {"rank": 16}, 2 * 1.245 + 8 * 0.622 + 4 * (1.074 + 1.245)),
+        ("nccl", {"rank": 16, "sync": "adapter"}, 0),
+    ],
+)
+def test_a_weight_sync_holds_the_largest_parameter_and_pieces_on_their_way(transfer: str, lora: dict, gigabytes: float):
+    options = replace(config(rollout={"weight_transfer": transfer}), lora=LoraConfig(**lora))
+    items = sync_memory(options, PUBLISHED["8B"])
+    assert sum(item.bytes for item in items) == pytest.approx(gigabytes * 1e9, rel=1e-3)
+
+
+def test_a_shared_gpu_holds_the_engines_weights_too_in_a_weight_sync_and_not_yet_its_cache():
+    options = config(rollout={"weight_transfer": "ipc", "gpu_memory_utilization": 0.5})
+    plan = plan_memory(options, PUBLISHED["2B"], Machine(device_gib=80), group_size=16)
+    weights = plan.engine[0].bytes
+    added = sum(item.bytes for item in plan.sync)
+    assert plan.sync_total == pytest.approx(plan.learner_kept + weights + 2 * GIB + added)
+    tight = replace(options, rollout=replace(options.rollout, gpu_memory_utilization=0.05))
+    plan = plan_memory(tight, PUBLISHED["2B"], Machine(device_gib=40), group_size=16)
+    assert any("in a weight sync a GPU of the learner needs" in problem for problem in plan.problems)
 
 
 def test_more_gpus_than_key_heads_keep_the_same_heads_twice():
