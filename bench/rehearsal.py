@@ -32,8 +32,8 @@ from policies.model_sizes import PUBLISHED, ModelShape
 GIB = 2**30
 PROCESSES_GIB = 6.0
 """Memory of all processes without weights, as measured: libraries, Ray, a cache of 1 GiB, the engine's working memory."""
-FILE_BYTES = 5 * 10**9
-"""Weights that a checkpoint copies at once: a file of them."""
+FILE_BYTES = 4 * 10**9
+"""Weights that a checkpoint copies at once: two files of them."""
 SAMPLE_SECONDS = 1.0
 ROLES = ("learner", "engine", "others")
 METRICS = (

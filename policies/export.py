@@ -75,7 +75,7 @@ def save_policy(
     folder: Path | str,
     *,
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = 2 * 10**9,
 ) -> Path:
     """Writes model and processor as a published folder, which `from_pretrained` and vLLM load.
 
