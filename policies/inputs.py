@@ -1,6 +1,7 @@
 """Inputs of the model's forward pass from token ids, images and videos.
 
-Shapes: L tokens, N images and M videos in the order of their placeholders, U distinct media of both kinds, C patch values.
+Shapes: L tokens, S tokens of a row, N images and M videos in the order of their placeholders, U distinct media of both kinds, C
+patch values.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.packing import real_tokens, row_layout
+from policies.packing import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
@@ -50,6 +51,12 @@ class EncodedMedia:
     """Patches in time, height and width."""
     is_video: bool = False
     """True if it belongs to video placeholders."""
+
+
+def num_placeholders(media: EncodedMedia, vision: VisionTokens) -> int:
+    """Returns the tokens that an image or a video has in a sequence."""
+    time, height, width = media.grid
+    return time * height * width // vision.merge_size**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -190,23 +197,18 @@ def _pictures(
 
 
 def hidden_states(
-    model: PreTrainedModel,
-    tokens_BL: Tensor,
-    positions_3BL: Tensor,
-    vision: VisionInputs | None,
-    lengths_B: Tensor | None = None,
+    model: PreTrainedModel, tokens_BL: Tensor, positions_3BL: Tensor, vision: VisionInputs | None, row: Row
 ) -> Tensor:
-    """Returns [B, L, H], the hidden states of the last layer.
+    """Returns [S, H], the hidden states of the last layer, in the row's order.
 
     Sequences are padded on the right and attention is causal. So no real token attends to padding, and no mask is needed.
 
     Args:
-        model: A Qwen3-VL, dense or MoE.
+        model: A Qwen3-VL, dense or MoE; for a packed row prepared by `use_packed_attention`.
         tokens_BL: int64 token ids.
         positions_3BL: int64 positions of interleaved MRoPE.
-        vision: The images and videos; None for text only.
-        lengths_B: Tokens of each sequence, for a model prepared by `use_packed_attention`. Padding is removed, and its hidden
-            states are 0. Default: the model processes the padding.
+        vision: The images and videos of the row's placeholders; None for text only.
+        row: The tokens that pass through the layers.
     """
     features, outputs = None, {}
     if vision is not None:
@@ -214,25 +216,20 @@ def hidden_states(
         features = model.model.get_image_features(vision.pixels, vision.grid_U3, return_dict=True)
         orders = {"image": vision.image_order_N.tolist(), "video": vision.video_order_M.tolist()}
         outputs = {kind: _placed(features, order) for kind, order in orders.items() if order}
-    if lengths_B is None:
-        hidden_BLH = model.model(
-            input_ids=tokens_BL, position_ids=positions_3BL, mm_encoder_outputs=outputs, use_cache=False
-        ).last_hidden_state
-    else:
-        real_BL = real_tokens(lengths_B, tokens_BL.shape[1])
-        hidden_1SH = model.model(
-            input_ids=tokens_BL[real_BL][None],
-            position_ids=positions_3BL[:, real_BL][:, None],
-            mm_encoder_outputs=outputs,
-            use_cache=False,
-            **row_layout(lengths_B, tokens_BL.device),
-        ).last_hidden_state
-        hidden_BLH = hidden_1SH.new_zeros(*real_BL.shape, hidden_1SH.shape[2])
-        hidden_BLH[real_BL] = hidden_1SH[0]
+    layout = {}
+    if row.families:
+        tokens_BL, positions_3BL = (
+            tokens_BL.flatten()[None, row.tokens_S],
+            positions_3BL.flatten(1)[:, None, row.tokens_S],
+        )
+        layout = {"row": row}
+    hidden_SH = model.model(
+        input_ids=tokens_BL, position_ids=positions_3BL, mm_encoder_outputs=outputs, use_cache=False, **layout
+    ).last_hidden_state.flatten(0, 1)
     if features is not None and not outputs:  # the tower's backward pass must run, too
         for unseen in (*features.pooler_output, *(image for level in features.deepstack_features for image in level)):
-            hidden_BLH = hidden_BLH + 0 * unseen.sum()
-    return hidden_BLH
+            hidden_SH = hidden_SH + 0 * unseen.sum()
+    return hidden_SH
 
 
 def _placed(features: Any, order: Sequence[int]) -> Any:

@@ -1,6 +1,6 @@
 """Policy module of the learner: token ids and pictures → log-probabilities of the response tokens.
 
-Shapes: B sequences, L tokens, T = L − 1 predicted positions, N response tokens.
+Shapes: B sequences, L tokens, T = L − 1 predicted positions, S tokens of a row, N response tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from policies.fused_norms import use_fused_kernels
 from policies.inputs import VisionInputs, hidden_states
 from policies.loading import vision_token_ids
 from policies.logprobs import token_logprobs
-from policies.packing import use_packed_attention
+from policies.packing import Row, use_packed_attention
 
 
 class ResponseLogprobs(nn.Module):
@@ -23,7 +23,7 @@ class ResponseLogprobs(nn.Module):
         model: A Qwen3-VL, dense or MoE.
         temperature: Divides the logits; the engine's sampling temperature.
         autocast: Precision of the matrix products; None: that of the parameters.
-        packed: Removes the padding between sequences.
+        packed: Prepares the model for packed rows.
         fused: Uses fused norms, for GPUs.
     """
 
@@ -41,7 +41,6 @@ class ResponseLogprobs(nn.Module):
             use_packed_attention(model)
         if fused:
             use_fused_kernels(model)
-        self.packed = packed
         self.model = model
         self.temperature, self.autocast = temperature, autocast
         self.banned_ids = torch.tensor(vision_token_ids(model.config))
@@ -52,14 +51,14 @@ class ResponseLogprobs(nn.Module):
         positions_3BL: Tensor,
         mask_BT: Tensor,
         vision: VisionInputs | None,
-        lengths_B: Tensor,
+        row: Row,
     ) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities [N] and entropies [N] of the next tokens under `mask_BT`, in row order."""
         device = tokens_BL.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            hidden_BLH = hidden_states(self.model, tokens_BL, positions_3BL, vision, lengths_B if self.packed else None)
+            hidden_SH = hidden_states(self.model, tokens_BL, positions_3BL, vision, row)
             return token_logprobs(
-                hidden_BLH[:, :-1][mask_BT],
+                hidden_SH[row.places_BL[:, :-1][mask_BT]],
                 self.model.get_output_embeddings().weight,
                 tokens_BL[:, 1:][mask_BT],
                 self.banned_ids,

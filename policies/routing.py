@@ -4,7 +4,7 @@ With a stale minibatch, the current weights send some tokens to other experts th
 different networks. Replaying the old policy's choice (R2) or the engine's (R3) removes that jump (arXiv 2512.01374). Only the
 *choice* is replayed: the chosen experts' weights come from the router's current logits, so the router still learns.
 
-Shapes: S sequences, E experts, K MoE layers, N tokens of a batch in model order (B·L in row order, or packed), k experts per token.
+Shapes: S sequences, E experts, K MoE layers, N tokens of a batch in model order, M tokens of all sequences, k experts per token.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class RoutingReplay:
         self._compared += int(known_N1.sum())
 
 
-def balance_loss(routed: Sequence[tuple[Tensor, Tensor]], sequence_N: Tensor, num_sequences: int) -> Tensor:
+def balance_loss(
+    routed: Sequence[tuple[Tensor, Tensor]], place_M: Tensor, sequence_M: Tensor, num_sequences: int
+) -> Tensor:
     """Returns the imbalance of experts per sequence: 1 if balanced, up to E / k (arXiv 2412.19437, eq. 17).
 
     It is E Σ_e f_e p_e, averaged over sequences and layers. f_e is the share of the sequence's choices of expert e, p_e the mean
@@ -141,18 +143,17 @@ def balance_loss(routed: Sequence[tuple[Tensor, Tensor]], sequence_N: Tensor, nu
 
     Args:
         routed: From `RoutingReplay.watch`.
-        sequence_N: int64, the number of each token's sequence; -1 for padding.
+        place_M: int64, the place among the N tokens of each token of each sequence; sequences may share tokens.
+        sequence_M: int64, the number of its sequence.
         num_sequences: Divisor: the minibatch's number of sequences.
     """
-    real_N = sequence_N >= 0
-    sequence_M = sequence_N[real_N]
     lengths_S1 = torch.bincount(sequence_M)[:, None]
-    total = torch.zeros((), device=sequence_N.device)
+    total = torch.zeros((), device=sequence_M.device)
     for logits_NE, chosen_Nk in routed:
-        probabilities_ME = logits_NE[real_N].softmax(-1, dtype=torch.float32)
-        picked_ME = torch.zeros_like(probabilities_ME).scatter(1, chosen_Nk[real_N].long(), 1.0 / chosen_Nk.shape[1])
-        nothing_SE = probabilities_ME.new_zeros(len(lengths_S1), logits_NE.shape[1])
-        share_SE = nothing_SE.index_add(0, sequence_M, picked_ME) / lengths_S1
-        mean_SE = nothing_SE.index_add(0, sequence_M, probabilities_ME) / lengths_S1
+        probabilities_NE = logits_NE.softmax(-1, dtype=torch.float32)
+        picked_NE = torch.zeros_like(probabilities_NE).scatter(1, chosen_Nk.long(), 1.0 / chosen_Nk.shape[1])
+        nothing_SE = probabilities_NE.new_zeros(len(lengths_S1), logits_NE.shape[1])
+        share_SE = nothing_SE.index_add(0, sequence_M, picked_NE[place_M]) / lengths_S1
+        mean_SE = nothing_SE.index_add(0, sequence_M, probabilities_NE[place_M]) / lengths_S1
         total = total + logits_NE.shape[1] * (share_SE * mean_SE).sum()
     return total / (num_sequences * len(routed))

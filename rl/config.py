@@ -81,6 +81,8 @@ class LearnerConfig:
     """Token budget of one rank's forward and backward pass, image tokens and any padding included."""
     packing: Annotated[bool, RESUMABLE] = True
     """Sequence packing: concatenates sequences instead of padding them to equal length."""
+    share_prefixes: Annotated[bool, RESUMABLE] = True
+    """With packing: a beginning that samples of a prompt have in common passes through the layers once, pictures included."""
 
     @property
     def num_ranks(self) -> int:

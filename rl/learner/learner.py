@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -40,6 +42,7 @@ from rl.learner.microbatches import (
 )
 from rl.learner.optimizer import make_optimizer, make_scheduler
 from rl.learner.policy import load_reference, load_trainable
+from rl.learner.prefixes import common_beginnings
 from rl.learner.ranks import gather, gather_on_first, num_ranks, rank_mesh, sum_over_ranks, this_rank
 from rl.learner.state import load_trainer, save_trainer
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
@@ -142,20 +145,32 @@ class Learner:
 
         All ranks get the same number. If one of them has images, all run the vision tower: they share its layers.
         """
-        share = split_ranks(samples, num_ranks())[this_rank()]
+        learner, vision = self.options.learner, vision_tokens(self.model.config)
+        share = split_ranks(samples, num_ranks(), self._shared(samples))[this_rank()]
+        shared, lengths = self._shared(share), [len(sample.token_ids) for sample in share]
+        plan = plan_microbatches(lengths, learner.microbatch_tokens, packed=learner.packing, shared=shared)
         encoded = encode_media(self.processor, share)
-        learner = self.options.learner
-        lengths = [len(sample.token_ids) for sample in share]
-        plan = plan_microbatches(lengths, learner.microbatch_tokens, packed=learner.packing)
         counts, with_media = zip(*gather((len(plan), bool(encoded))), strict=True)
         plan = lengthen_plan(plan, max(counts))
-        vision = vision_tokens(self.model.config)
-        batches = [make_microbatch([share[i] for i in indices], encoded, vision) for indices in plan]
-        batches += [padding_microbatch() for _ in range(max(counts) - len(plan))]
+        make = partial(make_microbatch, encoded=encoded, vision=vision, packed=learner.packing)
+        batches = []
+        for indices in plan:
+            follows = [index - 1 == before for before, index in pairwise([-2, *indices])]
+            batches.append(
+                make([share[i] for i in indices], shared=[shared[i] * f for i, f in zip(indices, follows, strict=True)])
+            )
+        batches += [padding_microbatch(packed=learner.packing) for _ in range(max(counts) - len(plan))]
         if num_ranks() > 1 and any(with_media):
             dummy = dummy_image(self.model.config.vision_config)
             batches = [replace(batch, vision=batch.vision or dummy) for batch in batches]
         return batches
+
+    def _shared(self, samples: Sequence[Sample]) -> list[int]:
+        """Returns the tokens at the beginning of each sample that pass through the layers with another one."""
+        learner = self.options.learner
+        if not (learner.packing and learner.share_prefixes):
+            return [0] * len(samples)
+        return common_beginnings(samples, vision_tokens(self.model.config))
 
     @torch.no_grad()
     def old_policy(self, microbatches: Sequence[Microbatch]) -> list[OldPolicyPass]:
@@ -166,7 +181,9 @@ class Learner:
                 logprobs_BT, _ = self.forward(batch)
             experts_KNk = None
             if recorded and self.options.learner.routing_replay == "R2":
-                attended_N = self._in_model_order(batch, attended_mask(batch.mask_BT))
+                # What one of the sequences attends to is attended.
+                attended_N = torch.zeros(recorded[0].shape[1], dtype=torch.bool, device=self.device)
+                attended_N[batch.row.places_BL[attended_mask(batch.mask_BT)].to(self.device)] = True
                 experts_KNk = recorded[0].masked_fill(~attended_N[None, :, None], UNKNOWN)
             passes.append(OldPolicyPass(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
         return passes
@@ -186,7 +203,7 @@ class Learner:
         """Log-probabilities [B, T], 0 outside the mask, and entropies [N] of the response tokens; default: of the policy."""
         batch = batch.to(self.device)
         logprobs_N, entropies_N = (policy or self.policy)(
-            batch.tokens_BL, batch.positions_3BL, batch.mask_BT, batch.vision, batch.lengths_B
+            batch.tokens_BL, batch.positions_3BL, batch.mask_BT, batch.vision, batch.row
         )
         logprobs_BT = logprobs_N.new_zeros(batch.mask_BT.shape).masked_scatter(batch.mask_BT, logprobs_N)
         return logprobs_BT, entropies_N
@@ -243,7 +260,7 @@ class Learner:
                 sums["policy/kl"] = kl_penalty(logprobs_BT, reference_BT, batch.mask_BT, counts.num_sequences)
                 loss = loss + self.options.kl_coefficient * sums["policy/kl"]
             if self.options.balance_coefficient:
-                sums["policy/expert_imbalance"] = balance_loss(routed, self._sequence_ids(batch), counts.num_sequences)
+                sums["policy/expert_imbalance"] = balance_loss(routed, *self._places(batch), counts.num_sequences)
                 loss = loss + self.options.balance_coefficient * sums["policy/expert_imbalance"]
             # FSDP2 averages gradients over ranks; the ranks' losses are shares of one sum.
             (num_ranks() * loss).backward()
@@ -311,17 +328,14 @@ class Learner:
         unknown = experts_NKk == unknown_expert(experts_NKk.element_size())
         return experts_NKk.to(torch.int16).masked_fill(unknown, UNKNOWN).transpose(0, 1)
 
-    def _sequence_ids(self, batch: Microbatch) -> Tensor:
-        """[N] index of each token's sequence in the microbatch, -1 for padding."""
+    def _places(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
+        """[M] each, over the tokens of all sequences: the token's place in the row, and the number of its sequence."""
         real_BL = real_tokens(batch.lengths_B, batch.tokens_BL.shape[1])
-        ids_BL = torch.arange(len(real_BL), device=real_BL.device)[:, None].expand(real_BL.shape)
-        return self._in_model_order(batch, ids_BL.masked_fill(~real_BL, -1))
+        return batch.row.places_BL[real_BL], real_BL.nonzero()[:, 0]
 
     def _in_model_order(self, batch: Microbatch, values_BL: Tensor) -> Tensor:
         """[N, …] a value [B, L, …] of each token, in the order in which tokens pass through the layers."""
-        if self.policy.packed:
-            return values_BL[real_tokens(batch.lengths_B, values_BL.shape[1])].to(self.device)
-        return values_BL.flatten(0, 1).to(self.device)
+        return values_BL.flatten(0, 1)[batch.row.tokens_S].to(self.device)
 
     def _rank_metrics(self, num_lost: int) -> dict[str, float]:
         """Routing agreement, lost experts and peak memory over all ranks, given this rank's sequences that lack lost experts."""

@@ -22,7 +22,9 @@ from policies.inputs import (
     encode_video,
     join_media,
     mrope_positions,
+    num_placeholders,
 )
+from policies.packing import Row, packed_row, padded_row
 from rl.samples import Sample
 from rollout.data.mixture import minibatch_sizes
 from rollout.types import unknown_expert
@@ -50,7 +52,9 @@ class Microbatch:
     lengths_B: Tensor
     """int64, tokens of each sequence."""
     vision: VisionInputs | None
-    """Images and videos, each distinct one once; None for text only."""
+    """Images and videos of the row, each distinct one once; None for text only."""
+    row: Row
+    """The order in which the tokens pass through the layers."""
     prompt_ids: Sequence[str]
     """[B] prompts of the sequences, for error messages."""
     experts_BLKk: Tensor | None = None
@@ -84,13 +88,16 @@ def split_minibatches(groups: Sequence[Sequence[Sample]], num_minibatches: int) 
     return [share for share in shares if share]
 
 
-def plan_microbatches(lengths: Sequence[int], budget: int, *, packed: bool = False) -> list[list[int]]:
+def plan_microbatches(
+    lengths: Sequence[int], budget: int, *, packed: bool = False, shared: Sequence[int] | None = None
+) -> list[list[int]]:
     """Assigns sequences to microbatches of at most `budget` tokens.
 
     Args:
         lengths: Tokens of each sequence.
         budget: Tokens of one microbatch, padding included.
         packed: True without padding: sequences stay in order, siblings mostly together. Else the longest come first.
+        shared: Tokens at the beginning of each sequence that do not count after its predecessor. Default: none.
 
     Returns:
         Lists of indices into `lengths`; every index once.
@@ -104,25 +111,36 @@ def plan_microbatches(lengths: Sequence[int], budget: int, *, packed: bool = Fal
         )
     plan: list[list[int]] = []
     used: list[int] = []
+    shared = shared or [0] * len(lengths)
     # A stable sort keeps siblings, which share their images and often their length, side by side.
     for index in sorted(range(len(lengths)), key=lambda i: 0 if packed else -lengths[i]):
-        # Packed, a sequence goes to the first microbatch with room; padded, to the one nearest in length.
-        candidates = range(len(plan)) if packed else range(len(plan))[-1:]
-        takes = [lengths[index] if packed else lengths[indices[0]] for indices in plan]
-        index_of_room = next((i for i in candidates if used[i] + takes[i] <= budget), None)
-        if index_of_room is None:
+        # Packed, a sequence goes to its predecessor's microbatch, or to the first with room; padded, to the one nearest in length.
+        candidates = list(range(len(plan)) if packed else range(len(plan))[-1:])
+        costs = {i: lengths[index] if packed else lengths[plan[i][0]] for i in candidates}
+        if shared[index]:
+            before = next(i for i in candidates if plan[i][-1] == index - 1)
+            candidates, costs[before] = [before, *candidates], lengths[index] - shared[index]
+        chosen = next((i for i in candidates if used[i] + costs[i] <= budget), None)
+        if chosen is None:
             plan.append([index])
             used.append(lengths[index])
         else:
-            plan[index_of_room].append(index)
-            used[index_of_room] += takes[index_of_room]
+            plan[chosen].append(index)
+            used[chosen] += costs[chosen]
     return plan
 
 
-def split_ranks(samples: Sequence[Sample], num_ranks: int) -> list[list[Sample]]:
-    """Splits samples into one share per rank, of about equal tokens; in order, so that siblings share a rank and its images."""
-    ends = np.cumsum([0, *(len(sample.token_ids) for sample in samples)])
-    bounds = [int(np.abs(ends - ends[-1] * rank / num_ranks).argmin()) for rank in range(num_ranks + 1)]
+def split_ranks(samples: Sequence[Sample], num_ranks: int, shared: Sequence[int] | None = None) -> list[list[Sample]]:
+    """Splits samples into one share per rank, of about equal tokens; in order, so that siblings share a rank and its images.
+
+    Args:
+        samples: The samples of all ranks.
+        num_ranks: Shares.
+        shared: As in `plan_microbatches`: a cut repeats them. Default: none.
+    """
+    repeated = np.array([*(shared or [0] * len(samples)), 0])
+    ends = np.cumsum([0, *(len(sample.token_ids) for sample in samples)]) - np.cumsum([0, *repeated[:-1]])
+    bounds = [int((np.abs(ends - ends[-1] * rank / num_ranks) + repeated).argmin()) for rank in range(num_ranks + 1)]
     return [list(samples[a:b]) for a, b in pairwise(bounds)]
 
 
@@ -136,7 +154,7 @@ def lengthen_plan(plan: Sequence[list[int]], count: int) -> list[list[int]]:
     return longer
 
 
-def padding_microbatch() -> Microbatch:
+def padding_microbatch(*, packed: bool) -> Microbatch:
     """Two tokens without loss, for a rank whose sequences are all done."""
     return Microbatch(
         tokens_BL=torch.zeros(1, 2, dtype=torch.long),
@@ -147,6 +165,7 @@ def padding_microbatch() -> Microbatch:
         advantages_B=torch.zeros(1),
         lengths_B=torch.tensor([2]),
         vision=None,
+        row=packed_row([2]) if packed else padded_row(1, 2),
         prompt_ids=[""],
         is_padding=True,
     )
@@ -161,13 +180,22 @@ def encode_media(processor: ProcessorMixin, samples: Sequence[Sample]) -> dict[i
     }
 
 
-def make_microbatch(samples: Sequence[Sample], encoded: Mapping[int, EncodedMedia], vision: VisionTokens) -> Microbatch:
-    """Pads samples to one rectangle.
+def make_microbatch(
+    samples: Sequence[Sample],
+    encoded: Mapping[int, EncodedMedia],
+    vision: VisionTokens,
+    *,
+    packed: bool = False,
+    shared: Sequence[int] | None = None,
+) -> Microbatch:
+    """Pads samples to one rectangle, and lays out the row in which they pass through the layers.
 
     Args:
         samples: [B] the sequences.
         encoded: Their images and videos, from `encode_media`.
         vision: The placeholder tokens of images and videos.
+        packed: True for a row without padding.
+        shared: [B] tokens at the beginning that a packed row has already, as in `packed_row`.
     """
     length = max(len(sample.token_ids) for sample in samples)
     shape = (len(samples), length)
@@ -182,7 +210,9 @@ def make_microbatch(samples: Sequence[Sample], encoded: Mapping[int, EncodedMedi
         logprobs_BL[row, :num_tokens] = sample.rollout_logprobs
         if sample.stale_mask is not None:
             stale_BL[row, :num_tokens] = sample.stale_mask
+    shared = shared or [0] * len(samples)
     experts_BLKk, num_lost = _join_experts(samples, length)
+    lengths = [len(sample.token_ids) for sample in samples]
     return Microbatch(
         tokens_BL=torch.from_numpy(tokens_BL),
         positions_3BL=torch.from_numpy(positions_3BL),
@@ -190,13 +220,27 @@ def make_microbatch(samples: Sequence[Sample], encoded: Mapping[int, EncodedMedi
         rollout_logprobs_BT=torch.from_numpy(logprobs_BL[:, 1:].copy()),
         stale_BT=torch.from_numpy(stale_BL[:, 1:].copy()),
         advantages_B=torch.tensor([sample.advantage for sample in samples], dtype=torch.float32),
-        lengths_B=torch.tensor([len(sample.token_ids) for sample in samples]),
-        vision=join_media(media_B),
+        lengths_B=torch.tensor(lengths),
+        vision=join_media([_own(*each, vision) for each in zip(samples, media_B, shared, strict=True)]),
+        row=packed_row(lengths, shared) if packed else padded_row(*shape),
         experts_BLKk=experts_BLKk,
         num_lost=num_lost,
         teacher_logprobs_BT=_join_teacher(samples, length),
         prompt_ids=[sample.prompt_id for sample in samples],
     )
+
+
+def _own(sample: Sample, media: Sequence[EncodedMedia], shared: int, vision: VisionTokens) -> list[EncodedMedia]:
+    """Returns the media of a sequence whose placeholders come after what it shares."""
+    own = []
+    for is_video, token_id in ((False, vision.image_id), (True, vision.video_id)):
+        left = int((sample.token_ids[:shared] == token_id).sum())
+        for item in media:
+            if item.is_video == is_video:
+                if left <= 0:
+                    own.append(item)
+                left -= num_placeholders(item, vision)
+    return own
 
 
 def _join_teacher(samples: Sequence[Sample], length: int) -> Tensor | None:
