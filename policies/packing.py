@@ -4,7 +4,7 @@ All layers except attention work on single tokens. So a beginning that sequences
 through them once: the first sequence has it in the row, and the others continue from its keys and values. There is no mask, and no
 work between other sequences. On a GPU, in half precision, one flash kernel processes the whole row.
 
-Shapes: B sequences, L tokens of the longest, S tokens of the row, H hidden size, A heads, D head size; of a family, G sequences that
+Shapes: B sequences, L tokens of the longest, S tokens of the row, A heads, D head size; of a family, G sequences that
 continue, P tokens of the beginning, N tokens of the longest continuation.
 """
 
