@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -152,14 +152,13 @@ def test_a_presence_penalty_makes_tokens_come_again_less_often(pair):
     assert repeats(2.0) < repeats(0.0) / 2
 
 
-def test_engine_and_learner_agree_after_each_of_two_syncs_of_changed_weights(pair):
+def test_engine_and_learner_agree_after_each_of_two_syncs_of_changed_weights(pair, groups):
     engine, learner, sender = pair
     for seed in (1, 2):
         change_weights(learner, seed)
-        stale = largest_gap(learner, engine.generate(PROMPTS, Sampling(max_tokens=12)))
+        assert largest_gap(learner, groups) > 1e-2, "the weights did not change enough to prove anything"
         metrics = sender.send_weights(engine.engine.policy_version + 1)
         groups = engine.generate(PROMPTS, Sampling(max_tokens=12))
-        assert stale > 1e-2, "the weights did not change enough to prove anything"
         assert largest_gap(learner, groups) <= 1e-5
         assert {c.policy_version for group in groups for c in group.completions} == {engine.engine.policy_version}
         assert metrics["sync/bytes"] >= sum(p.numel() * 4 for p in learner.model.parameters())
@@ -178,27 +177,30 @@ class ShowsAnother:
         return Observation(text=f"look {self.shown}", images=PROMPTS[self.shown].images)
 
 
-def test_episodes_with_pictures_between_their_turns_agree_with_the_learner(pair):
+def play(pair: Pair, prompts: Sequence[Prompt], sampling: Sampling, *, num_completions: int = 4) -> list[Group]:
+    """Groups of episodes with the environment above."""
     engine, learner, _ = pair
 
-    async def play() -> list[Group]:
+    async def all_groups() -> list[Group]:
         queue = Dispatcher(None, [engine.engine], capacity=64, timeout=60.0, max_failures=0)
         episodes = Episodes(ShowsAnother, learner.processor, CONFIG, queue)
-        seeds = [[100 * place + i for i in range(4)] for place in range(4)]
+        seeds = [[100 * place + i for i in range(num_completions)] for place in range(len(prompts))]
         version = engine.engine.policy_version
-        asked = zip(PROMPTS[:4], seeds, strict=True)
+        asked = zip(prompts, seeds, strict=True)
         try:
-            return await asyncio.gather(
-                *(episodes.group(prompt, Sampling(max_tokens=500), its, version) for prompt, its in asked)
-            )
+            return await asyncio.gather(*(episodes.group(prompt, sampling, its, version) for prompt, its in asked))
         finally:
             await queue.close()
 
-    groups = engine.start(play()).result(timeout=120)
+    return engine.start(all_groups()).result(timeout=120)
+
+
+def test_episodes_with_pictures_between_their_turns_agree_with_the_learner(pair):
+    groups = play(pair, PROMPTS[:4], Sampling(max_tokens=500))
     # A policy without any skill ends a turn with one token in 263: some episodes have three turns, and some are cut before.
     turns = [len(completion.turns) for group in groups for completion in group.completions]
     assert max(turns) == 3 and min(turns) < 3
-    assert largest_gap(learner, groups) <= 1e-5
+    assert largest_gap(pair[1], groups) <= 1e-5
 
 
 def sync_twice(pair, begun, clock: Sampling | None = None) -> dict[int, dict[str, torch.Tensor]]:
@@ -234,13 +236,13 @@ def gaps_by_version(learner, weights, groups) -> np.ndarray:
 
 
 def test_completions_that_syncs_meet_go_on_and_each_token_names_the_version_that_sampled_it(pair):
-    check_versions(pair, Sampling(max_tokens=400))
+    check_versions(pair, PROMPTS, Sampling(max_tokens=400))
 
 
-def check_versions(pair: Pair, long: Sampling, clock: Sampling | None = None) -> None:
-    """Two syncs come in the middle of answers."""
+def check_versions(pair: Pair, prompts: Sequence[Prompt], long: Sampling, clock: Sampling | None = None) -> list[Group]:
+    """Two syncs come in the middle of answers, which it returns."""
     engine, learner, _ = pair
-    begun = engine.begin(PROMPTS, long)
+    begun = engine.begin(prompts, long)
     weights = sync_twice(pair, begun, clock)
     groups = begun.result(timeout=120)
     completions = [completion for group in groups for completion in group.completions]
@@ -253,6 +255,7 @@ def check_versions(pair: Pair, long: Sampling, clock: Sampling | None = None) ->
     assert np.nanmax(gaps[is_named]) <= 1e-5
     assert (gaps[~is_named & ~np.isnan(gaps)] > 1e-3).mean() > 0.95
     assert np.isnan(gaps).mean() < 0.05, "most tokens have to be compared"
+    return groups
 
 
 def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_seeds_and_the_new_weights(pair):
