@@ -203,18 +203,15 @@ def test_episodes_with_pictures_between_their_turns_agree_with_the_learner(pair)
     assert largest_gap(pair[1], groups) <= 1e-5
 
 
-def sync_twice(pair, begun, clock: Sampling | None = None) -> dict[int, dict[str, torch.Tensor]]:
+def sync_twice(pair, begun, clock: Sampling) -> dict[int, dict[str, torch.Tensor]]:
     """Brings changed weights into the engine, twice, while it generates; returns those of each version.
 
-    Before each it waits for an answer of the clock's length, if there is one: what has begun before has as many tokens.
+    Before each it waits for an answer of the clock's length: what has begun before has as many tokens more.
     """
     engine, learner, sender = pair
     weights = {engine.engine.policy_version: snapshot(learner)}
     for seed in (3, 4):
-        if clock is None:
-            time.sleep(0.6)
-        else:
-            engine.generate(PROMPTS[:1], clock, num_completions=1)
+        engine.generate(PROMPTS[:1], clock, num_completions=1)
         assert not begun.done(), "too late for a sync in the middle of generation"
         change_weights(learner, seed)
         sender.send_weights(engine.engine.policy_version + 1)
@@ -236,13 +233,13 @@ def gaps_by_version(learner, weights, groups) -> np.ndarray:
 
 
 def test_completions_that_syncs_meet_go_on_and_each_token_names_the_version_that_sampled_it(pair):
-    check_versions(pair, PROMPTS, Sampling(max_tokens=400))
+    check_versions(pair, PROMPTS, Sampling(max_tokens=300), clock=Sampling(max_tokens=30))
 
 
-def check_versions(pair: Pair, prompts: Sequence[Prompt], long: Sampling, clock: Sampling | None = None) -> list[Group]:
+def check_versions(pair: Pair, prompts: Sequence[Prompt], long: Sampling, clock: Sampling) -> list[Group]:
     """Two syncs come in the middle of answers, which it returns."""
     engine, learner, _ = pair
-    begun = engine.begin(prompts, long)
+    begun = engine.begin(prompts, long, num_completions=2)
     weights = sync_twice(pair, begun, clock)
     groups = begun.result(timeout=120)
     completions = [completion for group in groups for completion in group.completions]
@@ -261,7 +258,7 @@ def check_versions(pair: Pair, prompts: Sequence[Prompt], long: Sampling, clock:
 def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_seeds_and_the_new_weights(pair):
     engine, learner, _ = pair
     engine.engine.config = replace(CONFIG, in_flight="requeue")
-    sampling, seeds = Sampling(max_tokens=400), [11, 12, 13, 14]
+    sampling, seeds = Sampling(max_tokens=200), [11, 12]
     version = engine.engine.policy_version
 
     async def answers() -> list[Group]:
@@ -275,12 +272,12 @@ def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_see
 
     begun = engine.start(answers())
     try:
-        weights = sync_twice(pair, begun)
+        weights = sync_twice(pair, begun, clock=Sampling(max_tokens=30))
         groups = begun.result(timeout=120)
     finally:
         engine.engine.config = CONFIG
     completions = [completion for group in groups for completion in group.completions]
-    assert len(completions) == 4 * len(PROMPTS) and all(completion.token_versions is None for completion in completions)
+    assert len(completions) == 2 * len(PROMPTS) and all(completion.token_versions is None for completion in completions)
     named = np.concatenate([token_versions(completion) for completion in completions])
     assert max(weights) in named, "no completion has begun anew"
     gaps = gaps_by_version(learner, weights, groups)
