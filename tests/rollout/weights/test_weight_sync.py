@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -203,20 +204,26 @@ def test_episodes_with_pictures_between_their_turns_agree_with_the_learner(pair)
     assert largest_gap(pair[1], groups) <= 1e-5
 
 
-def sync_twice(pair, begun, clock: Sampling) -> dict[int, dict[str, torch.Tensor]]:
-    """Brings changed weights into the engine, twice, while it generates; returns those of each version.
+def sync_twice(
+    pair: Pair, begin: Callable[[], Future[list[Group]]], clock: Sampling
+) -> tuple[list[Group], dict[int, dict[str, torch.Tensor]]]:
+    """Brings changed weights into the engine, twice, while it generates; returns its answers and the weights of each version.
 
     Before each it waits for an answer of the clock's length: what has begun before has as many tokens more.
     """
     engine, learner, sender = pair
-    weights = {engine.engine.policy_version: snapshot(learner)}
-    for seed in (3, 4):
+    old = engine.engine.policy_version
+    weights = {old: snapshot(learner)}
+    for number, seed in enumerate((3, 4), 1):
+        change_weights(learner, seed)
+        weights[old + number] = snapshot(learner)
+    begun = begin()
+    for version in (old + 1, old + 2):
         engine.generate(PROMPTS[:1], clock, num_completions=1)
         assert not begun.done(), "too late for a sync in the middle of generation"
-        change_weights(learner, seed)
-        sender.send_weights(engine.engine.policy_version + 1)
-        weights[engine.engine.policy_version] = snapshot(learner)
-    return weights
+        learner.model.load_state_dict(weights[version])
+        sender.send_weights(version)
+    return begun.result(timeout=120), weights
 
 
 def snapshot(learner) -> dict[str, torch.Tensor]:
@@ -233,15 +240,13 @@ def gaps_by_version(learner, weights, groups) -> np.ndarray:
 
 
 def test_completions_that_syncs_meet_go_on_and_each_token_names_the_version_that_sampled_it(pair):
-    check_versions(pair, PROMPTS, Sampling(max_tokens=300), clock=Sampling(max_tokens=30))
+    check_versions(pair, PROMPTS, Sampling(max_tokens=140), clock=Sampling(max_tokens=30))
 
 
 def check_versions(pair: Pair, prompts: Sequence[Prompt], long: Sampling, clock: Sampling) -> list[Group]:
     """Two syncs come in the middle of answers, which it returns."""
     engine, learner, _ = pair
-    begun = engine.begin(prompts, long, num_completions=2)
-    weights = sync_twice(pair, begun, clock)
-    groups = begun.result(timeout=120)
+    groups, weights = sync_twice(pair, partial(engine.begin, prompts, long, num_completions=2), clock)
     completions = [completion for group in groups for completion in group.completions]
     named = np.concatenate([token_versions(completion) for completion in completions])
     assert set(named) == set(weights), "some version has sampled nothing"
@@ -258,7 +263,7 @@ def check_versions(pair: Pair, prompts: Sequence[Prompt], long: Sampling, clock:
 def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_seeds_and_the_new_weights(pair):
     engine, learner, _ = pair
     engine.engine.config = replace(CONFIG, in_flight="requeue")
-    sampling, seeds = Sampling(max_tokens=200), [11, 12]
+    sampling, seeds = Sampling(max_tokens=100), [11, 12]
     version = engine.engine.policy_version
 
     async def answers() -> list[Group]:
@@ -270,10 +275,8 @@ def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_see
         finally:
             await queue.close()
 
-    begun = engine.start(answers())
     try:
-        weights = sync_twice(pair, begun, clock=Sampling(max_tokens=30))
-        groups = begun.result(timeout=120)
+        groups, weights = sync_twice(pair, lambda: engine.start(answers()), clock=Sampling(max_tokens=30))
     finally:
         engine.engine.config = CONFIG
     completions = [completion for group in groups for completion in group.completions]
