@@ -198,15 +198,7 @@ def test_experts_from_the_prefix_cache_are_those_of_the_present_weights(moe_pair
 
 def test_experts_of_an_episode_are_the_learners_choices_in_all_turns_and_observations(moe_pair, cached, monkeypatch):
     engine, learner, _ = moe_pair
-    params = engine.engine._sampling_params
-
-    def ending_soon(sampling, seed):
-        """A turn ends at one token in eight, not in 263."""
-        found = params(sampling, seed)
-        found.stop_token_ids = [*range(0, 256, 8)]
-        return found
-
-    monkeypatch.setattr(engine.engine, "_sampling_params", ending_soon)
+    test_weight_sync.end_turns_soon(engine, monkeypatch)
     groups = test_weight_sync.play(moe_pair, [LONG], Sampling(max_tokens=150))
     turns = [len(completion.turns) for group in groups for completion in group.completions]
     assert max(turns) == 3
