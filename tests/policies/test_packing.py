@@ -13,8 +13,7 @@ from torch import Tensor
 
 from policies.inputs import hidden_states
 from policies.loading import load_policy
-from policies.packing import packed_attention, real_tokens, row_layout, use_packed_attention
-from rl.config import LearnerConfig
+from policies.packing import Row, packed_attention, packed_row, real_tokens, use_packed_attention
 from rl.learner import Learner
 from rl.learner.microbatches import Microbatch
 from rl.samples import Sample
@@ -84,19 +83,25 @@ def test_no_sequence_sees_its_neighbour(policy: Path):
     model = load_policy(policy, dtype=torch.float32, device="cpu")
     use_packed_attention(model)
     tokens_BL = torch.randint(0, 256, (3, 9), generator=torch.Generator().manual_seed(0))
-    lengths_B = torch.tensor([9, 1, 4])
     positions_3BL = torch.arange(9).expand(3, 3, 9)
+    row = packed_row([9, 1, 4])
     with torch.no_grad():
-        before = hidden_states(model, tokens_BL, positions_3BL, None, lengths_B)
+        before = hidden_states(model, tokens_BL, positions_3BL, None, row)
         changed_BL = tokens_BL.clone()
         changed_BL[0] = (changed_BL[0] + 1) % 256
         changed_BL[2] = (changed_BL[2] + 1) % 256
-        after = hidden_states(model, changed_BL, positions_3BL, None, lengths_B)
-        alone = hidden_states(model, tokens_BL[1:2, :1], positions_3BL[:, :1, :1], None, torch.tensor([1]))
-    assert (before[0] != after[0]).any() and (before[2, :4] != after[2, :4]).any()
-    torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
-    torch.testing.assert_close(alone[0, 0], before[1, 0], rtol=0, atol=1e-5)
-    assert not before[1, 1:].any() and not before[2, 4:].any()
+        after = hidden_states(model, changed_BL, positions_3BL, None, row)
+        alone = hidden_states(model, tokens_BL[1:2, :1], positions_3BL[:, :1, :1], None, packed_row([1]))
+    assert before.shape[0] == 14
+    assert (before[:9] != after[:9]).any() and (before[10:] != after[10:]).any()
+    torch.testing.assert_close(after[9], before[9], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone[0], before[9], rtol=0, atol=1e-5)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, row: Row, scaling: float = 1.0) -> Tensor:
+    output, weights = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=scaling, row=row)
+    assert weights is None
+    return output
 
 
 def test_attention_is_that_worked_by_hand():
@@ -104,22 +109,34 @@ def test_attention_is_that_worked_by_hand():
     query = torch.tensor([5.0, 5.0, 1.0]).view(1, 1, 3, 1)
     key = torch.tensor([7.0, 0.0, math.log(3)]).view(1, 1, 3, 1)
     value = torch.tensor([10.0, 20.0, 40.0]).view(1, 1, 3, 1)
-    output, weights = packed_attention(
-        torch.nn.Identity(), query, key, value, None, scaling=1.0, sequence_lengths=[1, 2]
-    )
-    assert weights is None
+    output = attention(query, key, value, packed_row([1, 2]))
     assert output.shape == (1, 3, 1, 1)
     assert output.flatten().tolist() == pytest.approx([10.0, 20.0, 0.25 * 20 + 0.75 * 40])
+
+
+def test_a_continuation_attends_to_the_beginning_and_to_itself_as_worked_by_hand():
+    # A beginning of one token, value 20 and key 0, which three sequences share. Each goes on with keys ln 3.
+    # First: one token of value 40. Second: values 60 and 100. Third: value 0. The second's last token weighs 1 : 3 : 3.
+    query = torch.ones(1, 1, 5, 1)
+    key = torch.tensor([0.0] + [math.log(3)] * 4).view(1, 1, 5, 1)
+    value = torch.tensor([20.0, 40.0, 60.0, 100.0, 0.0]).view(1, 1, 5, 1)
+    row = packed_row([2, 3, 2], [0, 1, 1])
+    assert row.tokens_S.tolist() == [0, 1, 4, 5, 7]
+    assert row.places_BL.tolist() == [[0, 1, 0], [0, 2, 3], [0, 4, 0]]
+    assert row.query_bounds.tolist() == [0, 2, 4, 5] and row.key_bounds.tolist() == [0, 2, 5, 7]
+    assert row.key_places.tolist() == [0, 1, 0, 2, 3, 0, 4]
+    output = attention(query, key, value, row)
+    assert output.flatten().tolist() == pytest.approx([20, (20 + 120) / 4, (20 + 180) / 4, (20 + 180 + 300) / 7, 5])
 
 
 def test_queries_share_the_keys_of_their_group():
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 4, 5, 8, generator=generator)
     key, value = torch.randn(2, 1, 2, 5, 8, generator=generator)
-    ours, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, sequence_lengths=[2, 3])
     repeated = [tensor.repeat_interleave(2, dim=1) for tensor in (key, value)]
-    theirs, _ = packed_attention(torch.nn.Identity(), query, *repeated, None, scaling=0.3, sequence_lengths=[2, 3])
-    torch.testing.assert_close(ours, theirs)
+    for row in (packed_row([2, 3]), packed_row([3, 3], [0, 1])):
+        ours = attention(query, key, value, row, 0.3)
+        torch.testing.assert_close(ours, attention(query, *repeated, row, 0.3))
 
 
 def test_replayed_experts_of_packed_sequences_agree_on_unchanged_weights(moe_policy: Path):
@@ -139,7 +156,8 @@ def test_packing_leaves_room_for_more_sequences_in_a_microbatch(dense_policy: Pa
     budget = max(len(sample.token_ids) for sample in samples) * 5
     counts = []
     for packing in (True, False):
-        options = replace(config(), learner=LearnerConfig(dtype="float32", packing=packing, microbatch_tokens=budget))
+        options = config(packing=packing, microbatch_tokens=budget)
+        options = replace(options, learner=replace(options.learner, share_prefixes=False))
         batches = Learner(options, dense_policy).make_microbatches(samples)
         tokens = [int(batch.lengths_B.sum()) if packing else batch.tokens_BL.numel() for batch in batches]
         assert max(tokens) <= budget
@@ -170,15 +188,15 @@ def test_packed_equals_padded_on_a_gpu(policy: Path):
 @pytest.mark.gpu
 def test_one_kernel_for_the_whole_row_gives_what_one_for_each_sequence_gives():
     generator = torch.Generator().manual_seed(0)
-    lengths_B = torch.tensor([1, 70, 13])
     query = torch.randn(1, 4, 84, 32, generator=generator).cuda()
     key, value = torch.randn(2, 1, 2, 84, 32, generator=generator).cuda()
-    found = []
-    for layout in (row_layout(lengths_B, query.device), {"sequence_lengths": lengths_B.tolist()}):
-        leaves = [tensor.bfloat16().requires_grad_() for tensor in (query, key, value)]
-        output, _ = packed_attention(torch.nn.Identity(), *leaves, None, scaling=0.2, **layout)
-        output.square().sum().backward()
-        found.append([output, *(leaf.grad for leaf in leaves)])
-    for row, pieces in zip(*found, strict=True):
-        assert row.shape == pieces.shape
-        assert difference(row.float(), pieces.float()) <= 1e-2  # bfloat16 has 8 bits
+    for row in (packed_row([1, 70, 13]), packed_row([50, 45, 59], [0, 35, 35])):
+        found = []
+        for device in ("cuda", "cpu"):  # one kernel, then a call for each sequence
+            leaves = [tensor.bfloat16().to(device).detach().requires_grad_() for tensor in (query, key, value)]
+            output = attention(*leaves, row.to(torch.device(device)), 0.2)
+            output.square().sum().backward()
+            found.append([output.cpu(), *(leaf.grad.cpu() for leaf in leaves)])
+        for ours, theirs in zip(*found, strict=True):
+            assert ours.shape == theirs.shape
+            assert difference(ours.float(), theirs.float()) <= 1e-2  # bfloat16 has 8 bits

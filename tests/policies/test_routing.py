@@ -11,6 +11,7 @@ from torch import Tensor
 
 from policies.inputs import hidden_states
 from policies.loading import load_policy
+from policies.packing import padded_row
 from policies.routing import UNKNOWN, RoutingReplay, balance_loss
 
 TOKENS = torch.randint(0, 256, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -24,7 +25,7 @@ def model(moe_policy: Path) -> torch.nn.Module:
 
 
 def forward(model: torch.nn.Module) -> Tensor:
-    return hidden_states(model, TOKENS, POSITIONS, None)
+    return hidden_states(model, TOKENS, POSITIONS, None, padded_row(2, 7))
 
 
 def record(model: torch.nn.Module, replay: RoutingReplay) -> tuple[Tensor, Tensor]:
@@ -144,13 +145,14 @@ def test_a_dense_policy_records_nothing(dense_policy: Path):
 
 def test_the_balance_loss_is_that_worked_by_hand():
     # Two experts, one choice per token. A sequence of two tokens, probabilities (3/4, 1/4) and (1/4, 3/4): even in choice and in
-    # mean, 2 (½ · ½ + ½ · ½) = 1. Another of one token, (3/4, 1/4): 2 · 1 · 3/4 = 1.5. Padding in between counts for nothing.
+    # mean, 2 (½ · ½ + ½ · ½) = 1. Another of one token, (3/4, 1/4): 2 · 1 · 3/4 = 1.5. What no sequence has counts for nothing.
     odds = math.log(3)
     logits_NE = torch.tensor([[odds, 0.0], [0.0, odds], [9.0, 0.0], [odds, 0.0]], requires_grad=True)
     routed = [(logits_NE, torch.tensor([[0], [1], [0], [0]]))]
-    loss = balance_loss(routed, torch.tensor([0, 0, -1, 1]), 2)
+    places, sequences = torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1])
+    loss = balance_loss(routed, places, sequences, 2)
     assert loss.item() == pytest.approx((1 + 1.5) / 2)
-    assert balance_loss(routed * 3, torch.tensor([0, 0, -1, 1]), 5).item() == pytest.approx((1 + 1.5) / 5)
+    assert balance_loss(routed * 3, places, sequences, 5).item() == pytest.approx((1 + 1.5) / 5)
     loss.backward()
     # ∂/∂ logit of 2 p_0 / 2 is p_0 p_1 = 3/16 in the last token; an evenly chosen pair pushes nowhere.
     assert logits_NE.grad[3].tolist() == pytest.approx([3 / 16, -3 / 16])

@@ -95,7 +95,7 @@ def test_any_number_of_ranks_gives_the_same_update(ranks: RankPool, policy: Path
     groups = CONTENTS[content]
     longest = max(len(sample.token_ids) for group in groups for sample in group)
     options = config(microbatch_tokens=2 * longest, learning_rate=1e-4)
-    one = learn(policy, options, groups)
+    one = learn(policy, replace(options, learner=replace(options.learner, share_prefixes=False)), groups)
     for num_ranks in (2, 3):
         runs = ranks.run(num_ranks, learn, policy, options, groups)
         assert len({len(run.microbatches) for run in runs}) == 1
