@@ -32,6 +32,7 @@ class RoutingReplay:
         self.routers = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
         self._recorded: list[Tensor | None] | None = None
         self._replayed_KNk: Tensor | None = None
+        self._copies_N: Tensor | None = None
         self._watched: list[tuple[Tensor, Tensor]] | None = None
         self._agreeing, self._compared = 0, 0
         for layer, router in enumerate(self.routers):
@@ -54,24 +55,25 @@ class RoutingReplay:
             self._recorded = None
 
     @contextmanager
-    def replay(self, experts_KNk: Tensor | None) -> Iterator[None]:
+    def replay(self, experts_KNk: Tensor | None, copies_N: Tensor | None = None) -> Iterator[None]:
         """Makes every forward pass in the block use given experts.
 
         Gradient checkpointing runs the forward pass again, so call `backward` inside the block.
 
         Args:
             experts_KNk: Experts from `record`. The router chooses for tokens with any UNKNOWN. None replays nothing.
+            copies_N: Sequences that share each token, for `take_agreement`. Default: one.
 
         Raises:
             ValueError: The shape does not fit the model, or all experts are number 0, which no router chooses.
         """
         if experts_KNk is not None:
             self._check(experts_KNk)
-        self._replayed_KNk = experts_KNk
+        self._replayed_KNk, self._copies_N = experts_KNk, copies_N
         try:
             yield
         finally:
-            self._replayed_KNk = None
+            self._replayed_KNk = self._copies_N = None
 
     @contextmanager
     def watch(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -127,10 +129,11 @@ class RoutingReplay:
 
     @torch.no_grad()
     def _compare(self, router_Nk: Tensor, replayed_Nk: Tensor, known_N1: Tensor) -> None:
-        """Counts tokens with the same set of experts in both choices, in any order."""
+        """Counts tokens with the same set of experts in both choices, in any order, once for each sequence that has them."""
         same_N = (router_Nk.sort(1).values == replayed_Nk.sort(1).values).all(1)
-        self._agreeing += int((same_N & known_N1[:, 0]).sum())
-        self._compared += int(known_N1.sum())
+        known_N = known_N1[:, 0] if self._copies_N is None else known_N1[:, 0] * self._copies_N
+        self._agreeing += int((same_N * known_N).sum())
+        self._compared += int(known_N.sum())
 
 
 def balance_loss(

@@ -177,14 +177,14 @@ class Learner:
         """Runs each microbatch under the present weights: log-probabilities, and the chosen experts for R2."""
         passes = []
         for batch in microbatches:
-            with self.routing.record() as recorded, self.routing.replay(self._experts(batch, None)):
+            with (
+                self.routing.record() as recorded,
+                self.routing.replay(self._experts(batch, None), self._copies(batch)),
+            ):
                 logprobs_BT, _ = self.forward(batch)
             experts_KNk = None
             if recorded and self.options.learner.routing_replay == "R2":
-                # What one of the sequences attends to is attended.
-                attended_N = torch.zeros(recorded[0].shape[1], dtype=torch.bool, device=self.device)
-                attended_N[batch.row.places_BL[attended_mask(batch.mask_BT)].to(self.device)] = True
-                experts_KNk = recorded[0].masked_fill(~attended_N[None, :, None], UNKNOWN)
+                experts_KNk = recorded[0].masked_fill(self._copies(batch)[None, :, None] == 0, UNKNOWN)
             passes.append(OldPolicyPass(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
         return passes
 
@@ -239,7 +239,7 @@ class Learner:
         """Adds one microbatch's gradient and returns its record; none for padding, which runs all layers and adds nothing."""
         reference_BT = self.reference_logprobs(batch) if self.options.kl_coefficient else None
         # The backward pass stays inside: activation checkpointing runs the layers again.
-        with self.routing.replay(self._experts(batch, old)):
+        with self.routing.replay(self._experts(batch, old), self._copies(batch)):
             with self.routing.watch() as routed:
                 logprobs_BT, entropies_N = self.forward(batch)
             if batch.is_padding:
@@ -332,6 +332,14 @@ class Learner:
         """[M] each, over the tokens of all sequences: the token's place in the row, and the number of its sequence."""
         real_BL = real_tokens(batch.lengths_B, batch.tokens_BL.shape[1])
         return batch.row.places_BL[real_BL], real_BL.nonzero()[:, 0]
+
+    def _copies(self, batch: Microbatch) -> Tensor:
+        """[N] sequences that have each token of the row, and in R2 a prediction that depends on it."""
+        counted_BL = attended_mask(batch.mask_BT)
+        if self.options.learner.routing_replay == "R3":
+            counted_BL = real_tokens(batch.lengths_B, batch.tokens_BL.shape[1])
+        places_M = batch.row.places_BL[counted_BL]
+        return torch.bincount(places_M, minlength=len(batch.row.tokens_S)).to(self.device)
 
     def _in_model_order(self, batch: Microbatch, values_BL: Tensor) -> Tensor:
         """[N, …] a value [B, L, …] of each token, in the order in which tokens pass through the layers."""

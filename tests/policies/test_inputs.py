@@ -25,6 +25,7 @@ from policies.inputs import (
     vision_tokens,
 )
 from policies.loading import load_policy
+from policies.packing import padded_row
 from policies.small.qwen3_vl import TOKEN_IDS, small_config, small_processor
 
 IMAGE, VIDEO = TOKEN_IDS["<|image_pad|>"], TOKEN_IDS["<|video_pad|>"]
@@ -228,13 +229,21 @@ def positions(sequences: list[np.ndarray], shown: list[list[EncodedMedia]], leng
     return positions_3BL
 
 
+def hidden_BLH(
+    model: PreTrainedModel, tokens_BL: torch.Tensor, positions_3BL: torch.Tensor, vision: VisionInputs | None
+) -> torch.Tensor:
+    """The hidden states of a padded batch."""
+    shape = tokens_BL.shape
+    return hidden_states(model, tokens_BL, positions_3BL, vision, padded_row(*shape)).view(*shape, -1)
+
+
 @pytest.mark.parametrize("model", ["dense", "moe"], indirect=True)
 def test_siblings_that_share_their_media_equal_the_models_own_forward_with_all_repeated(model: PreTrainedModel):
     sequences, shown = sibling_batch()
     tokens_BL, real_BL = padded(sequences)
     vision = join_media(shown)
     assert (len(vision.grid_U3), len(vision.image_order_N), len(vision.video_order_M)) == (4, 4, 2)
-    ours = hidden_states(model, tokens_BL, positions(sequences, shown, tokens_BL.shape[1]), vision)[real_BL]
+    ours = hidden_BLH(model, tokens_BL, positions(sequences, shown, tokens_BL.shape[1]), vision)[real_BL]
 
     all_media = [media for its in shown for media in its]
     images, videos = ([media for media in all_media if media.is_video == is_video] for is_video in (False, True))
@@ -259,7 +268,7 @@ def test_text_only_equals_the_models_own_forward_and_leaves_the_vision_tower_alo
     tokens_BL = torch.tensor([list(b"3+5+9=17"), list(b"1+1+1=3.")])
     positions_3BL = torch.arange(8).expand(3, 2, 8)
     ours, theirs = (
-        hidden_states(model, tokens_BL, positions_3BL, None),
+        hidden_BLH(model, tokens_BL, positions_3BL, None),
         model.model(input_ids=tokens_BL).last_hidden_state,
     )
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -281,6 +290,6 @@ def test_a_placeholder_that_shows_the_wrong_image_would_be_noticed(model: PreTra
     tokens_BL, _ = padded([sequence] * 2)
     positions_3BL = positions([sequence] * 2, [images[:2]] * 2, len(sequence))
     with torch.no_grad():
-        a, b = (hidden_states(model, tokens_BL, positions_3BL, vision) for vision in (right, swapped))
+        a, b = (hidden_BLH(model, tokens_BL, positions_3BL, vision) for vision in (right, swapped))
     assert torch.allclose(a, b.flip(0), rtol=0, atol=1e-5)
     assert (a - b).abs().max() > 1e-2

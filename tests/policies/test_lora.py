@@ -11,6 +11,7 @@ from policies.export import exported_metadata, exported_parameters, save_policy
 from policies.inputs import hidden_states
 from policies.loading import load_policy
 from policies.lora import adapters, adapters_off, add_lora, is_adapter
+from policies.packing import padded_row
 from policies.small.qwen3_vl import small_processor
 
 TOKENS = torch.randint(0, 256, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -38,7 +39,7 @@ def adapted(folder: Path, parts: tuple[str, ...], load=exact) -> torch.nn.Module
 
 def output(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        return hidden_states(model, TOKENS, POSITIONS, None)
+        return hidden_states(model, TOKENS, POSITIONS, None, padded_row(*TOKENS.shape))
 
 
 def test_fresh_adapters_change_nothing_and_are_all_that_learns(policy: Path):

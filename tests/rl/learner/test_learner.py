@@ -180,7 +180,7 @@ def test_a_picture_that_stands_in_the_response_is_seen_from_there_on(dense_polic
             )
         )
     [batch] = learner.make_microbatches(group)
-    assert len(batch.vision.grid_U3) == 3 and batch.vision.image_order_N.tolist() == [0, 1, 0, 2]
+    assert len(batch.vision.grid_U3) == 3 and batch.vision.image_order_N.tolist() == [0, 1, 2]
     [ours_BT] = learner.old_logprobs([batch])
     model = load_policy(dense_policy, dtype=torch.float32, device="cpu")
     for row, sample in enumerate(group):
