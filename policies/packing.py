@@ -1,11 +1,11 @@
 """Sequence packing: all tokens of a batch in one row without padding, with attention inside each sequence only.
 
-All layers except attention work on single tokens. So a beginning that sequences have in common, as the prompt of a group, passes
-through them once: the first sequence has it in the row, and the others continue from its keys and values. There is no mask, and no
-work between other sequences. On a GPU, in half precision, one flash kernel processes the whole row.
+All layers except attention work on single tokens. So a common beginning of sequences, as a group's prompt, passes through them once.
+The first sequence has it in the row, and the others continue from its keys and values. There is no mask, and no work between other
+sequences. On a GPU, in half precision, one flash kernel processes the whole row.
 
-Shapes: B sequences, L tokens of the longest, S tokens of the row, A heads, D head size; of a family, G sequences that
-continue, P tokens of the beginning, N tokens of the longest continuation.
+Shapes: B sequences, L tokens of the longest, S tokens of the row, A heads, D head size. Of a family: G sequences that continue, N tokens
+of the longest continuation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Family:
     """Sequences with a common beginning, side by side in a row."""
 
     shared: int
-    """P, tokens of the beginning; 0 for a single sequence."""
+    """Tokens of the beginning; 0 for a single sequence."""
     lengths: Sequence[int]
     """Tokens of each sequence in the row: of the first with the beginning, of the others without."""
 
@@ -74,8 +74,8 @@ def packed_row(lengths: Sequence[int], shared: Sequence[int] | None = None) -> R
 
     Args:
         lengths: [B] tokens of each sequence.
-        shared: [B] tokens that it has in common with the sequence that begins its family, which has 0; the same number for all
-            others of a family, and less than their lengths. Default: nothing is shared.
+        shared: [B] tokens in common with the sequence that begins the family, which has 0. The others of a family have the same
+            number, less than their lengths. Default: nothing is shared.
     """
     shared = shared or [0] * len(lengths)
     longest = max(lengths)
