@@ -1,11 +1,11 @@
 """Sequence packing: all tokens of a batch in one row without padding, with attention inside each sequence only.
 
-All layers except attention work on single tokens. So a common beginning of sequences, as a group's prompt, passes through them once.
-The first sequence has it in the row, and the others continue from its keys and values. There is no mask, and no work between other
-sequences. On a GPU, in half precision, one flash kernel processes the whole row.
+All layers except attention work on single tokens. So a common beginning of sequences, as a group's prompt, passes through them
+once. The first sequence has it in the row, and the others continue from its keys and values. There is no mask, and no work between
+other sequences. On a GPU, in half precision, one flash kernel processes the whole row.
 
-Shapes: B sequences, L tokens of the longest, S tokens of the row, A heads, D head size. Of a family: G sequences that continue, N tokens
-of the longest continuation.
+Shapes: B sequences, L tokens of the longest, S tokens of the row, A heads, D head size. Of a family: G sequences that continue, N
+tokens of the longest continuation.
 """
 
 from __future__ import annotations
