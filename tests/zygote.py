@@ -42,12 +42,17 @@ class Zygote:
         )
 
     @property
-    def runtime_env(self) -> dict[str, Any]:
-        """Ray's option for a cluster whose workers are copies. Waits until the imports are done."""
+    def python(self) -> list[str]:
+        """Words of a command in place of `python`, with which a copy runs a script. Waits until the imports are done."""
         assert self._process.stdout is not None
         while not os.path.exists(self.path):
             assert self._process.stdout.readline(), "the zygote has not started"
-        return {"py_executable": f"{sys.executable} -IS {os.path.abspath(__file__)} {self.path}"}
+        return [sys.executable, "-IS", os.path.abspath(__file__), self.path]
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """Ray's option for a cluster whose workers are copies."""
+        return {"py_executable": " ".join(self.python)}
 
     def close(self) -> None:
         """Ends the process. Copies that still live stay."""

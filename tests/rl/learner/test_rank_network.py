@@ -14,14 +14,17 @@ from tests.machines import two_machines
 
 ROOT = Path(__file__).resolve().parents[3]
 RANK = """
-import sys
+import importlib.util, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
-from rl.learner.ranks import join_ranks
+# Without its package, which imports transformers for ten seconds.
+spec = importlib.util.spec_from_file_location("ranks", "rl/learner/ranks.py")
+ranks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ranks)
 rank, store_address, address = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 limit = timedelta(seconds=30)
 store = dist.TCPStore(store_address, 29544, is_master=rank == 0, wait_for_workers=False, timeout=limit)
-join_ranks(store, rank, 2, on_gpus=False, address=address, timeout=limit)
+ranks.join_ranks(store, rank, 2, on_gpus=False, address=address, timeout=limit)
 number = torch.tensor([rank + 1])
 dist.all_reduce(number)
 print(number.item())

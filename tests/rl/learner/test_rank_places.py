@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from rl.config import LearnerConfig
 from rl.learner.group import bundle_width, by_node
 from rollout.config import RolloutConfig
+from tests.zygote import Zygote
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -67,7 +67,9 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_ranks_of_two_nodes_are_numbered_node_by_node() -> None:
+def test_ranks_of_two_nodes_are_numbered_node_by_node(zygote: Zygote, tmp_path: Path) -> None:
     """In a process of its own: another cluster may be up in this one."""
-    ended = subprocess.run([sys.executable, "-c", PLACES], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    script = tmp_path / "places.py"
+    script.write_text(PLACES)
+    ended = subprocess.run([*zygote.python, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.stdout.splitlines()[-2:] == 2 * ["[True, True, False, False]"], ended.stderr[-2000:]

@@ -96,7 +96,11 @@ def readings(served: Teacher, groups: Sequence[Group]) -> list[list[np.ndarray]]
 def test_a_teachers_logprobs_are_those_of_the_learners_own_forward_pass_of_its_weights(served, teacher):
     longest = CONFIG.max_model_len - len(expanded_prompt(PROCESSOR, PROMPTS[1]))
     groups = [answered(prompt, (1, 12, longest) if prompt is PROMPTS[1] else (1, 12)) for prompt in PROMPTS]
-    groups += [episode(PROMPTS[1]), episode(PROMPTS[0])]
+    check_readings(served, teacher, [*groups, episode(PROMPTS[1]), episode(PROMPTS[0])])
+
+
+def check_readings(served: Teacher, teacher: Path, groups: Sequence[Group]) -> None:
+    """Each token has the learner's log-probability, whatever is read at the same time. The last group is an `episode`."""
     told = readings(served, groups)
     assert told[-1][1].shape == (0,)
 

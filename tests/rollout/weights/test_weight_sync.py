@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -152,14 +153,13 @@ def test_a_presence_penalty_makes_tokens_come_again_less_often(pair):
     assert repeats(2.0) < repeats(0.0) / 2
 
 
-def test_engine_and_learner_agree_after_each_of_two_syncs_of_changed_weights(pair):
+def test_engine_and_learner_agree_after_each_of_two_syncs_of_changed_weights(pair, groups):
     engine, learner, sender = pair
     for seed in (1, 2):
         change_weights(learner, seed)
-        stale = largest_gap(learner, engine.generate(PROMPTS, Sampling(max_tokens=12)))
+        assert largest_gap(learner, groups) > 1e-2, "the weights did not change enough to prove anything"
         metrics = sender.send_weights(engine.engine.policy_version + 1)
         groups = engine.generate(PROMPTS, Sampling(max_tokens=12))
-        assert stale > 1e-2, "the weights did not change enough to prove anything"
         assert largest_gap(learner, groups) <= 1e-5
         assert {c.policy_version for group in groups for c in group.completions} == {engine.engine.policy_version}
         assert metrics["sync/bytes"] >= sum(p.numel() * 4 for p in learner.model.parameters())
@@ -178,46 +178,64 @@ class ShowsAnother:
         return Observation(text=f"look {self.shown}", images=PROMPTS[self.shown].images)
 
 
-def test_episodes_with_pictures_between_their_turns_agree_with_the_learner(pair):
+def end_turns_soon(engine: EngineThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes each eighth token end a turn: a policy without any skill ends it with one token in 263."""
+    params = engine.engine._sampling_params
+
+    def ending_soon(sampling: Sampling, seed: int):
+        found = params(sampling, seed)
+        found.stop_token_ids = [*range(0, 256, 8)]
+        return found
+
+    monkeypatch.setattr(engine.engine, "_sampling_params", ending_soon)
+
+
+def play(pair: Pair, prompts: Sequence[Prompt], sampling: Sampling, *, num_completions: int = 4) -> list[Group]:
+    """Groups of episodes with the environment above."""
     engine, learner, _ = pair
 
-    async def play() -> list[Group]:
+    async def all_groups() -> list[Group]:
         queue = Dispatcher(None, [engine.engine], capacity=64, timeout=60.0, max_failures=0)
         episodes = Episodes(ShowsAnother, learner.processor, CONFIG, queue)
-        seeds = [[100 * place + i for i in range(4)] for place in range(4)]
+        seeds = [[100 * place + i for i in range(num_completions)] for place in range(len(prompts))]
         version = engine.engine.policy_version
-        asked = zip(PROMPTS[:4], seeds, strict=True)
+        asked = zip(prompts, seeds, strict=True)
         try:
-            return await asyncio.gather(
-                *(episodes.group(prompt, Sampling(max_tokens=500), its, version) for prompt, its in asked)
-            )
+            return await asyncio.gather(*(episodes.group(prompt, sampling, its, version) for prompt, its in asked))
         finally:
             await queue.close()
 
-    groups = engine.start(play()).result(timeout=120)
-    # A policy without any skill ends a turn with one token in 263: some episodes have three turns, and some are cut before.
+    return engine.start(all_groups()).result(timeout=120)
+
+
+def test_episodes_with_pictures_between_their_turns_agree_with_the_learner(pair, monkeypatch):
+    end_turns_soon(pair[0], monkeypatch)
+    groups = play(pair, PROMPTS[:4], Sampling(max_tokens=45))
     turns = [len(completion.turns) for group in groups for completion in group.completions]
-    assert max(turns) == 3 and min(turns) < 3
-    assert largest_gap(learner, groups) <= 1e-5
+    assert max(turns) == 3 and min(turns) < 3, "some have to be cut before their end"
+    assert largest_gap(pair[1], groups) <= 1e-5
 
 
-def sync_twice(pair, begun, clock: Sampling | None = None) -> dict[int, dict[str, torch.Tensor]]:
-    """Brings changed weights into the engine, twice, while it generates; returns those of each version.
+def sync_twice(
+    pair: Pair, begin: Callable[[], Future[list[Group]]], clock: Sampling
+) -> tuple[list[Group], dict[int, dict[str, torch.Tensor]]]:
+    """Brings changed weights into the engine, twice, while it generates; returns its answers and the weights of each version.
 
-    Before each it waits for an answer of the clock's length, if there is one: what has begun before has as many tokens.
+    Before each it waits for an answer of the clock's length: what has begun before has as many tokens more.
     """
     engine, learner, sender = pair
-    weights = {engine.engine.policy_version: snapshot(learner)}
-    for seed in (3, 4):
-        if clock is None:
-            time.sleep(0.6)
-        else:
-            engine.generate(PROMPTS[:1], clock, num_completions=1)
-        assert not begun.done(), "too late for a sync in the middle of generation"
+    old = engine.engine.policy_version
+    weights = {old: snapshot(learner)}
+    for number, seed in enumerate((3, 4), 1):
         change_weights(learner, seed)
-        sender.send_weights(engine.engine.policy_version + 1)
-        weights[engine.engine.policy_version] = snapshot(learner)
-    return weights
+        weights[old + number] = snapshot(learner)
+    begun = begin()
+    for version in (old + 1, old + 2):
+        engine.generate(PROMPTS[:1], clock, num_completions=1)
+        assert not begun.done(), "too late for a sync in the middle of generation"
+        learner.model.load_state_dict(weights[version])
+        sender.send_weights(version)
+    return begun.result(timeout=120), weights
 
 
 def snapshot(learner) -> dict[str, torch.Tensor]:
@@ -234,15 +252,13 @@ def gaps_by_version(learner, weights, groups) -> np.ndarray:
 
 
 def test_completions_that_syncs_meet_go_on_and_each_token_names_the_version_that_sampled_it(pair):
-    check_versions(pair, Sampling(max_tokens=400))
+    check_versions(pair, PROMPTS, Sampling(max_tokens=140), clock=Sampling(max_tokens=30))
 
 
-def check_versions(pair: Pair, long: Sampling, clock: Sampling | None = None) -> None:
-    """Two syncs come in the middle of answers."""
+def check_versions(pair: Pair, prompts: Sequence[Prompt], long: Sampling, clock: Sampling) -> list[Group]:
+    """Two syncs come in the middle of answers, which it returns."""
     engine, learner, _ = pair
-    begun = engine.begin(PROMPTS, long)
-    weights = sync_twice(pair, begun, clock)
-    groups = begun.result(timeout=120)
+    groups, weights = sync_twice(pair, partial(engine.begin, prompts, long, num_completions=2), clock)
     completions = [completion for group in groups for completion in group.completions]
     named = np.concatenate([token_versions(completion) for completion in completions])
     assert set(named) == set(weights), "some version has sampled nothing"
@@ -253,12 +269,13 @@ def check_versions(pair: Pair, long: Sampling, clock: Sampling | None = None) ->
     assert np.nanmax(gaps[is_named]) <= 1e-5
     assert (gaps[~is_named & ~np.isnan(gaps)] > 1e-3).mean() > 0.95
     assert np.isnan(gaps).mean() < 0.05, "most tokens have to be compared"
+    return groups
 
 
 def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_seeds_and_the_new_weights(pair):
     engine, learner, _ = pair
     engine.engine.config = replace(CONFIG, in_flight="requeue")
-    sampling, seeds = Sampling(max_tokens=400), [11, 12, 13, 14]
+    sampling, seeds = Sampling(max_tokens=100), [11, 12]
     version = engine.engine.policy_version
 
     async def answers() -> list[Group]:
@@ -270,14 +287,12 @@ def test_with_requeue_completions_that_a_sync_meets_begin_anew_with_the_same_see
         finally:
             await queue.close()
 
-    begun = engine.start(answers())
     try:
-        weights = sync_twice(pair, begun)
-        groups = begun.result(timeout=120)
+        groups, weights = sync_twice(pair, lambda: engine.start(answers()), clock=Sampling(max_tokens=30))
     finally:
         engine.engine.config = CONFIG
     completions = [completion for group in groups for completion in group.completions]
-    assert len(completions) == 4 * len(PROMPTS) and all(completion.token_versions is None for completion in completions)
+    assert len(completions) == 2 * len(PROMPTS) and all(completion.token_versions is None for completion in completions)
     named = np.concatenate([token_versions(completion) for completion in completions])
     assert max(weights) in named, "no completion has begun anew"
     gaps = gaps_by_version(learner, weights, groups)
