@@ -67,6 +67,8 @@ class Link:
         gpus = [Gpu(node=node, device=str(rank)) for rank in range(num_ranks)] if backend == "ipc" else []
         with ExitStack() as stack:
             stack.enter_context(fake_actors())  # for replacements, too
+            if width > 1:
+                stack.callback(_remove_buffers)
             self.learner = LearnerGroup(self.options, policy, None, backend, sapo_loss)
             stack.callback(self.learner.close)
             self.pool = EnginePool(spec, gpus=gpus)
@@ -133,3 +135,9 @@ def gap_after_two_syncs(link: Link) -> float:
         gaps.append(link.gap())
     assert link.pool.engines == before and link.failures() == 0
     return max(gaps)
+
+
+def _remove_buffers() -> None:
+    """Removes the memory by which the workers of an engine reduce on CPUs: vLLM leaves it."""
+    for path in Path("/dev/shm").glob("vllm_dist_*"):
+        path.unlink(missing_ok=True)
