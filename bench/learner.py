@@ -144,16 +144,16 @@ def report(
     lengths = np.array([len(sample.token_ids) for group in groups for sample in group])
     text = learner.model.config.text_config
     parameters = sum(p.numel() for name, p in learner.model.named_parameters() if ".visual." not in name)
+    computed, squares = in_layers(learner, groups)
     # A causal token attends to half of its sequence on average: 2 products of 2 FLOPs per layer, head and channel.
-    attention = (
-        2 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * (lengths.astype(float) ** 2).sum()
-    )
-    forward = 2.0 * parameters * lengths.sum() + attention
+    attention = 2 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * squares
+    forward = 2.0 * parameters * computed + attention
     passes = 3 + (learner.options.num_minibatches - 1) / learner.options.num_minibatches
     teraflops = passes * forward / seconds / 1e12
     figures = {
         "parameters": float(sum(p.numel() for p in learner.model.parameters())),
         "tokens": float(lengths.sum()),
+        "tokens_in_layers": computed,
         "seconds": seconds,
         "tokens_per_second": float(lengths.sum()) / seconds,
         "teraflops": teraflops,
@@ -168,6 +168,19 @@ def report(
     Console().print(table)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(figures, indent=1))
+
+
+def in_layers(learner: Learner, groups: list[list[Sample]]) -> tuple[float, float]:
+    """Returns the tokens that pass through the layers, and the sum of squared lengths that attention takes for them."""
+    computed = squares = 0.0
+    for batch in learner.make_microbatches([sample for group in groups for sample in group]):
+        computed += len(batch.row.tokens_S)
+        for family in batch.row.families:
+            first, *others = family.lengths
+            squares += first**2 + sum((family.shared + own) ** 2 - family.shared**2 for own in others)
+        if not batch.row.families:  # padded
+            squares += len(batch.row.tokens_S) * batch.row.places_BL.shape[1]
+    return computed, squares
 
 
 if __name__ == "__main__":
