@@ -120,14 +120,14 @@ def main(options: Options) -> None:
 def layers_with_room(shape: ModelShape, sync: str, memory: float) -> int:
     """Returns the most layers that fit a memory; at least one.
 
-    Weights are float32 in the learner and bfloat16 in the engine, and bfloat16 again in the slab of a merged sync. A checkpoint
-    copies those that it merges or transposes, a file at a time.
+    Weights are bfloat16 in the engine, and in the slab of a merged sync. In the learner only the frozen matrices are, and a
+    checkpoint copies what it merges or transposes, in float32.
     """
 
     def needed(layers: int) -> float:
-        parameters = replace(shape, layers=layers).parameters
-        copied = min(FILE_BYTES, 4 * layers * shape.layer)
-        return (8 if sync == "merged" else 6) * parameters + copied + PROCESSES_GIB * GIB
+        cut = replace(shape, layers=layers)
+        learner, copied = 4 * cut.parameters - 2 * cut.matrices, min(FILE_BYTES, 4 * layers * shape.layer)
+        return learner + (4 if sync == "merged" else 2) * cut.parameters + copied + PROCESSES_GIB * GIB
 
     return max((layers for layers in range(2, shape.layers + 1) if needed(layers) <= memory), default=1)
 
@@ -272,7 +272,7 @@ def check_checkpoint(checkpoint: Path, model: Path) -> float:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from policies.sharding import open_weights
+    from policies.weight_files import open_weights
 
     loaded, found = AutoModelForImageTextToText.from_pretrained(
         checkpoint, dtype=torch.bfloat16, output_loading_info=True

@@ -51,8 +51,13 @@ def exported_parameters(model: PreTrainedModel, dtype: torch.dtype | None = None
 
 def exported_metadata(model: PreTrainedModel) -> list[tuple[str, torch.dtype, torch.Size]]:
     """Returns name, dtype and shape of every tensor of `exported_parameters`, in the same order."""
+    adapted = adapters(model)
     return [
-        (name, parameter.dtype, published_layout(name, torch.empty(parameter.shape, device="meta")).shape)
+        (
+            name,
+            torch.promote_types(parameter.dtype, torch.float32) if name in adapted else parameter.dtype,
+            published_layout(name, torch.empty(parameter.shape, device="meta")).shape,
+        )
         for name, parameter in published_parameters(model)
     ]
 

@@ -161,9 +161,12 @@ def is_adapter(name: str) -> bool:
 @contextmanager
 def adapters_off(model: torch.nn.Module) -> Iterator[None]:
     """Disables the adapters inside the block: the policy is the one before LoRA."""
-    layers = list(adapters(model).values())
+    layers, learning = list(adapters(model).values()), [each for each in model.parameters() if each.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
+    # peft freezes them, too. FSDP2 notes at its first forward pass, once for all, which parameters get gradients.
+    for parameter in learning:
+        parameter.requires_grad_(True)
     try:
         yield
     finally:

@@ -109,6 +109,11 @@ class ModelShape:
         return self.vision.layers * self.vision.block + self.vision.rest
 
     @property
+    def matrices(self) -> int:
+        """Parameters of layers and blocks, and of an output embedding of its own: what is multiplied and not looked up."""
+        return self.layers * self.layer + self.vision.layers * self.vision.block + (0 if self.tied else self.embedding)
+
+    @property
     def parameters(self) -> int:
         """Parameters of the whole model."""
         return self.language + self.tower

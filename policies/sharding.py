@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
@@ -22,6 +20,7 @@ from policies.export import published_layout, published_parameters
 from policies.loading import model_folder, refuse_square_experts, supported_model
 from policies.lora import initialise_adapters
 from policies.response_logprobs import ResponseLogprobs
+from policies.weight_files import open_weights
 
 
 def empty_policy(path_or_name: Path | str) -> PreTrainedModel:
@@ -95,9 +94,3 @@ def fill_policy(
             local, first = local_shard(parameter)
             if len(local):
                 local.copy_(published_layout(name, published[first : first + len(local)]))
-
-
-def open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Returns weight name → open file, until the stack closes; files are memory-mapped, not read."""
-    files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
-    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a mapping

@@ -66,6 +66,10 @@ def state_memory(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]
         MemoryItem(name=name, bytes=size * counts[name] / ranks, why=f"{size} B × {counts[name] / 1e9:.2f}G{over}")
         for name, size in STATE.items()
     ]
+    if halved := _halved(config, shape):
+        weights = 4 * counts["weights"] - 2 * halved
+        why = f"4 B × {counts['weights'] / 1e9:.2f}G, of which {halved / 1e9:.2f}G at 2 B{over}"
+        items[0] = MemoryItem(name="weights", bytes=weights / ranks, why=why)
     if config.kl_coefficient and not config.lora.rank:
         items.append(
             MemoryItem(
@@ -73,6 +77,11 @@ def state_memory(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]
             )
         )
     return items
+
+
+def _halved(config: LearningOptions, shape: ModelShape) -> int:
+    """Returns LoRA's frozen parameters that stay in bfloat16, as published."""
+    return shape.matrices if config.lora.rank and config.learner.dtype == "bfloat16" else 0
 
 
 def checkpoint_size(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]:
@@ -112,7 +121,8 @@ def peak_memory(config: LearningOptions, shape: ModelShape, group_size: int) -> 
         gradients = trains * ((size + 4) * shape.layer + size * root)
         copies = MemoryItem(name="gathered weights", bytes=gathered, why="2 layers, embeddings and mergers")
     else:
-        kept = 0 if learner.dtype == "float32" else 2 * (shape.parameters - (0 if shape.tied else shape.embedding))
+        cast = shape.parameters - _halved(config, shape) - (0 if shape.tied else shape.embedding)
+        kept = 0 if learner.dtype == "float32" else 2 * cast
         # With checkpointing the casts of the forward pass are freed before the layers run again.
         copies = MemoryItem(name="working weights", bytes=float(kept), why="cast by autocast")
         gradients = trains * size * shape.embedding

@@ -10,6 +10,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from policies.frozen import halve_frozen
 from policies.loading import load_policy
 from policies.response_logprobs import ResponseLogprobs
 from policies.sharding import empty_policy, fill_policy, shard_policy
@@ -54,7 +55,7 @@ def _load(
     mesh: DeviceMesh | None,
     prepare: Callable[[PreTrainedModel], object],
 ) -> ResponseLogprobs:
-    """Loads float32 parameters, the whole policy or this rank's shard. `prepare` runs before sharding."""
+    """Loads the whole policy or this rank's shard, in float32; LoRA's base as `halve_frozen` says. `prepare` runs before that."""
     learner = options.learner
     dtype: torch.dtype = getattr(torch, learner.dtype)
     make = partial(
@@ -63,12 +64,17 @@ def _load(
         packed=learner.packing,
         fused=device.type == "cuda",
     )
+    halves = bool(options.lora.rank) and dtype == torch.bfloat16
     if mesh is None:
         model = load_policy(model_path, dtype=torch.float32, device=device)
         prepare(model)
+        if halves:
+            halve_frozen(model, model_path)
         return make(model, autocast=None if dtype == torch.float32 else dtype)
     model = empty_policy(model_path)
     prepare(model)
+    if halves:
+        halve_frozen(model, model_path)
     policy = make(model)
     shard_policy(policy, mesh, dtype=dtype, offload=learner.offload)
     fill_policy(model, model_path, device=device, offload=learner.offload, seed=options.seed)

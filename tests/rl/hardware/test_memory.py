@@ -126,9 +126,15 @@ def test_adapters_alone_have_gradients():
     # Rank 1, language: each layer's q and o add 2 (H + Q), k and v 2 (H + K), the MLP 3 (H + I).
     shape = PUBLISHED["2B"]
     learning = 28 * (2 * (2048 + 2048) + 2 * (2048 + 1024) + 3 * (2048 + 6144))
-    kept = lines(plan_memory(config(lora=LoraConfig(rank=1)), shape, Machine(device_gib=80), group_size=16))
+    lora = LoraConfig(rank=1)
+    full = config(lora=lora, learner={"dtype": "float32"})
+    kept = lines(plan_memory(full, shape, Machine(device_gib=80), group_size=16))
     assert kept["gradients"] == 4 * learning
     assert kept["weights"] == 4 * (shape.parameters + learning)
+    # In bfloat16 the frozen matrices of layers and blocks, 1.41G + .30G of 2.13G parameters, take half.
+    kept = lines(plan_memory(config(lora=lora), shape, Machine(device_gib=80), group_size=16))
+    assert kept["weights"] == pytest.approx(4 * (shape.parameters + learning) - 2 * 1.71e9, rel=0.01)
+    assert kept["working weights"] == pytest.approx(2 * (shape.parameters - 1.71e9), rel=0.02)
 
 
 def test_a_reference_is_another_copy():
