@@ -30,7 +30,6 @@ def common_beginnings(samples: Sequence[Sample], vision: VisionTokens) -> list[i
         most = _common(head, sample, vision) if sample.prompt_id == head.prompt_id else 0
         if most and 2 * most >= common:
             common = min(most, common or most)
-            shared[index] = 1
         else:
             shared[first + 1 : index] = [common] * (index - first - 1)
             first, common = index, 0
