@@ -175,10 +175,10 @@ def in_layers(learner: Learner, groups: list[list[Sample]]) -> tuple[float, floa
     computed = squares = 0.0
     for batch in learner.make_microbatches([sample for group in groups for sample in group]):
         computed += len(batch.row.tokens_S)
-        for family in batch.row.families:
-            first, *others = family.lengths
-            squares += first**2 + sum((family.shared + own) ** 2 - family.shared**2 for own in others)
-        if not batch.row.families:  # padded
+        if batch.row.calls:
+            own, whole = batch.row.query_bounds.diff(), batch.row.key_bounds.diff()
+            squares += float((whole**2 - (whole - own) ** 2).sum())
+        else:  # padded
             squares += len(batch.row.tokens_S) * batch.row.places_BL.shape[1]
     return computed, squares
 

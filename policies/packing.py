@@ -1,11 +1,11 @@
 """Sequence packing: all tokens of a batch in one row without padding, with attention inside each sequence only.
 
 All layers except attention work on single tokens. So a common beginning of sequences, as a group's prompt, passes through them
-once. The first sequence has it in the row, and the others continue from its keys and values. There is no mask, and no work between
-other sequences. On a GPU, in half precision, one flash kernel processes the whole row.
+once. The first sequence has it in the row, and the others continue from its keys and values. On a GPU, in half precision, one flash
+kernel processes the whole row. Elsewhere sequences of similar lengths go through one call of torch's attention, padded.
 
-Shapes: B sequences, L tokens of the longest, S tokens of the row, A heads, D head size. Of a family: G sequences that continue, N
-tokens of the longest continuation.
+Shapes: B sequences, L tokens of the longest, S tokens of the row, A heads, D head size, C = A·D. Of a call: G sequences, N queries
+and K keys of the longest, P tokens of the longest common beginning.
 """
 
 from __future__ import annotations
@@ -19,24 +19,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 NAME = "packed"
 """Name of this attention in transformers' registry."""
 SHARED_KEYS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 """Argument of varlen_attn for grouped-query attention; older torch supports it without an argument."""
+CALL_COST = 1 << 13
+"""Cost of one call, in products of a query and a key: padding that costs less than another call is cheaper than that call."""
+MASK_ELEMENTS = 1 << 22
+"""Largest mask that differs between sequences."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """Sequences with a common beginning, side by side in a row."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Call:
+    """One call of attention: the queries and keys of some sequences, padded to the longest."""
 
-    shared: int
-    """Tokens of the beginning; 0 for a single sequence."""
-    lengths: Sequence[int]
-    """Tokens of each sequence in the row: of the first with the beginning, of the others without."""
+    queries_GN: Tensor
+    """int64, the place in the row of each query; 0 at padding."""
+    keys_GK: Tensor
+    """int64, the place in the row of each key, a common beginning's first; 0 at padding."""
+    mask_G1NK: Tensor | None
+    """bool, True at the keys that a query attends to, also as [1, 1, N, K]; None if these are all up to its own place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,8 +52,12 @@ class Row:
     """int64, the place in the flattened batch of each token of the row."""
     places_BL: Tensor
     """int64, the place in the row of each token of the batch; 0 at padding that is left out."""
-    families: Sequence[Family] = ()
-    """All sequences, in the batch's order; empty if the row is the whole batch, padding included."""
+    calls: Sequence[Call] = ()
+    """The calls of attention for all sequences; empty if the row is the whole batch, padding included."""
+    outputs_S: Tensor | None = None
+    """int64, the place of each token of the row in the calls' outputs [G, N], one call after the other."""
+    longest: int = 0
+    """Most tokens of one sequence in the row."""
     query_bounds: Tensor | None = None
     """[B + 1] int32, the start in the row of each sequence, and the end of the last."""
     key_bounds: Tensor | None = None
@@ -58,9 +67,7 @@ class Row:
 
     def to(self, device: torch.device) -> Row:
         """Returns the row with all tensors on `device`."""
-        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
-        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return replace(_on(self, device), calls=[_on(call, device) for call in self.calls])
 
 
 def padded_row(num_sequences: int, length: int) -> Row:
@@ -80,26 +87,88 @@ def packed_row(lengths: Sequence[int], shared: Sequence[int] | None = None) -> R
     shared = shared or [0] * len(lengths)
     longest = max(lengths)
     places_BL = torch.zeros(len(lengths), longest, dtype=torch.long)
-    bounds = [0, *accumulate(length - common for length, common in zip(lengths, shared, strict=True))]
-    tokens, keys, families, first = [], [], list[Family](), 0
+    own = [length - common for length, common in zip(lengths, shared, strict=True)]
+    bounds = [0, *accumulate(own)]
+    tokens, keys, first = [], [], 0
     for b, (length, common) in enumerate(zip(lengths, shared, strict=True)):
         if common:
             places_BL[b, :common] = places_BL[first, :common]
-            families[-1] = Family(shared=common, lengths=[*families[-1].lengths, length - common])
         else:
-            families.append(Family(shared=0, lengths=[length]))
             first = b
         places_BL[b, common:length] = torch.arange(bounds[b], bounds[b + 1])
         tokens.append(torch.arange(b * longest + common, b * longest + length))
         keys.append(places_BL[b, :length])
+    members = plan_calls(own, shared)
+    calls = [_call([places_BL[b, : lengths[b]] for b in its], [shared[b] for b in its]) for its in members]
+    outputs_S, end = torch.zeros(bounds[-1], dtype=torch.long), 0
+    for its, call in zip(members, calls, strict=True):
+        for g, b in enumerate(its):
+            first = end + g * call.queries_GN.shape[1]
+            outputs_S[bounds[b] : bounds[b + 1]] = torch.arange(first, first + own[b])
+        end += call.queries_GN.numel()
     return Row(
         tokens_S=torch.cat(tokens),
         places_BL=places_BL,
-        families=families,
+        calls=calls,
+        outputs_S=outputs_S,
+        longest=max(own),
         query_bounds=torch.tensor(bounds, dtype=torch.int32),
         key_bounds=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         key_places=torch.cat(keys) if any(shared) else None,
     )
+
+
+def plan_calls(own: Sequence[int], shared: Sequence[int]) -> list[list[int]]:
+    """Groups sequences into calls of attention, so that padding and calls together cost least.
+
+    Sequences are sorted by length. Each joins the call before it if the padding costs less than a call. Those without a common
+    beginning have calls of their own, which need no mask.
+
+    Args:
+        own: [B] tokens of each sequence in the row.
+        shared: [B] tokens of the common beginning that precede them; 0 for none.
+
+    Returns:
+        The numbers of the sequences of each call.
+    """
+    calls: list[list[int]] = []
+    longest = most = 0  # of the last call
+    for b in sorted(range(len(own)), key=lambda b: (shared[b], own[b]), reverse=True):
+        if calls and bool(shared[b]) == bool(most):
+            count, padded = len(calls[-1]), max(longest, own[b])
+            together = (count + 1) * padded * (padded + most)
+            apart = count * longest * (longest + most) + own[b] * (own[b] + shared[b])
+            if together - apart <= CALL_COST and (shared[b] == most or together <= MASK_ELEMENTS):
+                calls[-1].append(b)
+                longest = padded
+                continue
+        calls.append([b])
+        longest, most = own[b], shared[b]
+    return calls
+
+
+def _call(places: Sequence[Tensor], shared: Sequence[int]) -> Call:
+    """Returns the call of some sequences.
+
+    Args:
+        places: The place in the row of each token of each sequence.
+        shared: Tokens of each one's common beginning.
+    """
+    most, longest = max(shared), max(len(its) - common for its, common in zip(places, shared, strict=True))
+    queries_GN = torch.zeros(len(places), longest, dtype=torch.long)
+    keys_GK = torch.zeros(len(places), most + longest, dtype=torch.long)
+    for g, (its, common) in enumerate(zip(places, shared, strict=True)):
+        queries_GN[g, : len(its) - common] = its[common:]
+        keys_GK[g, :common] = its[:common]
+        keys_GK[g, most : most + len(its) - common] = its[common:]
+    if not most:
+        return Call(queries_GN=queries_GN, keys_GK=keys_GK, mask_G1NK=None)
+    # A token attends to its beginning, and to its own sequence up to itself: padding of the sequence comes after that.
+    beginnings_G = torch.tensor(shared[:1] if len(set(shared)) == 1 else shared)
+    beginnings_GNP = (torch.arange(most) < beginnings_G[:, None, None]).expand(-1, longest, -1)
+    own_GNN = torch.ones(longest, longest, dtype=torch.bool).tril().expand(len(beginnings_G), -1, -1)
+    mask_GNK = torch.cat([beginnings_GNP, own_GNN], dim=2)
+    return Call(queries_GN=queries_GN, keys_GK=keys_GK, mask_G1NK=mask_GNK[:, None])
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
@@ -143,42 +212,34 @@ def packed_attention(
     query_1ASD, key_1ASD = query_1ASD.to(value_1ASD.dtype), key_1ASD.to(value_1ASD.dtype)
     if value_1ASD.is_cuda and value_1ASD.dtype in (torch.bfloat16, torch.float16):
         return _one_kernel(query_1ASD, key_1ASD, value_1ASD, scaling, row), None
-    sizes = [sum(family.lengths) for family in row.families]
-    parts = (tensor.split(sizes, dim=2) for tensor in (query_1ASD, key_1ASD, value_1ASD))
-    pieces = [
-        piece
-        for family, query, key, value in zip(row.families, *parts, strict=True)
-        for piece in _family_attention(family, query, key, value, scaling)
-    ]
-    return torch.cat(pieces)[None], None
-
-
-def _family_attention(family: Family, query: Tensor, key: Tensor, value: Tensor, scale: float) -> list[Tensor]:
-    """Returns the outputs [tokens, A, D] of a family's first sequence, and of its others in one call."""
-    first, *others = family.lengths
-    whole = scaled_dot_product_attention(
-        query[:, :, :first], key[:, :, :first], value[:, :, :first], is_causal=True, scale=scale, enable_gqa=True
-    )
-    pieces = [whole[0].transpose(0, 1)]
-    if others:
-        query_GAND, key_GAND, value_GAND = (_padded(each[:, :, first:], others) for each in (query, key, value))
-        keys, values = (
-            torch.cat([each[:, :, : family.shared].expand(len(others), -1, -1, -1), own], dim=2)
-            for each, own in ((key, key_GAND), (value, value_GAND))
+    assert row.outputs_S is not None, "the row is not packed"
+    # Tokens are rows of matrices, which torch gathers several times faster than by an index of another axis.
+    query_SC, key_SC, value_SC = (each[0].transpose(0, 1).flatten(1) for each in (query_1ASD, key_1ASD, value_1ASD))
+    outputs = []
+    for call in row.calls:
+        output_GAND = scaled_dot_product_attention(
+            _heads(query_SC, call.queries_GN, query_1ASD),
+            _heads(key_SC, call.keys_GK, key_1ASD),
+            _heads(value_SC, call.keys_GK, value_1ASD),
+            attn_mask=call.mask_G1NK,
+            is_causal=call.mask_G1NK is None,
+            scale=scaling,
+            enable_gqa=True,
         )
-        longest = max(others)
-        # A continuation's token sees the whole beginning, and its own tokens up to itself: padding comes after all of them.
-        mask = torch.ones(longest, family.shared + longest, dtype=torch.bool, device=query.device).tril(family.shared)
-        output = scaled_dot_product_attention(query_GAND, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
-        real_GN = real_tokens(torch.tensor(others, device=query.device), longest)
-        pieces.append(output.transpose(1, 2)[real_GN])
-    return pieces
+        outputs.append(output_GAND.transpose(1, 2).flatten(2).flatten(0, 1))
+    output_SC = _rows(torch.cat(outputs) if len(outputs) > 1 else outputs[0], row.outputs_S)
+    return output_SC.view(1, len(output_SC), query_1ASD.shape[1], -1), None
 
 
-def _padded(rows_1ASD: Tensor, lengths: Sequence[int]) -> Tensor:
-    """[G, A, N, D] consecutive pieces of a row, padded."""
-    pieces = rows_1ASD[0].transpose(0, 1).split(list(lengths))
-    return pad_sequence(list(pieces), batch_first=True).transpose(1, 2)
+def _heads(tokens_SC: Tensor, places_GN: Tensor, like_1ASD: Tensor) -> Tensor:
+    """[G, A, N, D] the tokens at some places, with as many heads as `like_1ASD`."""
+    return _rows(tokens_SC, places_GN).unflatten(2, (like_1ASD.shape[1], -1)).transpose(1, 2)
+
+
+def _rows(tokens_SC: Tensor, places: Tensor) -> Tensor:
+    """[…, C] the rows at some places [...]. The gradients of a row that is at several places are added in float32 or better."""
+    precise = torch.promote_types(tokens_SC.dtype, torch.float32)
+    return embedding(places, tokens_SC.to(precise)).to(tokens_SC.dtype)
 
 
 def _one_kernel(query_1ASD: Tensor, key_1ASD: Tensor, value_1ASD: Tensor, scale: float, row: Row) -> Tensor:
@@ -186,7 +247,6 @@ def _one_kernel(query_1ASD: Tensor, key_1ASD: Tensor, value_1ASD: Tensor, scale:
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query_1ASD, key_1ASD, value_1ASD))
     if row.key_places is not None:
         key, value = key[row.key_places], value[row.key_places]
-    longest_query = max(length for family in row.families for length in family.lengths)
     causal = (-1, 0)
     output_SAD = varlen_attn(
         query,
@@ -194,7 +254,7 @@ def _one_kernel(query_1ASD: Tensor, key_1ASD: Tensor, value_1ASD: Tensor, scale:
         value,
         row.query_bounds,
         row.key_bounds,
-        longest_query,
+        row.longest,
         row.places_BL.shape[1],
         scale=scale,
         window_size=causal,
@@ -206,3 +266,10 @@ def _one_kernel(query_1ASD: Tensor, key_1ASD: Tensor, value_1ASD: Tensor, scale:
 
 def _no_mask(*_: Any, **__: Any) -> None:
     """Returns no mask: the row replaces it."""
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    """Returns a copy of a dataclass with its tensors on `device`."""
+    tensors = {each.name: getattr(value, each.name) for each in fields(value)}
+    moved = {name: tensor.to(device) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    return replace(value, **moved)

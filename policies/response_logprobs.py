@@ -14,6 +14,7 @@ from policies.inputs import VisionInputs, hidden_states
 from policies.loading import vision_token_ids
 from policies.logprobs import token_logprobs
 from policies.packing import Row, use_packed_attention
+from policies.vision_tower import use_fast_vision
 
 
 class ResponseLogprobs(nn.Module):
@@ -37,6 +38,7 @@ class ResponseLogprobs(nn.Module):
         fused: bool = False,
     ) -> None:
         super().__init__()
+        use_fast_vision(model)
         if packed:
             use_packed_attention(model)
         if fused:

@@ -159,8 +159,8 @@ class LearnerGroup:
         environment = {
             "OMP_NUM_THREADS": str(learner.threads),
             # Threads that spin while they wait would take the engines' cores.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "KMP_BLOCKTIME": "0",
+            "GOMP_SPINCOUNT": os.environ.get("XSPIN", "20000"),
+            "KMP_BLOCKTIME": "1",
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
         rollout, self._backend, self._calling = config.rollout, backend, Lock()

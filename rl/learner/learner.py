@@ -146,7 +146,7 @@ class Learner:
         All ranks get the same number. If one of them has images, all run the vision tower: they share its layers.
         """
         learner, vision = self.options.learner, vision_tokens(self.model.config)
-        share = split_ranks(samples, num_ranks(), self._shared(samples))[this_rank()]
+        share = split_ranks(samples, num_ranks(), self._shared(samples))[this_rank()] if num_ranks() > 1 else samples
         shared, lengths = self._shared(share), [len(sample.token_ids) for sample in share]
         plan = plan_microbatches(lengths, learner.microbatch_tokens, packed=learner.packing, shared=shared)
         encoded = encode_media(self.processor, share)

@@ -18,7 +18,7 @@ from policies.inputs import (
     EncodedMedia,
     VisionInputs,
     VisionTokens,
-    encode_image,
+    encode_images,
     encode_video,
     join_media,
     mrope_positions,
@@ -175,7 +175,7 @@ def encode_media(processor: ProcessorMixin, samples: Sequence[Sample]) -> dict[i
     """Encodes the images and videos of samples, each distinct object once; keys are their `id`s."""
     images = {id(image): image for sample in samples for image in sample.images}
     videos = {id(video): video for sample in samples for video in sample.videos}
-    return {key: encode_image(processor, image) for key, image in images.items()} | {
+    return dict(zip(images, encode_images(processor, list(images.values())), strict=True)) | {
         key: encode_video(processor, video.frames) for key, video in videos.items()
     }
 

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 ATTEMPTS = 3
 """Attempts at a request that vLLM ends with an error, which it does if its processes have lost track of a picture."""
+CPU_BLOCK = 32
+"""Tokens of a block of the key-value cache on CPUs, the fewest that vLLM's kernel takes."""
 BAN = -100.0
 """Logit bias of banned tokens, the strongest that vLLM accepts: their probability vanishes in float32."""
 DEATH_NOTICED_AFTER = 1.0
@@ -70,6 +72,8 @@ class VllmEngine:
             else max(config.max_batched_tokens, config.max_model_len),
             enable_chunked_prefill=is_teacher or config.gpus_per_engine > 0,
             max_num_seqs=config.max_running,
+            # Siblings share the whole blocks of their prompt. By default a block has 128 tokens on CPUs, more than a small picture.
+            block_size=None if config.gpus_per_engine else CPU_BLOCK,
             tensor_parallel_size=config.workers_per_engine,
             distributed_executor_backend=_executor(config),
             enable_sleep_mode=config.shares_gpus,

@@ -36,8 +36,8 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
     environment = {
         "OMP_NUM_THREADS": str(config.threads_per_engine),
         # Threads that spin while they wait would take the learner's cores.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "KMP_BLOCKTIME": "0",
+        **({} if os.environ.get("XACT") else {"OMP_WAIT_POLICY": "PASSIVE"}),
+        "KMP_BLOCKTIME": os.environ.get("XBLOCK", "0"),
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from policies.inputs import (
     EncodedMedia,
     VisionInputs,
-    encode_image,
+    encode_images,
     encode_video,
     hidden_states,
     join_media,
@@ -57,7 +57,8 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def encoded_picture(width: int, height: int, seed: int = 0) -> EncodedMedia:
-    return encode_image(PROCESSOR, picture(width, height, seed))
+    [encoded] = encode_images(PROCESSOR, [picture(width, height, seed)])
+    return encoded
 
 
 def encoded_video(num_frames: int, width: int, height: int, seed: int = 0) -> EncodedMedia:
@@ -96,7 +97,7 @@ def test_positions_are_those_of_transformers_for_any_mixture_of_images_and_video
     theirs_31L, _ = model_without_weights().model.get_rope_index(
         encoded["input_ids"], types, encoded.get("image_grid_thw"), encoded.get("video_grid_thw")
     )
-    shown = [encode_image(PROCESSOR, image) for image in images]
+    shown = encode_images(PROCESSOR, images)
     shown += [encode_video(PROCESSOR, video) for video in videos]
     assert mrope_positions(encoded["input_ids"][0].numpy(), shown, VISION).tolist() == theirs_31L[:, 0].tolist()
 
@@ -110,7 +111,7 @@ def test_pixels_and_grids_one_by_one_are_those_that_transformers_makes_of_all(si
     ]
     theirs = tokens_of_transformers("".join("vi"[len(size) == 2] for size in sizes), images, videos)
     for ours, pixels, grids in (
-        ([encode_image(PROCESSOR, image) for image in images], "pixel_values", "image_grid_thw"),
+        (encode_images(PROCESSOR, images), "pixel_values", "image_grid_thw"),
         ([encode_video(PROCESSOR, video) for video in videos], "pixel_values_videos", "video_grid_thw"),
     ):
         assert [list(media.grid) for media in ours] == (theirs[grids].tolist() if ours else [])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from policies.inputs import hidden_states
 from policies.loading import load_policy
-from policies.packing import Row, packed_attention, packed_row, real_tokens, use_packed_attention
+from policies.packing import Row, packed_attention, packed_row, plan_calls, real_tokens, use_packed_attention
 from rl.learner import Learner
 from rl.learner.microbatches import Microbatch
 from rl.samples import Sample
@@ -127,6 +127,31 @@ def test_a_continuation_attends_to_the_beginning_and_to_itself_as_worked_by_hand
     assert row.key_places.tolist() == [0, 1, 0, 2, 3, 0, 4]
     output = attention(query, key, value, row)
     assert output.flatten().tolist() == pytest.approx([20, (20 + 120) / 4, (20 + 180) / 4, (20 + 180 + 300) / 7, 5])
+
+
+def test_sequences_of_similar_lengths_are_one_call():
+    # Beside 200 tokens each of 4 would be padded to 200, 39,984 products of padding: more than the 8,192 that a call costs.
+    assert plan_calls([4, 200, 4, 5], [0, 0, 0, 0]) == [[1], [3, 0, 2]]
+    # Those without a common beginning need no mask, and so have a call of their own.
+    assert plan_calls([5, 5, 5], [0, 3, 0]) == [[1], [0, 2]]
+    # Continuations of beginnings of 10 and 8 tokens: 2 · 4 · 14 products instead of 4 · 14 + 4 · 12.
+    assert plan_calls([10, 4, 8, 4], [0, 10, 0, 8]) == [[1, 3], [0, 2]]
+
+
+def test_continuations_of_several_beginnings_attend_to_their_own_in_one_call():
+    generator = torch.Generator().manual_seed(0)
+    lengths, shared = [4, 5, 6, 3, 4], [0, 2, 2, 0, 1]
+    whole = packed_row(lengths, shared)
+    assert [len(call.queries_GN) for call in whole.calls] == [3, 2]
+    query, key, value = torch.randn(3, 1, 2, len(whole.tokens_S), 8, generator=generator)
+    together = attention(query, key, value, whole)
+    first = packed_row(lengths[:3], shared[:3])
+    cut = len(first.tokens_S)
+    parts = [
+        attention(*(each[:, :, part] for each in (query, key, value)), row)
+        for part, row in ((slice(cut), first), (slice(cut, None), packed_row(lengths[3:], shared[3:])))
+    ]
+    torch.testing.assert_close(together, torch.cat(parts, dim=1))
 
 
 def test_queries_share_the_keys_of_their_group():

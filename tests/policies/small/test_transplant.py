@@ -28,7 +28,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from policies.export import save_policy
 from policies.frozen import frozen_parameters
-from policies.inputs import encode_image
+from policies.inputs import encode_images
 from policies.loading import load_policy, load_processor, vision_token_ids
 from policies.logprobs import token_logprobs
 from policies.small.qwen3_vl import save_small_policy, small_tokenizer
@@ -173,7 +173,7 @@ def test_vision_tokens_are_added_once_and_pictures_are_rendered(folder: Path, tm
 def test_pictures_join_the_stream_at_the_size_of_words(folder: Path):
     policy = load_policy(folder, dtype=torch.float32, device="cpu")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    picture = encode_image(load_processor(folder), Image.fromarray(noise))
+    [picture] = encode_images(load_processor(folder), [Image.fromarray(noise)])
     with torch.no_grad():
         seen = policy.model.get_image_features(picture.pixels, torch.tensor([picture.grid]), return_dict=True)
     words = policy.model.language_model.embed_tokens.weight.detach()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from policies.inputs import encode_image, encode_video
+from policies.inputs import encode_images, encode_video
 from policies.loading import load_policy, load_processor
 from policies.small.qwen3_vl import TOKEN_IDS
 from rl.config import OptimizerConfig, TrainConfig
@@ -198,14 +198,14 @@ def test_a_picture_that_stands_in_the_response_is_seen_from_there_on(dense_polic
 def test_pixel_limits_hold_for_the_learner_and_stay_with_its_checkpoint(dense_policy: Path, tmp_path: Path):
     options = replace(config(), rollout=RolloutConfig(dtype="float32", max_image_pixels=32 * 32))
     learner = Learner(options, dense_policy)
-    assert encode_image(learner.processor, Image.new("RGB", (96, 96))).grid == (1, 2, 2)
+    assert encode_images(learner.processor, [Image.new("RGB", (96, 96))])[0].grid == (1, 2, 2)
     learner.save(tmp_path)
-    assert encode_image(load_processor(tmp_path), Image.new("RGB", (96, 96))).grid == (1, 2, 2)
+    assert encode_images(load_processor(tmp_path), [Image.new("RGB", (96, 96))])[0].grid == (1, 2, 2)
 
 
 def as_transformers_has_it(sample: Sample) -> dict[str, Tensor]:
     """A sample's images and videos as arguments of transformers' forward."""
-    images = [encode_image(PROCESSOR, image) for image in sample.images]
+    images = encode_images(PROCESSOR, sample.images)
     videos = [encode_video(PROCESSOR, video.frames) for video in sample.videos]
     inputs = {}
     for names, items in (
