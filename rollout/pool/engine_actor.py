@@ -36,8 +36,9 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
     environment = {
         "OMP_NUM_THREADS": str(config.threads_per_engine),
         # Threads that spin while they wait would take the learner's cores.
-        **({} if os.environ.get("XACT") else {"OMP_WAIT_POLICY": "PASSIVE"}),
-        "KMP_BLOCKTIME": os.environ.get("XBLOCK", "0"),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "KMP_BLOCKTIME": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
