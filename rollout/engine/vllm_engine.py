@@ -7,6 +7,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
+    from vllm.v1.engine.output_processor import RequestOutputCollector
 
 T = TypeVar("T")
 
@@ -41,6 +43,18 @@ BAN = -100.0
 """Logit bias of banned tokens, the strongest that vLLM accepts: their probability vanishes in float32."""
 DEATH_NOTICED_AFTER = 1.0
 """Seconds in which a call notices at the latest that vLLM has died."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnteredRequest:
+    """A request that vLLM works at."""
+
+    name: str
+    """Its name."""
+    answers: RequestOutputCollector
+    """The queue of its outputs."""
+    version: int
+    """The version of the weights at its start."""
 
 
 class VllmEngine:
@@ -122,12 +136,17 @@ class VllmEngine:
         if not sampling.max_tokens:
             assert self._scores_as_sampled is not None, "only a teacher's engine scores tokens"
             await self._scores_as_sampled
-        inputs = self._render(call.request)
-        running = [
-            asyncio.ensure_future(self._respond(index, inputs, sampling, seed)) for index, seed in call.seeds.items()
-        ]
+        running: list[asyncio.Task[Response | None]] = []
         try:
             with _engine_death_as_failure():
+                inputs = self._render(call.request)
+                entered = await self._enter(
+                    inputs, [self._sampling_params(sampling, each) for each in call.seeds.values()]
+                )
+                running += [
+                    asyncio.ensure_future(self._respond(index, inputs, sampling, seed, its))
+                    for (index, seed), its in zip(call.seeds.items(), entered, strict=True)
+                ]
                 for done in asyncio.as_completed(running):
                     if (response := await done) is not None:
                         self._require_version(call.policy_version, response.completion.policy_version)
@@ -201,40 +220,62 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    async def _respond(self, index: int, inputs: Any, sampling: Sampling, seed: int) -> Response | None:
-        """Samples one completion. Returns None if a weight sync has aborted it."""
-        for _ in range(ATTEMPTS):
-            version = self.policy_version
-            output, is_cut = await self._run_request(inputs, self._sampling_params(sampling, seed))
+    async def _respond(
+        self, index: int, inputs: Any, sampling: Sampling, seed: int, entered: EnteredRequest
+    ) -> Response | None:
+        """Waits for one completion. Returns None if a weight sync has aborted it."""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                [entered] = await self._enter(inputs, [self._sampling_params(sampling, seed)])
+            output, is_cut = await self._output(entered)
             reason = output.outputs[0].finish_reason
             if reason == "abort" and not is_cut:
                 return None
             if reason != "error" and not sampling.max_tokens:
-                return as_prompt_logprobs(index, output, version=version)
+                return as_prompt_logprobs(index, output, version=entered.version)
             if reason != "error":
                 thinking = opens_thought(self._processor, inputs["prompt_token_ids"])
                 return as_response(
                     index,
                     output,
-                    asked_version=version,
+                    asked_version=entered.version,
                     first_version=self._initial_version,
                     num_experts=self._llm.model_config.get_num_experts(),
                     thinking=thinking,
                 )
         raise RuntimeError(f"vLLM ended a request {ATTEMPTS} times with an error of its own; its log has more")
 
-    async def _run_request(self, inputs: Any, params: SamplingParams) -> tuple[RequestOutput, bool]:
+    async def _enter(self, inputs: Any, params: Sequence[SamplingParams]) -> list[EnteredRequest]:
+        """Gives requests with the same inputs to vLLM.
+
+        They are separate requests of one completion each: one request of G sometimes loses some without an error (vLLM 0.32). Its
+        renderer runs only for the first, which brings the media, and for the second, which refers to them as all others do.
+        """
+        entered: list[EnteredRequest] = []
+        rendered: Any = None
+        try:
+            async with self._gate.entering():
+                for number, each in enumerate(params):
+                    if number < 2:
+                        [rendered] = await self._llm.renderer.render_cmpl_async([inputs])
+                    name = uuid.uuid4().hex
+                    answers = await self._llm.add_request(name, rendered, each, lora_request=self._adapter)
+                    entered.append(EnteredRequest(name=name, answers=answers, version=self.policy_version))
+        except BaseException:
+            for request in entered:
+                await self._abort(request)
+            raise
+        return entered
+
+    async def _output(self, entered: EnteredRequest) -> tuple[RequestOutput, bool]:
         """Returns vLLM's output of one request, and True if it was cut at its deadline."""
-        name = uuid.uuid4().hex
-        # G requests of one completion each: one request of G sometimes loses some without an error (vLLM 0.32).
-        async with self._gate.entering():
-            answers = await self._llm.add_request(name, inputs, params, lora_request=self._adapter)
+        answers, name = entered.answers, entered.name
         deadline = asyncio.get_running_loop().call_later(self.config.request_timeout, self._cut, name)
         try:
             while not (output := await answers.get()).finished:
                 pass
         except asyncio.CancelledError:
-            await self._llm.abort(answers.request_id, internal=True)
+            await self._abort(entered)
             raise
         finally:
             deadline.cancel()
@@ -242,6 +283,9 @@ class VllmEngine:
             is_cut = name in self._cut_requests
             self._cut_requests.discard(name)
         return output, is_cut
+
+    async def _abort(self, entered: EnteredRequest) -> None:
+        await self._llm.abort(entered.answers.request_id, internal=True)
 
     def _cut(self, name: str) -> None:
         """Ends a request at its deadline. The tokens sampled so far are its completion."""
@@ -271,8 +315,10 @@ class VllmEngine:
         refer to media that one of the processes has dropped.
         """
         mode = "keep" if self.config.in_flight == "keep" else "abort"
-        # Clears the caches of prefixes, of processed media and of encoded images, and recomputes running requests.
-        await self._llm.pause_generation(mode=mode, clear_cache=True)
+        # Clears the caches of prefixes, of processed media and of encoded images, and recomputes running requests. This is vLLM's
+        # `pause_generation` without its 20 ms of sleep, in which outputs of aborted requests arrive before it returns.
+        await self._llm.renderer.clear_mm_cache_async()
+        await self._llm.engine_core.pause_scheduler_async(mode=mode, clear_cache=True)
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receives new weights."""

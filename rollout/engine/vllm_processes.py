@@ -53,6 +53,19 @@ def exit_without_teardown() -> None:
         multiprocessing.util.Finalize(None, _exit_unless_failed, exitpriority=-1000)
 
 
+def resend_media_of_cached_prompts() -> None:
+    """Makes vLLM's scheduler send a prompt's media to its worker on the CPU even if the prompt's prefix is cached.
+
+    vLLM 0.32 leaves them out, since nothing encodes them again. But a weight sync drops the cache, and a request that it meets is
+    computed anew: the worker dies for lack of its media. Scheduler and worker share a process here, so sending them costs nothing.
+    """
+    from vllm.platforms import current_platform
+    from vllm.v1.core.sched import output
+
+    if current_platform.is_cpu():
+        output.strip_covered_mm_data = lambda mm_features, *_, **__: mm_features
+
+
 def unlink_locks_at_once() -> None:
     """Makes locks of a vLLM process on CPUs nameless: no file in /dev/shm stays when Ray kills the process and its tracker.
 

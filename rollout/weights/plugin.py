@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from rollout.engine.vllm_processes import exit_with_parent, exit_without_teardown, unlink_locks_at_once
+from rollout.engine.vllm_processes import (
+    exit_with_parent,
+    exit_without_teardown,
+    resend_media_of_cached_prompts,
+    unlink_locks_at_once,
+)
 
 
 def register() -> None:
@@ -10,6 +15,7 @@ def register() -> None:
     exit_with_parent()
     exit_without_teardown()
     unlink_locks_at_once()
+    resend_media_of_cached_prompts()
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if "shared_memory" not in WeightTransferEngineFactory._registry:

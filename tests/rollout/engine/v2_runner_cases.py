@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 SHORT = Sampling(max_tokens=12)
 SOME = [PROMPTS[place] for place in (0, 1, 2, 5, 8, 11)]  # text, tools, an image, several, a video, all
 LONG = prompt("long", "What is 2 + 2? " * 20, picture(64, 64))
-"""311 tokens; the prefix cache has blocks of 128."""
+"""311 tokens; the prefix cache has blocks of 32."""
 NUM_LAYERS = 4
 
 
@@ -193,7 +193,7 @@ def test_experts_from_the_prefix_cache_are_those_of_the_present_weights(moe_pair
         for asked in range(2):
             groups = engine.generate([LONG], SHORT, seed=asked)
             assert agreement(learner, groups) == (num_choices(groups),) * 2
-        assert cached == [0, 256]
+        assert cached == [0, 288]
 
 
 def test_experts_of_an_episode_are_the_learners_choices_in_all_turns_and_observations(moe_pair, cached, monkeypatch):
@@ -202,7 +202,7 @@ def test_experts_of_an_episode_are_the_learners_choices_in_all_turns_and_observa
     groups = test_weight_sync.play(moe_pair, [LONG], Sampling(max_tokens=150))
     turns = [len(completion.turns) for group in groups for completion in group.completions]
     assert max(turns) == 3
-    assert sum(number >= 256 for number in cached) >= sum(turns) - len(turns), "later turns begin with what is cached"
+    assert sum(number >= 288 for number in cached) >= sum(turns) - len(turns), "later turns begin with what is cached"
     assert agreement(learner, groups) == (num_choices(groups),) * 2
 
 
