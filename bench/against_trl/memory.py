@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 
 SAMPLE_SECONDS = 0.2
+GROWTH = 1.01
+"""Growth of the resident memory after which the shared pages are counted again, which takes a hundred times longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ def run_watched(words: Sequence[str], environment: Mapping[str, str], log: Path,
         words: The command.
         environment: Additional environment variables.
         log: The file.
-        watch: Samples the memory, which takes processor time.
+        watch: Samples the memory, which takes some processor time.
 
     Returns:
         The peak; zeros if nothing is watched.
@@ -48,9 +50,8 @@ def run_watched(words: Sequence[str], environment: Mapping[str, str], log: Path,
     with log.open("w") as output:
         process = subprocess.Popen(words, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT)
         try:
-            while watch and process.poll() is None:
-                peak = peak.peak(memory_of(process.pid))
-                time.sleep(SAMPLE_SECONDS)
+            if watch:
+                peak = peak_memory(process)
         finally:
             process.wait()
     if process.returncode:
@@ -59,16 +60,43 @@ def run_watched(words: Sequence[str], environment: Mapping[str, str], log: Path,
     return peak
 
 
-def memory_of(pid: int) -> Memory:
-    """Returns the memory of a process and its descendants, Ray's among them."""
-    total = without_files = 0
+def peak_memory(process: subprocess.Popen[bytes]) -> Memory:
+    """Returns the peak of a process and its descendants until it ends.
+
+    A count of shared pages locks a process's memory for tens of milliseconds, so it is only made when resident memory has grown.
+    """
+    peak, largest = Memory(), 0.0
+    while process.poll() is None:
+        family = family_of(process.pid)
+        resident = sum(map(resident_bytes, family))
+        if resident > GROWTH * largest:
+            largest, peak = resident, peak.peak(memory_of(family))
+        time.sleep(SAMPLE_SECONDS)
+    return peak
+
+
+def family_of(pid: int) -> list[int]:
+    """Returns a process and its descendants, Ray's and vLLM's among them."""
     try:
-        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.NoSuchProcess:
-        return Memory()
-    for process in processes:
+        return []
+
+
+def resident_bytes(pid: int) -> int:
+    """Returns a process's resident memory; 0 if it has ended."""
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def memory_of(family: Sequence[int]) -> Memory:
+    """Returns the memory of several processes."""
+    total = without_files = 0
+    for pid in family:
         try:
-            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
             continue  # it has just ended
         fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
