@@ -122,7 +122,9 @@ def case_policy(case: Case, folder: Path) -> Path:
     """Returns the checkpoint that both sides load, inside `folder`; makes it unless it exists."""
     target = folder / f"{case.size}-{case.lengths}-{case.max_tokens}"
     if not (target / "model.safetensors").is_file():
-        write_policy(case, folder, target)
+        unfinished = target.with_name(f"{target.name}.unfinished")
+        write_policy(case, folder, unfinished)
+        unfinished.rename(target)
     return target
 
 
@@ -174,5 +176,14 @@ def expected_tokens(case: Case, model_folder: Path) -> float:
     config = json.loads((model_folder / "config.json").read_text())
     ends = json.loads((model_folder / "generation_config.json").read_text())["eos_token_id"]
     sampled = config["text_config"]["vocab_size"] - len(vision_token_ids(load_processor(model_folder)))
-    share = len(ends) / sampled
-    return (1 - (1 - share) ** case.max_tokens) / share
+    return mean_length(len(ends) / sampled, case.max_tokens)
+
+
+def mean_length(share: float, max_tokens: int) -> float:
+    """Returns the mean of geometric lengths that are cut.
+
+    Args:
+        share: Probability of an end at each token.
+        max_tokens: The cut.
+    """
+    return (1 - (1 - share) ** max_tokens) / share
