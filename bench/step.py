@@ -40,6 +40,8 @@ SIDES = ("ours", "TRL")
 PHASES = ("wait", "learn", "sync", "other")
 """Phases of a step: wait is generation and scoring, other is what is outside of them, such as logging."""
 COLUMNS = ("case", "side", "s/step", "middle half", *PHASES, "tokens", "tokens/s", "GiB", "TRL / ours")
+WIDTH = 130
+"""Columns of text that the table needs."""
 
 Rows = list[dict[str, float]]
 
@@ -240,7 +242,7 @@ def report(output: Path, results: dict[str, list[dict[str, Any]]]) -> None:
     table = Table(*COLUMNS)
     for row in cells:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=max(Console().width, WIDTH)).print(table)
     if not results:
         return
     lines = [markdown_line(COLUMNS), markdown_line(["---", "---", *["--:"] * (len(COLUMNS) - 2)])]
