@@ -9,13 +9,17 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tyro
 
+from bench.against_trl.cases import end_ids, mean_length
+from bench.against_trl.lengths import LengthStatistics, require_equal_lengths
 from bench.published import CHAT_TEMPLATE
 from bench.rehearsal import GIB, Phase, layers_with_room, memory_of, phases_of, role_of
+from policies.loading import vision_token_ids
 from policies.model_sizes import PUBLISHED
 from policies.small.qwen3_vl import small_processor
 
@@ -133,6 +137,37 @@ def test_memory_is_that_of_a_process_and_its_children():
     assert memory_of(child.pid) == {}
     titles = ("ray::_LearnerActor.step", "ray::_EngineActor", "VLLM::EngineCore", "ray::IDLE")
     assert [role_of(title) for title in titles] == ["learner", "engine", "engine", "others"]
+
+
+def test_lengths_of_two_sides_are_compared_by_hand():
+    # Two steps of two responses: 1, 3 and 5, 7. Mean 4, mean square 21, std √5, standard error √5 / 2 = 1.118.
+    rows = [
+        {"sequences": 2.0, "tokens": 4.0, "tokens_squared": 10.0},
+        {"sequences": 2.0, "tokens": 12.0, "tokens_squared": 74.0},
+    ]
+    found = LengthStatistics.of(rows)
+    assert (found.count, found.mean, found.std, found.error) == pytest.approx((4, 4, 5**0.5, 1.1180), rel=1e-4)
+    # 4 errors of a difference are 4 · √2 · 1.118 = 6.32; of one mean 4.47
+    require_equal_lengths("case", found, replace(found, mean=8.4), 8.4)
+    with pytest.raises(RuntimeError, match="4.00 ± 1.12 tokens in ours and 10.40 ± 1.12 in TRL, 8.40 are expected"):
+        require_equal_lengths("case", found, replace(found, mean=10.4), 8.4)
+    with pytest.raises(RuntimeError, match="8.50 are expected"):
+        require_equal_lengths("case", found, found, 8.5)
+    fixed = LengthStatistics(count=64, mean=16, std=0)
+    require_equal_lengths("case", fixed, fixed, 16)
+    with pytest.raises(RuntimeError, match="cannot be compared"):
+        require_equal_lengths("case", fixed, replace(fixed, mean=15.9), 16)
+
+
+def test_flat_policies_end_as_often_as_expected_by_hand():
+    # a half ends at 1, a half is cut at 2
+    assert mean_length(0.5, 2) == 1.5
+    processor = small_processor()
+    ids = end_ids(processor, 263, 16)
+    assert (
+        ids[:2] == [processor.tokenizer.eos_token_id, 15] and len(ids) == len(set(ids)) == 17
+    )  # of 259 that are sampled
+    assert not set(ids) & set(vision_token_ids(processor))
 
 
 def test_the_published_template_renders_turns_media_and_tools_as_it_is_documented():
