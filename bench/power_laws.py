@@ -39,7 +39,7 @@ def fit_power(sizes: Sequence[float], seconds: Sequence[float]) -> PowerLaw:
     """Fits a power law with a constant by least squares of relative errors; constant and factor are not negative.
 
     Args:
-        sizes: The sizes, ascending, at least three.
+        sizes: The sizes, ascending, at least four: a fit has three numbers.
         seconds: The measured seconds, above 0.
     """
     x, y = np.asarray(sizes, float), np.asarray(seconds, float)

@@ -28,6 +28,8 @@ from bench.cluster.layout import Placement
 from bench.power_laws import bottleneck, fit_power, fit_serial
 from bench.sheets import Sheet, field_help, markdown_page, number
 
+LEAST_POINTS = 4
+"""An axis with fewer points is not fitted: a fit has three numbers."""
 LEAST_SHARE = 0.03
 """Phases that never have this share of a step are not fitted."""
 TABLE_WIDTH = 170
@@ -56,7 +58,7 @@ class Options:
     """Pixels per side of each prompt's picture."""
     vocabulary: tuple[int, ...] = (263, 2048, 16384, 151936)
     """Tokens of the vocabulary; each takes a start of learner and engine."""
-    engines: tuple[int, ...] = (1, 2, 4)
+    engines: tuple[int, ...] = (1, 2, 3, 4)
     """Engines, one thread each; beyond the cores they show only what more engines cost."""
     sizes: tuple[str, ...] = ("8B", "30B-A3B", "235B-A22B")
     """Published sizes of the model."""
@@ -140,6 +142,7 @@ def measured_pieces(found: Mapping[str, Any]) -> Measured:
     return Measured(
         handle=fit_serial(rows, "handle"),
         hand_over=fit_serial(rows, "handed"),
+        divide=fit_serial(rows, "divide"),
         prepare=fit_serial(rows, "prepare"),
         bytes=fit_serial(rows, "bytes"),
         dispatch=through_ray["seconds"] + simulated[-1]["seconds"],
@@ -184,7 +187,7 @@ def fit_sheet(rows: Sequence[Mapping[str, float]]) -> Sheet:
     lines = []
     for axis in AXES:
         on_axis = axis_rows(rows, axis)
-        if len(on_axis) < 3:
+        if len(on_axis) < LEAST_POINTS:
             continue
         sizes = [size_of(row, axis) for row in on_axis]
         for phase, seconds in {**phases_of_axis(on_axis), "step": [row["step"] for row in on_axis]}.items():

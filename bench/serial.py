@@ -23,12 +23,14 @@ import ray
 from bench.axes import END, IMAGE_TOKEN_SIDE, endless_policy, prompts_of
 from bench.cases import Case
 from bench.rehearsal import share_of_ascii
+from policies.inputs import vision_tokens
 from policies.loading import load_processor
 from policies.small.qwen3_vl import TOKEN_IDS
 from rl.config import LearnerConfig, TrainConfig
 from rl.generation.batches import BatchProducer, ScoredBatch, Stages
 from rl.learner import Learner
-from rl.learner.microbatches import split_minibatches
+from rl.learner.microbatches import split_minibatches, split_ranks
+from rl.learner.prefixes import common_beginnings
 from rl.metrics import step_metrics
 from rl.preflight import open_runner
 from rl.samples import make_samples
@@ -49,15 +51,17 @@ CASES = (
     *(replace(BASE, response_tokens=count) for count in (64, LONGEST)),
     *(replace(BASE, image_side=side) for side in (64, LARGEST_SIDE)),
 )
+RANKS = 64
+"""Ranks that samples are divided among."""
 REPEATS = 3
 """Measured batches of each case, after one to warm up."""
 
 
 def measure_serial(threads: int) -> list[dict[str, float]]:
-    """Returns a row for each case: its sizes, and the seconds `handle`, `handed` and `prepare`, and `bytes`; joins or starts Ray.
+    """Returns a row for each case: its sizes, the seconds `handle`, `handed`, `divide` and `prepare`, and `bytes`. Needs Ray.
 
     handle: the driver's CPU seconds until the batch is scored. handed: from there until the learner has the samples, and metrics.
-    prepare: the learner's microbatches, pictures encoded.
+    divide: all samples are divided among ranks. prepare: microbatches of one rank's samples, pictures encoded.
     """
     with tempfile.TemporaryDirectory() as scratch:
         model = endless_policy(Path(scratch), Case().vocabulary)
@@ -97,10 +101,14 @@ def measure_batch(case: Case, config: TrainConfig, stages: Stages, learner: Lear
         step_metrics(batch, samples, 0, options.num_minibatches, 1.0)
         ray.get(receiver.receive.remote(ray.put(samples)))
         handed = time.perf_counter()
-        for share in split_minibatches(samples, options.num_minibatches):
+        shares = split_minibatches(samples, options.num_minibatches)
+        for share in shares:
+            split_ranks(share, RANKS, common_beginnings(share, vision_tokens(learner.model.config)))
+        divided = time.perf_counter()
+        for share in shares:
             learner.make_microbatches(share)
-        prepared = time.perf_counter()
-        rows.append({"handle": handled - cpu, "handed": handed - begin, "prepare": prepared - handed})
+        prepare = time.perf_counter() - divided - (divided - handed)  # which divides them once more
+        rows.append({"handle": handled - cpu, "handed": handed - begin, "divide": divided - handed, "prepare": prepare})
     medians = {name: statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
     return {**asdict(case), **medians, "bytes": float(pickled_bytes(batch))}
 

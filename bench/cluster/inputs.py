@@ -46,7 +46,7 @@ class Assumptions:
     host_memory: float = 400e9
     """Bytes/s of a machine's host memory, for the optimizer of an offloaded learner; assumed."""
     object_store: float = 2.5e9
-    """Bytes/s of Ray's object store from node to node; assumed, a quarter of 100 Gbit/s less copies."""
+    """Bytes/s of Ray's object store from node to node; assumed. The nodes that have a batch double with each round of copies."""
     cpu_speed: float = 1.0
     """Speed of a core of the cluster by that of the measured machine; assumed."""
 
@@ -58,6 +58,7 @@ class Work:
     prompts: int = 512
     """Prompts of a step."""
     group_size: int = 8
+    """Responses of each prompt."""
     image_tokens: int = 1024
     """Tokens of each prompt's picture; 1,024 pixels are a token."""
     text_tokens: int = 128
@@ -98,8 +99,10 @@ class Measured:
     """The driver's CPU seconds until a batch is scored."""
     hand_over: SerialCost
     """Seconds from a scored batch to the learner's ranks, and for metrics."""
+    divide: SerialCost
+    """A rank's seconds to divide the samples of all ranks."""
     prepare: SerialCost
-    """A rank's seconds for its microbatches."""
+    """The seconds for the microbatches of a batch, which the ranks share."""
     bytes: SerialCost
     """Bytes of a batch's samples, in place of seconds."""
     dispatch: float

@@ -152,19 +152,17 @@ def sync_seconds(shape: ModelShape, layout: Layout, measured: Measured, a: Assum
 
 
 def serial_seconds(layout: Layout, work: Work, measured: Measured, a: Assumptions) -> dict[str, float]:
-    """Returns the seconds of what does not become less with more GPUs: the driver's work, and each rank's on the whole batch."""
+    """Returns the driver's seconds for a batch, and the ranks' on their CPUs; each rank unpickles and divides all samples."""
     batch = {"prompts": work.prompts, "samples": work.samples, "tokens": work.tokens, "pixels": work.pixels}
     nodes = math.ceil(layout.ranks / a.gpus_per_node)
     copies = measured.bytes.seconds(**batch) / a.object_store * math.ceil(math.log2(nodes)) if nodes > 1 else 0.0
-    # Every rank looks at all samples, and encodes its own pictures.
-    prepare = measured.prepare
-    own = prepare.of_prompts(work.prompts, work.pixels) / min(layout.ranks, work.prompts)
-    every = prepare.per_step + prepare.of_samples(work.samples, work.tokens)
+    shared = measured.prepare.seconds(**batch) / min(layout.ranks, work.prompts)
     return {
         "handle": max(measured.handle.seconds(**batch), work.samples * measured.dispatch) / a.cpu_speed,
         "hand over": measured.hand_over.seconds(**batch) / a.cpu_speed,
         "batch to nodes": copies,
-        "prepare": (own + every) / a.cpu_speed,
+        "divide": measured.divide.seconds(**batch) / a.cpu_speed,
+        "prepare": shared / a.cpu_speed,
     }
 
 
