@@ -49,16 +49,16 @@ def fit_power(sizes: Sequence[float], seconds: Sequence[float]) -> PowerLaw:
         error = float(np.sqrt(np.mean((constant / y - 1) ** 2)))
         return PowerLaw(constant=constant, factor=0.0, exponent=0.0, slope=slope, constant_share=1.0, error=error)
     fits = []
-    for exponent in EXPONENTS:
+    for exponent in EXPONENTS.tolist():
         columns = np.stack([1 / y, x**exponent / y], axis=1)
         (constant, factor), residual = nnls(columns, np.ones_like(y))
-        fits.append((float(residual), float(exponent), float(constant), float(factor)))
-    residual, exponent, constant, factor = min(fits)
-    share = constant / (constant + factor * x[-1] ** exponent)
+        fits.append((float(residual), exponent, float(constant), float(factor)))
+    residual, best, constant, factor = min(fits)
+    share = constant / (constant + factor * x[-1] ** best)
     return PowerLaw(
         constant=constant,
         factor=factor,
-        exponent=exponent,
+        exponent=best,
         slope=slope,
         constant_share=float(share),
         error=residual / math.sqrt(len(x)),
@@ -130,7 +130,10 @@ def bottleneck(sizes: Sequence[float], phases: Mapping[str, Sequence[float]]) ->
         sizes: The sizes, ascending.
         phases: Phase → its seconds at each size.
     """
-    largest = [max(phases, key=lambda phase, place=place: phases[phase][place]) for place in range(len(sizes))]  # type: ignore[misc]
+    largest = []
+    for place in range(len(sizes)):
+        there = {phase: seconds[place] for phase, seconds in phases.items()}
+        largest.append(max(there, key=there.__getitem__))
     since = len(sizes) - 1
     while since and largest[since - 1] == largest[-1]:
         since -= 1

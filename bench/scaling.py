@@ -13,6 +13,7 @@ and assumptions, which are printed. Nothing was run on such a cluster.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,7 +105,16 @@ def main(options: Options) -> None:
     ]
     Console(width=max(TABLE_WIDTH, Console().width)).print(*(sheet.rich() for sheet in sheets))
     options.output.write_text(json.dumps(found, indent=1))
-    options.output.with_suffix(".md").write_text(markdown_page(sheets))
+    options.output.with_suffix(".md").write_text(markdown_page([introduction(options), *sheets]))
+
+
+def introduction(options: Options) -> str:
+    """Returns the first paragraph of the tables."""
+    return (
+        f"Measured: medians of {options.steps} steps on {os.cpu_count()} cores, the small policy in float32, a learner of "
+        f"{options.threads} threads, engines of one. Modelled: formulas from the measured serial pieces and the assumptions below; "
+        "nothing was run on such a cluster.\n"
+    )
 
 
 def measure_missing(options: Options, found: dict[str, Any]) -> None:

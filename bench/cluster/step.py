@@ -14,7 +14,7 @@ from bench.cluster.layout import Layout
 from policies.model_sizes import MERGE, ModelShape
 
 PIECE = 2**30
-"""Bytes of a piece of weights, vLLM's default."""
+"""Bytes of a piece of weights, vLLM's default; a piece holds at least the largest parameter."""
 
 
 def multiplied(shape: ModelShape) -> float:
@@ -134,7 +134,7 @@ def sync_seconds(shape: ModelShape, layout: Layout, measured: Measured, a: Assum
     ranks. Separate, rank 0 broadcasts to all engines' GPUs.
     """
     nbytes, tensors = 2.0 * shape.parameters, 11 * shape.layers + 12 * shape.vision.layers
-    pieces = math.ceil(nbytes / PIECE)
+    pieces = math.ceil(nbytes / max(PIECE, 2 * shape.largest))
     engines = layout.engines
     if layout.placement == "colocated":
         calls = 2 * measured.round(engines) + pieces * measured.round(engines, layout.ranks)
