@@ -29,7 +29,7 @@ from rl.sft.config import SftConfig, check_sft
 if TYPE_CHECKING:
     from rollout.data.prompts import Prompts
 
-SMALL = LearnerConfig(dtype="float32", threads=2)
+SMALL = LearnerConfig(dtype="float32")
 OWN_DATA = ("digit_sums", "easy_vqa")
 """Data of the small policy by default."""
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")

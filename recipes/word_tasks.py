@@ -31,8 +31,8 @@ class WordTasks(TrainConfig):
     prompts_per_step: int = 8
     """Prompts of each step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
-    rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128, threads_per_engine=2)
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
+    rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128)
+    learner: LearnerConfig = LearnerConfig(dtype="float32")
     eval: EvalConfig = EvalConfig(num_prompts=26, num_samples=8)
 
 

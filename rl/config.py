@@ -65,8 +65,8 @@ class LearnerConfig:
     replicas: Annotated[int | None, Ge(1), RESUMABLE] = None
     """HSDP: replicas of the policy. Each is sharded over its own ranks, best those of one node: only gradients go between nodes. 1:
     FSDP2 over all ranks. Default: one on each node, if the learner has whole nodes that hold it by the memory plan; else 1."""
-    threads: Annotated[Count, RESUMABLE] = 1
-    """CPU threads of each rank. Engines and learner take turns, so each may use every core."""
+    threads: Annotated[int | None, Gt(0), RESUMABLE] = None
+    """CPU threads of each rank. Default: all cores over the ranks, or half of them if max_staleness > 0; 1 on GPUs."""
     offload: Annotated[bool, RESUMABLE] = False
     """CPU offload: keeps weights, gradients and optimizer state in host memory, and only the layers at work on the GPU."""
     dtype: Dtype = "bfloat16"
@@ -138,8 +138,8 @@ class TeacherConfig:
     """Ray actors, each with one vLLM engine."""
     gpus_per_engine: Annotated[CountOrZero, RESUMABLE] = 0
     """GPUs of each engine (tensor parallel over all of them), not shared with learner or student; 0 runs vLLM on the CPU."""
-    threads_per_engine: Annotated[Count, RESUMABLE] = 1
-    """CPU threads of each engine."""
+    threads_per_engine: Annotated[int | None, Gt(0), RESUMABLE] = None
+    """CPU threads of each engine. Default: as rollout.threads_per_engine, with which the cores are shared."""
     dtype: Dtype = "bfloat16"
     """Precision of the teacher's weights."""
     kv_cache_gib: Annotated[Count, RESUMABLE] = 1
@@ -199,8 +199,8 @@ class ColdStartConfig:
     """Peak learning rate; it rises over the first twentieth of the updates and stays."""
     seed: int = 0
     """Seeds the initial weights and the order of prompts."""
-    threads: int = 2
-    """CPU threads."""
+    threads: int | None = None
+    """CPU threads. Default: one for each core."""
     max_image_pixels: int | None = None
     """Larger images are scaled down to so many pixels, also in RL. Default: 512 × 512."""
     cache_dir: Path = Path("runs/cold_start")
@@ -351,7 +351,7 @@ class SmallRecipe(TrainConfig):
     model: str = "cold-start"
     """A folder or hub name; cold-start makes and trains the small policy first."""
     cold_start: Annotated[ColdStartConfig, RESUMABLE] = ColdStartConfig()
-    learner: LearnerConfig = LearnerConfig(dtype="float32", threads=2)
+    learner: LearnerConfig = LearnerConfig(dtype="float32")
 
 
 def config_dict(config: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rewards.trial.references import check_references
 from rewards.types import Verifier
 from rewards.workers.runner import RewardRunner
 from rl.config import RewardOptions, TrainConfig, check_config
+from rl.hardware.cores import with_threads
 from rl.hardware.placement import resolve_placement
 from rl.run_dir.checkpoint import starting_point
 from rollout.config import RolloutConfig
@@ -107,7 +108,7 @@ def check_options(config: TrainConfig) -> None:
 
 
 def prepare(config: TrainConfig) -> TrainConfig:
-    """Derives the GPU placement and what makes the run fit, checks the config and prints the memory plan.
+    """Derives the GPU placement, CPU threads and what makes the run fit, checks the config and prints the memory plan.
 
     Raises:
         ValueError: Names the option, its value and the remedy.
@@ -115,7 +116,7 @@ def prepare(config: TrainConfig) -> TrainConfig:
     from rl.hardware.fitting import fit_to_gpus
 
     console = Console()
-    config = resolve_placement(config, console)
+    config = with_threads(resolve_placement(config, console), console)
     check_config(config)
     return fit_to_gpus(config, console)
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rollout.config import RolloutConfig
 
@@ -74,19 +75,51 @@ def cluster_nodes() -> list[Node]:
 
 def gpus_of_nodes() -> list[int]:
     """Returns the number of GPUs of each node of the cluster, joined or named by RAY_ADDRESS; without one, of this machine."""
-    import ray
-
-    if ray.is_initialized():
-        return [node.gpus for node in cluster_nodes()]
-    if "RAY_ADDRESS" not in os.environ:
+    nodes = _named_nodes()
+    if nodes is None:
         import torch
 
         return [torch.cuda.device_count()]
+    return [node.gpus for node in nodes]
+
+
+def cpus_of_nodes() -> list[int]:
+    """Returns the number of CPUs of each node of the cluster that has any, as `gpus_of_nodes`; without one, of this machine."""
+    nodes = _named_nodes()
+    return [local_cpus()] if nodes is None else [node.cpus for node in nodes if node.cpus]
+
+
+def _named_nodes() -> list[Node] | None:
+    """Returns the nodes of the cluster, joined or named by RAY_ADDRESS; None without one."""
+    import ray
+
+    if ray.is_initialized():
+        return cluster_nodes()
+    if "RAY_ADDRESS" not in os.environ:
+        return None
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
     try:
-        return [node.gpus for node in cluster_nodes()]
+        return cluster_nodes()
     finally:
         ray.shutdown()
+
+
+def local_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns the CPUs that this process may use: no more than Ray counts on this machine.
+
+    Args:
+        cgroup: Folder of the limits of a container, of version 2 or 1 of control groups.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+    except OSError:
+        return cpus
+    is_limited = quota != "max" and int(quota) > 0
+    return max(1, min(cpus, int(quota) // int(period))) if is_limited else cpus
 
 
 def require_same_software() -> None:
@@ -161,7 +194,7 @@ def require_room(nodes: Sequence[Node], config: RolloutConfig, *, learner_gpus: 
     Raises:
         ValueError: If they do not fit. Names what Ray has on each node, and what is requested.
     """
-    width, threads = config.gpus_per_engine, config.threads_per_engine
+    width, threads = config.gpus_per_engine, config.num_threads
     room = [min(node.cpus // threads, node.gpus // width if width else node.cpus) for node in nodes]
     spare = [node.gpus - count * width for node, count in zip(nodes, room, strict=True)]
     gpus = sum(node.gpus for node in nodes)
@@ -209,7 +242,7 @@ def require_room_for_both(
         ValueError: If they do not fit. Names what Ray has, and what is requested.
     """
     both = (student, teacher)
-    cpus = sum(engines.num_engines * engines.threads_per_engine for engines in both)
+    cpus = sum(engines.num_engines * engines.num_threads for engines in both)
     gpus = learner_gpus + sum(engines.num_engines * engines.gpus_per_engine for engines in both)
     if cpus > sum(node.cpus for node in nodes) or gpus > sum(node.gpus for node in nodes):
         raise ValueError(

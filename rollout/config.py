@@ -29,8 +29,9 @@ class RolloutConfig:
     """Ray actors, each owning one vLLM engine."""
     gpus_per_engine: Annotated[CountOrZero, RESUMABLE] = 0
     """GPUs of each engine (tensor parallel over all of them, on one node); 0 runs vLLM on the CPU."""
-    threads_per_engine: Annotated[Count, RESUMABLE] = 1
-    """CPU threads of each engine."""
+    threads_per_engine: Annotated[int | None, Gt(0), RESUMABLE] = None
+    """CPU threads of each engine. Default: all cores over the engines, less the learner's share if max_staleness > 0; 1 for a
+    policy below 30M parameters, and on GPUs."""
     dtype: Dtype = "bfloat16"
     """Precision of the engine's weights."""
     max_tokens: Count = 1024
@@ -84,6 +85,11 @@ class RolloutConfig:
     max_logprob_gap: Annotated[float | None, RESUMABLE] = None
     """Largest allowed mean |log p(engine) - log p(learner)| on on-policy tokens; the run stops beyond it.
     Default: 1e-3 in float32, 0.1 in bfloat16."""
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads of each engine, which Ray counts as its CPUs: 1 if nothing has derived them."""
+        return 1 if self.threads_per_engine is None else self.threads_per_engine
 
     @property
     def workers_per_engine(self) -> int:

@@ -22,6 +22,7 @@ from rl.data import prompts_of
 from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling_of
 from rl.evaluation.results import CorrectnessRule, PromptResult, prompt_result
 from rl.evaluation.store import AnswerStore, answer_identity, digest
+from rl.hardware.cores import with_engine_threads
 from rl.preflight import open_inputs, open_runner, try_episode
 from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
@@ -152,6 +153,8 @@ def _open_and_sample(
         return
     dry_run(runner, first[1])
     try_episode(inputs, first[1])
+    console = Console(stderr=True)
+    rollout = with_engine_threads(rollout, config.model, console)
     stack.enter_context(local_ray())
     spec = EngineSpec(
         model=config.model,
@@ -162,7 +165,6 @@ def _open_and_sample(
     pool = EnginePool(spec, episodes=inputs.episodes())
     stack.callback(pool.close)
     max_prompts = LOOKAHEAD * -(-rollout.max_running * rollout.num_engines // config.samples)
-    console = Console(stderr=True)
     yield from track(
         generate_and_score(pool, runner, chain([first], drawn), config, max_prompts=max_prompts),
         "sampling",

@@ -32,7 +32,7 @@ from rl.hardware.memory import (
     plan_teacher,
     this_machine,
 )
-from rl.hardware.placement import SHARED_MEMORY, DerivedOption, placement_table
+from rl.hardware.placement import SHARED_MEMORY, DerivedOption, placement_table, with_options
 from rollout.config import RolloutConfig
 
 STEP = 0.05
@@ -85,18 +85,18 @@ def fitted(config: TrainConfig, shape: ModelShape, machine: Machine) -> tuple[Tr
     """
 
     def plan(options: list[DerivedOption]) -> MemoryPlan:
-        return plan_memory(_with(config, options), shape, machine, group_size=config.group_size)
+        return plan_memory(with_options(config, options), shape, machine, group_size=config.group_size)
 
     for sequences in (GOOD_SEQUENCES, 1):
         for replicas in _for_replicas(config.learner, machine):
             for savings in _by_cost(config, plan(replicas)):
                 options = [*replicas, *savings]
-                learner = _with(config, options).learner
+                learner = with_options(config, options).learner
                 if replicas and learner.offload:  # each node's CPUs would do the whole optimizer's work
                     continue
                 if plan(options).fits and plan(options).sequences >= sequences:
                     options += _threads(learner, machine)
-                    return _with(config, options), options
+                    return with_options(config, options), options
     return config, []
 
 
@@ -163,7 +163,7 @@ def _threads(learner: LearnerConfig, machine: Machine) -> list[DerivedOption]:
     """Returns the threads of a rank whose optimizer works in host memory."""
     ranks = min(learner.gpus, machine.gpus)
     threads = (machine.cpus or 0) // ranks
-    if not learner.offload or learner.threads != LearnerConfig.threads or threads <= learner.threads:
+    if not learner.offload or learner.threads is not None or threads <= 1:
         return []
     why = f"{machine.cpus} CPUs for {ranks} ranks, whose optimizers work in host memory"
     return [DerivedOption(name="learner.threads", value=threads, why=why)]
@@ -176,10 +176,3 @@ def _lora_offer(config: TrainConfig, shape: ModelShape, machine: Machine) -> str
     lora, _ = fitted(replace(config, lora=LoraConfig(rank=LORA_RANK)), shape, machine)
     fits = plan_memory(lora, shape, machine, group_size=config.group_size).fits
     return f"; adapters alone fit: --lora.rank {LORA_RANK}" if fits else ""
-
-
-def _with(config: TrainConfig, options: list[DerivedOption]) -> TrainConfig:
-    for option in options:
-        part, name = option.name.split(".")
-        config = replace(config, **{part: replace(getattr(config, part), **{name: option.value})})
-    return config

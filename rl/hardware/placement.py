@@ -28,7 +28,7 @@ SHARED_MEMORY = 0.6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DerivedOption:
-    """An option that the placement derives."""
+    """An option that is derived from the machine, and not set."""
 
     name: str
     """Dotted name."""
@@ -61,12 +61,15 @@ def derive_placement(config: TrainConfig, gpus: Sequence[int]) -> TrainConfig:
     Raises:
         ValueError: There are too few GPUs, or an option contradicts the placement.
     """
-    learner: dict[str, Any] = {}
-    rollout: dict[str, Any] = {}
-    for option in derived_options(config, gpus):
+    return with_options(config, derived_options(config, gpus))
+
+
+def with_options(config: TrainConfig, options: Sequence[DerivedOption]) -> TrainConfig:
+    """Returns the config with derived options."""
+    for option in options:
         part, name = option.name.split(".")
-        (learner if part == "learner" else rollout)[name] = option.value
-    return replace(config, learner=replace(config.learner, **learner), rollout=replace(config.rollout, **rollout))
+        config = replace(config, **{part: replace(getattr(config, part), **{name: option.value})})
+    return config
 
 
 def possible_placements(gpus: Sequence[int]) -> list[str]:

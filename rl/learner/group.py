@@ -157,7 +157,7 @@ class LearnerGroup:
     ) -> None:
         learner = config.learner
         environment = {
-            "OMP_NUM_THREADS": str(learner.threads),
+            "OMP_NUM_THREADS": str(learner.threads or 1),
             # Threads that spin while they wait would take the engines' cores.
             "GOMP_SPINCOUNT": os.environ.get("XSPIN", "20000"),
             "KMP_BLOCKTIME": "1",

@@ -87,7 +87,8 @@ class Learner:
     """
 
     def __init__(self, options: LearningOptions, model_path: str | Path, objective: Objective | None = None) -> None:
-        torch.set_num_threads(options.learner.threads)
+        if options.learner.threads is not None:
+            torch.set_num_threads(options.learner.threads)
         self.options = options
         self.device = torch.device("cuda" if options.learner.gpus else "cpu")
         self.processor = limit_pixels(load_processor(model_path), options.rollout)

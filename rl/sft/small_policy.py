@@ -66,8 +66,9 @@ def cold_start(
         ValueError: A number in config is not positive, or a prompt has no answer.
     """
     for name in ("updates", "batch_size", "learning_rate", "threads"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} of the cold start must be > 0, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} of the cold start must be > 0, got {value}")
     folder = config.cache_dir / _fingerprint(config, prompts_from(prompts), demonstrate)
     if (folder / COLD_START_FILE).is_file():
         return folder

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from torch import Tensor
 from policies.loading import load_processor
 from policies.model_sizes import shape_of_checkpoint
 from rl.config import LearningOptions, config_dict
+from rl.hardware.cores import with_learner_threads
 from rl.hardware.memory import memory_table, plan_learner, this_machine
 from rl.learner import Learner
 from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
@@ -73,11 +75,11 @@ def supervise(
     """
     check_sft(config)
     options = config.learning_options()
-    if config.learner.gpus:
-        _print_plan(options, config.keep_checkpoints)
+    _print_plan(options, config.keep_checkpoints)
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint
+    config = replace(config, learner=with_learner_threads(config.learner, Console()))
     processor = limit_pixels(load_processor(checkpoint or config.model), options.rollout)
     encoder = DemonstrationEncoder(processor, demonstrate, config.max_tokens)
     held_out = encoder.take(list(readable(eval_prompts or [], encoder.accept)))
@@ -114,6 +116,9 @@ def supervise(
 
 
 def _print_plan(options: LearningOptions, keep_checkpoints: int) -> None:
+    """Prints the memory plan of a learner on GPUs."""
+    if not options.learner.gpus:
+        return
     # Without siblings no images are shared: a microbatch may consist of image tokens.
     plan = plan_learner(options, shape_of_checkpoint(options.model), this_machine()[0], group_size=1)
     Console().print(memory_table(plan, keep_checkpoints=keep_checkpoints))

@@ -34,7 +34,7 @@ from rollout.types import GenerateCall, Response
 def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, str]:
     """Returns the environment variables of an engine's process, which vLLM's processes inherit."""
     environment = {
-        "OMP_NUM_THREADS": str(config.threads_per_engine),
+        "OMP_NUM_THREADS": str(config.num_threads),
         # Threads that spin while they wait would take the learner's cores.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "0",
@@ -69,7 +69,7 @@ def engine_options(config: RolloutConfig, model: str | Path, gpus: Sequence[Gpu]
         gpus: GPUs that the engine shares with the learner's ranks, all on one node; empty if it shares none.
     """
     environment = engine_environment(config, model)
-    options: dict[str, Any] = {"num_cpus": config.threads_per_engine, "max_concurrency": 10_000}
+    options: dict[str, Any] = {"num_cpus": config.num_threads, "max_concurrency": 10_000}
     if not gpus:
         options |= {"num_gpus": config.gpus_per_engine, "scheduling_strategy": "SPREAD"}
     else:

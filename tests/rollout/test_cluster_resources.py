@@ -70,6 +70,8 @@ def test_an_engine_claims_its_gpus_of_ray_or_shares_those_of_the_learners_ranks(
     config = RolloutConfig(gpus_per_engine=2, threads_per_engine=3)
     own = engine_options(config, "m")
     assert (own["num_gpus"], own["num_cpus"], own["scheduling_strategy"]) == (2, 3, "SPREAD")
+    assert engine_options(RolloutConfig(), "m")["num_cpus"] == 1, "nothing has derived its threads"
+    assert engine_environment(RolloutConfig(), "m")["OMP_NUM_THREADS"] == "1"
     shared = engine_options(config, "m", [Gpu(node="ab" * 28, device="4"), Gpu(node="ab" * 28, device="5")])
     assert shared["num_gpus"] == 0, "of several GPUs Ray can lend a part to nobody"
     assert shared["scheduling_strategy"].node_id == "ab" * 28

@@ -19,7 +19,7 @@ from rollout.config import RolloutConfig
 @dataclass(frozen=True, kw_only=True)
 class Recipe(PresetConfig):
     model: str = "cold-start"
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(dtype="float32", threads=2))
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(dtype="float32"))
     rollout: RolloutConfig = field(
         default_factory=lambda: RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128)
     )

@@ -60,7 +60,7 @@ def choices(fresh: Path, run_dir: Path, **changed) -> SftConfig:
         "eval_every": 3,
         "max_tokens": 64,
         "optimizer": OptimizerConfig(learning_rate=3e-3, warmup_updates=1),
-        "learner": LearnerConfig(dtype="float32"),
+        "learner": LearnerConfig(threads=1, dtype="float32"),
     }
     return SftConfig(model=str(fresh), run_dir=run_dir, **options | changed)
 
@@ -240,15 +240,15 @@ def test_a_cold_start_that_was_killed_goes_on(tmp_path: Path):
 @pytest.mark.parametrize(
     "learner",
     [
-        LearnerConfig(dtype="float32", packing=False),
-        LearnerConfig(dtype="float32", gradient_checkpointing=True),
-        LearnerConfig(dtype="float32", microbatch_tokens=64),
+        LearnerConfig(threads=1, dtype="float32", packing=False),
+        LearnerConfig(threads=1, dtype="float32", gradient_checkpointing=True),
+        LearnerConfig(threads=1, dtype="float32", microbatch_tokens=64),
     ],
     ids=["padded", "checkpointing", "small microbatches"],
 )
 def test_how_a_batch_is_computed_does_not_change_what_is_learnt(fresh: Path, tmp_path: Path, learner: LearnerConfig):
     asked = prompts("1=1", "22=22", "333=333", "4=4")
-    for name, its in (("a", LearnerConfig(dtype="float32")), ("b", learner)):
+    for name, its in (("a", LearnerConfig(threads=1, dtype="float32")), ("b", learner)):
         supervise(choices(fresh, tmp_path / name, batch_size=4, steps=3, learner=its), asked)
     assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), abs=1e-4)
     assert losses(tmp_path / "a")[-1] < losses(tmp_path / "a")[0] - 0.5
@@ -256,7 +256,7 @@ def test_how_a_batch_is_computed_does_not_change_what_is_learnt(fresh: Path, tmp
 
 def test_half_precision_learns_about_the_same(fresh: Path, tmp_path: Path):
     for dtype in ("float32", "bfloat16"):
-        supervise(choices(fresh, tmp_path / dtype, steps=3, learner=LearnerConfig(dtype=dtype)), PROMPTS)
+        supervise(choices(fresh, tmp_path / dtype, steps=3, learner=LearnerConfig(threads=1, dtype=dtype)), PROMPTS)
     assert losses(tmp_path / "bfloat16") == pytest.approx(losses(tmp_path / "float32"), abs=0.1)
     assert losses(tmp_path / "bfloat16") != losses(tmp_path / "float32")
 
@@ -266,7 +266,11 @@ def test_two_ranks_learn_what_one_learns(fresh: Path, tmp_path: Path):
     # With AdamW's own eps, what is compared is what it makes of the rounding of gradients that are 0.
     optimizer = OptimizerConfig(learning_rate=3e-3, warmup_updates=1, eps=1e-5)
     for name, ranks in (("one", 1), ("two", 2)):
-        options = {"steps": 3, "optimizer": optimizer, "learner": LearnerConfig(dtype="float32", cpu_ranks=ranks)}
+        options = {
+            "steps": 3,
+            "optimizer": optimizer,
+            "learner": LearnerConfig(threads=1, dtype="float32", cpu_ranks=ranks),
+        }
         last = supervise(choices(fresh, tmp_path / name, **options), PROMPTS, eval_prompts=PROMPTS)
     rows = [read_metrics(tmp_path / name) for name in ("one", "two")]
     for key in ("loss/objective", "eval/loss"):
