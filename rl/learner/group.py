@@ -158,8 +158,8 @@ class LearnerGroup:
         learner = config.learner
         environment = {
             "OMP_NUM_THREADS": str(learner.threads or 1),
-            # Threads spin for some 50 µs, from one operation of a step to the next. Those that sleep at once wake up late, and those
-            # that spin for longer take the engines' cores.
+            # Threads spin for some 50 µs, from one operation to the next. Those that sleep at once wake up late; those that spin
+            # for longer take the engines' cores.
             "GOMP_SPINCOUNT": "20000",
             "KMP_BLOCKTIME": "1",
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
