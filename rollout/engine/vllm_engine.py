@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psutil
 
-from rollout.config import ENGINE_RANKS, RolloutConfig
 from rollout.engine.outputs import as_prompt_logprobs, as_response
 from rollout.engine.pause_gate import PauseGate
 from rollout.engine.spec import EngineSpec
+from rollout.engine.vllm_arguments import vllm_arguments
 from rollout.engine.vllm_processes import (
     forked_processes,
     imports_of_vllm,
@@ -24,7 +24,7 @@ from rollout.engine.vllm_processes import (
     segments_of,
     wait_until_ended,
 )
-from rollout.rendering import engine_media, limit_pixels, opens_thought, pixel_options, render
+from rollout.rendering import engine_media, limit_pixels, opens_thought, render
 from rollout.types import EngineFailed, GenerateCall, Request, Response, Sampling
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ T = TypeVar("T")
 
 ATTEMPTS = 3
 """Attempts at a request that vLLM ends with an error, which it does if its processes have lost track of a picture."""
-CPU_BLOCK = 32
-"""Tokens of a block of the key-value cache on CPUs, the fewest that vLLM's kernel takes."""
 BAN = -100.0
 """Logit bias of banned tokens, the strongest that vLLM accepts: their probability vanishes in float32."""
 DEATH_NOTICED_AFTER = 1.0
@@ -66,8 +64,6 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec) -> None:
         with imports_of_vllm():
             from transformers import AutoProcessor
-            from vllm import AsyncEngineArgs
-            from vllm.config import WeightTransferConfig
             from vllm.v1.engine.async_llm import AsyncLLM
 
         self.config = config = spec.config
@@ -75,44 +71,13 @@ class VllmEngine:
         self._bias = dict.fromkeys(spec.banned_ids, BAN)
         is_teacher = spec.student is not None
         self._processor = limit_pixels(AutoProcessor.from_pretrained(spec.student or spec.model), config)
-        args = AsyncEngineArgs(
-            model=str(spec.model),
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            # A seeded request whose prompt is prefilled in pieces kills vLLM's CPU worker. A prompt that does not fit into a step
-            # waits for the next. A teacher has no seeds, and takes memory for the logits of all tokens of a step at once.
-            max_num_batched_tokens=config.max_batched_tokens
-            if is_teacher
-            else max(config.max_batched_tokens, config.max_model_len),
-            enable_chunked_prefill=is_teacher or config.gpus_per_engine > 0,
-            max_num_seqs=config.max_running,
-            # Siblings share the whole blocks of their prompt. By default a block has 128 tokens on CPUs, more than a small picture.
-            block_size=None if config.gpus_per_engine else CPU_BLOCK,
-            tensor_parallel_size=config.workers_per_engine,
-            distributed_executor_backend=_executor(config),
-            enable_sleep_mode=config.shares_gpus,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            # Log-probabilities of the sampled distribution: after temperature and bans.
-            logprobs_mode="processed_logprobs",
-            enforce_eager=not config.gpus_per_engine,
-            limit_mm_per_prompt={"image": config.max_images, "video": config.max_videos},
-            mm_processor_kwargs=pixel_options(self._processor),
-            generation_config="vllm",  # the checkpoint's top-p and top-k would bias the ratios
-            weight_transfer_config=WeightTransferConfig(backend=spec.backend),
-            **_lora_options(spec.lora_rank),
-            enable_return_routed_experts=spec.return_routed_experts,
-            worker_extension_cls="rollout.engine.teacher_worker.TeacherWorker" if is_teacher else "",
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            seed=0,
-        )
         self._adapter: LoRARequest | None = None
         self._asleep = False
         self._cut_requests: set[str] = set()
         self._gate = PauseGate()
         others = _children()
         with nullcontext() if config.gpus_per_engine else forked_processes():
-            self._llm = AsyncLLM.from_engine_args(args)
+            self._llm = AsyncLLM.from_engine_args(vllm_arguments(spec, self._processor))
         self._processes = _children() - others
         self._scores_as_sampled: asyncio.Future[Any] | None = None
         if is_teacher:
@@ -393,18 +358,6 @@ def _children() -> set[psutil.Process]:
     return {child for child in children if "resource_tracker" not in " ".join(child.cmdline())}
 
 
-def _executor(config: RolloutConfig) -> Any:
-    """Returns the class or name of what runs vLLM's workers."""
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    if config.workers_per_engine == 1 and not config.gpus_per_engine:
-        # For "uni" on CPUs vLLM would start a worker process, to give it the environment of OpenMP, which `engine_environment` has
-        # set already. A second process costs 12 CPU seconds per start, most of them imports.
-        return UniProcExecutor
-    # By default vLLM would start Ray actors for its workers, and nobody would end them.
-    return "mp" if config.workers_per_engine > 1 else None
-
-
 def _names(name: str, kind: str, items: Sequence[Any]) -> list[str]:
     return [f"{name}-{kind}-{i}" for i in range(len(items))]
 
@@ -418,16 +371,3 @@ def _engine_death_as_failure() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise EngineFailed(f"vLLM has died: {error}") from None
-
-
-def _lora_options(rank: int) -> dict[str, Any]:
-    """Returns vLLM's options for adapters of a rank; none for rank 0."""
-    if not rank:
-        return {}
-    # One adapter in use, and room for its successor during the exchange.
-    return {
-        "enable_lora": True,
-        "max_loras": 1,
-        "max_cpu_loras": 2,
-        "max_lora_rank": min(known for known in ENGINE_RANKS if known >= rank),
-    }

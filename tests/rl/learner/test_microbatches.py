@@ -205,7 +205,10 @@ class CountingProcessor:
 
     def image_processor(self, images, return_tensors):
         self.seen += images
-        return {"pixel_values": torch.zeros(4, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+        return {
+            "pixel_values": torch.zeros(4 * len(images), 3),
+            "image_grid_thw": torch.tensor([[1, 2, 2]] * len(images)),
+        }
 
 
 def test_pictures_that_several_samples_show_are_encoded_once():
