@@ -134,7 +134,7 @@ def plan_calls(own: Sequence[int], shared: Sequence[int]) -> list[list[int]]:
         The numbers of the sequences of each call.
     """
     calls: list[list[int]] = []
-    longest = most = 0  # of the last call
+    longest = most = 0  # the last call's own tokens, and its beginning's
     for b in sorted(range(len(own)), key=lambda b: (shared[b], own[b]), reverse=True):
         if calls and bool(shared[b]) == bool(most):
             count, padded = len(calls[-1]), max(longest, own[b])

@@ -57,7 +57,7 @@ def resend_media_of_cached_prompts() -> None:
     """Makes vLLM's scheduler send a prompt's media to its worker on the CPU even if the prompt's prefix is cached.
 
     vLLM 0.32 leaves them out, since nothing encodes them again. But a weight sync drops the cache, and a request that it meets is
-    computed anew: the worker dies for lack of its media. Scheduler and worker share a process here, so sending them costs nothing.
+    computed again: the worker dies for lack of its media. Scheduler and worker share a process here, so sending them costs nothing.
     """
     from vllm.platforms import current_platform
     from vllm.v1.core.sched import output
