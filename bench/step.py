@@ -124,21 +124,20 @@ def measure(options: Options, case: Case) -> list[dict[str, Any]]:
         RuntimeError: A run failed, or the responses of the sides are not equally long.
     """
     policy = case_policy(case, options.folder / "policies")
-    runs: dict[str, Callable[[str, int, bool], tuple[Rows, Memory]]] = {
-        "ours": lambda name, steps, watch: run_ours(options, case, options.folder / "runs" / name, steps, watch),
-        "TRL": lambda name, steps, watch: run_trl(options, case, options.folder / "runs" / name, steps, watch),
-    }
     rows: dict[str, Rows] = {side: [] for side in SIDES}
     for number in range(options.rounds):
         for side in SIDES if number % 2 == 0 else reversed(SIDES):
             print(f"{case.name}, round {number + 1} of {options.rounds}: {side}", flush=True)
-            found, _ = runs[side](f"{case.name}-{side}-{number}", options.steps, False)
-            rows[side] += found[options.warm_up :]
+            plan = RunPlan(case=case, name=f"{case.name}-{side}-{number}", steps=options.steps, seed=number)
+            rows[side] += RUN[side](options, plan)[0][options.warm_up :]
     lengths = {side: LengthStatistics.of(rows[side]) for side in SIDES}
     expected = expected_tokens(case, policy)
     require_equal_lengths(case.name, lengths["ours"], lengths["TRL"], expected)
     print(f"{case.name}: memory", flush=True)
-    memory = {side: runs[side](f"{case.name}-{side}-memory", options.memory_steps, True)[1] for side in SIDES}
+    memory = {}
+    for side in SIDES:
+        plan = RunPlan(case=case, name=f"{case.name}-{side}-memory", steps=options.memory_steps, seed=0, watch=True)
+        memory[side] = RUN[side](options, plan)[1]
     common = {
         "case": case.name,
         "date": date.today().isoformat(),
@@ -155,31 +154,52 @@ def measure(options: Options, case: Case) -> list[dict[str, Any]]:
     return [side | {"ratio": trl / ours} for side in figures]
 
 
-def run_ours(options: Options, case: Case, folder: Path, steps: int, watch: bool) -> tuple[Rows, Memory]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """One run of one side."""
+
+    case: Case
+    name: str
+    steps: int
+    seed: int
+    """Each round has its own, else its responses would be those of the first."""
+    watch: bool = False
+    """Measures memory."""
+
+    def words(self, options: Options) -> list[str]:
+        """Returns the arguments that both sides take."""
+        policies = str(options.folder / "policies")
+        return ["--case", self.case.name, "--steps", str(self.steps), "--seed", str(self.seed), "--policies", policies]
+
+
+def run_ours(options: Options, plan: RunPlan) -> tuple[Rows, Memory]:
     """Runs ours once; returns one row per step, and the peak of memory."""
+    folder = options.folder / "runs" / plan.name
     shutil.rmtree(folder, ignore_errors=True)
-    words = f"--case {case.name} --steps {steps} --policies {options.folder / 'policies'} --run-dir {folder}".split()
-    command = [sys.executable, "-m", "bench.against_trl.ours", *words, f"--options={options.ours}"]
-    memory = run_watched(command, {"PYTHONPATH": str(ROOT)}, folder.with_suffix(".log"), watch=watch)
-    rows = step_rows(folder, case.sequences)
+    words = [*plan.words(options), "--run-dir", str(folder), f"--options={options.ours}"]
+    command = [sys.executable, "-m", "bench.against_trl.ours", *words]
+    memory = run_watched(command, {"PYTHONPATH": str(ROOT)}, folder.with_suffix(".log"), watch=plan.watch)
+    rows = step_rows(folder, plan.case.sequences)
     shutil.rmtree(folder / "checkpoints")
     return [with_other(row) for row in rows], memory
 
 
-def run_trl(options: Options, case: Case, folder: Path, steps: int, watch: bool) -> tuple[Rows, Memory]:
+def run_trl(options: Options, plan: RunPlan) -> tuple[Rows, Memory]:
     """Runs TRL once; returns one row per step, and the peak of memory."""
-    words = (
-        f"--case {case.name} --steps {steps} --policies {options.folder / 'policies'} --threads {options.trl_threads}"
-    )
-    output = folder.with_suffix(".json")
-    command = [sys.executable, "-m", "bench.against_trl.theirs", *words.split(), "--output", str(output)]
+    output = options.folder / "runs" / f"{plan.name}.json"
+    words = [*plan.words(options), "--threads", str(options.trl_threads), "--output", str(output)]
+    command = [sys.executable, "-m", "bench.against_trl.theirs", *words]
     environment = {
         "PYTHONPATH": os.pathsep.join([str(options.trl.resolve()), str(ROOT)]),
         "OMP_NUM_THREADS": str(options.trl_threads),
         "HF_HUB_OFFLINE": "1",
     }
-    memory = run_watched(command, environment, folder.with_suffix(".log"), watch=watch)
+    memory = run_watched(command, environment, output.with_suffix(".log"), watch=plan.watch)
     return [with_other(row) for row in json.loads(output.read_text())], memory
+
+
+RUN: dict[str, Callable[[Options, RunPlan], tuple[Rows, Memory]]] = {"ours": run_ours, "TRL": run_trl}
+"""Side → a run of it."""
 
 
 def with_other(row: dict[str, float]) -> dict[str, float]:

@@ -27,6 +27,8 @@ class Arguments:
     """Folder of the checkpoints."""
     run_dir: Path
     """Folder of the run."""
+    seed: int = 0
+    """Seeds prompts and sampled tokens."""
     options: str = ""
     """Options of training, as on a recipe's command line."""
 
@@ -40,6 +42,7 @@ def main(arguments: Arguments) -> None:
         model=str(case_policy(case, arguments.policies)),
         run_dir=arguments.run_dir,
         steps=arguments.steps,
+        seed=arguments.seed,
         prompts_per_step=case.prompts_per_step,
         group_size=case.group_size,
         num_minibatches=1,

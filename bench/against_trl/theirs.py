@@ -42,6 +42,8 @@ class Arguments:
     """Folder of the checkpoints."""
     output: Path
     """File of the rows."""
+    seed: int = 0
+    """Seeds prompts and sampled tokens."""
     threads: int = 2
     """CPU threads."""
 
@@ -74,6 +76,7 @@ def make_trainer(case: Case, arguments: Arguments, rows: StepRows) -> Any:
         sapo_temperature_pos=1.0,
         sapo_temperature_neg=1.05,
         max_steps=arguments.steps,
+        seed=arguments.seed,
         per_device_train_batch_size=case.trl_microbatch,
         gradient_accumulation_steps=case.sequences // case.trl_microbatch,
         num_generations=case.group_size,
