@@ -113,11 +113,9 @@ def prepare(config: TrainConfig) -> TrainConfig:
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    from policies.loading import supported_model
     from rl.hardware.fitting import fit_to_gpus
 
     console = Console()
-    supported_model(config.model)
     config = with_threads(resolve_placement(config, console), console)
     check_config(config)
     return fit_to_gpus(config, console)
