@@ -79,13 +79,13 @@ def supervise(
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint
-    config = replace(config, learner=with_learner_threads(config.learner, Console()))
     processor = limit_pixels(load_processor(checkpoint or config.model), options.rollout)
     encoder = DemonstrationEncoder(processor, demonstrate, config.max_tokens)
     held_out = encoder.take(list(readable(eval_prompts or [], encoder.accept)))
     stream = open_stream(prompts, batch_size=config.batch_size, seed=config.seed, accept=encoder.accept)
     if state.cursor:
         stream.restore(state.cursor)
+    config = replace(config, learner=with_learner_threads(config.learner, Console()))
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process, as intended
