@@ -62,6 +62,8 @@ class Engines:
 def with_threads(config: TrainConfig, console: Console) -> TrainConfig:
     """Returns the config of a run with the threads that are not set, and prints these.
 
+    A new run whose policy cannot be read prints nothing: it is refused next, in one sentence.
+
     Args:
         config: The run's config, with its placement resolved.
         console: Prints the derived options.
@@ -74,7 +76,8 @@ def with_threads(config: TrainConfig, console: Console) -> TrainConfig:
     parameters = num_parameters(config.model) if counts_policy else None
     of_teacher = num_parameters(str(teacher.model)) if counts_teacher else None
     options = derive_threads(config, cpus_of_nodes(), parameters=parameters, teacher_parameters=of_teacher)
-    _print(options, console)
+    if parameters is not None or not counts_policy or config.resume is not None:
+        _print(options, console)
     return with_options(config, options)
 
 

@@ -86,6 +86,7 @@ def supervise(
     stream = open_stream(prompts, batch_size=config.batch_size, seed=config.seed, accept=encoder.accept)
     if state.cursor:
         stream.restore(state.cursor)
+    config = replace(config, learner=with_learner_threads(config.learner, Console()))
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process, as intended

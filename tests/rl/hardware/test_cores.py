@@ -155,12 +155,16 @@ def test_a_run_prints_its_threads_with_their_reasons(
     assert prepare(made) == made and capsys.readouterr().out == "", "what is set is neither changed nor printed"
 
 
-def test_a_model_that_cannot_be_read_counts_as_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_policy_that_cannot_be_read_counts_as_large_and_is_refused_before_anything_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert num_parameters(str(tmp_path)) is None
     on(monkeypatch, 8)
     where = console()
-    made = with_threads(replace(config(engines=2), model=str(tmp_path)), where)
-    assert (made.learner.threads, made.rollout.threads_per_engine) == (8, 4)
+    missing = replace(config(engines=2), model=str(tmp_path))
+    made = with_threads(missing, where)
+    assert (made.learner.threads, made.rollout.threads_per_engine) == (8, 4) and printed(where) == ""
+    assert with_threads(replace(missing, resume="auto"), where).learner.threads == 8  # a checkpoint may be there
     assert "8 cores of 8 for 2 engines" in printed(where)
 
 
