@@ -22,12 +22,12 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from bench.cases import AXES, PHASES, axis_rows, case_of, cases_of
 from bench.cluster.growth import WEAK_BASE, Growth, Scaled, Scaling, causes, half_point
 from bench.cluster.inputs import Assumptions, Measured, Work
 from bench.cluster.layout import Placement
-from bench.power_laws import bottleneck, fit_power, fit_serial
-from bench.sheets import Sheet, field_help, markdown_page, number
+from bench.cost.cases import AXES, PHASES, axis_rows, case_of, cases_of
+from bench.cost.power_laws import bottleneck, fit_power, fit_serial
+from bench.cost.sheets import Sheet, field_help, markdown_page, number
 
 LEAST_POINTS = 4
 """An axis with fewer points is not fitted: a fit has three numbers."""
@@ -119,7 +119,7 @@ def introduction(options: Options) -> str:
 
 def measure_missing(options: Options, found: dict[str, Any]) -> None:
     """Measures the cases and calls that were not yet, and keeps each as soon as it is there."""
-    from bench.axes import measure  # imported late: the model needs neither Ray nor vLLM
+    from bench.cost.axes import measure  # imported late: the model needs neither Ray nor vLLM
 
     def keep(row: dict[str, float]) -> None:
         found["rows"].append(row)
@@ -129,8 +129,8 @@ def measure_missing(options: Options, found: dict[str, Any]) -> None:
     cases = cases_of({axis: getattr(options, axis) for axis in AXES})
     measure([case for case in cases if case not in done], options.steps, options.threads, keep)
     if "serial" not in found:
-        from bench.calls import measure_calls, measure_completions
-        from bench.serial import measure_serial
+        from bench.cost.calls import measure_calls, measure_completions
+        from bench.cost.serial import measure_serial
         from rollout.cluster import local_ray
 
         with local_ray():

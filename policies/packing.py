@@ -5,7 +5,7 @@ once. The first sequence has it in the row, and the others continue from its key
 kernel processes the whole row. Elsewhere sequences of similar lengths go through one call of torch's attention, padded.
 
 Shapes: B sequences, L tokens of the longest, S tokens of the row, A heads, D head size, C = A·D. Of a call: G sequences, N queries
-and K keys of the longest, P tokens of the longest common beginning.
+and K keys of the longest.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _call(places: Sequence[np.ndarray], shared: Sequence[int]) -> Call:
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Makes the language model use packed rows. The vision tower is unchanged, since its images are packed already."""
+    """Makes the language model use packed rows. The vision tower has its own attention inside each picture."""
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, _no_mask)
     model.set_attn_implementation({"text_config": NAME})
@@ -238,7 +238,7 @@ def _heads(tokens_SC: Tensor, places_GN: Tensor, like_1ASD: Tensor) -> Tensor:
 
 
 def _rows(tokens_SC: Tensor, places: Tensor) -> Tensor:
-    """[…, C] the rows at some places [...]. The gradients of a row that is at several places are added in float32 or better."""
+    """[…, C] the rows at some places […]. The gradients of a row that is at several places are added in float32 or better."""
     precise = torch.promote_types(tokens_SC.dtype, torch.float32)
     return embedding(places, tokens_SC.to(precise)).to(tokens_SC.dtype)
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from bench.cases import Case, axis_rows, cases_of
 from bench.cluster.growth import Growth, causes, half_point
 from bench.cluster.inputs import Assumptions, Measured, Work
 from bench.cluster.layout import Layout, layout_of
@@ -22,8 +21,9 @@ from bench.cluster.step import (
     step_terms,
     sync_seconds,
 )
-from bench.power_laws import SerialCost, bottleneck, fit_power, fit_serial
-from bench.sheets import Sheet, field_help, number
+from bench.cost.cases import Case, axis_rows, cases_of
+from bench.cost.power_laws import SerialCost, bottleneck, fit_power, fit_serial
+from bench.cost.sheets import Sheet, field_help, number
 from policies.model_sizes import PUBLISHED, ModelShape, VisionShape
 
 VISION = VisionShape(layers=1, hidden=2, intermediate=3, positions=4, num_deepstack=0, out=4)

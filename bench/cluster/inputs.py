@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.power_laws import SerialCost
+from bench.cost.power_laws import SerialCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

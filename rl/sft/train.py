@@ -80,7 +80,6 @@ def supervise(
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint
     processor = limit_pixels(load_processor(checkpoint or config.model), options.rollout)
-    config = replace(config, learner=with_learner_threads(config.learner, Console()))
     encoder = DemonstrationEncoder(processor, demonstrate, config.max_tokens)
     held_out = encoder.take(list(readable(eval_prompts or [], encoder.accept)))
     stream = open_stream(prompts, batch_size=config.batch_size, seed=config.seed, accept=encoder.accept)

@@ -37,7 +37,6 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
         "OMP_NUM_THREADS": str(config.num_threads),
         # Threads that spin while they wait would take the learner's cores.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",
         "KMP_BLOCKTIME": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),

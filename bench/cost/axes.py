@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from bench.cases import PHASES, Case
+from bench.cost.cases import PHASES, Case
 from bench.rehearsal import role_of, share_of_ascii
 from policies.export import save_policy
 from policies.loading import load_processor

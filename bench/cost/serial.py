@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from bench.axes import END, IMAGE_TOKEN_SIDE, endless_policy, prompts_of
-from bench.cases import Case
+from bench.cost.axes import END, IMAGE_TOKEN_SIDE, endless_policy, prompts_of
+from bench.cost.cases import Case
 from bench.rehearsal import share_of_ascii
 from policies.inputs import vision_tokens
 from policies.loading import load_processor
