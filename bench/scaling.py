@@ -308,4 +308,7 @@ def stated_sheet(title: str, stated: Any) -> Sheet:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except ValueError as error:  # a size that no run can have, or nothing measured
+        raise SystemExit(str(error)) from None

@@ -79,12 +79,13 @@ class Options:
 def main(options: Options) -> None:
     """Measures the cases that are not finished, prints the table, and writes JSON and Markdown."""
     unknown = [name for name in options.cases if name not in CASES]
-    if unknown or options.steps <= options.warm_up:
-        raise SystemExit(
-            f"no cases {unknown}: choose from {', '.join(CASES)}"
-            if unknown
-            else f"--steps {options.steps} must be more than --warm-up {options.warm_up}"
-        )
+    if unknown:
+        raise SystemExit(f"no cases {unknown}: choose from {', '.join(CASES)}")
+    if options.steps <= options.warm_up:
+        raise SystemExit(f"--steps {options.steps} must be more than --warm-up {options.warm_up}")
+    for name, number in (("rounds", options.rounds), ("memory-steps", options.memory_steps)):
+        if number < 1:
+            raise SystemExit(f"--{name} {number} must be at least 1")
     results = json.loads(options.output.read_text()) if options.output.is_file() else {}
     missing = [name for name in options.cases if options.repeat or name not in results]
     if missing:
