@@ -62,7 +62,7 @@ def main(options: Options) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             source = LearnerOptions(shape=options.shape, device=options.device)
             folder = saved_policy(source, options.policy or Path(scratch))
-            learner = LearnerConfig(gpus=int(options.device == "cuda"), offload=options.offload)
+            learner = LearnerConfig(dtype="bfloat16", gpus=int(options.device == "cuda"), offload=options.offload)
             config = LearningOptions(model=str(folder), learner=learner)
             mesh = rank_mesh(1, options.device)
             model = load_trainable(config, folder, torch.device(options.device), mesh).model

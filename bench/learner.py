@@ -59,7 +59,7 @@ class Options:
     peak_teraflops: float = 989.0
     """Peak TFLOP/s of the device in its dtype; 989 is an H100's or H200's dense bfloat16."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(threads=2))
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(dtype="bfloat16", threads=2))
     output: Path = Path("bench/results/learner.json")
     """File of the figures."""
 

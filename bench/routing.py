@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -22,7 +23,7 @@ from rich.table import Table
 from bench.learner import Options as StepOptions
 from bench.learner import rollout
 from policies.small.qwen3_vl import save_small_policy
-from rl.config import Dtype, LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
+from rl.config import LearnerConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rl.learner.learner import Learner, OldPolicyPass
 from rl.learner.microbatches import Microbatch
 
@@ -33,7 +34,7 @@ class Options:
 
     learning_rates: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
     """Learning rates of the one update in between."""
-    dtype: Dtype = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the passes."""
     output: Path = Path("bench/results/routing.json")
     """File of the figures."""
@@ -63,7 +64,7 @@ def main(options: Options) -> None:
 
 
 @torch.no_grad()
-def measure(folder: Path, learning_rate: float, dtype: Dtype) -> dict[str, float]:
+def measure(folder: Path, learning_rate: float, dtype: Literal["float32", "bfloat16"]) -> dict[str, float]:
     """Returns one row of the table."""
     config = TrainConfig(
         model=str(folder),

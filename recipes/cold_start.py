@@ -29,7 +29,6 @@ from rl.sft.config import SftConfig, check_sft
 if TYPE_CHECKING:
     from rollout.data.prompts import Prompts
 
-SMALL = LearnerConfig(dtype="float32")
 OWN_DATA = ("digit_sums", "easy_vqa")
 """Data of the small policy by default."""
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
@@ -101,7 +100,7 @@ class ColdStart(SftConfig):
     keep_checkpoints: tyro.conf.Suppress[int] = 2
     optimizer: tyro.conf.Suppress[OptimizerConfig] = OptimizerConfig(betas=(0.9, 0.98), weight_decay=0.01)
     lora: LoraConfig = LoraConfig()
-    learner: LearnerConfig = SMALL
+    learner: LearnerConfig = LearnerConfig()
 
     def of_size(self, preset: Preset) -> Self:
         """Long reasoning, with a rank of the learner on every GPU of the preset's machines."""
@@ -191,9 +190,11 @@ def small_config(config: ColdStart) -> ColdStartConfig:
     Raises:
         ValueError: An option is set that a cold start fixes.
     """
+    learner = config.learner
+    fixed = LearnerConfig(dtype="auto" if learner.dtype == "auto" else "float32", threads=learner.threads)
     given: dict[str, tuple[object, object]] = {
         "preset": (config.preset, "small"),
-        "learner": (config.learner, LearnerConfig(dtype="float32", threads=config.learner.threads)),
+        "learner": (learner, fixed),
         "lora": (config.lora, LoraConfig()),
         "resume": (config.resume, None),
         "vision_learning_rate": (config.vision_learning_rate, None),

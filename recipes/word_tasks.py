@@ -13,7 +13,7 @@ from pathlib import Path
 from rewards import math_answer
 from rl import TrainConfig
 from rl.cli import main
-from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, RolloutConfig
+from rl.config import EvalConfig, OptimizerConfig, RolloutConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,7 @@ class WordTasks(TrainConfig):
     prompts_per_step: int = 8
     """Prompts of each step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
-    rollout: RolloutConfig = RolloutConfig(dtype="float32", max_tokens=24, max_model_len=128)
-    learner: LearnerConfig = LearnerConfig(dtype="float32")
+    rollout: RolloutConfig = RolloutConfig(max_tokens=24, max_model_len=128)
     eval: EvalConfig = EvalConfig(num_prompts=26, num_samples=8)
 
 

@@ -69,8 +69,9 @@ class LearnerConfig:
     """CPU threads of each rank. Default: all cores over the ranks, or half of them if max_staleness > 0; 1 on GPUs."""
     offload: Annotated[bool, RESUMABLE] = False
     """CPU offload: keeps weights, gradients and optimizer state in host memory, and only the layers at work on the GPU."""
-    dtype: Dtype = "bfloat16"
-    """Precision of forward and backward passes; master weights are always float32."""
+    dtype: Dtype = "auto"
+    """Precision of forward and backward passes; master weights are always float32. auto: bfloat16 on GPUs and on processors that
+    multiply in it (AMX, AVX-512 BF16), else float32; the same for learner and engines."""
     routing_replay: Literal["off", "R2", "R3"] = "R2"
     """Routing replay, MoE only. R2 trains off-policy minibatches through the experts that the old policy chose. R3 (rollout routing
     replay) trains all minibatches through the experts that the engine chose, and needs engines on GPUs. The router still learns."""
@@ -140,7 +141,7 @@ class TeacherConfig:
     """GPUs of each engine (tensor parallel over all of them), not shared with learner or student; 0 runs vLLM on the CPU."""
     threads_per_engine: Annotated[int | None, Gt(0), RESUMABLE] = None
     """CPU threads of each engine. Default: as rollout.threads_per_engine, with which the cores are shared."""
-    dtype: Dtype = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the teacher's weights."""
     kv_cache_gib: Annotated[Count, RESUMABLE] = 1
     """Key-value cache of each engine, in GiB (CPU engines)."""

@@ -23,6 +23,7 @@ from rewards.workers.runner import RewardRunner
 from rl.config import RewardOptions, TrainConfig, check_config
 from rl.hardware.cores import with_threads
 from rl.hardware.placement import resolve_placement
+from rl.hardware.precision import with_dtypes
 from rl.run_dir.checkpoint import starting_point
 from rollout.config import RolloutConfig
 from rollout.data.mixture import MixedStream, Stream, open_stream, rounds, shrunk, sources_of
@@ -99,7 +100,8 @@ def check_options(config: TrainConfig) -> None:
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    check_config(resolve_placement(config))
+    config = with_dtypes(resolve_placement(config))
+    check_config(config)
     starting_point(config)
     if config.reward:
         load_reward(config.reward)
@@ -108,7 +110,7 @@ def check_options(config: TrainConfig) -> None:
 
 
 def prepare(config: TrainConfig) -> TrainConfig:
-    """Derives the GPU placement, CPU threads and what makes the run fit, checks the config and prints the memory plan.
+    """Derives placement, precision, CPU threads and what makes the run fit, checks the config and prints the memory plan.
 
     Raises:
         ValueError: Names the option, its value and the remedy.
@@ -116,7 +118,7 @@ def prepare(config: TrainConfig) -> TrainConfig:
     from rl.hardware.fitting import fit_to_gpus
 
     console = Console()
-    config = with_threads(resolve_placement(config, console), console)
+    config = with_threads(with_dtypes(resolve_placement(config, console), console), console)
     check_config(config)
     return fit_to_gpus(config, console)
 

@@ -14,7 +14,7 @@ Seconds = Annotated[float, Gt(0)]
 RESUMABLE: Final = "may differ between a run and its resume"
 """A marker in a field's annotation: the option does not change what a step learns."""
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 Backend = Literal["shared_memory", "nccl", "ipc"]
 """Transport of weights to the engines; see `rollout.weights.senders`."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -32,8 +32,8 @@ class RolloutConfig:
     threads_per_engine: Annotated[int | None, Gt(0), RESUMABLE] = None
     """CPU threads of each engine. Default: all cores over the engines, less the learner's share if max_staleness > 0; 1 for a
     policy below 30M parameters, and on GPUs."""
-    dtype: Dtype = "bfloat16"
-    """Precision of the engine's weights."""
+    dtype: Dtype = "auto"
+    """Precision of the engine's weights. auto: as learner.dtype."""
     max_tokens: Count = 1024
     """Longest response, in tokens."""
     max_model_len: int = 4096

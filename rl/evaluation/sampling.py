@@ -23,6 +23,7 @@ from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling
 from rl.evaluation.results import CorrectnessRule, PromptResult, prompt_result
 from rl.evaluation.store import AnswerStore, answer_identity, digest
 from rl.hardware.cores import with_engine_threads
+from rl.hardware.precision import with_engine_dtype
 from rl.preflight import open_inputs, open_runner, try_episode
 from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
@@ -65,6 +66,7 @@ def sample_and_score(config: SamplingRunConfig, name: str) -> SampledAnswers:
         ValueError: Config, data, reward or checkpoint cannot work; raised before any engine starts.
     """
     check_sampling_run(config)
+    config = replace(config, rollout=with_engine_dtype(config.rollout, Console(stderr=True)))
     reward = find_reward(config.reward)
     supported_model(config.model)
     identity = answer_identity(config)

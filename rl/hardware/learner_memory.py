@@ -81,7 +81,7 @@ def state_memory(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]
 
 def _halved(config: LearningOptions, shape: ModelShape) -> int:
     """Returns LoRA's frozen parameters that stay in bfloat16, as published."""
-    return shape.matrices if config.lora.rank and config.learner.dtype == "bfloat16" else 0
+    return shape.matrices if config.lora.rank and config.learner.dtype != "float32" else 0
 
 
 def checkpoint_size(config: LearningOptions, shape: ModelShape) -> list[MemoryItem]:

@@ -24,6 +24,7 @@ from policies.model_sizes import shape_of_checkpoint
 from rl.config import LearningOptions, config_dict
 from rl.hardware.cores import with_learner_threads
 from rl.hardware.memory import memory_table, plan_learner, this_machine
+from rl.hardware.precision import with_learner_dtype
 from rl.learner import Learner
 from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
 from rl.run_dir.tracker import Tracker
@@ -74,6 +75,7 @@ def supervise(
         ValueError: Config, prompts or checkpoint cannot be used.
     """
     check_sft(config)
+    config = replace(config, learner=with_learner_dtype(config.learner, Console()))
     options = config.learning_options()
     _print_plan(options, config.keep_checkpoints)
     checkpoint, state = starting_point(config)

@@ -160,7 +160,7 @@ def test_choices_survive_json():
     assert (plain["run_dir"], plain["optimizer"]["betas"], plain["rollout"]["dtype"]) == (
         "runs/a",
         [0.9, 0.95],
-        "bfloat16",
+        "auto",
     )
 
 

@@ -57,7 +57,7 @@ def test_a_preset_on_the_command_line_replaces_defaults_and_options_replace_it()
     config = parse(Recipe, ["--steps", "7", "--preset", "8B", "--rollout.max-tokens", "512"])
     assert (config.preset, config.model, config.steps) == ("8B", "Qwen/Qwen3-VL-8B-Instruct", 7)
     assert (config.rollout.max_tokens, config.rollout.max_model_len) == (512, 20480)
-    assert config.learner.gradient_checkpointing and config.learner.dtype == "bfloat16"
+    assert config.learner.gradient_checkpointing and config.learner.dtype == "auto"
     assert (config.group_size, config.optimizer.learning_rate) == (16, 1e-6)  # what a published size is given
     assert parse(Recipe, ["--preset=2B"]).model == "Qwen/Qwen3-VL-2B-Instruct"
 

@@ -165,7 +165,7 @@ def test_a_folder_that_holds_no_checkpoint_is_named_with_the_remedy(tmp_path: Pa
         ({"seed": 1}, r"seed = 1 \(was 0\)"),
         ({"reward": "mine.py:f"}, r"reward = 'mine.py:f' \(was None\)"),
         ({"optimizer": OptimizerConfig(betas=(0.9, 0.95))}, r"optimizer.betas = \[0.9, 0.95\] \(was \[0.9, 0.99\]\)"),
-        ({"learner": LearnerConfig(dtype="float32")}, r"learner.dtype = 'float32' \(was 'bfloat16'\)"),
+        ({"learner": LearnerConfig(dtype="float32")}, r"learner.dtype = 'float32' \(was 'auto'\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
