@@ -74,6 +74,7 @@ def train(
             batch, metrics = train_step(run, step)
             if config.is_due(step, config.eval.every):
                 metrics |= run.evaluate(with_blind=step == config.steps)
+            run.batches.start(run.version)  # the next batch is generated while this step is logged and saved
             run.log(step, metrics)
             if config.is_due(step, config.samples_every):
                 run.tracker.save_samples(f"step_{step:06d}", batch.groups, batch.scores)

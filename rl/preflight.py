@@ -22,8 +22,8 @@ from rewards.types import Verifier
 from rewards.workers.runner import RewardRunner
 from rl.config import RewardOptions, TrainConfig, check_config
 from rl.hardware.cores import with_threads
-from rl.hardware.placement import resolve_placement
-from rl.hardware.precision import with_dtypes
+from rl.hardware.placement import resolve_placement, with_options
+from rl.hardware.precision import derive_dtypes
 from rl.run_dir.checkpoint import starting_point
 from rollout.config import RolloutConfig
 from rollout.data.mixture import MixedStream, Stream, open_stream, rounds, shrunk, sources_of
@@ -100,7 +100,8 @@ def check_options(config: TrainConfig) -> None:
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    config = with_dtypes(resolve_placement(config))
+    config = resolve_placement(config)
+    config = with_options(config, derive_dtypes(config))
     check_config(config)
     starting_point(config)
     if config.reward:
@@ -118,7 +119,9 @@ def prepare(config: TrainConfig) -> TrainConfig:
     from rl.hardware.fitting import fit_to_gpus
 
     console = Console()
-    config = with_threads(with_dtypes(resolve_placement(config, console), console), console)
+    config = resolve_placement(config, console)
+    dtypes = derive_dtypes(config)
+    config = with_threads(with_options(config, dtypes), console, dtypes)
     check_config(config)
     return fit_to_gpus(config, console)
 

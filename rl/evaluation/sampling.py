@@ -23,7 +23,8 @@ from rl.evaluation.config import SamplingRunConfig, check_sampling_run, sampling
 from rl.evaluation.results import CorrectnessRule, PromptResult, prompt_result
 from rl.evaluation.store import AnswerStore, answer_identity, digest
 from rl.hardware.cores import with_engine_threads
-from rl.hardware.precision import with_engine_dtype
+from rl.hardware.placement import DerivedOption, with_options
+from rl.hardware.precision import engine_dtype
 from rl.preflight import open_inputs, open_runner, try_episode
 from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
@@ -66,7 +67,8 @@ def sample_and_score(config: SamplingRunConfig, name: str) -> SampledAnswers:
         ValueError: Config, data, reward or checkpoint cannot work; raised before any engine starts.
     """
     check_sampling_run(config)
-    config = replace(config, rollout=with_engine_dtype(config.rollout, Console(stderr=True)))
+    dtypes = engine_dtype(config.rollout, on_gpus=config.rollout.gpus_per_engine > 0)
+    config = with_options(config, dtypes)
     reward = find_reward(config.reward)
     supported_model(config.model)
     identity = answer_identity(config)
@@ -77,7 +79,7 @@ def sample_and_score(config: SamplingRunConfig, name: str) -> SampledAnswers:
     remaining = RemainingPrompts(config, prompts, store.done)
     num_before = len(store.done)
     with ExitStack() as stack:
-        for number, group, scores in _open_and_sample(config, reward, remaining, stack):
+        for number, group, scores in _open_and_sample(config, reward, remaining, dtypes, stack):
             store.add(number, group, scores)
     results = _results(config, store, len(prompts))
     if not results:
@@ -142,9 +144,21 @@ class RemainingPrompts:
 
 
 def _open_and_sample(
-    config: SamplingRunConfig, reward: Verifier, remaining: RemainingPrompts, stack: ExitStack
+    config: SamplingRunConfig,
+    reward: Verifier,
+    remaining: RemainingPrompts,
+    derived: Sequence[DerivedOption],
+    stack: ExitStack,
 ) -> Iterator[tuple[int, Group, Sequence[Score]]]:
-    """Opens engines and reward if prompts remain, and yields the answers; `stack` closes what was opened."""
+    """Opens engines and reward if prompts remain, and yields the answers.
+
+    Args:
+        config: The options.
+        reward: The reward.
+        remaining: The prompts.
+        derived: Options that were derived, to print.
+        stack: Closes what was opened.
+    """
     rollout = config.rollout
     environment = load_function(config.environment, "environment") if config.environment else None
     runner = stack.enter_context(open_runner(reward, config))
@@ -156,7 +170,7 @@ def _open_and_sample(
     dry_run(runner, first[1])
     try_episode(inputs, first[1])
     console = Console(stderr=True)
-    rollout = with_engine_threads(rollout, config.model, console)
+    rollout = with_engine_threads(rollout, config.model, console, derived)
     stack.enter_context(local_ray())
     spec = EngineSpec(
         model=config.model,

@@ -59,7 +59,7 @@ class Engines:
         return self.num * (self.threads or 1)
 
 
-def with_threads(config: TrainConfig, console: Console) -> TrainConfig:
+def with_threads(config: TrainConfig, console: Console, derived: Sequence[DerivedOption] = ()) -> TrainConfig:
     """Returns the config of a run with the threads that are not set, and prints these.
 
     A new run whose policy cannot be read prints nothing: it is refused next, in one sentence.
@@ -67,39 +67,44 @@ def with_threads(config: TrainConfig, console: Console) -> TrainConfig:
     Args:
         config: The run's config, with its placement resolved.
         console: Prints the derived options.
+        derived: Options that were derived before, to print with the threads.
     """
     rollout, teacher = config.rollout, config.teacher
     counts_policy = rollout.threads_per_engine is None and not rollout.gpus_per_engine
     counts_teacher = teacher.model is not None and teacher.threads_per_engine is None and not teacher.gpus_per_engine
-    if not (counts_policy or counts_teacher or (config.learner.threads is None and not config.learner.gpus)):
-        return config
     parameters = num_parameters(config.model) if counts_policy else None
-    of_teacher = num_parameters(str(teacher.model)) if counts_teacher else None
-    options = derive_threads(config, cpus_of_nodes(), parameters=parameters, teacher_parameters=of_teacher)
+    options: list[DerivedOption] = []
+    if counts_policy or counts_teacher or (config.learner.threads is None and not config.learner.gpus):
+        of_teacher = num_parameters(str(teacher.model)) if counts_teacher else None
+        options = derive_threads(config, cpus_of_nodes(), parameters=parameters, teacher_parameters=of_teacher)
     if parameters is not None or not counts_policy or config.resume is not None:
-        _print(options, console)
+        _print([*derived, *options], console)
     return with_options(config, options)
 
 
-def with_engine_threads(rollout: RolloutConfig, model: str, console: Console) -> RolloutConfig:
-    """Returns the options of engines without a learner, with their threads if these are not set, and prints these."""
-    if rollout.threads_per_engine is not None or rollout.gpus_per_engine:
-        return rollout
-    nodes = cpus_of_nodes()
-    [option] = engine_threads([_engines(rollout, nodes, num_parameters(model))], min(nodes, default=1))
-    _print([option], console)
-    return replace(rollout, threads_per_engine=option.value)
+def with_engine_threads(
+    rollout: RolloutConfig, model: str, console: Console, derived: Sequence[DerivedOption] = ()
+) -> RolloutConfig:
+    """Returns the options of engines without a learner, with their threads if these are not set, and prints what is derived."""
+    options: list[DerivedOption] = []
+    if rollout.threads_per_engine is None and not rollout.gpus_per_engine:
+        nodes = cpus_of_nodes()
+        options = engine_threads([_engines(rollout, nodes, num_parameters(model))], min(nodes, default=1))
+    _print([*derived, *options], console)
+    return replace(rollout, threads_per_engine=options[0].value) if options else rollout
 
 
-def with_learner_threads(learner: LearnerConfig, console: Console) -> LearnerConfig:
-    """Returns the options of a learner without engines, with its threads if these are not set, and prints these."""
-    if learner.threads is not None or learner.gpus:
-        return learner
-    # One rank runs in this process, several are Ray's.
-    cores = local_cpus() if learner.cpu_ranks == 1 else min(cpus_of_nodes(), default=1)
-    option = learner_threads(learner, cores)
-    _print([option], console)
-    return replace(learner, threads=option.value)
+def with_learner_threads(
+    learner: LearnerConfig, console: Console, derived: Sequence[DerivedOption] = ()
+) -> LearnerConfig:
+    """Returns the options of a learner without engines, with its threads if these are not set, and prints what is derived."""
+    options: list[DerivedOption] = []
+    if learner.threads is None and not learner.gpus:
+        # One rank runs in this process, several are Ray's.
+        cores = local_cpus() if learner.cpu_ranks == 1 else min(cpus_of_nodes(), default=1)
+        options = [learner_threads(learner, cores)]
+    _print([*derived, *options], console)
+    return replace(learner, threads=options[0].value) if options else learner
 
 
 def derive_threads(
@@ -189,4 +194,5 @@ def _count(number: int, noun: str) -> str:
 
 
 def _print(options: Sequence[DerivedOption], console: Console) -> None:
-    console.print(placement_table(options, title="CPU threads"))
+    if options:
+        console.print(placement_table(options, title="Threads and precision"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +19,11 @@ from rich.table import Table
 from rl.config import TrainConfig
 from rollout.cluster import gpus_of_nodes, most_engines
 from rollout.config import RolloutConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 LEARNER_PART = 4
 """Separate placement: the learner gets one GPU in so many."""
@@ -64,11 +69,12 @@ def derive_placement(config: TrainConfig, gpus: Sequence[int]) -> TrainConfig:
     return with_options(config, derived_options(config, gpus))
 
 
-def with_options(config: TrainConfig, options: Sequence[DerivedOption]) -> TrainConfig:
-    """Returns the config with derived options."""
+def with_options(config: C, options: Sequence[DerivedOption]) -> C:
+    """Returns a config with derived options of its sections."""
     for option in options:
         part, name = option.name.split(".")
-        config = replace(config, **{part: replace(getattr(config, part), **{name: option.value})})
+        changed: Any = {part: replace(getattr(config, part), **{name: option.value})}
+        config = replace(config, **changed)
     return config
 
 

@@ -24,7 +24,8 @@ from policies.model_sizes import shape_of_checkpoint
 from rl.config import LearningOptions, config_dict
 from rl.hardware.cores import with_learner_threads
 from rl.hardware.memory import memory_table, plan_learner, this_machine
-from rl.hardware.precision import with_learner_dtype
+from rl.hardware.placement import with_options
+from rl.hardware.precision import learner_dtype
 from rl.learner import Learner
 from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
 from rl.run_dir.tracker import Tracker
@@ -75,9 +76,8 @@ def supervise(
         ValueError: Config, prompts or checkpoint cannot be used.
     """
     check_sft(config)
-    config = replace(config, learner=with_learner_dtype(config.learner, Console()))
-    options = config.learning_options()
-    _print_plan(options, config.keep_checkpoints)
+    config = with_options(config, dtypes := learner_dtype(config.learner, on_gpus=config.learner.gpus > 0))
+    _print_plan(options := config.learning_options(), config.keep_checkpoints)
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint
@@ -87,7 +87,7 @@ def supervise(
     stream = open_stream(prompts, batch_size=config.batch_size, seed=config.seed, accept=encoder.accept)
     if state.cursor:
         stream.restore(state.cursor)
-    config = replace(config, learner=with_learner_threads(config.learner, Console()))
+    config = replace(config, learner=with_learner_threads(config.learner, Console(), dtypes))
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process, as intended

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rewards import Score
-from rl.config import EvalConfig, TrainConfig, config_dict
+from rl.config import EvalConfig, LearnerConfig, TrainConfig, config_dict
 from rl.evaluation.evaluator import Evaluator
 from rl.generation.batches import ScoredBatch
 from rl.loop import check_logprob_gap, check_scores, train
@@ -29,7 +29,7 @@ from rollout.pool.engine_pool import request_seed
 from rollout.types import Sampling
 from rollout.weights.senders import choose_backend
 
-CONFIG = TrainConfig(model="small", rollout=RolloutConfig(dtype="float32"))
+CONFIG = TrainConfig(model="small", learner=LearnerConfig(dtype="float32"), rollout=RolloutConfig(dtype="float32"))
 FAILED = Score(reward=0.0, error="reward 'r' raised KeyError for prompt 'p-7'")
 
 
@@ -177,6 +177,43 @@ def test_a_run_that_is_finished_returns_its_result_without_starting_anything(tmp
     )
 
 
+def train_on(run: Any, train_step: Any, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the loop with another step, on the parts of a run."""
+    monkeypatch.setattr("rl.loop.train_step", train_step)
+    monkeypatch.setattr("rl.loop.prepare", lambda config: config)
+    monkeypatch.setattr("rl.loop.open_run", lambda *args: nullcontext(run))
+    state = LoopState(step=0, policy_version=0, cursor={}, seconds=0.0, config={})
+    monkeypatch.setattr("rl.loop.starting_point", lambda config: (None, state))
+    monkeypatch.setattr("rl.loop.read_result", lambda *args: None)
+    train(config, prompts=[], reward=lambda prompt, completion: 0.0)
+
+
+def test_the_next_batch_is_generated_while_a_step_is_logged_and_saved_but_not_while_it_is_evaluated(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    calls: list[str] = []
+
+    def part(name: str, result: Any = None) -> Any:
+        return lambda *args, **kwargs: (calls.append(name), result)[1]
+
+    def train_step(run: Any, step: int) -> tuple[ScoredBatch, dict[str, float]]:
+        run.version = step
+        batch = ScoredBatch(groups=[], scores=[], num_refills=0, seconds_to_generate=1, seconds_to_score=1)
+        return part(f"step {step}", (batch, {"time/elapsed": 0.0}))()
+
+    run = SimpleNamespace(
+        evaluate=part("evaluate", {}),
+        log=part("log"),
+        save_checkpoint=part("save"),
+        tracker=SimpleNamespace(save_samples=part("samples")),
+        batches=SimpleNamespace(start=lambda version: calls.append(f"generate from {version}")),
+    )
+    config = replace(CONFIG, steps=2, eval=EvalConfig(every=1), checkpoint_every=1, samples_every=1)
+    train_on(run, train_step, config, monkeypatch)
+    after = ["evaluate", "generate from 1", "log", "samples", "save"]
+    assert calls == ["evaluate", "step 1", *after, "step 2", *[call.replace("1", "2") for call in after]]
+
+
 def test_a_step_that_is_over_keeps_nothing_of_its_groups(monkeypatch: pytest.MonkeyPatch):
     # Experts stay on the engines' nodes as long as a group refers to them.
     kept: list[weakref.ref[Group]] = []
@@ -194,14 +231,10 @@ def test_a_step_that_is_over_keeps_nothing_of_its_groups(monkeypatch: pytest.Mon
         log=lambda step, metrics: None,
         save_checkpoint=lambda step, seconds: None,
         tracker=nothing,
+        batches=SimpleNamespace(start=lambda version: None),
+        version=0,
     )
-    monkeypatch.setattr("rl.loop.train_step", train_step)
-    monkeypatch.setattr("rl.loop.prepare", lambda config: config)
-    monkeypatch.setattr("rl.loop.open_run", lambda *args: nullcontext(run))
-    state = LoopState(step=0, policy_version=0, cursor={}, seconds=0.0, config={})
-    monkeypatch.setattr("rl.loop.starting_point", lambda config: (None, state))
-    monkeypatch.setattr("rl.loop.read_result", lambda *args: None)
-    train(replace(CONFIG, steps=3), prompts=[], reward=lambda prompt, completion: 0.0)
+    train_on(run, train_step, replace(CONFIG, steps=3), monkeypatch)
     assert len(kept) == 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from rich.console import Console
 
 from rl.config import LearnerConfig, TrainConfig
 from rl.hardware import precision
-from rl.hardware.precision import bfloat16_instructions, with_dtypes, with_engine_dtype, with_learner_dtype
+from rl.hardware.cores import with_threads
+from rl.hardware.placement import with_options
+from rl.hardware.precision import bfloat16_instructions, derive_dtypes, engine_dtype, learner_dtype
 from rl.preflight import check_options, prepare
 from rollout.config import RolloutConfig
 
@@ -39,6 +42,10 @@ def config(*, gpus: int = 0, per_engine: int = 0, learner: str = "auto", rollout
     )
 
 
+def derived(made: TrainConfig) -> tuple[str, str]:
+    return dtypes(with_options(made, derive_dtypes(made)))
+
+
 def dtypes(made: TrainConfig) -> tuple[str, str]:
     return made.learner.dtype, made.rollout.dtype
 
@@ -59,34 +66,38 @@ def test_a_machine_without_a_list_of_flags_has_none(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("processor", "expected"), [(ZEN_5, "bfloat16"), (AVX2, "float32")], indirect=["processor"])
 def test_on_cpus_both_sides_have_what_the_processor_multiplies_in(expected: str) -> None:
-    assert dtypes(with_dtypes(config())) == (expected, expected)
-    assert with_engine_dtype(RolloutConfig()).dtype == with_learner_dtype(LearnerConfig()).dtype == expected
+    assert derived(config()) == (expected, expected)
+    [engine] = engine_dtype(RolloutConfig(), on_gpus=False)
+    [learner] = learner_dtype(LearnerConfig(), on_gpus=False)
+    assert engine.value == learner.value == expected
 
 
 def test_on_gpus_both_sides_have_bfloat16_and_a_side_on_the_cpu_decides_for_both() -> None:
-    assert dtypes(with_dtypes(config(gpus=2, per_engine=1))) == ("bfloat16", "bfloat16")
-    assert dtypes(with_dtypes(config(gpus=2))) == dtypes(with_dtypes(config(per_engine=1))) == ("float32", "float32")
-    assert with_engine_dtype(RolloutConfig(gpus_per_engine=1)).dtype == "bfloat16"
-    assert with_learner_dtype(LearnerConfig(gpus=1)).dtype == "bfloat16"
+    assert derived(config(gpus=2, per_engine=1)) == ("bfloat16", "bfloat16")
+    assert derived(config(gpus=2)) == derived(config(per_engine=1)) == ("float32", "float32")
 
 
 def test_what_is_set_stays() -> None:
     by_hand = config(learner="bfloat16", rollout="bfloat16")
-    assert with_dtypes(by_hand) == by_hand
-    assert dtypes(with_dtypes(config(learner="bfloat16"))) == ("bfloat16", "float32")
-    assert with_engine_dtype(by_hand.rollout) is by_hand.rollout
-    assert with_learner_dtype(by_hand.learner) is by_hand.learner
+    assert derive_dtypes(by_hand) == []
+    assert derived(config(learner="bfloat16")) == ("bfloat16", "float32")
 
 
 @pytest.mark.parametrize("processor", [ZEN_5], indirect=True)
-def test_it_is_printed_with_its_reason_on_cpus_only() -> None:
+def test_it_is_printed_with_the_threads_and_its_reason() -> None:
+    made = with_options(config(), derive_dtypes(config()))
     where = Console(file=StringIO(), width=200)
-    with_dtypes(config(gpus=1, per_engine=1), where)
-    with_dtypes(config(learner="float32", rollout="float32"), where)
-    assert not where.file.getvalue()
-    with_dtypes(config(), where)
-    line = next(line for line in where.file.getvalue().splitlines() if "rollout.dtype" in line)
-    assert "bfloat16" in line and "this processor multiplies in it (AVX-512 BF16)" in line
+    one = replace(made, rollout=replace(made.rollout, threads_per_engine=1))
+    with_threads(one, where, derive_dtypes(config()))
+    lines = where.file.getvalue().splitlines()
+    assert [
+        name for line in lines for name in ("learner.dtype", "rollout.dtype", "learner.threads") if name in line
+    ] == [
+        "learner.dtype",
+        "rollout.dtype",
+        "learner.threads",
+    ]
+    assert next(line for line in lines if "rollout.dtype" in line).count("AVX-512 BF16 multiply in it") == 1
 
 
 def test_a_run_and_the_check_of_its_options_have_the_resolved_precision(
