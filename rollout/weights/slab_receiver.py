@@ -102,7 +102,7 @@ class LayerLoads:
         return set(read) == {buffer.untyped_storage().data_ptr()} and not is_deferred_attention_layer(self.layer)
 
     def repeat(self) -> None:
-        """Fills the layer anew, and repacks it for its kernel."""
+        """Fills the layer again, and repacks it for its kernel."""
         info = layerwise.get_layerwise_info(self.layer)
         info.loaded_weights = list(self.calls)
         layerwise._layerwise_process(self.layer, info)
