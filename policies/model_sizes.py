@@ -294,3 +294,11 @@ def shape_of_checkpoint(model: str) -> ModelShape:
 
     config_json, _ = PreTrainedConfig.get_config_dict(supported_model(model))
     return shape_of(config_json)
+
+
+def known_shape(model: str) -> ModelShape | None:
+    """Returns the sizes of a model from its folder or hub name; None if they cannot be read."""
+    try:
+        return shape_of_checkpoint(model)
+    except (OSError, ValueError):
+        return None

@@ -143,7 +143,7 @@ class TeacherConfig:
     """CPU threads of each engine. Default: as rollout.threads_per_engine, with which the cores are shared."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the teacher's weights."""
-    kv_cache_gib: Annotated[Count, RESUMABLE] = 1
+    kv_cache_gib: Annotated[Positive, RESUMABLE] = 1.0
     """Key-value cache of each engine, in GiB (CPU engines)."""
     gpu_memory_utilization: Annotated[Positive, RESUMABLE] = 0.85
     """Share of GPU memory that an engine may use (GPU engines); the logits of max_batched_tokens come on top."""

@@ -22,6 +22,7 @@ from rewards.types import Verifier
 from rewards.workers.runner import RewardRunner
 from rl.config import RewardOptions, TrainConfig, check_config
 from rl.hardware.cores import with_threads
+from rl.hardware.kv_cache import derive_kv_cache
 from rl.hardware.placement import resolve_placement, with_options
 from rl.hardware.precision import derive_dtypes
 from rl.run_dir.checkpoint import starting_point
@@ -111,7 +112,7 @@ def check_options(config: TrainConfig) -> None:
 
 
 def prepare(config: TrainConfig) -> TrainConfig:
-    """Derives placement, precision, CPU threads and what makes the run fit, checks the config and prints the memory plan.
+    """Derives placement, precision, threads, caches and what makes the run fit, checks the config, prints the memory plan.
 
     Raises:
         ValueError: Names the option, its value and the remedy.
@@ -120,8 +121,9 @@ def prepare(config: TrainConfig) -> TrainConfig:
 
     console = Console()
     config = resolve_placement(config, console)
-    dtypes = derive_dtypes(config)
-    config = with_threads(with_options(config, dtypes), console, dtypes)
+    derived = derive_dtypes(config)
+    derived += derive_kv_cache(with_options(config, derived))
+    config = with_threads(with_options(config, derived), console, derived)
     check_config(config)
     return fit_to_gpus(config, console)
 

@@ -17,6 +17,8 @@ RESUMABLE: Final = "may differ between a run and its resume"
 Dtype = Literal["auto", "float32", "bfloat16"]
 Backend = Literal["shared_memory", "nccl", "ipc"]
 """Transport of weights to the engines; see `rollout.weights.senders`."""
+CPU_BLOCK = 32
+"""Tokens of a block of the key-value cache on CPUs, the fewest that vLLM's kernel takes."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Adapter ranks that vLLM supports. An adapter of another rank uses the next larger one."""
 
@@ -53,8 +55,9 @@ class RolloutConfig:
     2 × 32 × 32 are a token. Default: the model's processor decides."""
     temperature: Annotated[float, Gt(0)] = 1.0
     """Sampling temperature; the learner divides its logits by the same number."""
-    kv_cache_gib: Annotated[Count, RESUMABLE] = 1
-    """Key-value cache of each engine, in GiB (CPU engines)."""
+    kv_cache_gib: Annotated[float | None, Gt(0), RESUMABLE] = None
+    """Key-value cache of each engine, in GiB (CPU engines). Default: room for all completions of a step or an evaluation, at most
+    1."""
     gpu_memory_utilization: Annotated[float, Gt(0), RESUMABLE] = 0.85
     """Share of GPU memory that an engine may take (GPU engines). If the learner is on the same GPU, the rest holds its weights and
     its optimizer's state: 0.6 with placement colocated."""
@@ -90,6 +93,11 @@ class RolloutConfig:
     def num_threads(self) -> int:
         """CPU threads of each engine, which Ray counts as its CPUs: 1 if nothing has derived them."""
         return 1 if self.threads_per_engine is None else self.threads_per_engine
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes of each CPU engine's key-value cache: 1 GiB if nothing has derived them."""
+        return round(2**30 * (1.0 if self.kv_cache_gib is None else self.kv_cache_gib))
 
     @property
     def workers_per_engine(self) -> int:

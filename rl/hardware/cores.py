@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from policies.model_sizes import shape_of_checkpoint
+from policies.model_sizes import known_shape
 from rl.config import LearnerConfig, TrainConfig
 from rl.hardware.placement import DerivedOption, placement_table, with_options
 from rollout.cluster import cpus_of_nodes, local_cpus
@@ -173,10 +173,8 @@ def engine_threads(engines: Sequence[Engines], cores: int, *, beside: int = 0) -
 
 def num_parameters(model: str) -> int | None:
     """Returns the number of a model's parameters by its config.json; None if that cannot be read."""
-    try:
-        return shape_of_checkpoint(model).parameters
-    except (OSError, ValueError):
-        return None
+    shape = known_shape(model)
+    return None if shape is None else shape.parameters
 
 
 def _engines(rollout: RolloutConfig, nodes: Sequence[int], parameters: int | None) -> Engines:
@@ -195,4 +193,4 @@ def _count(number: int, noun: str) -> str:
 
 def _print(options: Sequence[DerivedOption], console: Console) -> None:
     if options:
-        console.print(placement_table(options, title="Threads and precision"))
+        console.print(placement_table(options, title="Derived from this machine"))

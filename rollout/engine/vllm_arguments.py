@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rollout.config import ENGINE_RANKS, RolloutConfig
+from rollout.config import CPU_BLOCK, ENGINE_RANKS, RolloutConfig
 from rollout.engine.spec import EngineSpec
 from rollout.rendering import pixel_options
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
-
-CPU_BLOCK = 32
-"""Tokens of a block of the key-value cache on CPUs, the fewest that vLLM's kernel takes."""
 
 
 def vllm_arguments(spec: EngineSpec, processor: Any) -> AsyncEngineArgs:
@@ -43,6 +40,7 @@ def vllm_arguments(spec: EngineSpec, processor: Any) -> AsyncEngineArgs:
         distributed_executor_backend=_executor(config),
         enable_sleep_mode=config.shares_gpus,
         gpu_memory_utilization=config.gpu_memory_utilization,
+        kv_cache_memory_bytes=None if config.gpus_per_engine else config.kv_cache_bytes,
         # Log-probabilities of the sampled distribution: after temperature and bans.
         logprobs_mode="processed_logprobs",
         enforce_eager=not config.gpus_per_engine,

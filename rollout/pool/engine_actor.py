@@ -50,10 +50,7 @@ def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, st
         "VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "sapo_weight_transfer"),
     }
     if not config.gpus_per_engine:
-        environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     if Path(model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     return environment

@@ -66,7 +66,7 @@ class Server:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | engine_environment(RolloutConfig(), model),
+                env=os.environ | engine_environment(RolloutConfig(), model) | {"VLLM_CPU_KVCACHE_SPACE": "1"},
             )
         self._known: set[psutil.Process] = set()
         self._segments: set[Path] = set()

@@ -150,7 +150,7 @@ def test_a_run_prints_its_threads_with_their_reasons(
     made = prepare(replace(config(ranks=2, staleness=1), model=str(dense_policy)))
     assert (made.learner.threads, made.rollout.threads_per_engine) == (2, 1)
     out = capsys.readouterr().out
-    assert "Threads and precision" in out and "4 cores of 8 for 2 ranks; engines work at the same time" in out
+    assert "Derived from this machine" in out and "4 cores of 8 for 2 ranks; engines work at the same time" in out
     assert "rollout.threads_per_engine" in out and "3.7M parameters: a second thread gains nothing" in out
     assert prepare(made) == made and capsys.readouterr().out == "", "what is set is neither changed nor printed"
 
@@ -189,7 +189,7 @@ def test_engines_without_a_learner_and_a_learner_without_engines_have_all_cores(
     assert with_engine_threads(two, str(dense_policy), where).threads_per_engine == 1
     assert with_learner_threads(LearnerConfig(cpu_ranks=3), where).threads == 2
     assert with_learner_threads(LearnerConfig(), where).threads == 8
-    assert printed(where).count("Threads and precision") == 4
+    assert printed(where).count("Derived from this machine") == 4
     by_hand = RolloutConfig(threads_per_engine=3), LearnerConfig(threads=3)
     assert with_engine_threads(by_hand[0], "m", where) is by_hand[0]
     assert with_learner_threads(by_hand[1], where) is by_hand[1]
