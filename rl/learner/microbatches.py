@@ -202,15 +202,17 @@ def make_microbatch(
     tokens_BL, positions_3BL = np.zeros(shape, np.int64), np.zeros((3, *shape), np.int64)
     mask_BL, logprobs_BL, stale_BL = np.zeros(shape, bool), np.zeros(shape, np.float32), np.zeros(shape, bool)
     media_B = [[encoded[id(item)] for item in (*sample.images, *sample.videos)] for sample in samples]
+    shared, head = shared or [0] * len(samples), 0
     for row, (sample, media) in enumerate(zip(samples, media_B, strict=True)):
         num_tokens = len(sample.token_ids)
         tokens_BL[row, :num_tokens] = sample.token_ids
-        positions_3BL[:, row, :num_tokens] = mrope_positions(sample.token_ids, media, vision)
+        head = head if shared[row] and len(media) == len(media_B[head]) else row
+        begun_3P = positions_3BL[:, head, : shared[row] if head < row else 0]
+        positions_3BL[:, row, :num_tokens] = _positions(sample.token_ids, media, vision, begun_3P)
         mask_BL[row, :num_tokens] = sample.loss_mask
         logprobs_BL[row, :num_tokens] = sample.rollout_logprobs
         if sample.stale_mask is not None:
             stale_BL[row, :num_tokens] = sample.stale_mask
-    shared = shared or [0] * len(samples)
     experts_BLKk, num_lost = _join_experts(samples, length)
     lengths = [len(sample.token_ids) for sample in samples]
     return Microbatch(
@@ -228,6 +230,18 @@ def make_microbatch(
         teacher_logprobs_BT=_join_teacher(samples, length),
         prompt_ids=[sample.prompt_id for sample in samples],
     )
+
+
+def _positions(
+    token_ids: np.ndarray, media: Sequence[EncodedMedia], vision: VisionTokens, begun_3P: np.ndarray
+) -> np.ndarray:
+    """Returns the positions [3, L] of a sequence, given those of its first tokens; text continues them."""
+    rest = token_ids[begun_3P.shape[1] :]
+    if not begun_3P.size or ((rest == vision.image_id) | (rest == vision.video_id)).any():
+        return mrope_positions(token_ids, media, vision)
+    start = int(begun_3P.max()) + 1
+    text_3R = np.broadcast_to(np.arange(start, start + len(rest)), (3, len(rest)))
+    return np.concatenate([begun_3P, text_3R], axis=1)
 
 
 def _own(sample: Sample, media: Sequence[EncodedMedia], shared: int, vision: VisionTokens) -> list[EncodedMedia]:

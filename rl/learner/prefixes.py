@@ -42,11 +42,12 @@ def _common(one: Sample, other: Sample, vision: VisionTokens) -> int:
     limit = min(len(one.token_ids), len(other.token_ids)) - 1
     different = np.flatnonzero(one.token_ids[:limit] != other.token_ids[:limit])
     limit = int(different[0]) if len(different) else limit
-    tokens = one.token_ids[:limit]
-    is_image = tokens == vision.image_id
-    image_starts = np.flatnonzero(is_image & np.diff(is_image, prepend=False))
+    tokens, starts = one.token_ids[:limit], list[int]()
     num_same = _num_same(one.images, other.images)
-    starts = [int(start) for start in image_starts[num_same : num_same + 1]]
+    if num_same < max(len(one.images), len(other.images)):
+        is_image = tokens == vision.image_id
+        image_starts = np.flatnonzero(is_image & np.diff(is_image, prepend=False))
+        starts += [int(start) for start in image_starts[num_same : num_same + 1]]
     if _num_same(one.videos, other.videos) < max(len(one.videos), len(other.videos)):
         starts += [int(place) for place in np.flatnonzero(tokens == vision.video_id)[:1]]
     same = _num_same([experts for _, experts in one.routed_experts], [experts for _, experts in other.routed_experts])

@@ -183,6 +183,32 @@ def test_siblings_show_the_prompts_picture_and_their_own_and_each_is_encoded_onc
     assert batch.vision.image_order_N.tolist() == [0, 1, 0, 2]
 
 
+@pytest.mark.parametrize(
+    ("rests", "shared", "own"),
+    [
+        ([[4], [5, 6, 7], [3]], 4, [0, 0, 0]),  # text: it goes on from the picture, which takes positions 1 and 2
+        ([[4], [5, IMAGE, 7], [6, 6]], 4, [0, 1, 0]),  # a picture of its own, between siblings of text
+        ([[IMAGE, 4], [IMAGE, 5], [IMAGE, 6, 6]], 4, [1, 1, 1]),
+        ([[4], [5], [6, 6]], 2, [0, 0, 0]),  # what is shared ends inside the picture
+    ],
+)
+def test_siblings_have_the_positions_that_they_have_alone(rests: list[list[int]], shared: int, own: list[int]):
+    # A picture of 2·4 patches is two tokens, of 2·2 patches one.
+    prompts, tool = object(), object()
+    encoded = {
+        id(prompts): EncodedMedia(pixels=torch.zeros(8, 3), grid=(1, 2, 4)),
+        id(tool): EncodedMedia(pixels=torch.zeros(4, 3), grid=(1, 2, 2)),
+    }
+    siblings = [
+        sample([1, IMAGE, IMAGE, 2, *rest], 4, images=[prompts, *[tool] * count])
+        for rest, count in zip(rests, own, strict=True)
+    ]
+    together = make_microbatch(siblings, encoded, VISION, packed=True, shared=[0, shared, shared]).positions_3BL
+    for row, each in enumerate(siblings):
+        alone = make_microbatch([each], encoded, VISION).positions_3BL[:, 0]
+        assert torch.equal(together[:, row, : len(each.token_ids)], alone)
+
+
 def test_a_video_is_joined_with_images_and_shown_by_its_own_placeholders():
     # Two steps in time of 2·2 patches are a token each, with text between; the image is one token.
     video = EncodedMedia(pixels=torch.full((8, 3), 1.0), grid=(2, 2, 2), is_video=True)
