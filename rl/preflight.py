@@ -102,7 +102,7 @@ def check_options(config: TrainConfig) -> None:
         ValueError: Names the option, its value and the remedy.
     """
     config = resolve_placement(config)
-    config = with_options(config, derive_dtypes(config))
+    config = with_options(config, derive_dtypes(config.learner, config.rollout))
     check_config(config)
     starting_point(config)
     if config.reward:
@@ -121,7 +121,7 @@ def prepare(config: TrainConfig) -> TrainConfig:
 
     console = Console()
     config = resolve_placement(config, console)
-    derived = derive_dtypes(config)
+    derived = derive_dtypes(config.learner, config.rollout)
     derived += derive_kv_cache(with_options(config, derived))
     config = with_threads(with_options(config, derived), console, derived)
     check_config(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from rl.config import LearnerConfig, TrainConfig
+from rl.config import LearnerConfig
 from rl.hardware.placement import DerivedOption
 from rollout.config import RolloutConfig
 
@@ -14,17 +14,17 @@ INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "bf16": "Arm's
 """Processor flags of the instructions that multiply in bfloat16, the fastest first."""
 
 
-def derive_dtypes(config: TrainConfig) -> list[DerivedOption]:
+def derive_dtypes(learner: LearnerConfig, rollout: RolloutConfig) -> list[DerivedOption]:
     """Returns the precisions of a run that are `auto`.
 
     Learner and engines get the same: else their log-probabilities would differ by more than they need to.
 
     Args:
-        config: The run's config, with its placement resolved.
+        learner: The learner's options.
+        rollout: The engines' options, with the placement resolved in both.
     """
-    on_gpus = bool(config.learner.gpus and config.rollout.gpus_per_engine)
-    learner = learner_dtype(config.learner, on_gpus=on_gpus)
-    return learner + engine_dtype(config.rollout, on_gpus=on_gpus)
+    on_gpus = bool(learner.gpus and rollout.gpus_per_engine)
+    return learner_dtype(learner, on_gpus=on_gpus) + engine_dtype(rollout, on_gpus=on_gpus)
 
 
 def learner_dtype(learner: LearnerConfig, *, on_gpus: bool) -> list[DerivedOption]:

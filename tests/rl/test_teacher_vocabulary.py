@@ -44,6 +44,8 @@ def test_a_teachers_engines_read_what_the_student_has_said_as_it_has_read_it():
         student,
         num_engines=2,
         gpus_per_engine=4,
+        dtype="bfloat16",
+        kv_cache_gib=1.0,
         max_batched_tokens=128,
         max_running=128,  # vLLM wants room for a token of each
         max_model_len=701,  # and for one behind the longest

@@ -43,7 +43,7 @@ def config(*, gpus: int = 0, per_engine: int = 0, learner: str = "auto", rollout
 
 
 def derived(made: TrainConfig) -> tuple[str, str]:
-    return dtypes(with_options(made, derive_dtypes(made)))
+    return dtypes(with_options(made, derive_dtypes(made.learner, made.rollout)))
 
 
 def dtypes(made: TrainConfig) -> tuple[str, str]:
@@ -79,16 +79,17 @@ def test_on_gpus_both_sides_have_bfloat16_and_a_side_on_the_cpu_decides_for_both
 
 def test_what_is_set_stays() -> None:
     by_hand = config(learner="bfloat16", rollout="bfloat16")
-    assert derive_dtypes(by_hand) == []
+    assert derive_dtypes(by_hand.learner, by_hand.rollout) == []
     assert derived(config(learner="bfloat16")) == ("bfloat16", "float32")
 
 
 @pytest.mark.parametrize("processor", [ZEN_5], indirect=True)
 def test_it_is_printed_with_the_threads_and_its_reason() -> None:
-    made = with_options(config(), derive_dtypes(config()))
+    found = derive_dtypes(LearnerConfig(), RolloutConfig())
+    made = with_options(config(), found)
     where = Console(file=StringIO(), width=200)
     one = replace(made, rollout=replace(made.rollout, threads_per_engine=1))
-    with_threads(one, where, derive_dtypes(config()))
+    with_threads(one, where, found)
     lines = where.file.getvalue().splitlines()
     assert [
         name for line in lines for name in ("learner.dtype", "rollout.dtype", "learner.threads") if name in line
