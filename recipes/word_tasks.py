@@ -1,8 +1,10 @@
 """Text-only reasoning with real language weights on two CPU cores: SmolLM2-135M, transplanted into Qwen3-VL's architecture.
 
 The task is arithmetic with two numbers, from reasoning-gym. There is no cold start: SAPO improves what pretraining gave. At first a
-fifth of one-digit sums is correct, and a tenth of two-digit sums. The vision tower is random; the policy is not Qwen3-VL. A step
-takes 40 seconds.
+tenth of sampled one-digit sums is correct. The vision tower is random; the policy is not Qwen3-VL.
+
+On processors with AMX or AVX-512 BF16 the precision is bfloat16, and a step takes 5 seconds. In float32 it takes 7 there, and 40 on
+others. The gap between engine and learner is 0.024 nats in bfloat16, and 5e-6 in float32.
 """
 
 from __future__ import annotations
