@@ -70,8 +70,8 @@ class LearnerConfig:
     offload: Annotated[bool, RESUMABLE] = False
     """CPU offload: keeps weights, gradients and optimizer state in host memory, and only the layers at work on the GPU."""
     dtype: Dtype = "auto"
-    """Precision of forward and backward passes; master weights are always float32. auto: bfloat16 on GPUs and on processors that
-    multiply in it (AMX, AVX-512 BF16), else float32; the same for learner and engines."""
+    """Precision of forward and backward passes; master weights are always float32. auto: bfloat16 if learner and engines are on
+    GPUs or on processors that multiply in it (AMX, AVX-512 BF16), else float32."""
     routing_replay: Literal["off", "R2", "R3"] = "R2"
     """Routing replay, MoE only. R2 trains off-policy minibatches through the experts that the old policy chose. R3 (rollout routing
     replay) trains all minibatches through the experts that the engine chose, and needs engines on GPUs. The router still learns."""

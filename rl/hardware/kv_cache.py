@@ -18,23 +18,34 @@ def derive_kv_cache(config: TrainConfig) -> list[DerivedOption]:
 
     Args:
         config: The run's config, with its precisions resolved.
+
+    Raises:
+        ValueError: The size that is set has no room for one completion.
     """
     rollout = config.rollout
-    if rollout.gpus_per_engine or rollout.kv_cache_gib is not None:
-        return []
-    shape = known_shape(config.model)
+    shape = None if rollout.gpus_per_engine else known_shape(config.model)
     if shape is None:
         return []
-    num_completions = min(rollout.max_running, completions_at_once(config))
-    # One block more: vLLM keeps the first one for padding.
-    num_blocks = 1 + num_completions * math.ceil(rollout.max_model_len / CPU_BLOCK)
     token_bytes = shape.kv_token_bytes * (2 if rollout.dtype == "float32" else 1)
-    gib = num_blocks * CPU_BLOCK * token_bytes / 2**30
-    if gib > MOST_GIB:
-        why = f"{num_completions} completions of {rollout.max_model_len} tokens would take {gib:.1f}"
-        return [DerivedOption(name="rollout.kv_cache_gib", value=MOST_GIB, why=why)]
-    why = f"{num_completions} completions of {rollout.max_model_len} tokens"
-    return [DerivedOption(name="rollout.kv_cache_gib", value=math.ceil(gib * 1000) / 1000, why=why)]
+
+    def gib_of(num_completions: int) -> float:
+        # One block more: vLLM keeps the first one for padding.
+        num_blocks = 1 + num_completions * math.ceil(rollout.max_model_len / CPU_BLOCK)
+        return math.ceil(1000 * num_blocks * CPU_BLOCK * token_bytes / 2**30) / 1000
+
+    if rollout.kv_cache_gib is not None:
+        if rollout.kv_cache_gib < gib_of(1):
+            raise ValueError(
+                f"rollout.kv_cache_gib = {rollout.kv_cache_gib:g} has no room for a completion of rollout.max_model_len = "
+                f"{rollout.max_model_len}: raise it to {gib_of(1):g}, lower max_model_len, or leave it out"
+            )
+        return []
+    num_completions = min(rollout.max_running, completions_at_once(config))
+    gib = gib_of(num_completions)
+    why = f"{num_completions} completions of {rollout.max_model_len} tokens" + (
+        f" take {gib:g}" if gib > MOST_GIB else ""
+    )
+    return [DerivedOption(name="rollout.kv_cache_gib", value=max(gib_of(1), min(MOST_GIB, gib)), why=why)]
 
 
 def completions_at_once(config: TrainConfig) -> int:

@@ -17,7 +17,7 @@ INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "bf16": "Arm's
 def derive_dtypes(learner: LearnerConfig, rollout: RolloutConfig) -> list[DerivedOption]:
     """Returns the precisions of a run that are `auto`.
 
-    Learner and engines get the same: else their log-probabilities would differ by more than they need to.
+    If both are, learner and engines get the same: else their log-probabilities would differ by more than they need to.
 
     Args:
         learner: The learner's options.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
@@ -75,6 +76,8 @@ class VllmEngine:
         self._asleep = False
         self._cut_requests: set[str] = set()
         self._gate = PauseGate()
+        # vLLM would take the size of the cache from it, whatever its argument is.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         others = _children()
         with nullcontext() if config.gpus_per_engine else forked_processes():
             self._llm = AsyncLLM.from_engine_args(vllm_arguments(spec, self._processor))

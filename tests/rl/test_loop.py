@@ -29,11 +29,7 @@ from rollout.pool.engine_pool import request_seed
 from rollout.types import Sampling
 from rollout.weights.senders import choose_backend
 
-CONFIG = TrainConfig(
-    model="small",  # nothing is derived from its size, so that nobody looks for it
-    learner=LearnerConfig(dtype="float32", threads=1),
-    rollout=RolloutConfig(dtype="float32", threads_per_engine=1, kv_cache_gib=1.0),
-)
+CONFIG = TrainConfig(model="/no/policy", learner=LearnerConfig(dtype="float32"), rollout=RolloutConfig(dtype="float32"))
 FAILED = Score(reward=0.0, error="reward 'r' raised KeyError for prompt 'p-7'")
 
 

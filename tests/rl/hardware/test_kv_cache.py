@@ -73,7 +73,19 @@ def test_no_more_completions_count_than_an_engine_runs_and_the_cache_has_at_most
     [option] = derive_kv_cache(replace(many, rollout=replace(many.rollout, max_running=256, max_model_len=8192)))
     shape = known_shape(str(dense_policy))
     assert shape is not None and (1 + 256 * 256) * 32 * 2 * shape.kv_token_bytes > 2**30
-    assert option.value == 1.0 and "would take" in option.why
+    assert option.value == 1.0 and " take " in option.why
+    # One completion may take more.
+    [option] = derive_kv_cache(replace(many, rollout=replace(many.rollout, max_model_len=2**20)))
+    assert option.value >= 2**20 * 2 * shape.kv_token_bytes / 2**30 > 1.0
+
+
+def test_a_cache_without_room_for_one_completion_is_refused_with_the_least_that_has(dense_policy: Path) -> None:
+    least = derive_kv_cache(config(dense_policy, prompts=1, group=1))[0].value
+    assert derive_kv_cache(config(dense_policy, rollout={"kv_cache_gib": least})) == []
+    with pytest.raises(
+        ValueError, match=rf"kv_cache_gib = 0.0001 has no room .*max_model_len = 128: raise it to {least:g}"
+    ):
+        derive_kv_cache(config(dense_policy, rollout={"kv_cache_gib": 0.0001}))
 
 
 def test_nothing_is_derived_for_gpus_for_what_is_set_and_for_an_unknown_policy(

@@ -104,8 +104,7 @@ def test_it_is_printed_with_the_threads_and_its_reason() -> None:
 def test_a_run_and_the_check_of_its_options_have_the_resolved_precision(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    threads = {"learner": LearnerConfig(threads=1), "rollout": RolloutConfig(threads_per_engine=1, kv_cache_gib=1.0)}
-    made = TrainConfig(model="m", run_dir=tmp_path / "run", **threads)
+    made = TrainConfig(model="/no/policy", run_dir=tmp_path / "run")
     assert dtypes(prepare(made)) == ("float32", "float32")
     seen: list[tuple[str, str]] = []
     monkeypatch.setattr("rl.preflight.starting_point", lambda options: seen.append(dtypes(options)))

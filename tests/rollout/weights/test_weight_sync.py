@@ -56,7 +56,10 @@ def connected(folder: Path, engine: EngineThread) -> Iterator[Pair]:
 @pytest.fixture(scope="module", params=["dense", "moe"])
 def pair(request, tmp_path_factory):
     folder = save_small_policy(tmp_path_factory.mktemp("policy") / request.param, kind=request.param, seed=0)
-    with connected(folder, EngineThread(folder, CONFIG)) as pair:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+        engine = EngineThread(folder, replace(CONFIG, kv_cache_gib=0.75))
+    with connected(folder, engine) as pair:
         yield pair
 
 
@@ -83,6 +86,11 @@ def test_engine_and_learner_read_the_same_tokens_of_every_modality(pair, groups)
     assert counts["video"] == [0, 2 * 6]
     assert counts["two videos"] == [0, 2 * 4 + 2 * 6]
     assert counts["images and videos, interleaved"] == [4 + 9, 2 * 4]
+
+
+def test_the_option_decides_the_size_of_the_cache_whatever_the_environment_says(pair):
+    cache = pair[0].engine._llm.vllm_config.cache_config
+    assert cache.kv_cache_memory_bytes == 0.75 * 2**30
 
 
 def test_engine_and_learner_agree_on_every_modality_in_one_batch(pair, groups):
