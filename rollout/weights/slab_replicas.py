@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,32 +51,39 @@ class SlabReplicas:
     nbytes: int
     """Size of the slab."""
     _holders: dict[str, ActorHandle] = field(default_factory=dict)
-    _paths: dict[str, str] = field(default_factory=dict)
+    _lost: dict[str, str] = field(default_factory=dict)
 
     def path_on(self, node: str) -> str:
-        """Returns the path by which processes of a node map the slab's content. The first call for a node makes its replica.
+        """Returns the path by which processes of a node map the slab's content. Makes the node's replica if there is none or it is lost.
 
         Raises:
             EngineFailed: If the replica is lost while it is made.
         """
         if node == self.source_node:
             return self.path
+        if node in self._holders:
+            try:
+                return ray_get(self._holders[node].path.remote())
+            except EngineFailed as error:
+                self._forget(node, error)
+        if self.source_node not in self._holders:
+            self._holders[self.source_node] = _holder(self.source_node, self.nbytes, self.path)
+        self._holders[node] = _holder(node, self.nbytes, None)
+        path = ray_get(self._holders[node].path.remote())
+        self._copy([node])
         if node not in self._holders:
-            if not self._holders:
-                self._holders[self.source_node] = _holder(self.source_node, self.nbytes, self.path)
-            self._holders[node] = _holder(node, self.nbytes, None)
-            self._paths[node] = ray_get(self._holders[node].path.remote())
-            if lost := self._copy({node: self._holders[node]}):
-                raise EngineFailed(lost[node])
-        return self._paths[node]
+            raise EngineFailed(self._lost[node])
+        return path
 
     def refresh(self) -> dict[str, str]:
         """Copies the slab to all nodes with a replica.
 
         Returns:
-            Node -> why its replica is lost. An engine that still maps such a replica must not load from it any more.
+            Node -> why a replica of it is lost since the last call. An engine that still maps it must not load from it any more.
         """
-        return self._copy({node: holder for node, holder in self._holders.items() if node != self.source_node})
+        self._copy([node for node in self._holders if node != self.source_node])
+        lost, self._lost = self._lost, {}
+        return lost
 
     def close(self) -> None:
         """Ends the replicas."""
@@ -84,19 +91,20 @@ class SlabReplicas:
             ray.kill(holder)
         self._holders.clear()
 
-    def _copy(self, targets: Mapping[str, ActorHandle]) -> dict[str, str]:
-        lost: dict[str, str] = {}
-        for offset in range(0, self.nbytes, CHUNK_BYTES) if targets else ():
+    def _copy(self, nodes: Sequence[str]) -> None:
+        """Copies the slab to the replicas of nodes, and forgets those that are lost."""
+        for offset in range(0, self.nbytes, CHUNK_BYTES) if nodes else ():
             chunk = self._holders[self.source_node].read.remote(offset)
-            written = {node: holder.write.remote(chunk, offset) for node, holder in targets.items() if node not in lost}
-            for node, call in written.items():
+            calls = {node: self._holders[node].write.remote(chunk, offset) for node in nodes if node in self._holders}
+            for node, call in calls.items():
                 try:
                     ray_get(call)
                 except EngineFailed as error:
-                    lost[node] = f"its node's copy of the weights is lost: {error}"
-        for node in lost:
-            del self._holders[node], self._paths[node]
-        return lost
+                    self._forget(node, error)
+
+    def _forget(self, node: str, error: EngineFailed) -> None:
+        del self._holders[node]
+        self._lost[node] = f"its node's copy of the weights is lost: {error}"
 
 
 def _holder(node: str, nbytes: int, path: str | None) -> ActorHandle:

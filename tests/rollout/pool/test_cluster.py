@@ -29,6 +29,8 @@ from rollout.pool.engine_actor import EngineHandle
 from rollout.pool.engine_pool import EnginePool, request_seed
 from rollout.tasks.digit_sums import digit_sums, to_prompt
 from rollout.types import Group, Sampling
+from rollout.weights.slab import WeightSlab, map_slab
+from rollout.weights.slab_replicas import SlabReplicas
 from tests.engines import LocalLearner, change_weights, group_of, largest_gap, process_of
 from tests.zygote import Zygote
 
@@ -53,6 +55,28 @@ def two_nodes(zygote: Zygote) -> Iterator[Cluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+def test_a_replica_that_is_lost_is_made_anew_and_named_once_in_the_next_refresh(two_nodes):
+    slab = WeightSlab(100)
+    here = ray.get_runtime_context().get_node_id()
+    away = next(node["NodeID"] for node in ray.nodes() if node["NodeID"] != here)
+    replicas = SlabReplicas(source_node=here, path=slab.path, nbytes=100)
+    try:
+        slab.buffer.fill_(1)
+        first = map_slab(replicas.path_on(away), 100)
+        ray.kill(replicas._holders[away])
+        slab.buffer.fill_(2)
+        second = map_slab(replicas.path_on(away), 100)
+        assert (first.unique().tolist(), second.unique().tolist()) == ([1], [2])
+        slab.buffer.fill_(3)
+        lost = replicas.refresh()
+        assert list(lost) == [away] and "copy of the weights is lost" in lost[away]
+        assert second.unique().tolist() == [3]
+        assert replicas.refresh() == {}
+    finally:
+        replicas.close()
+        slab.close()
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +220,7 @@ def test_an_engine_that_dies_while_it_has_nothing_to_do_is_left_out_of_the_next_
 
 
 def test_an_engine_whose_node_has_lost_its_copy_of_the_weights_never_loads_an_old_one(link, pool):
-    away = next(engine for engine in pool.engines if engine.node in pool._published.replicas._paths)
+    away = next(engine for engine in pool.engines if engine.node != pool._published.replicas.source_node)
     ray.kill(pool._published.replicas._holders[away.node])
     change_weights(link.learner, seed=2)
     link.sync(2)
