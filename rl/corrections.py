@@ -7,6 +7,9 @@ Importance sampling weights a token of the loss by π_old/μ in addition to π_�
 
 The weight multiplies the token's *gradient*. So it works with every objective, including custom ones, and keeps the loss's value.
 
+The off-policy sequence mask, `off_policy_threshold`, takes sequences out of the loss that π_θ has moved away from. It changes with
+every update.
+
 Shapes: B sequences, T token positions.
 """
 
@@ -45,6 +48,29 @@ def mismatch_weights(
         mean_ratio_B1 = sequence_means(log_ratio_BT, mask_BT).exp()[:, None]
         weights_BT = weights_BT * _inside(mean_ratio_B1, config.sequence_band)
     return weights_BT.masked_fill(~mask_BT, 1.0)
+
+
+def off_policy_mask(
+    logprobs_BT: Tensor, reference_BT: Tensor, advantages: Tensor, mask_BT: Tensor, threshold: float
+) -> Tensor:
+    """Returns the mask without negative sequences that the policy has moved away from (DeepSeek-V3.2, arXiv 2512.02556).
+
+    A sequence leaves the loss if its advantage is negative and the mean over its tokens of log π_old/π_θ exceeds the threshold δ.
+    Such a sequence is unlikely already. SAPO's collapses on agents were traced to their gradients (arXiv 2602.21534).
+
+    Args:
+        logprobs_BT: log π_θ; no gradient flows from the mask.
+        reference_BT: log π_old, of the learner or of the engine.
+        advantages: [B]; or [B, T], where the tokens with a negative advantage leave.
+        mask_BT: True at response tokens. The denominators of the loss still count those that leave.
+        threshold: δ > 0 in nats per token; 0 switches the mask off.
+    """
+    if not threshold:
+        return mask_BT
+    log_ratio_BT = masked_log_ratio(logprobs_BT.detach(), reference_BT, mask_BT)
+    is_far_B = -sequence_means(log_ratio_BT, mask_BT) > threshold
+    negative = advantages[:, None] < 0 if advantages.dim() == 1 else advantages < 0
+    return mask_BT & ~(is_far_B[:, None] & negative)
 
 
 def scale_gradient(logprobs_BT: Tensor, weights_BT: Tensor) -> Tensor:

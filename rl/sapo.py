@@ -52,17 +52,27 @@ def sapo_loss(
     Raises:
         ValueError: A temperature is not positive, or shapes differ.
     """
-    for name, tau in (("tau_pos", tau_pos), ("tau_neg", tau_neg)):
-        if not tau > 0:
-            raise ValueError(f"{name} must be > 0, got {tau}")
+    check_temperatures(tau_pos, tau_neg)
     mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
-    tau_B1 = torch.full_like(advantages_B1, tau_neg).masked_fill(advantages_B1 > 0, tau_pos)
+    tau_B1 = temperatures(advantages_B1, tau_pos, tau_neg)
 
     ratio_BT = log_ratio_BT.exp()
     gate_BT = torch.sigmoid(tau_B1 * (ratio_BT - 1)) * (4 / tau_B1)
     loss = -sequence_means(gate_BT * advantages_B1, mask_BT).sum() / (num_sequences or len(mask_BT))
     weight_BT = 1 / torch.cosh(tau_B1 * (ratio_BT.detach() - 1) / 2).square()
     return loss, gate_metrics(log_ratio_BT, weight_BT, advantages_B1, mask_BT)
+
+
+def check_temperatures(tau_pos: float, tau_neg: float) -> None:
+    """Raises ValueError unless both temperatures are positive."""
+    for name, tau in (("tau_pos", tau_pos), ("tau_neg", tau_neg)):
+        if not tau > 0:
+            raise ValueError(f"{name} must be > 0, got {tau}")
+
+
+def temperatures(advantages_B1: Tensor, tau_pos: float, tau_neg: float) -> Tensor:
+    """Returns each sequence's temperature: `tau_pos` where the advantage is positive, else `tau_neg`."""
+    return torch.full_like(advantages_B1, tau_neg).masked_fill(advantages_B1 > 0, tau_pos)
 
 
 def masked_inputs(

@@ -28,7 +28,7 @@ SIBLINGS = {
 ROOMS = {
     "rl": """
         cli report doctor loop run metrics evaluation sft curation generation learner preflight hardware run_dir samples
-        distillation objectives corrections advantages sapo data stopwatch config config_checks types
+        distillation objectives corrections advantages sapo data stopwatch config types
         """.split(),
     "rollout": "tasks environments pool weights engine data ray_calls rendering cluster types config".split(),
     "rewards": "check trial judge llm_judge code trl loading compose verifiers workers text metrics types".split(),
@@ -47,7 +47,7 @@ VLLM = ("rollout/engine/", "rollout/weights/")
 KNOW_TRAIN_CONFIG = ("rl/loop.py", "rl/run.py", "rl/preflight.py", "rl/hardware/")
 
 EXCEPTIONS = {
-    "rl/config.py TrainConfig": "defines it, and checks it as a whole",
+    "rl/config/train.py TrainConfig": "defines it, and checks it as a whole",
     "rl/cli.py TrainConfig": "runs the checks of a config before a recipe's cold start",
     "policies/packing.py packed_attention": "transformers calls attention functions with these parameters",
     "rewards/judge.py judge": "public: the endpoint, the rubric and the limits of a judge",
@@ -126,9 +126,11 @@ def test_imports_inside_a_package_point_down_its_list_of_rooms(package: str):
 @pytest.mark.parametrize("name", ALGORITHM)
 def test_the_algorithm_imports_tensors_its_options_and_scores_alone(name: str):
     allowed = ALGORITHM_IMPORTS | {f"rl.{other}" for other in ALGORITHM}
-    for module in imports(ROOT / "rl" / f"{name}.py"):
-        if module.split(".")[0] in (*PACKAGES, "torch", "numpy", "transformers", "ray", "vllm"):
-            assert is_within(module, allowed), f"rl/{name}.py imports {module}"
+    folder = ROOT / "rl" / name
+    for path in files(f"rl/{name}") if folder.is_dir() else [folder.with_suffix(".py")]:
+        for module in imports(path):
+            if module.split(".")[0] in (*PACKAGES, "torch", "numpy", "transformers", "ray", "vllm"):
+                assert is_within(module, allowed), f"{name_of(path)} imports {module}"
 
 
 @pytest.mark.parametrize(("library", "places"), [("ray", RAY), ("vllm", VLLM)])

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rl.config import RewardOptions
-from rl.config_checks import check_bounds, check_lengths
+from rl.config.checks import check_bounds, check_lengths
 from rl.data import DataConfig
 from rollout.config import RolloutConfig
 from rollout.types import Sampling

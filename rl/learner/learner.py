@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,9 +27,17 @@ from policies.packing import real_tokens
 from policies.response_logprobs import ResponseLogprobs
 from policies.routing import UNKNOWN, RoutingReplay, balance_loss
 from rl.config import LearningOptions
-from rl.corrections import mismatch_weights, scale_gradient
+from rl.corrections import mismatch_weights, off_policy_mask, scale_gradient
 from rl.distillation import token_advantages
-from rl.learner.metrics import TokenTensors, UpdateRecord, gap_metrics, peak_memory, record_update, update_metrics
+from rl.learner.metrics import (
+    TokenTensors,
+    UpdateRecord,
+    gap_metrics,
+    last_update,
+    peak_memory,
+    record_update,
+    update_metrics,
+)
 from rl.learner.microbatches import (
     Microbatch,
     encode_media,
@@ -46,6 +54,7 @@ from rl.learner.prefixes import common_beginnings
 from rl.learner.ranks import gather, gather_on_first, num_ranks, rank_mesh, sum_over_ranks, this_rank
 from rl.learner.state import load_trainer, save_trainer
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
+from rl.objectives.token_weights import token_weights
 from rl.samples import Sample
 from rl.stopwatch import Stopwatch
 from rl.types import StepReport
@@ -138,7 +147,13 @@ class Learner:
         means = {name: sum(report[name] for report in reports) / len(reports) for name in (reports or [{}])[0]}
         num_updates = sum(not report["policy/skipped_updates"] for report in reports)
         num_lost = sum(batch.num_lost for minibatch in minibatches for batch in minibatch)
-        metrics = {**means, **gap_metrics(records), **self._rank_metrics(num_lost), **timer.metrics()}
+        metrics = {
+            **means,
+            **last_update(reports),
+            **gap_metrics(records),
+            **self._rank_metrics(num_lost),
+            **timer.metrics(),
+        }
         return StepReport(metrics=metrics, num_updates=num_updates)
 
     def make_microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
@@ -249,13 +264,11 @@ class Learner:
             old_BT = self._old_logprobs(batch, logprobs_BT, old)
             weights_BT = mismatch_weights(old_BT, batch.rollout_logprobs_BT, batch.mask_BT, self.options.correction)
             advantages = self._advantages(batch, logprobs_BT)
-            loss, metrics = self.objective(
-                scale_gradient(logprobs_BT, weights_BT),
-                old_BT,
-                advantages,
-                batch.mask_BT,
-                **accepted(self.objective, {"num_sequences": counts.num_sequences, "num_tokens": counts.num_tokens}),
-            )
+            loss_mask_BT = self._loss_mask(batch, logprobs_BT, old_BT, advantages)
+            denominators = accepted(self.objective, asdict(counts))
+            weighted_BT = scale_gradient(logprobs_BT, weights_BT)
+            weighted_BT.retain_grad()  # the objective's gradient: those of penalties do not pass it
+            loss, metrics = self.objective(weighted_BT, old_BT, advantages, loss_mask_BT, **denominators)
             sums = {"loss/objective": loss}
             if reference_BT is not None:
                 sums["policy/kl"] = kl_penalty(logprobs_BT, reference_BT, batch.mask_BT, counts.num_sequences)
@@ -265,10 +278,13 @@ class Learner:
                 loss = loss + self.options.balance_coefficient * sums["policy/expert_imbalance"]
             # FSDP2 averages gradients over ranks; the ranks' losses are shares of one sum.
             (num_ranks() * loss).backward()
+        gradient_BT = torch.zeros_like(logprobs_BT) if weighted_BT.grad is None else weighted_BT.grad / num_ranks()
         tensors = TokenTensors(
             logprobs_BT=logprobs_BT.detach(),
             old_logprobs_BT=old_BT,
-            weights_BT=weights_BT,
+            correction_BT=weights_BT,
+            objective_BT=token_weights(self.objective, gradient_BT, old_BT, advantages, batch.mask_BT, denominators),
+            loss_mask_BT=loss_mask_BT,
             advantages=advantages,
             entropies_N=entropies_N.detach(),
         )
@@ -278,6 +294,12 @@ class Learner:
         """[B, T] of the policy that sampled: the learner's; for off-policy tokens the engine's, as their policy is gone."""
         learner_BT = logprobs_BT.detach() if old is None else old.logprobs_BT
         return torch.where(batch.stale_BT, batch.rollout_logprobs_BT, learner_BT)
+
+    def _loss_mask(self, batch: Microbatch, logprobs_BT: Tensor, old_BT: Tensor, advantages: Tensor) -> Tensor:
+        """[B, T] True at response tokens that the off-policy sequence mask leaves in the loss."""
+        correction = self.options.correction
+        reference_BT = batch.rollout_logprobs_BT if correction.off_policy_reference == "engine" else old_BT
+        return off_policy_mask(logprobs_BT, reference_BT, advantages, batch.mask_BT, correction.off_policy_threshold)
 
     def _advantages(self, batch: Microbatch, logprobs_BT: Tensor) -> Tensor:
         """[B] of the rewards; [B, T] with a teacher, which scores every token."""

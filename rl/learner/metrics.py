@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl.corrections import MismatchSums, mismatch_metrics, mismatch_sums
 from rl.learner.microbatches import Microbatch
+from rl.objectives.token_weights import WeightSums, weight_metrics, weight_sums
 from rl.sapo import masked_log_ratio, ratio_metrics
 
 
@@ -27,8 +28,12 @@ class TokenTensors:
     """Log-probabilities under the weights that the update started from; 0 outside the mask."""
     old_logprobs_BT: Tensor
     """Log-probabilities under the policy that sampled."""
-    weights_BT: Tensor
+    correction_BT: Tensor
     """Importance weights of the mismatch correction."""
+    objective_BT: Tensor
+    """The objective's weights, from `token_weights`."""
+    loss_mask_BT: Tensor
+    """bool, the response tokens that the off-policy sequence mask leaves in the loss."""
     advantages: Tensor
     """[B], or [B, T] with a teacher."""
     entropies_N: Tensor
@@ -44,9 +49,12 @@ class UpdateRecord:
     means: Mapping[str, float]
     """Metrics that are means, minima or maxima over the microbatch: the objective's, and the entropy."""
     counts: Mapping[str, int]
-    """Weights of the means: `tokens`, `sequences` with tokens, `positive` and `negative` tokens by their advantage."""
+    """Weights of the means: `tokens`, `sequences` with tokens, `positive` and `negative` tokens by their advantage, all of them in
+    the loss; `entropy` tokens of the response."""
     mismatch: MismatchSums
     """Sums of the mismatch between engine and learner."""
+    weights: WeightSums
+    """Sums of the objective's weights."""
     ratios_N: Tensor
     """float32, importance ratio of each response token."""
     gaps_M: Tensor
@@ -66,7 +74,9 @@ def record_update(
         objective_metrics: The metrics that the objective returned.
         sums: Loss and penalties: shares of the minibatch's values.
     """
-    mask_BT, new_BT, old_BT = batch.mask_BT, tensors.logprobs_BT, tensors.old_logprobs_BT
+    mask_BT, loss_BT = batch.mask_BT, tensors.loss_mask_BT
+    new_BT, old_BT = tensors.logprobs_BT, tensors.old_logprobs_BT
+    log_ratio_BT = masked_log_ratio(new_BT, old_BT, mask_BT)
     column = tensors.advantages[:, None] if tensors.advantages.dim() == 1 else tensors.advantages
     gap_BT = (old_BT - batch.rollout_logprobs_BT).abs()
     finite_B = new_BT.isfinite().all(1).tolist()
@@ -75,13 +85,15 @@ def record_update(
         means=_as_floats({f"policy/{name}": value for name, value in objective_metrics.items()})
         | {"policy/entropy": float(tensors.entropies_N.mean()) if len(tensors.entropies_N) else 0.0},
         counts={
-            "tokens": int(mask_BT.sum()),
-            "sequences": int(mask_BT.any(1).sum()),
-            "positive": int((mask_BT & (column > 0)).sum()),
-            "negative": int((mask_BT & (column < 0)).sum()),
+            "tokens": int(loss_BT.sum()),
+            "sequences": int(loss_BT.any(1).sum()),
+            "positive": int((loss_BT & (column > 0)).sum()),
+            "negative": int((loss_BT & (column < 0)).sum()),
+            "entropy": int(mask_BT.sum()),
         },
-        mismatch=mismatch_sums(old_BT, batch.rollout_logprobs_BT, tensors.weights_BT, mask_BT),
-        ratios_N=masked_log_ratio(new_BT, old_BT, mask_BT).exp()[mask_BT].cpu(),
+        mismatch=mismatch_sums(old_BT, batch.rollout_logprobs_BT, tensors.correction_BT, mask_BT),
+        weights=weight_sums(tensors.objective_BT, log_ratio_BT, batch.stale_BT, tensors.advantages, (mask_BT, loss_BT)),
+        ratios_N=log_ratio_BT.exp()[mask_BT].cpu(),
         gaps_M=gap_BT[mask_BT & ~batch.stale_BT].cpu(),
         nonfinite_prompts=[prompt for prompt, finite in zip(batch.prompt_ids, finite_B, strict=True) if not finite],
     )
@@ -98,7 +110,22 @@ def update_metrics(records: Sequence[UpdateRecord]) -> dict[str, float]:
     if "policy/ratio_p50" in metrics:  # a percentile has no merge: rank all tokens
         ratios = ratio_metrics(torch.cat([record.ratios_N for record in records]))
         metrics |= {f"policy/{name}": float(value) for name, value in ratios.items()}
-    return metrics | mismatch_metrics([record.mismatch for record in records])
+    return (
+        metrics
+        | mismatch_metrics([record.mismatch for record in records])
+        | weight_metrics([record.weights for record in records])
+    )
+
+
+def last_update(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Gates of a step's last update, `policy/gate_mean…_last`: its samples are as off-policy as the step makes them.
+
+    Args:
+        reports: The metrics of each update.
+    """
+    if len(reports) < 2:
+        return {}
+    return {f"{name}_last": value for name, value in reports[-1].items() if name.startswith("policy/gate_mean")}
 
 
 def gap_metrics(records: Sequence[UpdateRecord]) -> dict[str, float]:
@@ -118,6 +145,8 @@ def peak_memory(device: torch.device) -> int:
 
 def _weight_of(name: str) -> str:
     """The count that weights a mean: tokens of one sign for `_positive` and `_negative`, sequences for `_variance`."""
+    if name == "policy/entropy":
+        return "entropy"
     suffix = name.rpartition("_")[2]
     return {"positive": "positive", "negative": "negative", "variance": "sequences"}.get(suffix, "tokens")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import RunOptions, config_dict
-from rl.config_checks import resumable_options
+from rl.config.checks import resumable_options
 
 LOOP_FILE = "loop.json"
 

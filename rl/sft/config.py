@@ -9,7 +9,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from rl.config import LearningOptions, OptimizerConfig, PolicyOptions, RunOptions, WandbMode
-from rl.config_checks import check_bounds, check_policy
+from rl.config.checks import check_bounds, check_policy
 from rollout.config import RESUMABLE, Count, CountOrZero, Pixels, RolloutConfig
 
 

@@ -54,7 +54,7 @@ class SlabReplicas:
     _lost: dict[str, str] = field(default_factory=dict)
 
     def path_on(self, node: str) -> str:
-        """Returns the path by which processes of a node map the slab's content. Makes the node's replica if there is none or it is lost.
+        """Returns the path by which processes of a node map the slab's content. Makes a replica if there is none or it is lost.
 
         Raises:
             EngineFailed: If the replica is lost while it is made.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rl.config import CorrectionConfig
-from rl.corrections import mismatch_metrics, mismatch_sums, mismatch_weights, scale_gradient
+from rl.corrections import mismatch_metrics, mismatch_sums, mismatch_weights, off_policy_mask, scale_gradient
 from rl.sapo import sapo_loss
 
 # π_old/μ of two responses; the last token of the second lies outside the mask.
@@ -83,3 +83,49 @@ def test_metrics_are_those_worked_by_hand():
     assert mismatch_metrics(by_row) == mismatch_metrics([mismatch_sums(OLD, ROLLOUT, its, MASK)])
     nothing = mismatch_metrics([mismatch_sums(OLD, ROLLOUT, its, torch.zeros_like(MASK))])
     assert list(nothing.values()) == [1.0, 0.0, 0.0]
+
+
+# Means of log π_old/π_θ: ln 2, ln 2 and ½ ln 2 = .347 for three responses with A < 0, A > 0 and A < 0.
+FAR = -torch.tensor([[2.0, 2.0], [4.0, 1.0], [2.0, 1.0]]).log()
+OF_EACH = torch.tensor([-1.0, 1.0, -0.5])
+BOTH = torch.ones(3, 2, dtype=torch.bool)
+
+
+def left(threshold: float, advantages: torch.Tensor = OF_EACH, mask: torch.Tensor = BOTH) -> list[list[bool]]:
+    return off_policy_mask(FAR - 1, torch.full((3, 2), -1.0), advantages, mask, threshold).tolist()
+
+
+def test_negative_responses_leave_the_loss_whole_beyond_the_threshold():
+    assert left(0.5) == [[False, False], [True, True], [True, True]]
+    assert left(0.3) == [[False, False], [True, True], [False, False]]
+    assert left(0.7) == left(0) == [[True, True]] * 3  # ln 2 = .693; 0 is off
+
+
+def test_the_mask_is_over_the_tokens_of_the_response():
+    mask = torch.tensor([[True, True], [True, True], [True, False]])
+    assert left(0.5, mask=mask)[2] == [False, False]  # ln 2 over its single token
+    assert left(1.0, mask=mask)[2] == [True, False]
+
+
+def test_with_advantages_of_single_tokens_the_negative_ones_leave():
+    by_token = torch.tensor([[-1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]])
+    assert left(0.5, by_token) == [[False, True], [True, True], [True, True]]
+
+
+def test_the_mask_does_not_see_what_lies_outside_and_passes_no_gradient():
+    mask = torch.tensor([[True, False], [True, True], [True, False]])
+    for outside in (math.inf, -math.inf, math.nan):
+        dirty = (FAR - 1).masked_fill(~mask, outside).requires_grad_()
+        found = off_policy_mask(dirty, torch.full((3, 2), -1.0), OF_EACH, mask, 0.5)
+        assert found.tolist() == [[False, False], [True, True], [False, False]]
+        assert not found.requires_grad
+
+
+def test_a_response_that_has_become_impossible_leaves_without_a_trace_in_the_gradient():
+    logprobs = torch.tensor([[-math.inf, -1.0], [-1.0, -1.0]], requires_grad=True)
+    old, advantages, both = torch.full((2, 2), -1.0), torch.tensor([-1.0, 1.0]), torch.ones(2, 2, dtype=torch.bool)
+    found = off_policy_mask(logprobs, old, advantages, both, 0.5)
+    loss, _ = sapo_loss(logprobs, old, advantages, found, num_sequences=2)
+    loss.backward()
+    # −A / (N |y|) = −1/4 for the other; N still counts the one that left.
+    assert logprobs.grad.tolist() == [[0.0, 0.0], [-0.25, -0.25]]

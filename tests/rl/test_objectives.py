@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rl.config import TrainConfig
-from rl.config_checks import OBJECTIVE_NAMES
+from rl.config.checks import OBJECTIVE_NAMES
 from rl.objectives import (
     OBJECTIVES,
     accepted,
@@ -25,8 +25,10 @@ from rl.objectives import (
     dapo_loss,
     dr_grpo_loss,
     gspo_loss,
+    soft_gate_loss,
     vespo_loss,
 )
+from rl.objectives.soft import ARCTAN, ERF, SIGMOID, SOFTSIGN, Shape
 from rl.sapo import sapo_loss
 
 INF, NAN = math.inf, math.nan
@@ -64,6 +66,15 @@ def slope(ratio: float, tau: float) -> float:
 ONE_TOKEN = [
     ("sapo", 2.0, 1.0, -gate(2.0, 1.0), -slope(2.0, 1.0)),
     ("sapo", 0.5, -1.0, gate(0.5, 1.05), slope(0.5, 1.05)),
+    # 2/τ F(u) and F'(u) r with u = τ (r − 1) / 2; τ = 1 for A > 0, 1.05 for A < 0.
+    ("sapo_erf", 2.0, 1.0, -math.sqrt(math.pi) * (1 + math.erf(0.5)), -2 * math.exp(-0.25)),
+    ("sapo_arctan", 3.0, 1.0, -2 * (math.pi / 2 + math.pi / 4), -3 / 2),  # u = 1
+    ("sapo_arctan", 0.5, -1.0, 2 / 1.05 * (math.pi / 2 - math.atan(0.2625)), 0.5 / (1 + 0.2625**2)),
+    ("sapo_softsign", 3.0, 1.0, -2 * 1.5, -3 / 4),  # u = 1: 1 + 1/2, and 1/4
+    ("sapo_log", 4.0, 1.0, -4 * 0.8, -4 * 0.8 * 0.2),  # σ(log 4) = 4/5: 4p, and 4p (1 − p) without r
+    ("sapo_log", 0.25, 1.0, -4 * 0.2, -4 * 0.8 * 0.2),  # as at 4
+    ("sspo", 2.0, 1.0, -gate(2.0, 1.0), -slope(2.0, 1.0)),  # of one token SSPO is SAPO
+    ("sspo", 0.5, -1.0, gate(0.5, 1.05), slope(0.5, 1.05)),
     ("policy_gradient", 2.0, 1.0, -2.0, -2.0),
     ("policy_gradient", 0.5, -3.0, 1.5, 1.5),
     ("grpo", 1.1, 2.0, -2.2, -2.2),  # inside
@@ -105,6 +116,7 @@ def test_the_table_has_every_objective():
 SHARES = {
     "sapo": (1 / 2, 1 / 6),
     "grpo": (1 / 2, 1 / 6),
+    **dict.fromkeys(("sapo_log", "sapo_erf", "sapo_arctan", "sapo_softsign", "sspo"), (1 / 2, 1 / 6)),
     "policy_gradient": (1 / 2, 1 / 6),
     "gspo": (1 / 2, 1 / 6),
     "dapo": (1 / 4, 1 / 4),
@@ -132,6 +144,33 @@ def test_gspo_cuts_whole_responses_by_their_geometric_mean():
     assert loss == pytest.approx(-3.0)
     assert gradient[0] == pytest.approx([-1.5, -1.5])
     assert value_and_gradient(gspo_loss, [[2.0, 0.6]], [3.0])[1] == [[0.0, 0.0]]  # √1.2 > 1.0004
+
+
+def test_sspo_weighs_every_token_by_the_geometric_mean_of_the_gates():
+    # τ = 1, A = 1, r = 2 and 1: p = σ(1) = .7311, σ(0) = .5; f = 4p; s = √(f₁ f₂); gradient −s (1 − p) r / 2.
+    p = 1 / (1 + math.exp(-1))
+    s = math.sqrt(4 * p * 2)
+    loss, [gradient] = value_and_gradient(OBJECTIVES["sspo"], [[2.0, 1.0]], [1.0])
+    assert loss == pytest.approx(-s)
+    assert gradient == pytest.approx([-s * (1 - p) * 2 / 2, -s * 0.5 / 2])
+
+
+def test_the_sigmoid_among_the_shapes_is_sapo_itself():
+    ratios, advantages = [[0.2, 3.0, 1.0], [1.5, 0.7, 0]], [1.3, -0.4]
+    of_sapo = value_and_gradient(sapo_loss, ratios, advantages, tau_pos=2.0, tau_neg=12.0)
+    of_shape = value_and_gradient(partial(soft_gate_loss, shape=SIGMOID), ratios, advantages, tau_pos=2.0, tau_neg=12.0)
+    assert of_shape[0] == pytest.approx(of_sapo[0], abs=1e-12)
+    assert double(of_shape[1]).allclose(double(of_sapo[1]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [SIGMOID, ERF, ARCTAN, SOFTSIGN], ids=["sigmoid", "erf", "arctan", "softsign"])
+def test_a_shape_rises_from_0_with_the_slope_that_it_names(shape: Shape):
+    u = torch.linspace(-3, 3, 61, dtype=torch.float64, requires_grad=True)
+    (slope_,) = torch.autograd.grad(shape.rise(u).sum(), u)
+    assert slope_.allclose(shape.slope(u), rtol=0, atol=1e-12)
+    assert shape.slope(double([0.0])).item() == 1
+    assert (shape.slope(u) > 0).all() and shape.rise(double([-1e9])).item() == pytest.approx(0, abs=1e-8)
+    assert shape.rise(double([1e9])).item() == pytest.approx(2 * shape.rise(double([0.0])).item())
 
 
 def test_vespo_weighs_by_the_product_of_the_ratios_without_regard_to_length():
@@ -285,6 +324,8 @@ def test_the_names_that_a_config_accepts_are_those_of_the_objectives():
 
 
 def test_an_option_that_the_objective_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="^objective 'grpo' has no gate with tau_neg = 1.2: leave it out$"):
+        choose_objective(config(objective="grpo", tau_neg=1.2))
     with pytest.raises(
         ValueError, match="^objective 'sapo' does not clip by clip_high = 0.2, clip_low = 0.1: leave it out$"
     ):

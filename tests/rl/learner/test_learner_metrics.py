@@ -9,16 +9,24 @@ import pytest
 import torch
 
 from rl.corrections import MismatchSums
-from rl.learner.metrics import UpdateRecord, gap_metrics, update_metrics
+from rl.learner.metrics import UpdateRecord, gap_metrics, last_update, update_metrics
+from rl.objectives.token_weights import WeightSums
 
+WEIGHTS = WeightSums(1, 1.0, 1.0, 0, 0.0, 0, 0, 1, 0)
 AGREEMENT = MismatchSums(tokens=1, ratio=1.0, ratio_squared=1.0, capped=0, masked=0)
 
 
 def record(
     means: Mapping[str, float], counts: Mapping[str, int], *, ratios: tuple[float, ...] = (1.0,), **options: Any
 ) -> UpdateRecord:
-    none = {"tokens": 0, "sequences": 0, "positive": 0, "negative": 0}
-    defaults = {"sums": {}, "mismatch": AGREEMENT, "gaps_M": torch.zeros(0), "nonfinite_prompts": []}
+    none = {"tokens": 0, "sequences": 0, "positive": 0, "negative": 0, "entropy": 0}
+    defaults = {
+        "sums": {},
+        "mismatch": AGREEMENT,
+        "weights": WEIGHTS,
+        "gaps_M": torch.zeros(0),
+        "nonfinite_prompts": [],
+    }
     return UpdateRecord(
         means=means, counts={**none, **counts}, ratios_N=torch.tensor(ratios), **{**defaults, **options}
     )
@@ -78,10 +86,16 @@ def test_losses_and_penalties_are_shares_that_add_up():
 def test_one_microbatch_has_its_own_float32_means_to_the_last_bit():
     mean = float(torch.tensor(0.1))
     for tokens in (1, 3, 999_983):
-        assert update_metrics([record({"policy/entropy": mean}, {"tokens": tokens})])["policy/entropy"] == mean
+        assert update_metrics([record({"policy/entropy": mean}, {"entropy": tokens})])["policy/entropy"] == mean
 
 
 def test_the_gap_is_over_the_tokens_of_all_updates():
     gaps = [record({}, {}, gaps_M=torch.tensor(values)) for values in ([0.25], [0.5, 0.75, 1.0])]
     assert gap_metrics(gaps) == {"rollout/logprob_gap_mean": 0.625, "rollout/logprob_gap_max": 1.0}
     assert gap_metrics([]) == gap_metrics([record({}, {})]) == {}
+
+
+def test_the_gates_of_the_last_update_stand_beside_the_means():
+    reports = [{"policy/gate_mean": 1.0, "policy/entropy": 2.0}, {"policy/gate_mean": 0.5, "policy/entropy": 1.0}]
+    assert last_update(reports) == {"policy/gate_mean_last": 0.5}
+    assert last_update(reports[:1]) == last_update([]) == {}

@@ -38,6 +38,44 @@ def test_any_split_gives_the_same_update_under_every_objective(dense_policy: Pat
         assert difference(other, one) <= 2e-6
 
 
+CURES = {
+    "token mean": {"aggregation": "token_mean"},
+    "constant length": {"aggregation": "constant_length"},
+    "mask": {"correction": CorrectionConfig(off_policy_threshold=1e-3)},
+    "mask to the engine": {"correction": CorrectionConfig(off_policy_threshold=0.1, off_policy_reference="engine")},
+    "sharp gate": {"tau_pos": 10.0, "tau_neg": 20.0},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CURES)
+def test_any_split_gives_the_same_updates_under_every_cure(dense_policy: Path, name: str):
+    results, reports = [], []
+    for budget in (4096, 60):
+        made = config(microbatch_tokens=budget, num_minibatches=3, max_grad_norm=1e9, learning_rate=1e-3)
+        learner = learner_in_float64(replace(made, **CURES[name]), dense_policy)
+        gradients = watch_gradients(learner)
+        reports.append({k: v for k, v in learner.step(rollout()).metrics.items() if k.startswith(("policy/", "loss/"))})
+        results.append(gradients)
+    for one, other in zip(*results, strict=True):
+        assert difference(other, one) <= 2e-6
+    assert reports[0] == pytest.approx(reports[1], rel=1e-5, abs=1e-6)
+    assert (reports[0]["policy/sequences_masked"] > 0) == ("mask" in name)
+    assert 0 < reports[0]["policy/effective_sample_size"] < 1
+    assert reports[0]["policy/gate_mean_last"] != reports[0]["policy/gate_mean"]
+
+
+def test_the_mask_takes_what_has_become_unlikely_out_of_the_gradient(dense_policy: Path):
+    # All advantages are negative, and every response is 1 nat a token less likely than for the engine.
+    far = [[replace(s, advantage=-1.0, rollout_logprobs=s.rollout_logprobs + 99) for s in g] for g in rollout()]
+    masked = CorrectionConfig(off_policy_threshold=1.0, off_policy_reference="engine")
+    learner = Learner(replace(config(num_minibatches=1), correction=masked), dense_policy)
+    metrics = learner.step(far).metrics
+    assert (metrics["policy/sequences_masked"], metrics["policy/grad_norm"]) == (1.0, 0.0)
+    assert (metrics["policy/effective_sample_size"], metrics["policy/negative_below_half"]) == (0.0, 1.0)
+    assert metrics["policy/entropy"] > 0, "it is measured over all response tokens"
+
+
 def test_an_objective_of_the_users_own_is_what_is_minimised(dense_policy: Path):
     def push_up(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT, *, num_tokens):
         return -(logprobs_BT * mask_BT).sum() / num_tokens, {"mine": mask_BT.sum()}

@@ -128,6 +128,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adapted experts": {"lora": LoraConfig(rank=4, parts=("language", "experts"))},
     "balance": {"balance_coefficient": 1.0, "learner": {"gradient_checkpointing": True}},
     "other objective": {"objective": "dapo"},
+    "cures": {
+        "objective": "sspo",
+        "aggregation": "token_mean",
+        "correction": {"off_policy_threshold": 0.1, "off_policy_reference": "engine"},
+    },
 }
 
 

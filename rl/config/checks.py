@@ -12,16 +12,25 @@ from annotated_types import Ge, Gt
 from rollout.config import ENGINE_RANKS, RESUMABLE, RolloutConfig
 
 if TYPE_CHECKING:
-    from rl.config import (
-        BatchOptions,
-        CorrectionConfig,
-        ObjectiveOptions,
-        PolicyOptions,
-        TeacherConfig,
-        UpdateOptions,
-    )
+    from rl.config.learning import CorrectionConfig, ObjectiveOptions, TeacherConfig, UpdateOptions
+    from rl.config.policy import PolicyOptions
+    from rl.config.train import BatchOptions
 
-OBJECTIVE_NAMES = ("sapo", "grpo", "gspo", "dapo", "dr_grpo", "cispo", "vespo", "policy_gradient")
+OBJECTIVE_NAMES = (
+    "sapo",
+    "sapo_log",
+    "sapo_erf",
+    "sapo_arctan",
+    "sapo_softsign",
+    "sspo",
+    "grpo",
+    "gspo",
+    "dapo",
+    "dr_grpo",
+    "cispo",
+    "vespo",
+    "policy_gradient",
+)
 """The keys of `rl.objectives.OBJECTIVES`, repeated here to check a name without importing torch."""
 
 
@@ -119,11 +128,16 @@ def check_objective_name(options: ObjectiveOptions) -> None:
 
 
 def check_correction(correction: CorrectionConfig) -> None:
-    """Checks that the bands of masked importance sampling contain 1.
+    """Checks that the bands of masked importance sampling contain 1, and that the sequence mask reads its options.
 
     Raises:
         ValueError: Names the option, its value and an example.
     """
+    if correction.off_policy_reference != "learner" and not correction.off_policy_threshold:
+        raise ValueError(
+            f"correction.off_policy_reference = {correction.off_policy_reference} has no effect with "
+            "correction.off_policy_threshold = 0: set the threshold, for example 0.5"
+        )
     for name in ("token_band", "sequence_band"):
         band = getattr(correction, name)
         if band is not None and not 0 <= band[0] < 1 < band[1]:
