@@ -73,7 +73,7 @@ def test_the_gradient_on_policy_is_minus_advantage_over_the_sampled_tokens_and_z
 
     learner = Learner(config(packing=False), folder, watched)
     learner.step(samples_of(group))
-    (gradient_BT,) = seen
+    gradient_BT, _ = seen  # the other is that of the weights on-policy
     num_prompt, num_tokens = len(group.prompt_token_ids), len(group.completions[0].token_ids)
     expected_T = np.zeros(num_tokens)
     expected_T[[0, 1, 2, -2, -1]] = 0.5 / 5
