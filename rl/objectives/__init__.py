@@ -2,8 +2,8 @@
 
 An objective takes `(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)`. By keyword it takes the counts of the *whole* minibatch
 that its mean divides by: `num_sequences` or `num_tokens`. So the losses of microbatches add up to the minibatch's for any split. It
-returns a scalar to minimise and a dict of scalar metrics. Advantages are [B], or [B, T] if a teacher scores every token. The learner
-calls it once more with the old log-probabilities as both, to measure the weights of tokens.
+returns a scalar to minimise and a dict of scalar metrics. Advantages are [B], or [B, T] if a teacher scores every token. A learner
+calls it a second time, on-policy, to measure the weights of tokens.
 
 Metrics of microbatches are merged by their names. `_min` and `_max` take the extreme. Others are means: over tokens; for
 `_positive` and `_negative` over tokens with such an advantage; for `_variance` over sequences.
