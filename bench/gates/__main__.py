@@ -1,0 +1,124 @@
+"""Computes the grid of gates, run by run, and prints its tables. A run that is in the results is not computed again.
+
+    python -m bench.gates --minutes 20
+    python -m bench.gates --tables-only
+
+Each of two processes has one thread and computes one run at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from bench.gates.cells import LEARNING_RATES, Cell, grid
+from bench.gates.results import FOLDER, read_results, store
+
+PILOT_RATES = (1e-4, 3e-4, 1e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the grid."""
+
+    minutes: float = 20.0
+    """No run starts after so many minutes."""
+    seeds: int = 5
+    """Runs of each cell."""
+    only: str = ""
+    """Regular expression: only runs whose name it finds, such as ^sums/dense/.*/32/."""
+    processes: int = os.cpu_count() or 1
+    """Runs at once, each with one thread."""
+    pilot: bool = False
+    """Plain SAPO at several learning rates instead of the grid."""
+    tables_only: bool = False
+    """Prints the tables of the results and computes nothing."""
+    cache: Path = Path("runs/gates")
+    """Folder of the cold starts."""
+
+
+def main(options: Options) -> None:
+    """Computes runs until the time is over, then prints the tables."""
+    if not options.tables_only:
+        _compute(options)
+    from bench.gates.tables import print_tables
+
+    print_tables(read_results())
+
+
+def _compute(options: Options) -> None:
+    known = {result["key"] for result in read_results()}
+    cells = (cell for cell in _cells(options) if cell.key not in known and re.search(options.only, cell.key))
+    deadline = time.monotonic() + 60 * options.minutes
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        running: dict[Future[dict[str, Any]], Cell] = {}
+
+        def start(count: int) -> None:
+            for cell in islice(cells, count if time.monotonic() < deadline else 0):
+                running[pool.submit(_run, cell, options.cache)] = cell
+
+        start(options.processes)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                _keep(cell, future)
+                start(1)
+
+
+def _keep(cell: Cell, future: Future[dict[str, Any]]) -> None:
+    """Stores a run's result. One that fails is named and left for the next time."""
+    from bench.gates.run import summary
+
+    try:
+        result = future.result()
+    except FloatingPointError as error:  # no finite gradient, several updates in a row: a collapse, not a fault
+        print(f"{cell.key}: {error}", flush=True)
+        return
+    store(cell, {**asdict(cell), **result, "made": date.today().isoformat(), "on": _machine()})
+    print(summary(result), flush=True)
+
+
+def _cells(options: Options) -> Iterator[Cell]:
+    if not options.pilot:
+        yield from grid(options.seeds)
+        return
+    for task in LEARNING_RATES:
+        for rate in PILOT_RATES:
+            yield Cell(task=task, kind="dense", objective="sapo", updates=32, seed=0, learning_rate=rate, steps=40)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _run(cell: Cell, cache: Path) -> dict[str, Any]:
+    from bench.gates.run import run_cell
+
+    return run_cell(cell, cache)
+
+
+def _machine() -> str:
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    return f"{platform.machine()}, Python {platform.python_version()}, {libraries}"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    print(json.dumps({"results": str(FOLDER)}))
+    main(tyro.cli(Options, description=__doc__))

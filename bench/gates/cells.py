@@ -1,0 +1,92 @@
+"""The cells of the grid: objectives with their options, tasks, learning rates.
+
+Learning rates are the same for all objectives and all N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rl.config import CorrectionConfig
+
+Kind = Literal["dense", "moe"]
+TaskName = Literal["sums", "game"]
+
+STEPS = 120
+"""Steps of a run. Each has 32 prompts × 4 completions."""
+PROMPTS_PER_STEP = 32
+GROUP_SIZE = 4
+UPDATES = (1, 2, 4, 8, 16, 32)
+"""Optimizer updates per step, N."""
+
+LEARNING_RATES: Mapping[TaskName, float] = {"sums": 3e-4, "game": 3e-4}
+
+OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
+    "sapo": {"objective": "sapo"},
+    "grpo": {"objective": "grpo"},
+    "gspo": {"objective": "gspo"},
+    # GSPO's bounds are for responses of thousands of tokens, whose mean log ratio is narrow.
+    "gspo wide": {"objective": "gspo", "clip_low": 0.05, "clip_high": 0.07},
+    "cispo": {"objective": "cispo"},
+    "dapo": {"objective": "dapo"},
+    "vespo": {"objective": "vespo"},
+    "plain": {"objective": "policy_gradient"},
+    "sapo τ 3": {"objective": "sapo", "tau_pos": 3.0, "tau_neg": 3.15},
+    "sapo τ 10": {"objective": "sapo", "tau_pos": 10.0, "tau_neg": 10.5},
+    "sapo τ 1/10": {"objective": "sapo", "tau_pos": 1.0, "tau_neg": 10.0},
+    "sapo + mask": {"objective": "sapo", "correction": CorrectionConfig(off_policy_threshold=0.1)},
+    "sapo τ 10 + mask": {
+        "objective": "sapo",
+        "tau_pos": 10.0,
+        "tau_neg": 10.5,
+        "correction": CorrectionConfig(off_policy_threshold=0.1),
+    },
+    "sapo + constant": {"objective": "sapo", "aggregation": "constant_length"},
+    "sapo + KL": {"objective": "sapo", "kl_coefficient": 0.05},
+    "sapo log": {"objective": "sapo_log"},
+    "sapo erf": {"objective": "sapo_erf"},
+    "sapo arctan": {"objective": "sapo_arctan"},
+    "sspo": {"objective": "sspo"},
+}
+"""Name in tables → options of the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Cell:
+    """One run."""
+
+    task: TaskName
+    kind: Kind
+    objective: str
+    """Key of `OBJECTIVES`."""
+    updates: int
+    seed: int
+    learning_rate: float
+    steps: int = STEPS
+
+    @property
+    def key(self) -> str:
+        """Names the run; a result with this name is not computed again."""
+        parts = (self.task, self.kind, self.objective, self.updates, f"{self.learning_rate:g}", self.steps, self.seed)
+        return "/".join(map(str, parts))
+
+
+def grid(seeds: int) -> Iterator[Cell]:
+    """Yields the cells in the order of their use: all objectives at the ends and the middle of N, then the rest; seed by seed."""
+    first = ("sapo", "grpo", "gspo", "gspo wide", "cispo", "sapo τ 10", "sapo + mask", "sapo τ 10 + mask")
+    rest = [name for name in OBJECTIVES if name not in first]
+    for updates, names in (((32, 8, 2), first), ((32, 8, 2), rest), ((16, 4, 1), first), ((16, 4, 1), rest)):
+        for seed in range(seeds):
+            for task, kind in (("sums", "dense"), ("game", "dense"), ("sums", "moe"), ("game", "moe")):
+                for n in updates:
+                    for name in names:
+                        yield Cell(
+                            task=task,
+                            kind=kind,
+                            objective=name,
+                            updates=n,
+                            seed=seed,
+                            learning_rate=LEARNING_RATES[task],
+                        )
