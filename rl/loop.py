@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rewards.types import Score, Verifier
 from rl.config import TrainConfig
@@ -23,11 +24,12 @@ from rl.metrics import step_metrics, step_time
 from rl.objectives import Objective
 from rl.preflight import TrainArguments, prepare
 from rl.run import Run, open_run
-from rl.run_dir.checkpoint import starting_point
+from rl.run_dir.checkpoint import checkpoint_steps, starting_point
+from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, roll_back, with_rollbacks
 from rl.run_dir.summary import read_result
 from rl.samples import make_samples
 from rl.stopwatch import Stopwatch
-from rl.types import RunResult, RunStopped
+from rl.types import CollapseAhead, RunResult, RunStopped
 from rollout.config import RolloutConfig
 from rollout.data.prompts import Rows
 from rollout.environments.environment import MakeEnvironment
@@ -59,13 +61,27 @@ def train(
         ValueError: Config, prompts, reward or checkpoint cannot be used; before any engine starts.
         RunStopped: The run cannot make progress.
     """
-    config = prepare(config)
-    checkpoint, state = starting_point(config)
-    if checkpoint is not None and state.step >= config.steps:
-        return read_result(config.run_dir, checkpoint)
     arguments = TrainArguments(
         prompts=prompts, reward=reward, eval_prompts=eval_prompts or [], objective=objective, environment=environment
     )
+    while True:
+        try:
+            return train_from_checkpoint(prepare(with_rollbacks(config)), arguments)
+        except CollapseAhead as alarm:
+            config = go_back(with_rollbacks(config), alarm)
+
+
+def train_from_checkpoint(config: TrainConfig, arguments: TrainArguments) -> RunResult:
+    """Trains from the checkpoint that the config names, or from the start.
+
+    Raises:
+        CollapseAhead: The watchdog raised an alarm, and the config asks for a rollback.
+        ValueError: As `train`.
+        RunStopped: As `train`.
+    """
+    checkpoint, state = starting_point(config)
+    if checkpoint is not None and state.step >= config.steps:
+        return read_result(config.run_dir, checkpoint)
     with open_run(config, checkpoint, state, arguments) as run:
         if state.step == 0 and (metrics := run.evaluate(with_blind=True)):
             run.tracker.log(0, metrics)
@@ -76,6 +92,7 @@ def train(
                 metrics |= run.evaluate(with_blind=step == config.steps)
             run.batches.start(run.version)  # the next batch is generated while this step is logged and saved
             run.log(step, metrics)
+            run.watch(step, metrics)
             if config.is_due(step, config.samples_every):
                 run.tracker.save_samples(f"step_{step:06d}", batch.groups, batch.scores)
             if config.is_due(step, config.checkpoint_every):
@@ -108,6 +125,25 @@ def train_step(run: Run, step: int) -> tuple[ScoredBatch, dict[str, float]]:
 
     metrics = step_metrics(batch, samples, run.version - 1, config.num_minibatches, config.eval.correct_at)
     return batch, {**metrics, **report.metrics, **sync_metrics, **step_time(timer), **run.metrics()}
+
+
+def go_back(config: TrainConfig, alarm: CollapseAhead) -> TrainConfig:
+    """Rolls a run back to its newest checkpoint before the trouble began; its config then has more careful options.
+
+    Raises:
+        RunStopped: The run has gone back `watchdog.max_rollbacks` times already.
+    """
+    done, limit = len(read_rollbacks(config.run_dir)), config.watchdog.max_rollbacks
+    if done >= limit:
+        raise RunStopped(f"{alarm}; the run has gone back {done} times already (watchdog.max_rollbacks = {limit})")
+    checkpoints = checkpoint_steps(config.run_dir)
+    to = max((step for step in checkpoints if step <= alarm.good_until), default=0)
+    changes = careful_changes(config)
+    rollback = Rollback(step=alarm.step, to=to, reason=str(alarm), changes=changes)
+    roll_back(config.run_dir, rollback, checkpoints)
+    what = ", ".join(f"{name} = {value:g}" for name, value in changes.items())
+    logger.warning("back to step %d, with %s", to, what)
+    return replace(config, resume="auto" if to else config.resume)
 
 
 def check_scores(step: int, scores: Sequence[Sequence[Score]]) -> None:

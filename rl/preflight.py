@@ -26,6 +26,7 @@ from rl.hardware.kv_cache import derive_kv_cache
 from rl.hardware.placement import resolve_placement, with_options
 from rl.hardware.precision import derive_dtypes
 from rl.run_dir.checkpoint import starting_point
+from rl.run_dir.rollback import with_rollbacks
 from rollout.config import RolloutConfig
 from rollout.data.mixture import MixedStream, Stream, open_stream, rounds, shrunk, sources_of
 from rollout.data.prompts import Accept, Rows, readable
@@ -101,7 +102,7 @@ def check_options(config: TrainConfig) -> None:
     Raises:
         ValueError: Names the option, its value and the remedy.
     """
-    config = resolve_placement(config)
+    config = resolve_placement(with_rollbacks(config))
     config = with_options(config, derive_dtypes(config.learner, config.rollout))
     check_config(config)
     starting_point(config)

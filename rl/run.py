@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,9 @@ from rl.objectives import check_objective, choose_objective
 from rl.preflight import Inputs, TrainArguments, open_run_inputs
 from rl.run_dir.checkpoint import LoopState, save_checkpoint
 from rl.run_dir.html_report import write_report
-from rl.run_dir.tracker import ProgressLine, Tracker
+from rl.run_dir.tracker import ProgressLine, Tracker, read_metrics
+from rl.types import CollapseAhead
+from rl.watchdog import Watchdog
 from rollout.cluster import cluster_nodes, local_ray, require_room_for_both
 from rollout.config import Backend
 from rollout.data.mixture import Stream
@@ -47,6 +49,7 @@ class Run:
     batches: BatchProducer
     evaluator: Evaluator
     tracker: Tracker
+    watchdog: Watchdog
     progress: ProgressLine
     started: float = field(default_factory=time.perf_counter)
     """Start of training on this process's clock, minus the training time before a resume."""
@@ -73,6 +76,19 @@ class Run:
         """Writes and shows one step's metrics."""
         self.tracker.log(step, metrics)
         self.progress.advance(step, metrics)
+
+    def watch(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Looks for signs of a collapse, and logs them.
+
+        Raises:
+            CollapseAhead: There are some, and the config asks for a rollback.
+        """
+        alarm = self.watchdog.watch(step, metrics) if self.config.watchdog.action != "off" else None
+        if alarm is None:
+            return
+        logger.warning("%s", alarm.text)
+        if self.config.watchdog.action == "rollback":
+            raise CollapseAhead(alarm.text, step=step, good_until=alarm.good_until)
 
     def save_checkpoint(self, step: int, seconds: float) -> Path:
         """Writes a checkpoint; deletes old ones as `keep_checkpoints` says."""
@@ -144,6 +160,7 @@ def open_run(
             batches=batches,
             evaluator=evaluator,
             tracker=tracker,
+            watchdog=Watchdog(read_metrics(config.run_dir) if state.step else ()),
             progress=stack.enter_context(tracker.progress(config.steps, state.step)),
         )
 

@@ -31,5 +31,19 @@ class StepReport:
     """Optimizer updates that were applied."""
 
 
+class CollapseAhead(Exception):
+    """The watchdog's alarm where it ends a run for a rollback. The message has the sign and what to try.
+
+    Args:
+        message: The message.
+        step: Step of the alarm.
+        good_until: Last step before the trouble began.
+    """
+
+    def __init__(self, message: str, *, step: int, good_until: int) -> None:
+        super().__init__(message)
+        self.step, self.good_until = step, good_until
+
+
 class RunStopped(RuntimeError):
     """A run that cannot make progress; the message gives the reason and the remedy."""

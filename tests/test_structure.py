@@ -27,7 +27,7 @@ SIBLINGS = {
 
 ROOMS = {
     "rl": """
-        cli report doctor loop run metrics evaluation sft curation generation learner preflight hardware run_dir samples
+        cli report doctor loop run watchdog metrics evaluation sft curation generation learner preflight hardware run_dir samples
         distillation objectives corrections advantages sapo data stopwatch config types
         """.split(),
     "rollout": "tasks environments pool weights engine data ray_calls rendering cluster types config".split(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 from rl.config import CorrectionConfig
@@ -21,7 +22,7 @@ GROUP_SIZE = 4
 UPDATES = (1, 2, 4, 8, 16, 32)
 """Optimizer updates per step, N."""
 
-LEARNING_RATES: Mapping[TaskName, float] = {"sums": 3e-4, "game": 3e-4}
+LEARNING_RATES: Mapping[TaskName, float] = {"sums": 6e-5, "game": 6e-5}
 
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "sapo": {"objective": "sapo"},
@@ -73,20 +74,27 @@ class Cell:
         return "/".join(map(str, parts))
 
 
+DECISIVE = ("sapo", "grpo", "gspo wide", "cispo", "sapo τ 10", "sapo + mask", "sapo τ 10 + mask")
+"""Objectives that come first."""
+PLACES: tuple[tuple[TaskName, Kind], ...] = (("sums", "dense"), ("game", "dense"), ("sums", "moe"), ("game", "moe"))
+
+
 def grid(seeds: int) -> Iterator[Cell]:
-    """Yields the cells in the order of their use: all objectives at the ends and the middle of N, then the rest; seed by seed."""
-    first = ("sapo", "grpo", "gspo", "gspo wide", "cispo", "sapo τ 10", "sapo + mask", "sapo τ 10 + mask")
-    rest = [name for name in OBJECTIVES if name not in first]
-    for updates, names in (((32, 8, 2), first), ((32, 8, 2), rest), ((16, 4, 1), first), ((16, 4, 1), rest)):
-        for seed in range(seeds):
-            for task, kind in (("sums", "dense"), ("game", "dense"), ("sums", "moe"), ("game", "moe")):
-                for n in updates:
-                    for name in names:
-                        yield Cell(
-                            task=task,
-                            kind=kind,
-                            objective=name,
-                            updates=n,
-                            seed=seed,
-                            learning_rate=LEARNING_RATES[task],
-                        )
+    """Yields the cells in the order of their use: what decides comes first, with three seeds."""
+    rest = tuple(name for name in OBJECTIVES if name not in DECISIVE)
+    tiers = (
+        (range(3), (32, 8), DECISIVE),
+        (range(3), (2,), DECISIVE),
+        (range(3), (32, 8), rest),
+        (range(3, seeds), (32, 8, 2), DECISIVE),
+        (range(seeds), (16, 4, 1), DECISIVE),
+        (range(3), (2,), rest),
+        (range(3, seeds), (32, 8, 2), rest),
+        (range(seeds), (16, 4, 1), rest),
+    )
+    for numbers, updates, names in tiers:
+        for task, kind in PLACES:
+            for seed, n, name in product(numbers, updates, names):
+                if seed < seeds:
+                    rate = LEARNING_RATES[task]
+                    yield Cell(task=task, kind=kind, objective=name, updates=n, seed=seed, learning_rate=rate)

@@ -23,6 +23,7 @@ from rl.config.train import (
     SmallRecipe,
     TrainConfig,
     WandbMode,
+    WatchdogConfig,
     check_config,
     config_dict,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "TrainConfig",
     "UpdateOptions",
     "WandbMode",
+    "WatchdogConfig",
     "check_config",
     "config_dict",
 ]

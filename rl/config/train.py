@@ -39,6 +39,17 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    """The watchdog: signs of a collapse in the metrics of the last steps."""
+
+    action: Literal["off", "warn", "rollback"] = "warn"
+    """warn: logs the signs, and what to try. rollback: also goes back to the newest checkpoint before them, switches the off-policy
+    sequence mask on, and halves num_minibatches, or at last the learning rate."""
+    max_rollbacks: Count = 3
+    """Rollbacks after which the next alarm ends the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ColdStartConfig:
     """Supervised training of the small policy before RL."""
 
@@ -140,6 +151,7 @@ class TrainConfig(RewardOptions, BatchOptions, RunOptions, LearningOptions):
     """Steps between files in samples/: questions, answers and scores of a few prompts."""
 
     eval: Annotated[EvalConfig, RESUMABLE] = field(default_factory=EvalConfig)
+    watchdog: Annotated[WatchdogConfig, RESUMABLE] = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         # A recipe may pass a Path as model, and a text as run_dir.

@@ -12,6 +12,7 @@ from typing import Any
 
 from rl.config import RunOptions, config_dict
 from rl.config.checks import resumable_options
+from rl.run_dir.rollback import read_rollbacks
 
 LOOP_FILE = "loop.json"
 
@@ -78,6 +79,11 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted((path for path in found if (path / LOOP_FILE).is_file()), key=lambda path: int(path.name[5:]))
 
 
+def checkpoint_steps(run_dir: Path) -> dict[int, Path]:
+    """Returns step → folder of each checkpoint of a run, oldest first."""
+    return {int(path.name.removeprefix("step_")): path for path in list_checkpoints(run_dir)}
+
+
 def starting_point(options: RunOptions) -> tuple[Path | None, LoopState]:
     """Returns the checkpoint to resume, None for a new run, and the loop's state there.
 
@@ -138,7 +144,8 @@ def load_loop_state(checkpoint: Path, options: RunOptions) -> LoopState:
         ValueError: The checkpoint's config differs in a choice that changes what a step learns.
     """
     state = LoopState(**json.loads((checkpoint / LOOP_FILE).read_text()))
-    resumable = resumable_options(options)
+    # A rollback has changed options on purpose, and they replace those of the command line.
+    resumable = resumable_options(options) | {name for each in read_rollbacks(options.run_dir) for name in each.changes}
     then = _with_defaults(state.config, _first_defaults(options))
     different = [
         f"{name} = {value!r} (was {old!r})"

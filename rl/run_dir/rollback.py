@@ -1,0 +1,100 @@
+"""Rollbacks: a run that is about to collapse goes back to an earlier checkpoint, with more careful options.
+
+They are kept in `rollbacks.jsonl`. A run applies those of its folder whenever it starts, so that a resume, too, goes on with the
+changed options.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rl.config import LearningOptions, RunOptions
+from rl.run_dir.files import jsonl_line, write_atomically
+
+ROLLBACK_FILE = "rollbacks.jsonl"
+ABANDONED_FILE = "abandoned.jsonl"
+MASK_THRESHOLD = 0.1
+"""Nats per token of the off-policy sequence mask that a rollback switches on."""
+
+C = TypeVar("C", bound=RunOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """One rollback."""
+
+    step: int
+    """Step of the alarm."""
+    to: int
+    """Step of the checkpoint; 0 for the policy that the run started from."""
+    reason: str
+    """The alarm."""
+    changes: dict[str, Any]
+    """Dotted name of an option → its new value."""
+
+
+def read_rollbacks(run_dir: Path) -> list[Rollback]:
+    """Returns the rollbacks of a run, in their order."""
+    file = run_dir / ROLLBACK_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [Rollback(**json.loads(line)) for line in lines]
+
+
+def with_rollbacks(config: C) -> C:
+    """Returns the config with the changes of the rollbacks in its run's folder."""
+    for rollback in read_rollbacks(config.run_dir):
+        for name, value in rollback.changes.items():
+            config = _changed(config, name, value)
+    return config
+
+
+def _changed(config: Any, name: str, value: Any) -> Any:
+    section, _, rest = name.partition(".")
+    return replace(config, **{section: _changed(getattr(config, section), rest, value) if rest else value})
+
+
+def careful_changes(options: LearningOptions) -> dict[str, Any]:
+    """Returns the next more careful options.
+
+    The off-policy sequence mask is switched on, and the updates per step are halved. If nothing of that is left to change, the
+    learning rate is halved.
+    """
+    changes: dict[str, Any] = {}
+    if not options.correction.off_policy_threshold:
+        changes["correction.off_policy_threshold"] = MASK_THRESHOLD
+    if options.num_minibatches > 1:
+        changes["num_minibatches"] = options.num_minibatches // 2
+    return changes or {"optimizer.learning_rate": options.optimizer.learning_rate / 2}
+
+
+def roll_back(run_dir: Path, rollback: Rollback, checkpoints: Mapping[int, Path]) -> None:
+    """Makes the checkpoint of a rollback the newest of its run, and records the rollback.
+
+    Later checkpoints are deleted. Later rows of `metrics.jsonl` stay in `abandoned.jsonl`.
+
+    Args:
+        run_dir: The run's folder.
+        rollback: The rollback.
+        checkpoints: Step → folder.
+    """
+    earlier = read_rollbacks(run_dir)
+    _keep_abandoned(run_dir, rollback.to, len(earlier))
+    # Recorded before the checkpoints go: a kill in between leaves a resume with the careful options from a later checkpoint.
+    lines = [jsonl_line(asdict(each)) for each in (*earlier, rollback)]
+    write_atomically(run_dir / ROLLBACK_FILE, "".join(lines))
+    for step, folder in checkpoints.items():
+        if step > rollback.to:
+            shutil.rmtree(folder)
+
+
+def _keep_abandoned(run_dir: Path, to: int, number: int) -> None:
+    """Copies the rows that the resumed run drops, with the number of the rollback."""
+    metrics = run_dir / "metrics.jsonl"
+    rows: Sequence[dict[str, Any]] = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    with (run_dir / ABANDONED_FILE).open("a", encoding="utf-8") as file:
+        file.writelines(jsonl_line({"rollback": number, **row}) for row in rows if row["step"] > to)

@@ -1,0 +1,106 @@
+"""Rollbacks: what is changed, what is kept, and what a resume makes of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl.config import CorrectionConfig, OptimizerConfig, TrainConfig, WatchdogConfig, config_dict
+from rl.loop import go_back
+from rl.run_dir.checkpoint import LoopState, checkpoint_steps, save_checkpoint, starting_point
+from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, with_rollbacks
+from rl.types import CollapseAhead, RunStopped
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    """A run of 40 steps with checkpoints at 10, 20 and 30."""
+    config = TrainConfig(model="unused", run_dir=tmp_path, num_minibatches=8, resume="auto")
+    rows = [{"step": step, "reward/mean": step / 100} for step in range(1, 35)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in (10, 20, 30):
+        save(config, step)
+    return config
+
+
+def save(config: TrainConfig, step: int) -> None:
+    state = LoopState(step=step, policy_version=step, cursor={}, seconds=0.0, config=config_dict(config))
+    save_checkpoint(config.run_dir, state, lambda folder: None, keep=0)
+
+
+def alarm(good_until: int) -> CollapseAhead:
+    return CollapseAhead("a sign", step=34, good_until=good_until)
+
+
+def test_the_run_goes_back_to_the_newest_checkpoint_before_the_trouble_began(config: TrainConfig):
+    go_back(config, alarm(good_until=25))
+    assert list(checkpoint_steps(config.run_dir)) == [10, 20]
+    abandoned = [json.loads(line) for line in (config.run_dir / "abandoned.jsonl").read_text().splitlines()]
+    assert [(row["rollback"], row["step"]) for row in abandoned] == [(0, step) for step in range(21, 35)]
+    checkpoint, state = starting_point(with_rollbacks(config))
+    assert (checkpoint, state.step) == (config.run_dir / "checkpoints" / "step_20", 20)
+
+
+def test_the_updates_are_halved_and_the_mask_is_switched_on_whenever_the_run_starts(config: TrainConfig):
+    go_back(config, alarm(good_until=25))
+    changed = with_rollbacks(config)
+    assert (changed.num_minibatches, changed.correction.off_policy_threshold) == (4, 0.1)
+    assert read_rollbacks(config.run_dir) == [
+        Rollback(
+            step=34, to=20, reason="a sign", changes={"correction.off_policy_threshold": 0.1, "num_minibatches": 4}
+        )
+    ]
+
+
+def test_a_second_rollback_changes_what_the_first_has_left(config: TrainConfig):
+    go_back(config, alarm(good_until=25))
+    again = with_rollbacks(config)
+    save(again, 30)
+    go_back(again, alarm(good_until=20))
+    assert with_rollbacks(config).num_minibatches == 2
+    assert [each.to for each in read_rollbacks(config.run_dir)] == [20, 20]
+    rows = [json.loads(line)["rollback"] for line in (config.run_dir / "abandoned.jsonl").read_text().splitlines()]
+    assert set(rows) == {0, 1}
+
+
+def test_without_an_early_checkpoint_the_run_starts_anew(config: TrainConfig):
+    back = go_back(replace(config, resume=None), alarm(good_until=9))
+    assert (checkpoint_steps(config.run_dir), back.resume) == ({}, None)
+    assert starting_point(with_rollbacks(back))[1].step == 0
+
+
+def test_a_run_that_has_gone_back_too_often_stops_with_the_sign(config: TrainConfig):
+    config = replace(config, watchdog=WatchdogConfig(max_rollbacks=1))
+    go_back(config, alarm(good_until=25))
+    with pytest.raises(
+        RunStopped, match=r"^a sign; the run has gone back 1 times already \(watchdog.max_rollbacks = 1\)"
+    ):
+        go_back(config, alarm(good_until=15))
+    assert list(checkpoint_steps(config.run_dir)) == [10, 20], "its checkpoints stay"
+
+
+CAREFUL: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"num_minibatches": 7}, {"correction.off_policy_threshold": 0.1, "num_minibatches": 3}),
+    ({"num_minibatches": 1}, {"correction.off_policy_threshold": 0.1}),
+    (
+        {"num_minibatches": 1, "correction": CorrectionConfig(off_policy_threshold=0.5)},
+        {"optimizer.learning_rate": 5e-5},
+    ),
+    ({"num_minibatches": 2, "correction": CorrectionConfig(off_policy_threshold=0.5)}, {"num_minibatches": 1}),
+]
+
+
+@pytest.mark.parametrize(("options", "changes"), CAREFUL)
+def test_each_rollback_has_something_left_to_change(options: dict[str, Any], changes: dict[str, Any]):
+    config = TrainConfig(model="unused", optimizer=OptimizerConfig(learning_rate=1e-4), **options)
+    assert careful_changes(config) == changes
+
+
+def test_an_option_that_no_rollback_has_changed_is_still_compared(config: TrainConfig):
+    go_back(config, alarm(good_until=25))
+    with pytest.raises(ValueError, match=r"of another config: seed = 7 \(was 0\)"):
+        starting_point(with_rollbacks(replace(config, seed=7)))

@@ -1,0 +1,80 @@
+"""The watchdog: signs worked by hand, alarms that come once, and a resume that goes on watching."""
+
+from __future__ import annotations
+
+import pytest
+
+from rl.watchdog import SIGNS, WINDOW, Alarm, Sign, Watchdog
+
+RISE = Sign(metric="a", kind="rise", bound=1.5, text="a is {value:.2f} times its smallest")
+FALL = Sign(metric="b", kind="fall", bound=0.5, text="b is {value:.2f} of its largest")
+ABOVE = Sign(metric="c", kind="above", bound=0.2, text="c is {value:.2f}")
+
+
+def watch(dog: Watchdog, first: int, rows: list[dict[str, float]]) -> list[Alarm | None]:
+    return [dog.watch(first + index, row) for index, row in enumerate(rows)]
+
+
+def test_windows_are_five_steps():
+    assert WINDOW == 5
+
+
+def test_a_rise_is_compared_with_the_smallest_mean_before():
+    # Five steps of 2, five of 1, then 4: the last five have 1, 1, 1, 1, 4 = 1.6 on average, then 1, 1, 1, 4, 4 = 2.2.
+    dog = Watchdog(signs=[RISE], needed=1)
+    assert watch(dog, 1, [{"a": 2.0}] * 5 + [{"a": 1.0}] * 10) == [None] * 15
+    alarm = dog.watch(16, {"a": 4.0})
+    assert alarm is not None and alarm.text.startswith(
+        "step 16: a collapse may be ahead: a is 1.60 times its smallest: "
+    )
+    assert alarm.good_until == 11
+
+
+def test_a_fall_is_compared_with_the_largest_mean_before():
+    dog = Watchdog(signs=[FALL], needed=1)
+    assert watch(dog, 1, [{"b": 1.0}] * 10 + [{"b": 0.0}] * 2) == [None] * 12  # 3/5 is left
+    alarm = dog.watch(13, {"b": 0.0})
+    assert alarm is not None and "b is 0.40 of its largest" in alarm.text
+
+
+def test_the_first_steps_raise_no_alarm_since_there_is_nothing_to_compare_with():
+    assert watch(Watchdog(signs=[ABOVE], needed=1), 1, [{"c": 1.0}] * 5) == [None] * 5
+
+
+def test_one_sign_of_two_is_no_alarm_and_the_second_has_the_step_of_the_first():
+    dog = Watchdog(signs=[ABOVE, FALL], needed=2)
+    calm, half, both = {"b": 1.0, "c": 0.0}, {"b": 1.0, "c": 1.0}, {"b": 0.0, "c": 1.0}
+    # c: 2/5 at step 22; b: 2/5 at step 33.
+    assert watch(dog, 1, [calm] * 20 + [half] * 10 + [both] * 2) == [None] * 32
+    alarm = dog.watch(33, both)
+    assert alarm is not None and (alarm.step, alarm.good_until) == (33, 22 - WINDOW)
+
+
+def test_an_alarm_comes_once_until_its_signs_are_gone():
+    dog = Watchdog(signs=[ABOVE], needed=1)
+    found = watch(dog, 1, [{"c": 0.0}] * 10 + [{"c": 1.0}] * 5 + [{"c": 0.0}] * 5 + [{"c": 1.0}] * 5)
+    assert [alarm.step for alarm in found if alarm] == [12, 22]  # 2/5 is the first mean above 1/5
+
+
+def test_a_resumed_run_watches_as_if_it_had_gone_on():
+    rows = [{"step": step, "a": 1.0, "b": 1.0, "c": 0.0} for step in range(1, 21)]
+    evaluation = {"step": 20, "eval/greedy": 0.5}
+    one, other = Watchdog(signs=[RISE, FALL], needed=2), Watchdog([*rows, evaluation], signs=[RISE, FALL], needed=2)
+    watch(one, 1, rows)
+    sick = [{"a": 9.0, "b": 0.0}] * 4
+    assert watch(one, 21, sick) == watch(other, 21, sick)
+    assert any(watch(Watchdog(rows, signs=[RISE, FALL], needed=2), 21, sick))
+
+
+def test_an_objective_without_ratios_is_watched_by_the_other_signs():
+    dog = Watchdog(signs=[RISE, ABOVE], needed=1)
+    assert any(watch(dog, 1, [{"c": 1.0}] * 10))
+
+
+def test_a_reference_of_zero_is_no_sign():
+    assert not any(watch(Watchdog(signs=[RISE, FALL], needed=1), 1, [{"a": 0.0, "b": 0.0}] * 20))
+
+
+@pytest.mark.parametrize("sign", SIGNS, ids=[sign.metric for sign in SIGNS])
+def test_every_sign_can_be_put_into_words(sign: Sign):
+    assert "{" not in sign.text.format(value=0.123)
