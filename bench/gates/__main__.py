@@ -61,15 +61,17 @@ def main(options: Options) -> None:
 
 
 def _compute(options: Options) -> None:
+    from bench.gates.run import run_cell, use_one_thread
+
     known = {result["key"] for result in read_results()}
     cells = (cell for cell in _cells(options) if cell.key not in known and re.search(options.only, cell.key))
     deadline = time.monotonic() + 60 * options.minutes
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), initializer=use_one_thread) as pool:
         running: dict[Future[dict[str, Any]], Cell] = {}
 
         def start(count: int) -> None:
             for cell in islice(cells, count if time.monotonic() < deadline else 0):
-                running[pool.submit(_run, cell, options.cache)] = cell
+                running[pool.submit(run_cell, cell, options.cache)] = cell
 
         start(options.processes)
         while running:
@@ -99,18 +101,6 @@ def _cells(options: Options) -> Iterator[Cell]:
     for task in LEARNING_RATES:
         for rate in PILOT_RATES:
             yield Cell(task=task, kind="dense", objective="sapo", updates=32, seed=0, learning_rate=rate, steps=40)
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _run(cell: Cell, cache: Path) -> dict[str, Any]:
-    from bench.gates.run import run_cell
-
-    return run_cell(cell, cache)
 
 
 def _machine() -> str:

@@ -65,6 +65,11 @@ class Task:
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
 
 
+def use_one_thread() -> None:
+    """Leaves the other cores to other runs."""
+    torch.set_num_threads(1)
+
+
 def load_task(name: TaskName) -> Task:
     """Returns a task of the grid: the recipes' data, rewards and limits."""
     if name == "sums":
