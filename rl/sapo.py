@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""Bound of log r: exp(20) is finite in every dtype of a loss, and the gradient beyond it is 0 anyway."""
+"""Bound of log r: exp(20) is finite in float32, and the gradient beyond it is 0 anyway."""
 
 
 def sapo_loss(
@@ -95,11 +95,14 @@ def sequence_means(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def masked_log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Returns log r, 0 outside the mask, clamped to ±MAX_LOG_RATIO.
+    """Returns log r, 0 outside the mask, clamped to ±MAX_LOG_RATIO; in float32 at least.
 
-    The mask is applied first: an infinity outside it would become NaN in the backward pass, where 0 · inf = NaN.
+    The mask is applied first: an infinity outside it would become NaN in the backward pass, where 0 · inf = NaN. In float16
+    exp(12) overflows, and in bfloat16 a gate close to 1 has no digits left.
     """
-    log_ratio_BT = logprobs_BT.masked_fill(~mask_BT, 0) - old_logprobs_BT.detach().masked_fill(~mask_BT, 0)
+    wide = torch.promote_types(logprobs_BT.dtype, torch.float32)
+    new_BT, old_BT = logprobs_BT.to(wide), old_logprobs_BT.detach().to(wide)
+    log_ratio_BT = new_BT.masked_fill(~mask_BT, 0) - old_BT.masked_fill(~mask_BT, 0)
     return log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 

@@ -137,8 +137,8 @@ def test_whatever_lies_outside_the_mask_changes_nothing(outside: float, side: st
     assert torch.equal(dirty_new.grad != 0, mask)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("log_ratio", [25.0, 100.0, 1e4, -25.0, -1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("log_ratio", [15.0, 25.0, 100.0, 1e4, -25.0, -1e4])
 def test_overflowing_ratio_is_finite_and_has_no_gradient(log_ratio: float, dtype: torch.dtype):
     new = torch.tensor([[log_ratio, 0.0]], dtype=dtype, requires_grad=True)
     for advantage in (1.0, -1.0):
@@ -151,7 +151,16 @@ def test_overflowing_ratio_is_finite_and_has_no_gradient(log_ratio: float, dtype
 
 def test_log_ratio_is_bounded_where_its_exponential_is_still_finite():
     assert MAX_LOG_RATIO == 20.0
-    assert math.exp(MAX_LOG_RATIO) < torch.finfo(torch.bfloat16).max
+    assert math.exp(MAX_LOG_RATIO) < torch.finfo(torch.float32).max
+
+
+def test_gate_of_half_precision_log_probabilities_is_computed_in_float32():
+    new = torch.tensor([[-1.0]], dtype=torch.bfloat16, requires_grad=True)
+    loss, _ = sapo_loss(new, torch.tensor([[-2.75]], dtype=torch.bfloat16), torch.ones(1), torch.ones(1, 1))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    # r = e^1.75: w · r = 5.7546 · sech²(2.3773) = .1949; in bfloat16 σ(4.7546) has the neighbours .9883 and .9922
+    assert new.grad.item() == pytest.approx(-5.7546 / math.cosh(2.3773) ** 2, rel=2**-8)
 
 
 def test_a_response_without_tokens_contributes_nothing_but_counts():
