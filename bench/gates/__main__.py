@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from rich.console import Console
 
 from bench.gates.cells import LEARNING_RATES, Cell, grid
 from bench.gates.results import FOLDER, read_results, store
@@ -47,6 +48,8 @@ class Options:
     """Plain SAPO at several learning rates instead of the grid."""
     tables_only: bool = False
     """Prints the tables of the results and computes nothing."""
+    page: bool = False
+    """Also writes docs/sapo_grid.md and its picture."""
     cache: Path = Path("runs/gates")
     """Folder of the cold starts."""
 
@@ -55,9 +58,14 @@ def main(options: Options) -> None:
     """Computes runs until the time is over, then prints the tables."""
     if not options.tables_only:
         _compute(options)
-    from bench.gates.tables import print_tables
+    from bench.gates.page import write_page
+    from bench.gates.tables import tables
 
-    print_tables(read_results())
+    results, console = read_results(), Console(width=180)
+    for table in tables(results):
+        console.print(table.printed())
+    if options.page:
+        write_page(results)
 
 
 def _compute(options: Options) -> None:
@@ -103,9 +111,17 @@ def _cells(options: Options) -> Iterator[Cell]:
             yield Cell(task=task, kind="dense", objective="sapo", updates=32, seed=0, learning_rate=rate, steps=40)
 
 
+def _processor() -> str:
+    """Returns the processor's name, or the architecture where Linux does not tell it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
 def _machine() -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return f"{platform.machine()}, Python {platform.python_version()}, {libraries}"
+    return f"{_processor()}, Python {platform.python_version()}, {libraries}"
 
 
 if __name__ == "__main__":

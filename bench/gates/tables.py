@@ -6,11 +6,11 @@ A run has collapsed if its last held-out score is below half of its best. Both a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
@@ -71,20 +71,38 @@ def never_worse(cells: Mapping[tuple[str, int], Results]) -> dict[str, list[int]
     return below
 
 
-def print_tables(results: Results) -> None:
-    """Prints one table of scores and one of statistics for each task and kind."""
-    console = Console(width=180)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A table of text."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def printed(self) -> Table:
+        """Returns the table for a terminal."""
+        table = Table(*self.columns, title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Returns the table for a page."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return f"### {self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def tables(results: Results) -> Iterator[Grid]:
+    """Yields one table of scores and one of statistics for each task and kind."""
     for (task, kind), cells in cells_of(results).items():
-        below = never_worse(cells)
-        table = Table(
-            "objective", *(f"N = {n}" for n in UPDATES), "below the best baseline at N", title=f"{task}, {kind}"
-        )
+        below, rows = never_worse(cells), []
         for name in OBJECTIVES:
             texts = [_text(cells.get((name, n), [])) for n in UPDATES]
             if any(texts):
-                table.add_row(name, *texts, ", ".join(map(str, below[name])))
-        console.print(table)
-        console.print(_statistics(cells, title=f"{task}, {kind}: extremes of a run, means over seeds"))
+                rows.append([name, *texts, ", ".join(map(str, below[name])) or "never"])
+        columns = ["objective", *(f"N = {n}" for n in UPDATES), "worse than the best baseline at N"]
+        yield Grid(title=f"{task}, {kind}: held-out score", columns=columns, rows=rows)
+        yield _statistics(cells, f"{task}, {kind}: extremes of a run")
 
 
 def _text(runs: Results) -> str:
@@ -92,19 +110,24 @@ def _text(runs: Results) -> str:
         return ""
     mean, half = interval([final(run) for run in runs])
     collapsed = sum(map(has_collapsed, runs))
-    return f"{mean:.3f} ±{half:.3f}" + (f" ({collapsed}/{len(runs)} †)" if collapsed else f" ({len(runs)})")
+    wide = f" ±{half:.2f}" if len(runs) > 1 else ""
+    return f"{mean:.2f}{wide} ({len(runs)}{f', {collapsed} †' if collapsed else ''})"
 
 
-def _statistics(cells: Mapping[tuple[str, int], Results], title: str) -> Table:
-    names = ("gate, last update", "ω < 1/2, A < 0", "sample size", "ratio 1 %", "ratio 99 %", "entropy", "routing")
-    table = Table("objective", "N", *names, title=title)
+def _statistics(cells: Mapping[tuple[str, int], Results], title: str) -> Grid:
+    lowest = {"gate, last update": "gate_last", "sample size": "ess", "ratio, 1 %": "r01", "entropy": "entropy"}
+    highest = {"ratio, 99 %": "r99", "variance of log r": "var", "tokens": "tokens"}
+    rows = []
     for (name, n), runs in sorted(cells.items(), key=lambda item: (item[0][1], list(OBJECTIVES).index(item[0][0]))):
-        least = [_extreme(runs, key, np.min) for key in ("gate_last", "ess", "r01", "entropy", "routing")]
-        most = [_extreme(runs, key, np.max) for key in ("neg_half", "r99")]
-        table.add_row(name, str(n), least[0], most[0], least[1], least[2], most[1], least[3], least[4])
-    return table
+        values = [_extreme(runs, key, np.min) for key in lowest.values()]
+        values += [_extreme(runs, key, np.max) for key in highest.values()]
+        rows.append([name, str(n), *values])
+    columns = ["objective", "N", *(f"least {name}" for name in lowest), *(f"most {name}" for name in highest)]
+    return Grid(title=title, columns=columns, rows=rows)
 
 
 def _extreme(runs: Results, key: str, of: Any) -> str:
-    values = [of([v for v in run["curves"][key] if v is not None]) for run in runs if key in run["curves"]]
+    """Returns the extreme of a curve, as a mean over runs; of running means over five steps."""
+    curves = [[value for value in run["curves"][key] if value is not None] for run in runs if key in run["curves"]]
+    values = [of(np.convolve(curve, np.ones(5) / 5, mode="valid")) for curve in curves]
     return f"{np.mean(values):.3g}" if values else ""
