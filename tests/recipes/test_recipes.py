@@ -46,6 +46,7 @@ TRAINED_BY_TRAIN = [
     "distill",
     "easy_vqa",
     "general_rl",
+    "grid_game",
     "guess_number",
     "reasoning_rl",
     "word_tasks",
