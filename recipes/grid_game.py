@@ -33,7 +33,7 @@ class GridGame(GameOptions, SmallRecipe):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
     rollout: RolloutConfig = RolloutConfig(
         dtype="float32",
-        max_tokens=64,
+        max_tokens=72,
         max_turn_tokens=4,
         max_turns=4,
         max_images=4,

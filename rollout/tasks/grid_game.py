@@ -24,9 +24,9 @@ MOST_TRIES = 50_000
 class GameOptions:
     """The levels of the game, and its length."""
 
-    size: Annotated[int, Ge(2)] = 4
+    size: Annotated[int, Ge(2)] = 3
     """Cells of a side of the square."""
-    cell_pixels: Literal[16, 32] = 16
+    cell_pixels: Literal[16, 32] = 32
     """Pixels of a cell's side. 32: a cell is an image token of Qwen3-VL. 16: four cells are a token, which is faster."""
     kinds: tuple[Kind, ...] = ("reach", "push")
     """Kinds of levels, in equal parts. reach: walk to the goal. push: push the box onto the goal."""

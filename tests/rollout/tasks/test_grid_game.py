@@ -50,7 +50,7 @@ def test_a_move_is_answered_with_the_picture_of_the_new_state() -> None:
     assert isinstance(answer, Observation)
     assert answer.text == ""
     (picture,) = answer.images
-    assert (pixels(picture) == pixels(draw(read_level("-@-/-#-/--."), 16))).all()
+    assert (pixels(picture) == pixels(draw(read_level("-@-/-#-/--."), 32))).all()
 
 
 def test_the_shortest_solution_wins_in_the_last_turn() -> None:
@@ -83,7 +83,7 @@ def test_a_spare_turn_repairs_one_mistake() -> None:
 def test_an_unreadable_turn_changes_nothing_and_costs_a_turn(turn: str) -> None:
     seen = play("@-./---/---", turn)
     assert isinstance(seen, Observation)
-    assert (pixels(seen.images[0]) == pixels(draw(read_level("@-./---/---"), 16))).all()
+    assert (pixels(seen.images[0]) == pixels(draw(read_level("@-./---/---"), 32))).all()
     lost = play("@-./---/---", turn, "r")
     assert isinstance(lost, Done)
     assert lost.outcome == {"won": False, "moves": 2}
@@ -107,7 +107,7 @@ def test_a_row_has_a_shortest_solution_and_the_picture_of_its_level() -> None:
         assert solution(level, 4) == row["answer"]
         assert len(row["answer"]) == row["moves"]
         assert row["kind"] == level.kind == ("push" if "$" in row["level"] else "reach")
-        assert (pixels(row["image"]) == pixels(draw(level, 16))).all()
+        assert (pixels(row["image"]) == pixels(draw(level, 32))).all()
 
 
 def test_equal_arguments_give_equal_levels_and_another_seed_others() -> None:
@@ -137,8 +137,8 @@ def test_the_split_of_a_level_stays_while_it_is_played() -> None:
     [
         ({"kinds": ()}, r"kinds must be reach, push or both, each once, got \(\)"),
         ({"kinds": ("reach", "reach")}, "each once"),
-        ({"walls": 14}, "walls = 14, but size = 4 has room for 13: lower it or raise size"),
-        ({"size": 3, "cell_pixels": 16}, "cell_pixels = 16 with size = 3 .* use 32, or an even size"),
+        ({"walls": 7}, "walls = 7, but size = 3 has room for 6: lower it or raise size"),
+        ({"cell_pixels": 16}, "cell_pixels = 16 with size = 3 .* use 32, or an even size"),
         (
             {"size": 2, "walls": 0, "kinds": ("reach",), "max_moves": 3},
             "needs 3 moves: lower max_moves = 3 or raise size",
