@@ -27,10 +27,10 @@ class GridGame(GameOptions, SmallRecipe):
 
     run_dir: Path = Path("runs/grid_game")
     """Folder for config, metrics, samples and checkpoints."""
-    steps: int = 150
+    steps: int = 60
     """Steps: each one generates, scores, learns and syncs."""
-    cold_start: ColdStartConfig = ColdStartConfig(updates=150)
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
+    cold_start: ColdStartConfig = ColdStartConfig(updates=300)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     rollout: RolloutConfig = RolloutConfig(
         dtype="float32",
         max_tokens=72,

@@ -31,7 +31,7 @@ class GameOptions:
     kinds: tuple[Kind, ...] = ("reach", "push")
     """Kinds of levels, in equal parts. reach: walk to the goal. push: push the box onto the goal."""
     walls: CountOrZero = 2
-    """Cells with a wall."""
+    """Most cells with a wall; a level has none to so many."""
     max_moves: Count = 4
     """Longest of the shortest solutions. Levels have solutions of 1 move up to so many, in equal parts."""
     spare_turns: CountOrZero = 0
@@ -129,10 +129,10 @@ class _Rows(Sequence[Mapping[str, Any]]):
 
 
 def _random_level(options: GameOptions, kind: Kind, rng: random.Random) -> Level:
-    goal, player, box, *walls = rng.sample(range(options.size**2), 3 + options.walls)
-    if kind == "push":
-        return Level(size=options.size, walls=frozenset(walls), goal=goal, player=player, box=box)
-    return Level(size=options.size, walls=frozenset(walls), goal=goal, player=player)
+    num_walls = rng.randint(0, options.walls)
+    goal, player, *others = rng.sample(range(options.size**2), 2 + (kind == "push") + num_walls)
+    box = others.pop() if kind == "push" else None
+    return Level(size=options.size, walls=frozenset(others), goal=goal, player=player, box=box)
 
 
 def split_of(level: Level) -> Split:
@@ -182,7 +182,7 @@ class GridGameEnvironment:
         return Observation(images=[draw(self.level, self._cell_pixels)])
 
 
-def half_informed(prompt: Prompt, options: GameOptions, skill: float = 0.5) -> Sequence[str | Observation]:
+def half_informed(prompt: Prompt, options: GameOptions, skill: float = 0.7) -> Sequence[str | Observation]:
     """Returns the turns of a demonstrated game, the same at each call.
 
     Args:
