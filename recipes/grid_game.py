@@ -1,7 +1,7 @@
 """Trains a small Qwen3-VL on a game of several turns that it sees: walk to the goal, or push a box onto it.
 
 Each turn is one letter, and the answer is the picture of the new state. A won game has the reward 1, a lost one 0. The cold start
-demonstrates games whose moves are half right and half random.
+demonstrates games in which seven of ten moves follow a shortest solution and the others are random.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rollout import Completion, Prompt
 from rollout.tasks.grid_game import GameOptions
 
 TOKEN_PIXELS = 32
+"""Pixels of an image token's sides."""
 PROMPT_MARKS, ANSWER_MARKS = 8, 7
 """Tokens around a picture, in the small policy's prompt and between two turns."""
 
@@ -74,12 +75,12 @@ def run(config: GridGame) -> None:
     from rl.run_dir.summary import print_result
     from rl.sft import with_start_policy
     from rollout.data.prompts import prompts_from
-    from rollout.tasks.grid_game import GridGameEnvironment, grid_game, half_informed, to_prompt
+    from rollout.tasks.grid_game import GridGameEnvironment, grid_game, mostly_informed, to_prompt
 
     check_room(config)
     prompts = prompts_from(grid_game("train", config), to_prompt)
     held_out = prompts_from(grid_game("test", config, num_prompts=2000), to_prompt)
-    config = with_start_policy(config, prompts, partial(half_informed, options=config))
+    config = with_start_policy(config, prompts, partial(mostly_informed, options=config))
     environment = partial(GridGameEnvironment, config)
     print_result(train(config, prompts=prompts, reward=won, eval_prompts=held_out, environment=environment))
 

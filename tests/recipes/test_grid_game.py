@@ -13,7 +13,7 @@ from rl.config import check_config
 from rl.sft.demonstrations import encode_demonstration
 from rollout import Completion, Prompt
 from rollout.data.prompts import prompts_from
-from rollout.tasks.grid_game import grid_game, half_informed, to_prompt
+from rollout.tasks.grid_game import grid_game, mostly_informed, to_prompt
 
 
 def test_the_choices_of_the_recipe_pass_their_own_checks() -> None:
@@ -24,7 +24,7 @@ def test_the_choices_of_the_recipe_pass_their_own_checks() -> None:
 def test_the_check_counts_a_games_tokens_as_they_are_encoded() -> None:
     config = GridGame(spare_turns=2)
     prompts = prompts_from(grid_game("train", config, num_prompts=200), to_prompt)
-    shown = [(prompt, half_informed(prompt, config, skill=0.0)) for prompt in prompts]
+    shown = [(prompt, mostly_informed(prompt, config, skill=0.0)) for prompt in prompts]
     prompt, longest = max(shown, key=lambda pair: len(pair[1]))
     assert len(longest) == 6 + 5
     sample = encode_demonstration(small_processor(), prompt, longest)

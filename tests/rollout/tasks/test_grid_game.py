@@ -16,7 +16,7 @@ from rollout.tasks.grid_game import (
     GameOptions,
     GridGameEnvironment,
     grid_game,
-    half_informed,
+    mostly_informed,
     split_of,
     to_prompt,
 )
@@ -173,14 +173,14 @@ def demonstrated_game(prompt: Prompt, shown: Sequence[str | Observation]) -> Don
 
 def test_demonstrations_are_whole_games_and_the_same_at_each_call() -> None:
     for prompt in PROMPTS[:40]:
-        shown, again = (half_informed(prompt, OPTIONS) for _ in range(2))
+        shown, again = (mostly_informed(prompt, OPTIONS) for _ in range(2))
         assert shown[::2] == again[::2]
         demonstrated_game(prompt, shown)
 
 
 def test_the_more_skill_the_more_demonstrated_games_are_won() -> None:
     won = {
-        skill: np.mean([demonstrated_game(p, half_informed(p, OPTIONS, skill)).outcome["won"] for p in PROMPTS])
+        skill: np.mean([demonstrated_game(p, mostly_informed(p, OPTIONS, skill)).outcome["won"] for p in PROMPTS])
         for skill in (0.0, 0.5, 1.0)
     }
     assert won[1.0] == 1
