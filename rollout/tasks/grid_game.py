@@ -27,8 +27,8 @@ class GameOptions:
     size: Annotated[int, Ge(2)] = 3
     """Cells of a side of the square."""
     cell_pixels: Literal[16, 32] = 32
-    """Pixels of a cell's sides. 32: a cell is an image token of Qwen3-VL. 16: four cells are a token. A turn then costs less, but the
-    small policy needs several times as many updates to see them."""
+    """Pixels of a cell's sides. 32: a cell is an image token of Qwen3-VL. 16: four cells are a token. A turn then costs less, but
+    the small policy needs several times as many updates to see them."""
     kinds: tuple[Kind, ...] = ("reach", "push")
     """Kinds of levels, in equal parts. reach: walk to the goal. push: push the box onto the goal."""
     walls: CountOrZero = 2
