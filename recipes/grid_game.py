@@ -40,7 +40,7 @@ class GridGame(GameOptions, SmallRecipe):
         max_images=4,
         max_model_len=96,
     )
-    eval: EvalConfig = EvalConfig(num_prompts=400)
+    eval: EvalConfig = EvalConfig(num_prompts=300)
 
 
 def won(prompt: Prompt, completion: Completion) -> Score:
