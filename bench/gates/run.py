@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from bench.gates.cells import GROUP_SIZE, OBJECTIVES, PROMPTS_PER_STEP, Cell, Kind, TaskName
 from bench.gates.engine import LocalEngine, seeds_of
 from recipes.digit_sums import sum_is_right
+from recipes.grid_game import GridGame, won
 from rewards.types import Verifier
 from rl.config import ColdStartConfig, LearnerConfig, OptimizerConfig, TrainConfig
 from rl.learner import Learner
@@ -24,6 +26,8 @@ from rollout.config import RolloutConfig
 from rollout.data.prompts import Prompts, prompts_from
 from rollout.environments.environment import MakeEnvironment
 from rollout.tasks.digit_sums import digit_sums, to_prompt
+from rollout.tasks.grid_game import GridGameEnvironment, grid_game, mostly_informed
+from rollout.tasks.grid_game import to_prompt as to_game
 from rollout.types import Group, Prompt, Sampling, sampled_mask
 
 EVAL_EVERY = 5
@@ -79,7 +83,16 @@ def load_task(name: TaskName) -> Task:
             reward=sum_is_right,
             rollout=RolloutConfig(dtype="float32", max_tokens=16, max_model_len=128),
         )
-    raise ValueError(f"there is no task {name!r}")
+    recipe = GridGame()
+    return Task(
+        prompts=prompts_from(grid_game("train", recipe), to_game),
+        held_out=prompts_from(grid_game("test", recipe, num_prompts=2000), to_game),
+        reward=won,
+        rollout=recipe.rollout,
+        demonstrate=partial(mostly_informed, options=recipe),
+        environment=partial(GridGameEnvironment, recipe),
+        cold_start=recipe.cold_start,
+    )
 
 
 def start_policy(task: Task, kind: Kind, cache: Path) -> Path:

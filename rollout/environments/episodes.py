@@ -91,9 +91,12 @@ class Episodes:
             )
             return await self._dispatcher.generate(call, batch=batch, affinity=affinity)
 
-        tasks = [asyncio.ensure_future(self._play(prompt, sample_turn, sampling.max_tokens, seed)) for seed in seeds]
+        pictures: dict[bytes, Any] = {}
+        states = [_EpisodeState(max_tokens=sampling.max_tokens, pictures=pictures) for _ in seeds]
+        plays = (self._play(prompt, sample_turn, state, seed) for state, seed in zip(states, seeds, strict=True))
+        tasks = [asyncio.ensure_future(play) for play in plays]
         try:
-            states = await asyncio.gather(*tasks)
+            await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -105,9 +108,9 @@ class Episodes:
             prompt_routed_experts=None if first.experts is None else first.experts[: first.num_prompt],
         )
 
-    async def _play(self, prompt: Prompt, sample_turn: SampleTurn, max_tokens: int, seed: int) -> _EpisodeState:
+    async def _play(self, prompt: Prompt, sample_turn: SampleTurn, state: _EpisodeState, seed: int) -> None:
         """Plays one episode, from `reset` until the environment is done or a limit is reached."""
-        state, start = _EpisodeState(max_tokens=max_tokens), time.monotonic()
+        start = time.monotonic()
         try:
             environment = await self._call(self._make_environment)
             await self._call(environment.reset, prompt)
@@ -115,22 +118,21 @@ class Episodes:
                 limit = min(state.tokens_left, self._config.max_turn_tokens or state.tokens_left)
                 turn = state.add_turn(await sample_turn(state.history, limit, turn_seed(seed, number)))
                 if turn.finish_reason == "length":  # cut in the middle of a sentence
-                    return state
+                    return
                 answer = await self._call(environment.step, turn)
                 if isinstance(answer, Done):
                     state.outcome, state.finish_reason = as_outcome(answer), "stop"
-                    return state
+                    return
                 is_late = time.monotonic() - start > self._config.episode_timeout
                 is_last = number + 1 == self._config.max_turns
                 if is_late or is_last or not self._observe(state, prompt, answer, number):
-                    return state
+                    return
         except EnvironmentFailed as error:
             state.error = f"{error} at turn {max(0, len(state.turns) - 1)} of prompt {prompt.id!r}"
-        return state
 
     def _observe(self, state: _EpisodeState, prompt: Prompt, answer: Any, number: int) -> bool:
         """Adds an observation to an episode. Returns False if it leaves no room for another turn."""
-        rendered = render_observation(self._processor, answer, prompt.template)
+        rendered = state.with_shared_pictures(render_observation(self._processor, answer, prompt.template))
         num_images = len(prompt.images) + len(state.history.images) + len(rendered.observation.images)
         if num_images > self._config.max_images:
             reason = f"{num_images} images in all, rollout.max_images = {self._config.max_images}"
@@ -182,6 +184,8 @@ class _EpisodeState:
 
     max_tokens: int
     """Most tokens after the prompt."""
+    pictures: dict[bytes, Any]
+    """The pictures that any episode of the group has observed, by a hash of their content."""
     num_prompt: int = 0
     """P, prompt tokens."""
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
@@ -227,6 +231,15 @@ class _EpisodeState:
             self.experts = join_experts(group.prompt_routed_experts, completion.routed_experts)
         return completion
 
+    def with_shared_pictures(self, rendered: RenderedObservation) -> RenderedObservation:
+        """Returns an observation whose pictures are those that a sibling has observed, where they are equal.
+
+        Siblings often see the same screen. As one object it is sent once, and passes through the learner's vision tower once.
+        """
+        observation = rendered.observation
+        images = [self.pictures.setdefault(_content(image), image) for image in observation.images]
+        return replace(rendered, observation=replace(observation, images=images))
+
     def add_observation(self, rendered: RenderedObservation) -> None:
         """Adds the environment's answer to the last turn."""
         images = rendered.observation.images
@@ -260,6 +273,12 @@ class _EpisodeState:
             error=self.error,
             thinking=bool(self.completions) and self.completions[-1].thinking,
         )
+
+
+def _content(image: Any) -> bytes:
+    """Returns a hash of a picture's pixels."""
+    head = f"{image.mode} {image.size}".encode()
+    return hashlib.blake2b(head + image.tobytes(), digest_size=16).digest()
 
 
 def try_environment(
