@@ -15,8 +15,8 @@ from rl.config import CorrectionConfig
 Kind = Literal["dense", "moe"]
 TaskName = Literal["sums", "game"]
 
-STEPS = 120
-"""Steps of a run. Each has 32 prompts × 4 completions."""
+STEPS: Mapping[TaskName, int] = {"sums": 120, "game": 60}
+"""Steps of a run. Each has 32 prompts × 4 completions. The game is learned in 25."""
 PROMPTS_PER_STEP = 32
 GROUP_SIZE = 4
 UPDATES = (1, 2, 4, 8, 16, 32)
@@ -65,7 +65,7 @@ class Cell:
     updates: int
     seed: int
     learning_rate: float
-    steps: int = STEPS
+    steps: int
 
     @property
     def key(self) -> str:
@@ -96,5 +96,7 @@ def grid(seeds: int) -> Iterator[Cell]:
         for task, kind in PLACES:
             for seed, n, name in product(numbers, updates, names):
                 if seed < seeds:
-                    rate = LEARNING_RATES[task]
-                    yield Cell(task=task, kind=kind, objective=name, updates=n, seed=seed, learning_rate=rate)
+                    rate, steps = LEARNING_RATES[task], STEPS[task]
+                    yield Cell(
+                        task=task, kind=kind, objective=name, updates=n, seed=seed, learning_rate=rate, steps=steps
+                    )

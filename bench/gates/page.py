@@ -33,12 +33,12 @@ Made on {machines}.
 
 def write_page(results: Results) -> None:
     """Writes the page and its picture."""
-    runs = [result for result in results if result["steps"] == STEPS]
+    runs = [result for result in results if result["steps"] == STEPS[result["task"]]]
     places = Counter((result["task"], result["kind"]) for result in runs)
     head = HEAD.format(
         count=len(runs),
         coverage=", ".join(f"{count} of {task}, {kind}" for (task, kind), count in places.items()),
-        steps=STEPS,
+        steps=", ".join(f"{count} ({task})" for task, count in STEPS.items()),
         prompts=PROMPTS_PER_STEP,
         group=GROUP_SIZE,
         rates=", ".join(f"{rate:g} ({task})" for task, rate in LEARNING_RATES.items()),

@@ -52,7 +52,7 @@ def cells_of(results: Results) -> dict[tuple[str, str], dict[tuple[str, int], li
         lambda: defaultdict(list)
     )
     for result in results:
-        if result["steps"] == STEPS:
+        if result["steps"] == STEPS[result["task"]]:
             found[result["task"], result["kind"]][result["objective"], result["updates"]].append(result)
     return found
 
