@@ -139,7 +139,8 @@ def test_commands_and_links_lead_somewhere() -> None:
         files = [ROOT / name for name in re.findall(r"\b(?:rl|rollout|rewards|policies|tests)/[\w/]+\.py", text)]
         assert [path for path in links + files if not path.exists()] == []
         for module in re.findall(r"python -m ([A-Za-z_.]+[A-Za-z])", text):
-            exists = (ROOT / (module.replace(".", "/") + ".py")).exists()
+            path = ROOT / module.replace(".", "/")
+            exists = path.with_suffix(".py").exists() or (path / "__main__.py").exists()
             assert exists or module in ("recipes.NAME", "ruff", "mypy", "pytest"), (page, module)
 
 
