@@ -18,12 +18,22 @@ from rl.objectives.clipped import (
     policy_gradient_loss,
 )
 from rl.objectives.contract import Objective, accepted
-from rl.objectives.soft import ARCTAN, ERF, SOFTSIGN, log_gate_loss, soft_gate_loss, sspo_loss, vespo_loss
+from rl.objectives.soft import (
+    ARCTAN,
+    ERF,
+    SOFTSIGN,
+    log_gate_loss,
+    one_sided_gate_loss,
+    soft_gate_loss,
+    sspo_loss,
+    vespo_loss,
+)
 from rl.sapo import sapo_loss
 
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     {
         "sapo": sapo_loss,
+        "sapo_one_sided": one_sided_gate_loss,
         "sapo_log": log_gate_loss,
         "sapo_erf": partial(soft_gate_loss, shape=ERF),
         "sapo_arctan": partial(soft_gate_loss, shape=ARCTAN),

@@ -96,6 +96,36 @@ def soft_gate_loss(
     return loss / (num_sequences or len(mask_BT)), metrics
 
 
+def one_sided_gate_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    shape: Shape = SIGMOID,
+    tau_pos: float = 1.0,
+    tau_neg: float = 1.05,
+    num_sequences: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """SAPO with a gate on the favoured side alone: r > 1 where A > 0, r < 1 where A < 0. On the other side it is the policy gradient.
+
+    SAPO also damps a good token that has fallen and a bad one that has risen, so nothing brings them back. PPO's clip leaves these
+    alone, and so does this gate: f(r) = 2/τ · F(τ (r − 1) / 2) on the favoured side, and r − 1 + f(1) on the other, with the same
+    slope at 1. The other arguments are those of `sapo_loss`.
+    """
+    check_temperatures(tau_pos, tau_neg)
+    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
+    tau_B1 = temperatures(advantages_B1, tau_pos, tau_neg)
+    distance_BT = log_ratio_BT.exp() - 1
+    favoured_BT = distance_BT * advantages_B1 > 0
+    u_BT = tau_B1 * torch.where(favoured_BT, distance_BT, 0) / 2
+    # On each side one of the two terms is constant.
+    objective_BT = 2 / tau_B1 * shape.rise(u_BT) + torch.where(favoured_BT, 0, distance_BT)
+    loss = -sequence_means(objective_BT * advantages_B1, mask_BT).sum() / (num_sequences or len(mask_BT))
+    weight_BT = torch.where(favoured_BT, shape.slope(u_BT.detach()), 1.0)
+    return loss, gate_metrics(log_ratio_BT, weight_BT, advantages_B1, mask_BT)
+
+
 def log_gate_loss(
     logprobs_BT: Tensor,
     old_logprobs_BT: Tensor,

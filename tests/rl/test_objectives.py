@@ -71,6 +71,10 @@ ONE_TOKEN = [
     ("sapo_arctan", 3.0, 1.0, -2 * (math.pi / 2 + math.pi / 4), -3 / 2),  # u = 1
     ("sapo_arctan", 0.5, -1.0, 2 / 1.05 * (math.pi / 2 - math.atan(0.2625)), 0.5 / (1 + 0.2625**2)),
     ("sapo_softsign", 3.0, 1.0, -2 * 1.5, -3 / 4),  # u = 1: 1 + 1/2, and 1/4
+    ("sapo_one_sided", 2.0, 1.0, -gate(2.0, 1.0), -slope(2.0, 1.0)),  # favoured: SAPO
+    ("sapo_one_sided", 0.5, 1.0, -1.5, -0.5),  # a fallen good token: r − 1 + f(1) = −.5 + 2, slope r
+    ("sapo_one_sided", 0.5, -1.0, gate(0.5, 1.05), slope(0.5, 1.05)),
+    ("sapo_one_sided", 2.0, -1.0, 1 + 2 / 1.05, 2.0),  # a risen bad token
     ("sapo_log", 4.0, 1.0, -4 * 0.8, -4 * 0.8 * 0.2),  # σ(log 4) = 4/5: 4p, and 4p (1 − p) without r
     ("sapo_log", 0.25, 1.0, -4 * 0.2, -4 * 0.8 * 0.2),  # as at 4
     ("sspo", 2.0, 1.0, -gate(2.0, 1.0), -slope(2.0, 1.0)),  # of one token SSPO is SAPO
@@ -116,7 +120,7 @@ def test_the_table_has_every_objective():
 SHARES = {
     "sapo": (1 / 2, 1 / 6),
     "grpo": (1 / 2, 1 / 6),
-    **dict.fromkeys(("sapo_log", "sapo_erf", "sapo_arctan", "sapo_softsign", "sspo"), (1 / 2, 1 / 6)),
+    **dict.fromkeys(("sapo_one_sided", "sapo_log", "sapo_erf", "sapo_arctan", "sapo_softsign", "sspo"), (1 / 2, 1 / 6)),
     "policy_gradient": (1 / 2, 1 / 6),
     "gspo": (1 / 2, 1 / 6),
     "dapo": (1 / 4, 1 / 4),
