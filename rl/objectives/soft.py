@@ -107,7 +107,7 @@ def one_sided_gate_loss(
     tau_neg: float = 1.05,
     num_sequences: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """SAPO with a gate on the favoured side alone: r > 1 where A > 0, r < 1 where A < 0. On the other side it is the policy gradient.
+    """SAPO with a gate on the favoured side alone: r > 1 where A > 0, r < 1 where A < 0. Elsewhere it is the policy gradient.
 
     SAPO also damps a good token that has fallen and a bad one that has risen, so nothing brings them back. PPO's clip leaves these
     alone, and so does this gate: f(r) = 2/τ · F(τ (r − 1) / 2) on the favoured side, and r − 1 + f(1) on the other, with the same
