@@ -69,6 +69,7 @@ SHAPES = (
     Gate("arctan", OBJECTIVES["sapo_arctan"], "tab:purple"),
     Gate("softsign", OBJECTIVES["sapo_softsign"], "tab:orange"),
     Gate("sigmoid of log r", OBJECTIVES["sapo_log"], "tab:red", "--"),
+    Gate("one-sided", OBJECTIVES["sapo_one_sided"], "black", ":"),
     POLICY_GRADIENT,
 )
 """The lower row: SAPO with other shapes, τ = 1 / 1.05. For r > 1 and τ = 1 softsign is the sigmoid of log r."""
