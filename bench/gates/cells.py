@@ -82,7 +82,16 @@ class Cell:
         return "/".join(map(str, parts))
 
 
-DECISIVE = ("sapo", "grpo", "gspo wide", "cispo", "sapo τ 10", "sapo + mask", "sapo τ 10 + mask")
+DECISIVE = (
+    "sapo",
+    "grpo",
+    "gspo wide",
+    "cispo",
+    "sapo τ 10",
+    "sapo + mask",
+    "one-sided τ 10",
+    "one-sided τ 10 + mask",
+)
 """Objectives that come first."""
 PLACES: tuple[tuple[TaskName, Kind], ...] = (("sums", "dense"), ("game", "dense"), ("sums", "moe"), ("game", "moe"))
 
