@@ -283,7 +283,7 @@ class Learner:
             logprobs_BT=logprobs_BT.detach(),
             old_logprobs_BT=old_BT,
             correction_BT=weights_BT,
-            objective_BT=token_weights(self.objective, gradient_BT, old_BT, advantages, batch.mask_BT, denominators),
+            omega_BT=token_weights(self.objective, gradient_BT, old_BT, advantages, batch.mask_BT, denominators),
             loss_mask_BT=loss_mask_BT,
             advantages=advantages,
             entropies_N=entropies_N.detach(),

@@ -30,8 +30,8 @@ class TokenTensors:
     """Log-probabilities under the policy that sampled."""
     correction_BT: Tensor
     """Importance weights of the mismatch correction."""
-    objective_BT: Tensor
-    """The objective's weights, from `token_weights`."""
+    omega_BT: Tensor
+    """The weights ω that the objective gives to tokens, from `token_weights`."""
     loss_mask_BT: Tensor
     """bool, the response tokens that the off-policy sequence mask leaves in the loss."""
     advantages: Tensor
@@ -92,7 +92,7 @@ def record_update(
             "entropy": int(mask_BT.sum()),
         },
         mismatch=mismatch_sums(old_BT, batch.rollout_logprobs_BT, tensors.correction_BT, mask_BT),
-        weights=weight_sums(tensors.objective_BT, log_ratio_BT, batch.stale_BT, tensors.advantages, (mask_BT, loss_BT)),
+        weights=weight_sums(tensors.omega_BT, log_ratio_BT, batch.stale_BT, tensors.advantages, (mask_BT, loss_BT)),
         ratios_N=log_ratio_BT.exp()[mask_BT].cpu(),
         gaps_M=gap_BT[mask_BT & ~batch.stale_BT].cpu(),
         nonfinite_prompts=[prompt for prompt, finite in zip(batch.prompt_ids, finite_B, strict=True) if not finite],
