@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from rich.console import Console
 from bench.gates.cells import LEARNING_RATES, Cell, grid
 from bench.gates.results import FOLDER, read_results, store
 
-PILOT_RATES = (1e-4, 3e-4, 1e-3)
+PILOT_RATES = (3e-5, 6e-5, 1e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Options:
     processes: int = os.cpu_count() or 1
     """Runs at once, each with one thread."""
     pilot: bool = False
-    """Plain SAPO at several learning rates instead of the grid."""
+    """SAPO and GRPO at several learning rates, N = 32, instead of the grid: where do they differ?"""
     tables_only: bool = False
     """Prints the tables of the results and computes nothing."""
     page: bool = False
@@ -106,9 +106,8 @@ def _cells(options: Options) -> Iterator[Cell]:
     if not options.pilot:
         yield from grid(options.seeds)
         return
-    for task in LEARNING_RATES:
-        for rate in PILOT_RATES:
-            yield Cell(task=task, kind="dense", objective="sapo", updates=32, seed=0, learning_rate=rate, steps=40)
+    for task, rate, name in product(LEARNING_RATES, PILOT_RATES, ("sapo", "grpo")):
+        yield Cell(task=task, kind="dense", objective=name, updates=32, seed=0, learning_rate=rate, steps=40)
 
 
 def _processor() -> str:
