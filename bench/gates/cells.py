@@ -1,7 +1,7 @@
 """The cells of the grid: objectives with their options, tasks, learning rates.
 
-Learning rates are the same for all objectives and all N. They are where objectives differ: at 3e-5 SAPO holds at N = 32, at 1e-4 every
-objective collapses there within 40 steps, GRPO too (`python -m bench.gates --pilot`).
+Learning rates are the same for all objectives and all N. They are where objectives differ: at 3e-5 SAPO holds at N = 32, and at
+1e-4 all objectives collapse there within 40 steps, GRPO too (`python -m bench.gates --pilot`).
 """
 
 from __future__ import annotations
