@@ -55,6 +55,7 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
         "tau_neg": 10.5,
         "correction": CorrectionConfig(off_policy_threshold=0.1),
     },
+    "sequence τ 30": {"objective": "sapo_sequence", "tau_pos": 30.0, "tau_neg": 31.5},
     "sapo log": {"objective": "sapo_log"},
     "sapo erf": {"objective": "sapo_erf"},
     "sapo arctan": {"objective": "sapo_arctan"},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 OBJECTIVE_NAMES = (
     "sapo",
     "sapo_one_sided",
+    "sapo_sequence",
     "sapo_log",
     "sapo_erf",
     "sapo_arctan",

@@ -20,7 +20,7 @@ from rl.objectives.clipped import (
 )
 from rl.objectives.contract import COUNTS, Objective, accepted, check_objective
 from rl.objectives.penalty import kl_penalty
-from rl.objectives.soft import log_gate_loss, one_sided_gate_loss, soft_gate_loss, sspo_loss, vespo_loss
+from rl.objectives.soft import soft_gate_loss, sspo_loss, vespo_loss
 
 __all__ = [
     "COUNTS",
@@ -36,8 +36,6 @@ __all__ = [
     "grpo_loss",
     "gspo_loss",
     "kl_penalty",
-    "log_gate_loss",
-    "one_sided_gate_loss",
     "policy_gradient_loss",
     "soft_gate_loss",
     "sspo_loss",

@@ -21,9 +21,10 @@ from rl.objectives.contract import Objective, accepted
 from rl.objectives.soft import (
     ARCTAN,
     ERF,
+    LOG_RATIO,
     SOFTSIGN,
-    log_gate_loss,
-    one_sided_gate_loss,
+    of_sequence,
+    on_the_favoured_side,
     soft_gate_loss,
     sspo_loss,
     vespo_loss,
@@ -33,8 +34,9 @@ from rl.sapo import sapo_loss
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     {
         "sapo": sapo_loss,
-        "sapo_one_sided": one_sided_gate_loss,
-        "sapo_log": log_gate_loss,
+        "sapo_one_sided": partial(soft_gate_loss, gated=on_the_favoured_side),
+        "sapo_sequence": partial(soft_gate_loss, gated=on_the_favoured_side, level=of_sequence),
+        "sapo_log": partial(soft_gate_loss, distance=LOG_RATIO),
         "sapo_erf": partial(soft_gate_loss, shape=ERF),
         "sapo_arctan": partial(soft_gate_loss, shape=ARCTAN),
         "sapo_softsign": partial(soft_gate_loss, shape=SOFTSIGN),

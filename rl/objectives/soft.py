@@ -72,83 +72,104 @@ SOFTSIGN = Shape(rise=_softsign, slope=_softsign_slope)
 """1 / (1 + |u|)², a heavy tail with a kink at on-policy."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distance:
+    """The distance x of a ratio from on-policy, given z, its logarithm."""
+
+    value: Callable[[Tensor], Tensor]
+    """x, 0 at z = 0, with the slope 1 there."""
+    relative_slope: Callable[[Tensor], Tensor]
+    """dx/dz over the ratio e^z: what the gate's weight is multiplied by, measured against the policy gradient."""
+
+
+def _minus_one(z: Tensor) -> Tensor:
+    return z.exp() - 1
+
+
+def _itself(z: Tensor) -> Tensor:
+    return z
+
+
+def _inverse(z: Tensor) -> Tensor:
+    return (-z).exp()
+
+
+RATIO = Distance(value=_minus_one, relative_slope=torch.ones_like)
+"""x = r − 1, SAPO's own."""
+LOG_RATIO = Distance(value=_itself, relative_slope=_inverse)
+"""x = log r, the same for r and 1/r."""
+
+
+def of_token(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Returns each token's own log r."""
+    return log_ratio_BT
+
+
+def of_sequence(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Returns GSPO's log s, the mean of log r over the response, with each token's own gradient (arXiv 2507.18071, Eq. 13)."""
+    mean_B1 = sequence_means(log_ratio_BT.detach(), mask_BT)[:, None]
+    return mean_B1 + log_ratio_BT - log_ratio_BT.detach()
+
+
+def on_both_sides(x: Tensor, advantages_B1: Tensor) -> Tensor:
+    """Returns True: SAPO gates every token."""
+    return torch.ones_like(x, dtype=torch.bool)
+
+
+def on_the_favoured_side(x: Tensor, advantages_B1: Tensor) -> Tensor:
+    """Returns True where the policy has moved as the advantage says: r > 1 where A > 0, r < 1 where A < 0.
+
+    SAPO also damps a good token that has fallen and a bad one that has risen, so little brings them back. PPO's clip leaves these
+    alone.
+    """
+    return x * advantages_B1 > 0
+
+
 def soft_gate_loss(
     logprobs_BT: Tensor,
     old_logprobs_BT: Tensor,
     advantages_B: Tensor,
     mask_BT: Tensor,
     *,
-    shape: Shape,
-    tau_pos: float = 1.0,
-    tau_neg: float = 1.05,
-    num_sequences: int | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """SAPO with another gate (arXiv 2602.19345): f(r) = 2/τ · F(τ (r − 1) / 2); mean over sequences of the mean over tokens.
-
-    The shape SIGMOID gives SAPO itself. The other arguments are those of `sapo_loss`.
-    """
-    check_temperatures(tau_pos, tau_neg)
-    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
-    tau_B1 = temperatures(advantages_B1, tau_pos, tau_neg)
-    u_BT = tau_B1 * (log_ratio_BT.exp() - 1) / 2
-    loss = -sequence_means(2 / tau_B1 * shape.rise(u_BT) * advantages_B1, mask_BT).sum()
-    metrics = gate_metrics(log_ratio_BT, shape.slope(u_BT.detach()), advantages_B1, mask_BT)
-    return loss / (num_sequences or len(mask_BT)), metrics
-
-
-def one_sided_gate_loss(
-    logprobs_BT: Tensor,
-    old_logprobs_BT: Tensor,
-    advantages_B: Tensor,
-    mask_BT: Tensor,
-    *,
     shape: Shape = SIGMOID,
+    distance: Distance = RATIO,
+    level: Callable[[Tensor, Tensor], Tensor] = of_token,
+    gated: Callable[[Tensor, Tensor], Tensor] = on_both_sides,
     tau_pos: float = 1.0,
     tau_neg: float = 1.05,
     num_sequences: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """SAPO with a gate on the favoured side alone: r > 1 where A > 0, r < 1 where A < 0. Elsewhere it is the policy gradient.
+    """SAPO with other parts: f = 2/τ · F(τ x / 2) where a token is gated, else f = x + 2/τ · F(0).
 
-    SAPO also damps a good token that has fallen and a bad one that has risen, so nothing brings them back. PPO's clip leaves these
-    alone, and so does this gate: f(r) = 2/τ · F(τ (r − 1) / 2) on the favoured side, and r − 1 + f(1) on the other, with the same
-    slope at 1. The other arguments are those of `sapo_loss`.
+    With its defaults it is SAPO. Other shapes are from arXiv 2602.19345. Gates of sequences, with x from GSPO's ratio, cut whole
+    responses softly. Both branches have the slope 1 on-policy. Shapes and the other arguments are those of `sapo_loss`.
+
+    Args:
+        logprobs_BT: As in `sapo_loss`, like the three after it.
+        old_logprobs_BT: As there.
+        advantages_B: As there.
+        mask_BT: As there.
+        shape: F.
+        distance: x.
+        level: The ratio that x is of: a token's or a sequence's.
+        gated: The tokens that have a gate; the others have the policy gradient.
+        tau_pos: As in `sapo_loss`.
+        tau_neg: As there.
+        num_sequences: As there.
     """
     check_temperatures(tau_pos, tau_neg)
     mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
     tau_B1 = temperatures(advantages_B1, tau_pos, tau_neg)
-    distance_BT = log_ratio_BT.exp() - 1
-    favoured_BT = distance_BT * advantages_B1 > 0
-    u_BT = tau_B1 * torch.where(favoured_BT, distance_BT, 0) / 2
-    # On each side one of the two terms is constant.
-    objective_BT = 2 / tau_B1 * shape.rise(u_BT) + torch.where(favoured_BT, 0, distance_BT)
+    z_BT = level(log_ratio_BT, mask_BT)
+    x_BT = distance.value(z_BT)
+    gated_BT = gated(x_BT, advantages_B1)
+    u_BT = tau_B1 * torch.where(gated_BT, x_BT, 0) / 2
+    # One of the two terms is constant.
+    objective_BT = 2 / tau_B1 * shape.rise(u_BT) + torch.where(gated_BT, 0, x_BT)
     loss = -sequence_means(objective_BT * advantages_B1, mask_BT).sum() / (num_sequences or len(mask_BT))
-    weight_BT = torch.where(favoured_BT, shape.slope(u_BT.detach()), 1.0)
+    slope_BT = torch.where(gated_BT, shape.slope(u_BT.detach()), 1.0)
+    weight_BT = slope_BT * distance.relative_slope(z_BT.detach())
     return loss, gate_metrics(log_ratio_BT, weight_BT, advantages_B1, mask_BT)
-
-
-def log_gate_loss(
-    logprobs_BT: Tensor,
-    old_logprobs_BT: Tensor,
-    advantages_B: Tensor,
-    mask_BT: Tensor,
-    *,
-    shape: Shape = SIGMOID,
-    tau_pos: float = 1.0,
-    tau_neg: float = 1.05,
-    num_sequences: int | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """SAPO with its gate on the log ratio: f(r) = 2/τ · F(τ log r / 2).
-
-    The gradient with respect to a token's log-probability is −A · F'(τ log r / 2) / (N |y|). It is the same at r and 1/r. SAPO's
-    factor r · sech²(τ (r − 1) / 2) grows up to r ≈ 2. The other arguments are those of `sapo_loss`.
-    """
-    check_temperatures(tau_pos, tau_neg)
-    mask_BT, log_ratio_BT, advantages_B1 = masked_inputs(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT)
-    tau_B1 = temperatures(advantages_B1, tau_pos, tau_neg)
-    u_BT = tau_B1 * log_ratio_BT / 2
-    loss = -sequence_means(2 / tau_B1 * shape.rise(u_BT) * advantages_B1, mask_BT).sum()
-    weight_BT = shape.slope(u_BT.detach()) / log_ratio_BT.detach().exp()
-    return loss / (num_sequences or len(mask_BT)), gate_metrics(log_ratio_BT, weight_BT, advantages_B1, mask_BT)
 
 
 def sspo_loss(

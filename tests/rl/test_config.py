@@ -105,7 +105,7 @@ def test_more_minibatches_than_prompts_are_refused_with_both_numbers():
 
 def test_an_unknown_objective_is_refused_with_all_known_ones():
     known = (
-        "sapo, sapo_one_sided, sapo_log, sapo_erf, sapo_arctan, sapo_softsign, sspo, "
+        "sapo, sapo_one_sided, sapo_sequence, sapo_log, sapo_erf, sapo_arctan, sapo_softsign, sspo, "
         "grpo, gspo, dapo, dr_grpo, cispo, vespo, policy_gradient"
     )
     assert refusal(objective="ppo") == f"objective must be one of {known}, or FILE.py:FUNCTION, got 'ppo'"

@@ -25,41 +25,13 @@ from rl.objectives import (
     dapo_loss,
     dr_grpo_loss,
     gspo_loss,
-    soft_gate_loss,
     vespo_loss,
 )
-from rl.objectives.soft import ARCTAN, ERF, SIGMOID, SOFTSIGN, Shape
 from rl.sapo import sapo_loss
+from tests.losses import double, gate, slope, value_and_gradient
 
 INF, NAN = math.inf, math.nan
 ALL = pytest.mark.parametrize("name", sorted(OBJECTIVES))
-
-
-def double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def value_and_gradient(
-    objective: Callable, ratios: list[list[float]], advantages: list[float], old: float = -2.0, **options: object
-) -> tuple[float, list[list[float]]]:
-    """Loss and ∂loss/∂logprobs where r = `ratios`; 0 stands for a token outside the mask, which is filled with −inf."""
-    ratio_BT = double(ratios)
-    mask_BT = ratio_BT > 0
-    logprobs_BT = (old + ratio_BT.log()).requires_grad_()
-    loss, _ = objective(logprobs_BT, torch.full_like(ratio_BT, old), double(advantages), mask_BT, **options)
-    loss.backward()
-    return loss.item(), logprobs_BT.grad.tolist()
-
-
-def gate(ratio: float, tau: float) -> float:
-    """SAPO's f(r)."""
-    return 4 / tau / (1 + math.exp(-tau * (ratio - 1)))
-
-
-def slope(ratio: float, tau: float) -> float:
-    """r · w(r), by p (1 − p) rather than by the hyperbolic secant of the code."""
-    p = 1 / (1 + math.exp(-tau * (ratio - 1)))
-    return 4 * p * (1 - p) * ratio
 
 
 # One token, ratio r, advantage A: the value −f(r) A and the gradient with respect to log π, worked by hand.
@@ -75,6 +47,8 @@ ONE_TOKEN = [
     ("sapo_one_sided", 0.5, 1.0, -1.5, -0.5),  # a fallen good token: r − 1 + f(1) = −.5 + 2, slope r
     ("sapo_one_sided", 0.5, -1.0, gate(0.5, 1.05), slope(0.5, 1.05)),
     ("sapo_one_sided", 2.0, -1.0, 1 + 2 / 1.05, 2.0),  # a risen bad token
+    ("sapo_sequence", 2.0, 1.0, -gate(2.0, 1.0), -slope(2.0, 1.0)),  # of one token it is sapo_one_sided
+    ("sapo_sequence", 2.0, -1.0, 1 + 2 / 1.05, 2.0),
     ("sapo_log", 4.0, 1.0, -4 * 0.8, -4 * 0.8 * 0.2),  # σ(log 4) = 4/5: 4p, and 4p (1 − p) without r
     ("sapo_log", 0.25, 1.0, -4 * 0.2, -4 * 0.8 * 0.2),  # as at 4
     ("sspo", 2.0, 1.0, -gate(2.0, 1.0), -slope(2.0, 1.0)),  # of one token SSPO is SAPO
@@ -120,7 +94,10 @@ def test_the_table_has_every_objective():
 SHARES = {
     "sapo": (1 / 2, 1 / 6),
     "grpo": (1 / 2, 1 / 6),
-    **dict.fromkeys(("sapo_one_sided", "sapo_log", "sapo_erf", "sapo_arctan", "sapo_softsign", "sspo"), (1 / 2, 1 / 6)),
+    **dict.fromkeys(
+        ("sapo_one_sided", "sapo_sequence", "sapo_log", "sapo_erf", "sapo_arctan", "sapo_softsign", "sspo"),
+        (1 / 2, 1 / 6),
+    ),
     "policy_gradient": (1 / 2, 1 / 6),
     "gspo": (1 / 2, 1 / 6),
     "dapo": (1 / 4, 1 / 4),
@@ -148,33 +125,6 @@ def test_gspo_cuts_whole_responses_by_their_geometric_mean():
     assert loss == pytest.approx(-3.0)
     assert gradient[0] == pytest.approx([-1.5, -1.5])
     assert value_and_gradient(gspo_loss, [[2.0, 0.6]], [3.0])[1] == [[0.0, 0.0]]  # √1.2 > 1.0004
-
-
-def test_sspo_weighs_every_token_by_the_geometric_mean_of_the_gates():
-    # τ = 1, A = 1, r = 2 and 1: p = σ(1) = .7311, σ(0) = .5; f = 4p; s = √(f₁ f₂); gradient −s (1 − p) r / 2.
-    p = 1 / (1 + math.exp(-1))
-    s = math.sqrt(4 * p * 2)
-    loss, [gradient] = value_and_gradient(OBJECTIVES["sspo"], [[2.0, 1.0]], [1.0])
-    assert loss == pytest.approx(-s)
-    assert gradient == pytest.approx([-s * (1 - p) * 2 / 2, -s * 0.5 / 2])
-
-
-def test_the_sigmoid_among_the_shapes_is_sapo_itself():
-    ratios, advantages = [[0.2, 3.0, 1.0], [1.5, 0.7, 0]], [1.3, -0.4]
-    of_sapo = value_and_gradient(sapo_loss, ratios, advantages, tau_pos=2.0, tau_neg=12.0)
-    of_shape = value_and_gradient(partial(soft_gate_loss, shape=SIGMOID), ratios, advantages, tau_pos=2.0, tau_neg=12.0)
-    assert of_shape[0] == pytest.approx(of_sapo[0], abs=1e-12)
-    assert double(of_shape[1]).allclose(double(of_sapo[1]), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("shape", [SIGMOID, ERF, ARCTAN, SOFTSIGN], ids=["sigmoid", "erf", "arctan", "softsign"])
-def test_a_shape_rises_from_0_with_the_slope_that_it_names(shape: Shape):
-    u = torch.linspace(-3, 3, 61, dtype=torch.float64, requires_grad=True)
-    (slope_,) = torch.autograd.grad(shape.rise(u).sum(), u)
-    assert slope_.allclose(shape.slope(u), rtol=0, atol=1e-12)
-    assert shape.slope(double([0.0])).item() == 1
-    assert (shape.slope(u) > 0).all() and shape.rise(double([-1e9])).item() == pytest.approx(0, abs=1e-8)
-    assert shape.rise(double([1e9])).item() == pytest.approx(2 * shape.rise(double([0.0])).item())
 
 
 def test_vespo_weighs_by_the_product_of_the_ratios_without_regard_to_length():
