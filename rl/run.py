@@ -160,7 +160,7 @@ def open_run(
             batches=batches,
             evaluator=evaluator,
             tracker=tracker,
-            watchdog=Watchdog(read_metrics(config.run_dir) if state.step else ()),
+            watchdog=Watchdog(read_metrics(config.run_dir)),
             progress=stack.enter_context(tracker.progress(config.steps, state.step)),
         )
 

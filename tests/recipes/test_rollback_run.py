@@ -61,4 +61,4 @@ def test_an_alarm_sends_the_run_back_and_a_resume_keeps_the_careful_options(
     assert (written["num_minibatches"], written["correction"]["off_policy_threshold"]) == (2, 0.1)
 
     run_here("digit_sums", words(run_dir, "--steps", "5", "--resume", "auto"))  # it is done, and nothing is refused
-    assert list(checkpoint_steps(run_dir)) == [4, 5]
+    assert max(checkpoint_steps(run_dir)) == 5

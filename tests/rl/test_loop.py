@@ -204,13 +204,15 @@ def test_the_next_batch_is_generated_while_a_step_is_logged_and_saved_but_not_wh
     run = SimpleNamespace(
         evaluate=part("evaluate", {}),
         log=part("log"),
+        watch=part("watch"),
         save_checkpoint=part("save"),
         tracker=SimpleNamespace(save_samples=part("samples")),
         batches=SimpleNamespace(start=lambda version: calls.append(f"generate from {version}")),
     )
     config = replace(CONFIG, steps=2, eval=EvalConfig(every=1), checkpoint_every=1, samples_every=1)
     train_on(run, train_step, config, monkeypatch)
-    after = ["evaluate", "generate from 1", "log", "samples", "save"]
+    # Before the checkpoint: a rollback must not find one of a policy that is about to collapse.
+    after = ["evaluate", "generate from 1", "log", "watch", "samples", "save"]
     assert calls == ["evaluate", "step 1", *after, "step 2", *[call.replace("1", "2") for call in after]]
 
 
@@ -229,6 +231,7 @@ def test_a_step_that_is_over_keeps_nothing_of_its_groups(monkeypatch: pytest.Mon
     run = SimpleNamespace(
         evaluate=lambda with_blind: {},
         log=lambda step, metrics: None,
+        watch=lambda step, metrics: None,
         save_checkpoint=lambda step, seconds: None,
         tracker=nothing,
         batches=SimpleNamespace(start=lambda version: None),
