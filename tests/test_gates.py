@@ -94,7 +94,7 @@ def test_each_cell_has_its_own_name_and_there_are_prompts_for_all_updates():
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_options_of_every_objective_are_valid(name: str):
-    choose_objective(TrainConfig(model="unused", **OBJECTIVES[name]))
+    assert callable(choose_objective(TrainConfig(model="unused", **OBJECTIVES[name])))
 
 
 def result(objective: str, updates: int, held_out: list[float], seed: int = 0) -> dict[str, Any]:

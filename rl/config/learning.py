@@ -85,9 +85,9 @@ class ObjectiveOptions:
     """The objective and its constants."""
 
     objective: str = "sapo"
-    """sapo; SAPO with its gate on one side (sapo_one_sided), on one side of the whole response (sapo_sequence), on the log ratio
-    (sapo_log), or of another shape (sapo_erf, sapo_arctan, sapo_softsign); sspo, grpo, gspo, dapo, dr_grpo, cispo, vespo,
-    policy_gradient; or FILE.py:FUNCTION, an objective of yours."""
+    """sapo. Its gate on one side: sapo_one_sided; of the whole response: sapo_sequence; on the log ratio: sapo_log; of another
+    shape: sapo_erf, sapo_arctan, sapo_softsign. For comparison: sspo, grpo, gspo, dapo, dr_grpo, cispo, vespo, policy_gradient. Or
+    FILE.py:FUNCTION, an objective of yours."""
     tau_pos: Positive = 1.0
     """Gate temperature of SAPO, its variants and SSPO, for positive advantages. Larger: gradients fade nearer to on-policy."""
     tau_neg: Positive = 1.05

@@ -28,17 +28,17 @@ class WeightSums(NamedTuple):
     weight_squared: float
     """Σ ω²."""
     stale_tokens: int
-    """Those of them that an older policy version sampled."""
+    """Tokens among these that an older policy version sampled."""
     stale_gate: float
     """Σ ω / r over these."""
     negative_sequences: int
     """Sequences with a negative mean advantage."""
     negative_below_half: int
-    """Those of them with a mean ω below 1/2."""
+    """Sequences among these with a mean ω below 1/2."""
     sequences: int
     """Sequences with tokens."""
     masked_sequences: int
-    """Those of them that the off-policy sequence mask has dropped, in whole or in part."""
+    """Sequences among these that the off-policy sequence mask has dropped, in whole or in part."""
 
 
 def token_weights(
