@@ -26,6 +26,7 @@ from recipes.distill import Distill
 from recipes.easy_vqa import EasyVqa
 from rewards.loading import load_reward
 from rl.config import LearnerConfig, TrainConfig, check_config
+from rl.config.checks import OBJECTIVE_NAMES
 from rl.learner import Learner
 from rl.run_dir.tracker import read_metrics
 from rl.samples import make_samples
@@ -124,10 +125,7 @@ def test_unknown_option_is_named(recipe: Callable[..., Ended], name: str) -> Non
     [
         ("--tau-neg 0", "tau_neg must be > 0, got 0.0"),
         ("--tau-pos -1", "tau_pos must be > 0, got -1.0"),
-        (
-            "--objective ppo",
-            "objective must be one of sapo, sapo_one_sided, ",
-        ),
+        ("--objective ppo", f"objective must be one of {', '.join(OBJECTIVE_NAMES)}, or FILE.py:FUNCTION, got 'ppo'"),
         (
             "--group-size 1",
             "group_size must be >= 2, got 1: an advantage compares a completion with its siblings",
