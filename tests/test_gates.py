@@ -133,6 +133,7 @@ def test_an_objective_is_below_the_best_baseline_beyond_that_ones_interval():
     ]
     below = never_worse(cells_of(runs)["sums", "dense"])
     assert (below["sapo"], below["vespo"], below["grpo"]) == ([], [2], [])
+    assert never_worse(cells_of(runs[1:3])["sums", "dense"]) == {}, "two seeds are too few"
 
 
 def test_runs_of_another_length_are_not_in_the_tables():

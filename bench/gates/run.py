@@ -119,6 +119,7 @@ def run_cell(cell: Cell, cache: Path) -> dict[str, Any]:
             held_out.append(trial.score_held_out(step, HELD_OUT * (1 + (step == cell.steps))))
     return {
         "key": cell.key,
+        "start": folder.name,
         "seconds": round(time.monotonic() - start, 1),
         "held_out": held_out,
         "greedy": trial.score_held_out(cell.steps, 2 * HELD_OUT, temperature=0.0)[1],

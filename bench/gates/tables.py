@@ -21,6 +21,9 @@ SMOOTHED = 3
 BASELINES = ("grpo", "gspo", "gspo wide", "cispo")
 """Objectives whose best a combination is compared with."""
 
+LEAST_SEEDS = 3
+"""Runs of a baseline whose interval says anything."""
+
 Results = Sequence[Mapping[str, Any]]
 
 
@@ -58,10 +61,14 @@ def cells_of(results: Results) -> dict[tuple[str, str], dict[tuple[str, int], li
 
 
 def never_worse(cells: Mapping[tuple[str, int], Results]) -> dict[str, list[int]]:
-    """Returns for each objective the N at which its mean is below the interval of the best of `BASELINES`."""
+    """Returns for each objective the N at which its mean is below the interval of the best of `BASELINES`.
+
+    Where no baseline has `LEAST_SEEDS` runs, nothing is compared. Objectives that are compared nowhere are left out.
+    """
     below: dict[str, list[int]] = defaultdict(list)
     for n in UPDATES:
-        rivals = [interval([final(r) for r in cells[name, n]]) for name in BASELINES if cells.get((name, n))]
+        known = [cells[name, n] for name in BASELINES if len(cells.get((name, n), [])) >= LEAST_SEEDS]
+        rivals = [interval([final(run) for run in runs]) for runs in known]
         if not rivals:
             continue
         mean, half = max(rivals)
@@ -99,7 +106,8 @@ def tables(results: Results) -> Iterator[Grid]:
         for name in OBJECTIVES:
             texts = [_text(cells.get((name, n), [])) for n in UPDATES]
             if any(texts):
-                rows.append([name, *texts, ", ".join(map(str, below[name])) or "never"])
+                verdict = ", ".join(map(str, below[name])) or "never" if name in below else "too few seeds"
+                rows.append([name, *texts, verdict])
         columns = ["objective", *(f"N = {n}" for n in UPDATES), "worse than the best baseline at N"]
         yield Grid(title=f"{task}, {kind}: held-out score", columns=columns, rows=rows)
         yield _statistics(cells, f"{task}, {kind}: extremes of a run")
