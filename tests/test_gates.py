@@ -10,6 +10,7 @@ import pytest
 
 from bench.gates.cells import GROUP_SIZE, OBJECTIVES, PROMPTS_PER_STEP, STEPS, UPDATES, Cell, grid
 from bench.gates.engine import LocalEngine, seeds_of
+from bench.gates.run import start_policy
 from bench.gates.tables import cells_of, final, has_collapsed, interval, never_worse
 from rewards.types import Score
 from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
@@ -95,6 +96,11 @@ def test_each_cell_has_its_own_name_and_there_are_prompts_for_all_updates():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_options_of_every_objective_are_valid(name: str):
     assert callable(choose_objective(TrainConfig(model="unused", **OBJECTIVES[name])))
+
+
+def test_all_runs_of_a_cache_start_from_its_first_policy(tmp_path: Path):
+    (tmp_path / "sums_dense.txt").write_text("717f")
+    assert start_policy("sums", "dense", tmp_path) == tmp_path / "717f"
 
 
 def result(objective: str, updates: int, held_out: list[float], seed: int = 0) -> dict[str, Any]:

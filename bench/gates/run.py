@@ -95,10 +95,19 @@ def load_task(name: TaskName) -> Task:
     )
 
 
-def start_policy(task: Task, kind: Kind, cache: Path) -> Path:
-    """Returns the folder of the policy that all runs of a task start from."""
+def start_policy(name: TaskName, kind: Kind, cache: Path) -> Path:
+    """Returns the folder of the policy that all runs of a task start from.
+
+    A cold start is found by a hash of its code, too. Here its first result is kept, so that all runs of a cache start from the same.
+    """
+    known = cache / f"{name}_{kind}.txt"
+    if known.is_file():
+        return cache / known.read_text()
+    task = load_task(name)
     options = replace(task.cold_start, kind=kind, cache_dir=cache, threads=torch.get_num_threads())
-    return cold_start(options, task.prompts, task.demonstrate)
+    folder = cold_start(options, task.prompts, task.demonstrate)
+    known.write_text(folder.name)
+    return folder
 
 
 def run_cell(cell: Cell, cache: Path) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def run_cell(cell: Cell, cache: Path) -> dict[str, Any]:
         cache: Folder of the cold starts.
     """
     task, start = load_task(cell.task), time.monotonic()
-    folder = start_policy(task, cell.kind, cache)
+    folder = start_policy(cell.task, cell.kind, cache)
     learner = Learner(_config(cell, task, folder), folder)
     trial = _Trial(cell=cell, task=task, learner=learner, engine=LocalEngine(learner, folder, task.rollout))
     rows, held_out = [], [trial.score_held_out(0, HELD_OUT)]
