@@ -98,7 +98,7 @@ def load_task(name: TaskName) -> Task:
 def start_policy(name: TaskName, kind: Kind, cache: Path) -> Path:
     """Returns the folder of the policy that all runs of a task start from.
 
-    A cold start is found by a hash of its code, too. Here its first result is kept, so that all runs of a cache start from the same.
+    A cold start is found by a hash of its code, too. Here its first result is kept: all runs of a cache start from the same.
     """
     known = cache / f"{name}_{kind}.txt"
     if known.is_file():
