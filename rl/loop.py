@@ -137,7 +137,8 @@ def go_back(config: TrainConfig, alarm: CollapseAhead) -> TrainConfig:
     if done >= limit:
         raise RunStopped(f"{alarm}; the run has gone back {done} times already (watchdog.max_rollbacks = {limit})")
     checkpoints = checkpoint_steps(config.run_dir)
-    to = max((step for step in checkpoints if step <= alarm.good_until), default=0)
+    # Without one from before, the oldest that is left: its options are more careful now.
+    to = max((step for step in checkpoints if step <= alarm.good_until), default=min(checkpoints, default=0))
     changes = careful_changes(config)
     rollback = Rollback(step=alarm.step, to=to, reason=str(alarm), changes=changes)
     roll_back(config.run_dir, rollback, checkpoints)

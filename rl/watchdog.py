@@ -31,15 +31,20 @@ class Sign:
     text: str
     """The sign in words, with `{value}`."""
 
-    def value(self, means: Sequence[float]) -> float | None:
+    def value(self, means: list[float]) -> float | None:
         """Returns what is compared with the bound, given the means so far; None as long as there are too few."""
         before = means[:-WINDOW]
         if not before:
             return None
         if self.kind in ("above", "below"):
             return means[-1]
-        reference = min(before) if self.kind == "rise" else max(before)
+        reference = before[self.reference(before)]
         return means[-1] / reference if reference > 0 else None
+
+    def reference(self, before: list[float]) -> int:
+        """Returns the index of the mean that a rise or a fall is measured from: the last smallest or largest one."""
+        best = min(before) if self.kind == "rise" else max(before)
+        return len(before) - 1 - before[::-1].index(best)
 
     def is_shown(self, value: float | None) -> bool:
         """Returns True if a value is beyond the bound."""
@@ -99,7 +104,7 @@ class Alarm:
     step: int
     """Its step."""
     good_until: int
-    """Last step before the first of its signs."""
+    """Last step before the trouble began: where a rise or a fall is measured from, or a window before another sign."""
     text: str
     """The signs, and what to try."""
 
@@ -119,6 +124,7 @@ class Watchdog:
         self._signs, self._needed = signs, needed
         self._last: dict[str, deque[float]] = {sign.metric: deque(maxlen=WINDOW) for sign in signs}
         self._means: dict[str, list[float]] = {sign.metric: [] for sign in signs}
+        self._steps: dict[str, list[int]] = {sign.metric: [] for sign in signs}
         self._since: dict[str, int] = {}
         self._is_alarmed = False
         for row in rows:
@@ -131,6 +137,7 @@ class Watchdog:
             An alarm when enough signs come together; None while they stay, and without them.
         """
         shown: dict[str, str] = {}
+        good: list[int] = []
         for sign in self._signs:
             if sign.metric not in metrics:  # an evaluation's row, or an objective without ratios
                 continue
@@ -138,12 +145,15 @@ class Watchdog:
             last.append(float(metrics[sign.metric]))
             if len(last) == WINDOW:
                 means.append(fmean(last))
+                self._steps[sign.metric].append(step)
             if sign.is_shown(value := sign.value(means)):
                 shown[sign.metric] = sign.text.format(value=value)
+                since = self._since.get(sign.metric, step) - WINDOW
+                is_change = sign.kind in ("rise", "fall")
+                good.append(self._steps[sign.metric][sign.reference(means[:-WINDOW])] if is_change else since)
         self._since = {metric: self._since.get(metric, step) for metric in shown}
         was_alarmed, self._is_alarmed = self._is_alarmed, len(shown) >= self._needed
         if was_alarmed or not self._is_alarmed:
             return None
-        good_until = min(self._since.values()) - WINDOW
         text = f"step {step}: a collapse may be ahead: {', and '.join(shown.values())}: {ADVICE}"
-        return Alarm(step=step, good_until=max(0, good_until), text=text)
+        return Alarm(step=step, good_until=max(0, min(good)), text=text)

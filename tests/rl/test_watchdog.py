@@ -35,6 +35,15 @@ def test_a_fall_is_compared_with_the_largest_mean_before():
     assert watch(dog, 1, [{"b": 1.0}] * 10 + [{"b": 0.0}] * 2) == [None] * 12  # 3/5 is left
     alarm = dog.watch(13, {"b": 0.0})
     assert alarm is not None and "b is 0.40 of its largest" in alarm.text
+    assert alarm.good_until == 8  # the last mean of 1 that is compared with: five steps before 13
+
+
+def test_a_slow_fall_is_measured_from_where_it_began():
+    # 1 for five steps, then .1 less each step: the mean of steps 1 to 5 is the largest, and half of it is left at step 13.
+    dog = Watchdog(signs=[FALL], needed=1)
+    found = watch(dog, 1, [{"b": 1.0}] * 5 + [{"b": 1 - 0.1 * n} for n in range(1, 11)])
+    (alarm,) = [alarm for alarm in found if alarm]
+    assert (alarm.step, alarm.good_until) == (13, 5)
 
 
 def test_the_first_steps_raise_no_alarm_since_there_is_nothing_to_compare_with():

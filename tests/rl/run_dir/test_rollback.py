@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,16 @@ def test_a_second_rollback_changes_what_the_first_has_left(config: TrainConfig):
     assert set(rows) == {0, 1}
 
 
-def test_without_an_early_checkpoint_the_run_starts_anew(config: TrainConfig):
-    back = go_back(replace(config, resume=None), alarm(good_until=9))
-    assert (checkpoint_steps(config.run_dir), back.resume) == ({}, None)
+def test_without_an_early_checkpoint_the_run_goes_back_to_the_oldest_one(config: TrainConfig):
+    go_back(config, alarm(good_until=9))
+    assert list(checkpoint_steps(config.run_dir)) == [10]
+
+
+def test_without_any_checkpoint_the_run_starts_from_its_policy(config: TrainConfig):
+    for folder in checkpoint_steps(config.run_dir).values():
+        shutil.rmtree(folder)
+    back = go_back(replace(config, resume=None), alarm(good_until=25))
+    assert back.resume is None
     assert starting_point(with_rollbacks(back))[1].step == 0
 
 
