@@ -21,7 +21,7 @@ from rich.table import Table
 from bench.gates.results import read_results
 from bench.gates.run import METRICS
 from bench.gates.tables import has_collapsed, scores
-from rl.watchdog import SIGNS, SIGNS_NEEDED, Sign, Watchdog
+from rl.watchdog import SIGNS, SIGNS_NEEDED, WINDOW, Sign, Watchdog
 
 COLUMNS = {"reward/mean": "reward", "rollout/response_tokens": "tokens"} | {
     f"policy/{name}": column for name, column in METRICS.items()
@@ -108,8 +108,6 @@ def bounds_beyond(results: Sequence[Result], signs: Sequence[Sign], margin: floa
 
 def _values(result: Result, sign: Sign) -> Iterator[float]:
     """Yields what the sign compares with its bound, step by step."""
-    from rl.watchdog import WINDOW
-
     values = [row[sign.metric] for row in rows_of(result) if sign.metric in row]
     means = list(np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")) if len(values) >= WINDOW else []
     for count in range(1, len(means) + 1):

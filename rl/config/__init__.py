@@ -26,6 +26,7 @@ from rl.config.train import (
     WatchdogConfig,
     check_config,
     config_dict,
+    with_option,
 )
 from rollout.config import RolloutConfig
 
@@ -53,4 +54,5 @@ __all__ = [
     "WatchdogConfig",
     "check_config",
     "config_dict",
+    "with_option",
 ]

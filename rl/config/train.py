@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from rl.config.checks import (
     check_bounds,
@@ -20,6 +20,10 @@ from rl.config.learning import LearningOptions
 from rl.config.policy import LearnerConfig, PositiveOrZero
 from rollout.config import RESUMABLE, Count, CountOrZero, Seconds
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 AdvantageKind = Literal["group_std", "group_std_sample", "group_mean", "leave_one_out", "task_std"]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -173,6 +177,13 @@ def config_dict(config: Any) -> dict[str, Any]:
     """A config as JSON has it: the content of `config.json` and of checkpoints."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return plain
+
+
+def with_option(config: C, name: str, value: Any) -> C:
+    """Returns a config with another value of the option of a dotted name."""
+    section, _, rest = name.partition(".")
+    changed: Any = {section: with_option(getattr(config, section), rest, value) if rest else value}
+    return replace(config, **changed)
 
 
 def check_config(config: TrainConfig) -> None:

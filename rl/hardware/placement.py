@@ -9,14 +9,14 @@ while the learner trains, and wake for generation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
-from rl.config import TrainConfig
+from rl.config import TrainConfig, with_option
 from rollout.cluster import gpus_of_nodes, most_engines
 from rollout.config import RolloutConfig
 
@@ -72,9 +72,7 @@ def derive_placement(config: TrainConfig, gpus: Sequence[int]) -> TrainConfig:
 def with_options(config: C, options: Sequence[DerivedOption]) -> C:
     """Returns a config with derived options of its sections."""
     for option in options:
-        part, name = option.name.split(".")
-        changed: Any = {part: replace(getattr(config, part), **{name: option.value})}
-        config = replace(config, **changed)
+        config = with_option(config, option.name, option.value)
     return config
 
 

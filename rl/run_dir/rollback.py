@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rl.config import LearningOptions, RunOptions
+from rl.config import LearningOptions, RunOptions, with_option
 from rl.run_dir.files import jsonl_line, write_atomically
 
 ROLLBACK_FILE = "rollbacks.jsonl"
@@ -49,13 +49,8 @@ def with_rollbacks(config: C) -> C:
     """Returns the config with the changes of the rollbacks in its run's folder."""
     for rollback in read_rollbacks(config.run_dir):
         for name, value in rollback.changes.items():
-            config = _changed(config, name, value)
+            config = with_option(config, name, value)
     return config
-
-
-def _changed(config: Any, name: str, value: Any) -> Any:
-    section, _, rest = name.partition(".")
-    return replace(config, **{section: _changed(getattr(config, section), rest, value) if rest else value})
 
 
 def careful_changes(options: LearningOptions) -> dict[str, Any]:
