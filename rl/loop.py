@@ -25,7 +25,7 @@ from rl.objectives import Objective
 from rl.preflight import TrainArguments, prepare
 from rl.run import Run, open_run
 from rl.run_dir.checkpoint import checkpoint_steps, starting_point
-from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, roll_back, with_rollbacks
+from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, roll_back, step_before, with_rollbacks
 from rl.run_dir.summary import read_result
 from rl.samples import make_samples
 from rl.stopwatch import Stopwatch
@@ -137,8 +137,7 @@ def go_back(config: TrainConfig, alarm: CollapseAhead) -> TrainConfig:
     if done >= limit:
         raise RunStopped(f"{alarm}; the run has gone back {done} times already (watchdog.max_rollbacks = {limit})")
     checkpoints = checkpoint_steps(config.run_dir)
-    # Without one from before, the oldest that is left: its options are more careful now.
-    to = max((step for step in checkpoints if step <= alarm.good_until), default=min(checkpoints, default=0))
+    to = step_before(alarm.good_until, checkpoints, config.checkpoint_every)
     changes = careful_changes(config)
     rollback = Rollback(step=alarm.step, to=to, reason=str(alarm), changes=changes)
     roll_back(config.run_dir, rollback, checkpoints)

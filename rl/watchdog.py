@@ -104,7 +104,7 @@ class Alarm:
     step: int
     """Its step."""
     good_until: int
-    """Last step before the trouble began: where a rise or a fall is measured from, or a window before another sign."""
+    """Last step before the trouble began: a window before a sign, or before the mean that a rise or a fall is measured from."""
     text: str
     """The signs, and what to try."""
 
@@ -148,9 +148,10 @@ class Watchdog:
                 self._steps[sign.metric].append(step)
             if sign.is_shown(value := sign.value(means)):
                 shown[sign.metric] = sign.text.format(value=value)
-                since = self._since.get(sign.metric, step) - WINDOW
-                is_change = sign.kind in ("rise", "fall")
-                good.append(self._steps[sign.metric][sign.reference(means[:-WINDOW])] if is_change else since)
+                since = self._since.get(sign.metric, step)
+                if sign.kind in ("rise", "fall"):
+                    since = self._steps[sign.metric][sign.reference(means[:-WINDOW])]
+                good.append(since - WINDOW)  # a mean of steps 1 to 5 is of the policies after steps 0 to 4
         self._since = {metric: self._since.get(metric, step) for metric in shown}
         was_alarmed, self._is_alarmed = self._is_alarmed, len(shown) >= self._needed
         if was_alarmed or not self._is_alarmed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ ROLLBACK_FILE = "rollbacks.jsonl"
 ABANDONED_FILE = "abandoned.jsonl"
 MASK_THRESHOLD = 0.1
 """Nats per token of the off-policy sequence mask that a rollback switches on."""
+FEWER_UPDATES = 4
+"""Factor by which a rollback lowers the updates per step: at half of them a collapse goes on."""
 
 C = TypeVar("C", bound=RunOptions)
 
@@ -56,15 +58,30 @@ def with_rollbacks(config: C) -> C:
 def careful_changes(options: LearningOptions) -> dict[str, Any]:
     """Returns the next more careful options.
 
-    The off-policy sequence mask is switched on, and the updates per step are halved. If nothing of that is left to change, the
-    learning rate is halved.
+    The off-policy sequence mask is switched on, and the updates per step become a quarter. If nothing of that is left to change,
+    the learning rate is halved.
     """
     changes: dict[str, Any] = {}
     if not options.correction.off_policy_threshold:
         changes["correction.off_policy_threshold"] = MASK_THRESHOLD
     if options.num_minibatches > 1:
-        changes["num_minibatches"] = options.num_minibatches // 2
+        changes["num_minibatches"] = max(1, options.num_minibatches // FEWER_UPDATES)
     return changes or {"optimizer.learning_rate": options.optimizer.learning_rate / 2}
+
+
+def step_before(good_until: int, checkpoints: Collection[int], every: int) -> int:
+    """Returns the step of the newest checkpoint before the trouble began, 0 for the policy that the run started from.
+
+    If that checkpoint has been deleted, the oldest one that is left takes its place: its options are more careful now.
+
+    Args:
+        good_until: Last step before the trouble began.
+        checkpoints: Steps of the checkpoints that are left.
+        every: Steps between checkpoints; 0 if there are none on the way.
+    """
+    before = [step for step in checkpoints if step <= good_until]
+    had_none = not every or good_until < every
+    return max(before, default=0 if had_none else min(checkpoints, default=0))
 
 
 def roll_back(run_dir: Path, rollback: Rollback, checkpoints: Mapping[int, Path]) -> None:

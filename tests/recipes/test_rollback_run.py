@@ -54,11 +54,11 @@ def test_an_alarm_sends_the_run_back_and_a_resume_keeps_the_careful_options(
     run_here("digit_sums", words(run_dir, "--steps", "5"))
     (rollback,) = read_rollbacks(run_dir)
     assert (rollback.step, rollback.to, rollback.reason) == (ALARM_AT, 2, "step 4: a sign")
-    assert "back to step 2, with correction.off_policy_threshold = 0.1, num_minibatches = 2" in caplog.text
+    assert "back to step 2, with correction.off_policy_threshold = 0.1, num_minibatches = 1" in caplog.text
     assert steps(run_dir / "metrics.jsonl") == [0, 1, 2, 3, 4, 5]
     assert steps(run_dir / "abandoned.jsonl") == [3, 4]
     written = json.loads((run_dir / "config.json").read_text())
-    assert (written["num_minibatches"], written["correction"]["off_policy_threshold"]) == (2, 0.1)
+    assert (written["num_minibatches"], written["correction"]["off_policy_threshold"]) == (1, 0.1)
 
     run_here("digit_sums", words(run_dir, "--steps", "5", "--resume", "auto"))  # it is done, and nothing is refused
     assert max(checkpoint_steps(run_dir)) == 5

@@ -27,7 +27,7 @@ def test_a_rise_is_compared_with_the_smallest_mean_before():
     assert alarm is not None and alarm.text.startswith(
         "step 16: a collapse may be ahead: a is 1.60 times its smallest: "
     )
-    assert alarm.good_until == 11
+    assert alarm.good_until == 6  # the last mean of 1 before is of steps 7 to 11: of the policies after steps 6 to 10
 
 
 def test_a_fall_is_compared_with_the_largest_mean_before():
@@ -35,7 +35,7 @@ def test_a_fall_is_compared_with_the_largest_mean_before():
     assert watch(dog, 1, [{"b": 1.0}] * 10 + [{"b": 0.0}] * 2) == [None] * 12  # 3/5 is left
     alarm = dog.watch(13, {"b": 0.0})
     assert alarm is not None and "b is 0.40 of its largest" in alarm.text
-    assert alarm.good_until == 8  # the last mean of 1 that is compared with: five steps before 13
+    assert alarm.good_until == 3  # the last mean of 1 that is compared with is of steps 4 to 8
 
 
 def test_a_slow_fall_is_measured_from_where_it_began():
@@ -43,7 +43,7 @@ def test_a_slow_fall_is_measured_from_where_it_began():
     dog = Watchdog(signs=[FALL], needed=1)
     found = watch(dog, 1, [{"b": 1.0}] * 5 + [{"b": 1 - 0.1 * n} for n in range(1, 11)])
     (alarm,) = [alarm for alarm in found if alarm]
-    assert (alarm.step, alarm.good_until) == (13, 5)
+    assert (alarm.step, alarm.good_until) == (13, 0)
 
 
 def test_the_first_steps_raise_no_alarm_since_there_is_nothing_to_compare_with():

@@ -46,13 +46,13 @@ def test_the_run_goes_back_to_the_newest_checkpoint_before_the_trouble_began(con
     assert (checkpoint, state.step) == (config.run_dir / "checkpoints" / "step_20", 20)
 
 
-def test_the_updates_are_halved_and_the_mask_is_switched_on_whenever_the_run_starts(config: TrainConfig):
+def test_the_updates_become_a_quarter_and_the_mask_is_switched_on_whenever_the_run_starts(config: TrainConfig):
     go_back(config, alarm(good_until=25))
     changed = with_rollbacks(config)
-    assert (changed.num_minibatches, changed.correction.off_policy_threshold) == (4, 0.1)
+    assert (changed.num_minibatches, changed.correction.off_policy_threshold) == (2, 0.1)
     assert read_rollbacks(config.run_dir) == [
         Rollback(
-            step=34, to=20, reason="a sign", changes={"correction.off_policy_threshold": 0.1, "num_minibatches": 4}
+            step=34, to=20, reason="a sign", changes={"correction.off_policy_threshold": 0.1, "num_minibatches": 2}
         )
     ]
 
@@ -62,14 +62,20 @@ def test_a_second_rollback_changes_what_the_first_has_left(config: TrainConfig):
     again = with_rollbacks(config)
     save(again, 30)
     go_back(again, alarm(good_until=20))
-    assert with_rollbacks(config).num_minibatches == 2
+    assert with_rollbacks(config).num_minibatches == 1
     assert [each.to for each in read_rollbacks(config.run_dir)] == [20, 20]
     rows = [json.loads(line)["rollback"] for line in (config.run_dir / "abandoned.jsonl").read_text().splitlines()]
     assert set(rows) == {0, 1}
 
 
-def test_without_an_early_checkpoint_the_run_goes_back_to_the_oldest_one(config: TrainConfig):
-    go_back(config, alarm(good_until=9))
+def test_a_run_that_never_had_an_earlier_checkpoint_goes_back_to_its_start(config: TrainConfig):
+    back = go_back(replace(config, checkpoint_every=10), alarm(good_until=9))
+    assert not checkpoint_steps(config.run_dir)
+    assert starting_point(with_rollbacks(back))[1].step == 0
+
+
+def test_a_run_whose_earlier_checkpoint_is_deleted_goes_back_to_the_oldest_one_left(config: TrainConfig):
+    go_back(replace(config, checkpoint_every=5), alarm(good_until=9))
     assert list(checkpoint_steps(config.run_dir)) == [10]
 
 
@@ -92,7 +98,7 @@ def test_a_run_that_has_gone_back_too_often_stops_with_the_sign(config: TrainCon
 
 
 CAREFUL: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"num_minibatches": 7}, {"correction.off_policy_threshold": 0.1, "num_minibatches": 3}),
+    ({"num_minibatches": 11}, {"correction.off_policy_threshold": 0.1, "num_minibatches": 2}),
     ({"num_minibatches": 1}, {"correction.off_policy_threshold": 0.1}),
     (
         {"num_minibatches": 1, "correction": CorrectionConfig(off_policy_threshold=0.5)},
