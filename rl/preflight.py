@@ -97,7 +97,7 @@ class RunInputs:
 
 
 def check_options(config: TrainConfig) -> None:
-    """Checks all that depends on options alone, in a second: a recipe may spend minutes before it calls `train()`.
+    """Checks all that depends on options alone, in seconds: a recipe may spend minutes before it calls `train()`.
 
     Raises:
         ValueError: Names the option, its value and the remedy.
@@ -105,6 +105,9 @@ def check_options(config: TrainConfig) -> None:
     config = resolve_placement(with_rollbacks(config))
     config = with_options(config, derive_dtypes(config.learner, config.rollout))
     check_config(config)
+    from rl.objectives import choose_objective  # torch, after the checks that need no torch
+
+    choose_objective(config)
     starting_point(config)
     if config.reward:
         load_reward(config.reward)
