@@ -8,7 +8,7 @@ Importance sampling weights a token of the loss by π_old/μ in addition to π_�
 The weight multiplies the token's *gradient*. So it works with every objective, including custom ones, and keeps the loss's value.
 
 The off-policy sequence mask, `off_policy_threshold`, takes sequences out of the loss that π_θ has moved away from. It changes with
-every update.
+every update. `target_kl` ends a step's updates when π_θ has moved too far; the learner does that.
 
 Shapes: B sequences, T token positions.
 """

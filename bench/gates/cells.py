@@ -45,6 +45,7 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
         "tau_neg": 10.5,
         "correction": CorrectionConfig(off_policy_threshold=0.1),
     },
+    "sapo + stop": {"objective": "sapo", "correction": CorrectionConfig(target_kl=0.05)},
     "sapo + constant": {"objective": "sapo", "aggregation": "constant_length"},
     "sapo + KL": {"objective": "sapo", "kl_coefficient": 0.05},
     "one-sided τ 1": {"objective": "sapo_one_sided"},
@@ -53,6 +54,13 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
         "objective": "sapo_one_sided",
         "tau_pos": 10.0,
         "tau_neg": 10.5,
+        "correction": CorrectionConfig(off_policy_threshold=0.1),
+    },
+    "one-sided τ 20": {"objective": "sapo_one_sided", "tau_pos": 20.0, "tau_neg": 21.0},
+    "one-sided τ 20 + mask": {
+        "objective": "sapo_one_sided",
+        "tau_pos": 20.0,
+        "tau_neg": 21.0,
         "correction": CorrectionConfig(off_policy_threshold=0.1),
     },
     "sequence τ 30": {"objective": "sapo_sequence", "tau_pos": 30.0, "tau_neg": 31.5},
@@ -89,10 +97,10 @@ DECISIVE = (
     "grpo",
     "gspo wide",
     "cispo",
-    "sapo τ 10",
     "sapo + mask",
-    "one-sided τ 10",
-    "one-sided τ 10 + mask",
+    "sapo + stop",
+    "one-sided τ 20 + mask",
+    "sapo τ 10",
 )
 """Objectives that come first."""
 PLACES: tuple[tuple[TaskName, Kind], ...] = (("sums", "dense"), ("game", "dense"), ("sums", "moe"), ("game", "moe"))

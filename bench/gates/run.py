@@ -51,6 +51,9 @@ METRICS = {
     "grad_norm": "grad",
     "routing_agreement": "routing",
     "skipped_updates": "skipped",
+    "approx_kl": "step_kl",
+    "approx_kl_last": "step_kl_last",
+    "updates": "updates",
     "kl": "kl",
 }
 """Metric under `policy/` → column of a result."""

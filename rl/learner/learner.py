@@ -16,14 +16,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from policies.dtensor import full_tensor
 from policies.export import save_policy
 from policies.inputs import dummy_image, vision_tokens
 from policies.loading import load_processor
 from policies.lora import adapters_off
-from policies.packing import real_tokens
 from policies.response_logprobs import ResponseLogprobs
 from policies.routing import UNKNOWN, RoutingReplay, balance_loss
 from rl.config import LearningOptions
@@ -52,6 +50,7 @@ from rl.learner.optimizer import make_optimizer, make_scheduler
 from rl.learner.policy import load_reference, load_trainable
 from rl.learner.prefixes import common_beginnings
 from rl.learner.ranks import gather, gather_on_first, num_ranks, rank_mesh, sum_over_ranks, this_rank
+from rl.learner.replay import engines_experts, num_copies, token_places
 from rl.learner.state import load_trainer, save_trainer
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
 from rl.objectives.token_weights import token_weights
@@ -59,7 +58,6 @@ from rl.samples import Sample
 from rl.stopwatch import Stopwatch
 from rl.types import StepReport
 from rollout.rendering import limit_pixels
-from rollout.types import unknown_expert
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +105,7 @@ class Learner:
         self.optimizer = make_optimizer(self.model, options.optimizer)
         self.scheduler = make_scheduler(self.optimizer, options.optimizer)
         self.objective = objective or choose_objective(options)
-        self.routing = RoutingReplay(self.model)
+        self.routing, self._mode = RoutingReplay(self.model), options.learner.routing_replay
         if options.balance_coefficient and not self.routing.routers:
             raise ValueError(
                 f"balance_coefficient = {options.balance_coefficient:g}, but {options.model} has no experts to balance: "
@@ -140,9 +138,11 @@ class Learner:
         timer.lap("old_logprobs")
         reports, records = [], []
         for minibatch, passes in zip(minibatches, old, strict=False):
-            report, its_records = self._update(minibatch, passes)
-            reports.append(report)
-            records += its_records
+            update = self._update(minibatch, passes)
+            if update is None:
+                break
+            reports.append(update[0])
+            records += update[1]
         timer.lap("updates")
         means = {name: sum(report[name] for report in reports) / len(reports) for name in (reports or [{}])[0]}
         num_updates = sum(not report["policy/skipped_updates"] for report in reports)
@@ -151,6 +151,7 @@ class Learner:
             **means,
             **last_update(reports),
             **gap_metrics(records),
+            "policy/updates": float(num_updates),
             **self._rank_metrics(num_lost),
             **timer.metrics(),
         }
@@ -199,7 +200,7 @@ class Learner:
             ):
                 logprobs_BT, _ = self.forward(batch)
             experts_KNk = None
-            if recorded and self.options.learner.routing_replay == "R2":
+            if recorded and self._mode == "R2":
                 experts_KNk = recorded[0].masked_fill(self._copies(batch)[None, :, None] == 0, UNKNOWN)
             passes.append(OldPolicyPass(logprobs_BT=logprobs_BT, experts_KNk=experts_KNk))
         return passes
@@ -234,11 +235,12 @@ class Learner:
 
     def _update(
         self, microbatches: Sequence[Microbatch], old: Sequence[OldPolicyPass] | None
-    ) -> tuple[dict[str, float], list[UpdateRecord]]:
+    ) -> tuple[dict[str, float], list[UpdateRecord]] | None:
         """Makes one optimizer update. Each microbatch divides by the minibatch's counts, so any split gives the same gradient.
 
         Returns:
-            Its metrics, and the records of all microbatches; without records on ranks other than 0.
+            Its metrics, and the records of all microbatches; without records on ranks other than 0. None, and no update, if the
+            policy has moved too far in this step.
         """
         real = [batch for batch in microbatches if not batch.is_padding]
         num_sequences, num_tokens = sum_over_ranks(
@@ -248,8 +250,24 @@ class Learner:
         records: list[UpdateRecord] = []
         for index, batch in enumerate(microbatches):
             records += self._backward(batch.to(self.device), None if old is None else old[index], counts)
+        if self._has_moved(records):
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
         records = [record for rank_records in gather_on_first(records) for record in rank_records]
         return update_metrics(records) | self._apply_gradient(records), records
+
+    def _has_moved(self, records: Sequence[UpdateRecord]) -> bool:
+        """Returns True if the policy's distance to that of the step's beginning exceeds `target_kl` (early stopping, as in PPO).
+
+        The first minibatch has a distance of 0, so each step makes an update. All ranks get the same answer.
+        """
+        limit = self.options.correction.target_kl
+        if not limit:
+            return False
+        kl, num_tokens = sum_over_ranks(
+            sum(record.kl_sum for record in records), sum(record.counts["entropy"] for record in records)
+        )
+        return kl > limit * num_tokens
 
     def _backward(self, batch: Microbatch, old: OldPolicyPass | None, counts: MinibatchCounts) -> list[UpdateRecord]:
         """Adds one microbatch's gradient and returns its record; none for padding, which runs all layers and adds nothing."""
@@ -261,7 +279,9 @@ class Learner:
             if batch.is_padding:
                 (0 * logprobs_BT.sum()).backward()
                 return []
-            old_BT = self._old_logprobs(batch, logprobs_BT, old)
+            begun_BT = logprobs_BT.detach() if old is None else old.logprobs_BT
+            # The policy of off-policy tokens is gone: theirs are the engine's.
+            old_BT = torch.where(batch.stale_BT, batch.rollout_logprobs_BT, begun_BT)
             weights_BT = mismatch_weights(old_BT, batch.rollout_logprobs_BT, batch.mask_BT, self.options.correction)
             advantages = self._advantages(batch, logprobs_BT)
             loss_mask_BT = self._loss_mask(batch, logprobs_BT, old_BT, advantages)
@@ -274,7 +294,7 @@ class Learner:
                 sums["policy/kl"] = kl_penalty(logprobs_BT, reference_BT, batch.mask_BT, counts.num_sequences)
                 loss = loss + self.options.kl_coefficient * sums["policy/kl"]
             if self.options.balance_coefficient:
-                sums["policy/expert_imbalance"] = balance_loss(routed, *self._places(batch), counts.num_sequences)
+                sums["policy/expert_imbalance"] = balance_loss(routed, *token_places(batch), counts.num_sequences)
                 loss = loss + self.options.balance_coefficient * sums["policy/expert_imbalance"]
             # FSDP2 averages gradients over ranks; the ranks' losses are shares of one sum.
             (num_ranks() * loss).backward()
@@ -282,6 +302,7 @@ class Learner:
         tensors = TokenTensors(
             logprobs_BT=logprobs_BT.detach(),
             old_logprobs_BT=old_BT,
+            begun_logprobs_BT=begun_BT,
             correction_BT=weights_BT,
             omega_BT=token_weights(self.objective, gradient_BT, old_BT, advantages, batch.mask_BT, denominators),
             loss_mask_BT=loss_mask_BT,
@@ -289,11 +310,6 @@ class Learner:
             entropies_N=entropies_N.detach(),
         )
         return [record_update(batch, tensors, metrics, sums)]
-
-    def _old_logprobs(self, batch: Microbatch, logprobs_BT: Tensor, old: OldPolicyPass | None) -> Tensor:
-        """[B, T] of the policy that sampled: the learner's; for off-policy tokens the engine's, as their policy is gone."""
-        learner_BT = logprobs_BT.detach() if old is None else old.logprobs_BT
-        return torch.where(batch.stale_BT, batch.rollout_logprobs_BT, learner_BT)
 
     def _loss_mask(self, batch: Microbatch, logprobs_BT: Tensor, old_BT: Tensor, advantages: Tensor) -> Tensor:
         """[B, T] True at response tokens that the off-policy sequence mask leaves in the loss."""
@@ -341,32 +357,13 @@ class Learner:
 
     def _experts(self, batch: Microbatch, old: OldPolicyPass | None) -> Tensor | None:
         """[K, N, k] the experts to replay: the engine's in R3; the old policy's in R2 after the first update; else None."""
-        if self.options.learner.routing_replay != "R3" or not self.routing.routers or batch.is_padding:
-            return None if old is None else old.experts_KNk
-        if batch.experts_BLKk is None:
-            raise ValueError(
-                f"prompt {batch.prompt_ids[0]}: the engine returned no experts: use learner.routing_replay R2"
-            )
-        experts_NKk = self._in_model_order(batch, batch.experts_BLKk)
-        unknown = experts_NKk == unknown_expert(experts_NKk.element_size())
-        return experts_NKk.to(torch.int16).masked_fill(unknown, UNKNOWN).transpose(0, 1)
-
-    def _places(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
-        """[M] each, over the tokens of all sequences: the token's place in the row, and the number of its sequence."""
-        real_BL = real_tokens(batch.lengths_B, batch.tokens_BL.shape[1])
-        return batch.row.places_BL[real_BL], real_BL.nonzero()[:, 0]
+        if self._mode == "R3" and self.routing.routers and not batch.is_padding:
+            return engines_experts(batch).to(self.device)
+        return None if old is None else old.experts_KNk
 
     def _copies(self, batch: Microbatch) -> Tensor:
-        """[N] sequences that have each token of the row, and in R2 a prediction that depends on it."""
-        counted_BL = attended_mask(batch.mask_BT)
-        if self.options.learner.routing_replay == "R3":
-            counted_BL = real_tokens(batch.lengths_B, batch.tokens_BL.shape[1])
-        places_M = batch.row.places_BL[counted_BL]
-        return torch.bincount(places_M, minlength=len(batch.row.tokens_S)).to(self.device)
-
-    def _in_model_order(self, batch: Microbatch, values_BL: Tensor) -> Tensor:
-        """[N, …] a value [B, L, …] of each token, in the order in which tokens pass through the layers."""
-        return values_BL.flatten(0, 1)[batch.row.tokens_S].to(self.device)
+        """[N] sequences that have each token of the row, as `num_copies`."""
+        return num_copies(batch, self._mode).to(self.device)
 
     def _rank_metrics(self, num_lost: int) -> dict[str, float]:
         """Routing agreement, lost experts and peak memory over all ranks, given this rank's sequences that lack lost experts."""
@@ -376,7 +373,7 @@ class Learner:
         metrics = {"memory/learner_peak_bytes": float(max(peaks))}
         if sum(compared):
             metrics["policy/routing_agreement"] = sum(agreeing) / sum(compared)
-        if self.options.learner.routing_replay == "R3":
+        if self._mode == "R3":
             metrics["policy/lost_experts"] = float(sum(lost))
         if sum(lost) and this_rank() == 0:
             logger.warning(
@@ -392,8 +389,3 @@ class Learner:
     def load(self, folder: Path) -> None:
         """Restores the trainer state that `save` wrote; the weights came from `model_path`."""
         load_trainer(folder / "trainer", self.model, self.optimizer, self.scheduler)
-
-
-def attended_mask(mask_BT: Tensor) -> Tensor:
-    """[B, L] True at tokens that some prediction of the loss depends on: all up to the last one before the end."""
-    return pad(mask_BT.flip(1).cumsum(1).flip(1) > 0, (0, 1))

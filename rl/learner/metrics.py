@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl.corrections import MismatchSums, mismatch_metrics, mismatch_sums
 from rl.learner.microbatches import Microbatch
+from rl.objectives.penalty import kl_estimates
 from rl.objectives.token_weights import WeightSums, weight_metrics, weight_sums
 from rl.sapo import masked_log_ratio, ratio_metrics
 
@@ -28,6 +29,8 @@ class TokenTensors:
     """Log-probabilities under the weights that the update started from; 0 outside the mask."""
     old_logprobs_BT: Tensor
     """Log-probabilities under the policy that sampled."""
+    begun_logprobs_BT: Tensor
+    """Log-probabilities under the weights that the step began with."""
     correction_BT: Tensor
     """Importance weights of the mismatch correction."""
     omega_BT: Tensor
@@ -57,6 +60,8 @@ class UpdateRecord:
     """Sums of the objective's weights."""
     ratios_N: Tensor
     """float32, importance ratio of each response token."""
+    kl_sum: float
+    """Σ over response tokens of the estimate of KL(π ‖ π_θ) in nats; π has the weights that the step began with."""
     gaps_M: Tensor
     """float32, |log p(learner) − log p(engine)| of each on-policy token."""
     nonfinite_prompts: Sequence[str]
@@ -93,6 +98,7 @@ def record_update(
         },
         mismatch=mismatch_sums(old_BT, batch.rollout_logprobs_BT, tensors.correction_BT, mask_BT),
         weights=weight_sums(tensors.omega_BT, log_ratio_BT, batch.stale_BT, tensors.advantages, (mask_BT, loss_BT)),
+        kl_sum=float(kl_estimates(masked_log_ratio(new_BT, tensors.begun_logprobs_BT, mask_BT)).double().sum()),
         ratios_N=log_ratio_BT.exp()[mask_BT].cpu(),
         gaps_M=gap_BT[mask_BT & ~batch.stale_BT].cpu(),
         nonfinite_prompts=[prompt for prompt, finite in zip(batch.prompt_ids, finite_B, strict=True) if not finite],
@@ -110,22 +116,25 @@ def update_metrics(records: Sequence[UpdateRecord]) -> dict[str, float]:
     if "policy/ratio_p50" in metrics:  # a percentile has no merge: rank all tokens
         ratios = ratio_metrics(torch.cat([record.ratios_N for record in records]))
         metrics |= {f"policy/{name}": float(value) for name, value in ratios.items()}
+    num_tokens = max(1, sum(record.counts["entropy"] for record in records))
     return (
         metrics
+        | {"policy/approx_kl": sum(record.kl_sum for record in records) / num_tokens}
         | mismatch_metrics([record.mismatch for record in records])
         | weight_metrics([record.weights for record in records])
     )
 
 
 def last_update(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Gates of a step's last update, `policy/gate_mean…_last`: its samples are as off-policy as the step makes them.
+    """Gates and distance of a step's last update, `…_last`: its samples are as off-policy as the step makes them.
 
     Args:
         reports: The metrics of each update.
     """
     if len(reports) < 2:
         return {}
-    return {f"{name}_last": value for name, value in reports[-1].items() if name.startswith("policy/gate_mean")}
+    names = ("policy/gate_mean", "policy/approx_kl")
+    return {f"{name}_last": value for name, value in reports[-1].items() if name.startswith(names)}
 
 
 def gap_metrics(records: Sequence[UpdateRecord]) -> dict[str, float]:

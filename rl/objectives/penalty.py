@@ -1,19 +1,18 @@
-"""The KL penalty, which is added to any objective.
+"""The KL penalty, which is added to any objective, and its estimator.
 
 Shapes: B sequences, T token positions.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from rl.sapo import masked_log_ratio, sequence_means
 
 
 def kl_penalty(logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, num_sequences: int) -> Tensor:
-    """Returns KL(π ‖ reference), estimated on the sampled tokens by e^d − d − 1 with d = log reference − log π.
-
-    The estimator is unbiased and never negative (Schulman, "Approximating KL Divergence", k3).
+    """Returns KL(π ‖ reference), estimated on the sampled tokens.
 
     Args:
         logprobs_BT: log π, with gradient.
@@ -24,5 +23,16 @@ def kl_penalty(logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, num_s
     Returns:
         The sum over sequences of their token means, divided by `num_sequences`, in nats per token.
     """
-    difference_BT = -masked_log_ratio(logprobs_BT, reference_BT, mask_BT)
-    return sequence_means(difference_BT.exp() - difference_BT - 1, mask_BT).sum() / num_sequences
+    estimates_BT = kl_estimates(-masked_log_ratio(logprobs_BT, reference_BT, mask_BT))
+    return sequence_means(estimates_BT, mask_BT).sum() / num_sequences
+
+
+def kl_estimates(difference: Tensor) -> Tensor:
+    """Returns estimates e^d − d − 1 of KL(p ‖ q) on samples of p, in nats.
+
+    Unbiased and never negative (Schulman, "Approximating KL Divergence", k3).
+
+    Args:
+        difference: d = log q − log p, of any shape.
+    """
+    return torch.expm1(difference) - difference

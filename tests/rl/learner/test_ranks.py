@@ -133,6 +133,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "aggregation": "token_mean",
         "correction": {"off_policy_threshold": 0.1, "off_policy_reference": "engine"},
     },
+    "early stopping": {"correction": {"target_kl": 1e-12}},
 }
 
 
@@ -147,6 +148,7 @@ def test_options_mean_the_same_on_two_ranks(ranks: RankPool, moe_policy: Path, n
     options = with_options(moe_policy, OPTIONS[name], microbatch_tokens=100, num_minibatches=2, learning_rate=1e-5)
     one = learn(moe_policy, options, mixed(4))
     assert "policy/routing_agreement" in one.metrics
+    assert one.metrics["policy/updates"] == (1 if name == "early stopping" else 2)
     require_all_same(ranks.run(2, learn, moe_policy, options, mixed(4)), one)
 
 
