@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.gates.cells import DECISIVE, GROUP_SIZE, LEARNING_RATES, PLACES, PROMPTS_PER_STEP, STEPS
-from bench.gates.tables import Results, cells_of, tables
+from bench.gates.tables import Results, cells_of, is_of_grid, tables
 
 PAGE, PICTURE = Path("docs/sapo_grid.md"), Path("docs/sapo_grid.png")
 HEAD = """# The grid of gates
@@ -33,7 +33,7 @@ Made on {machines}.
 
 def write_page(results: Results) -> None:
     """Writes the page and its picture."""
-    runs = [result for result in results if result["steps"] == STEPS[result["task"]]]
+    runs = list(filter(is_of_grid, results))
     places = Counter((result["task"], result["kind"]) for result in runs)
     head = HEAD.format(
         count=len(runs),

@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
-from bench.gates.cells import OBJECTIVES, STEPS, UPDATES
+from bench.gates.cells import LEARNING_RATES, OBJECTIVES, STEPS, UPDATES
 
 SMOOTHED = 3
 """Held-out measurements in a row whose mean is a score."""
@@ -50,14 +50,19 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def cells_of(results: Results) -> dict[tuple[str, str], dict[tuple[str, int], list[Mapping[str, Any]]]]:
-    """Returns the results of each (task, kind) and, within it, of each (objective, N), of runs of full length."""
+    """Returns the results of each (task, kind) and, within it, of each (objective, N)."""
     found: dict[tuple[str, str], dict[tuple[str, int], list[Mapping[str, Any]]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for result in results:
-        if result["steps"] == STEPS[result["task"]]:
-            found[result["task"], result["kind"]][result["objective"], result["updates"]].append(result)
+    for result in filter(is_of_grid, results):
+        found[result["task"], result["kind"]][result["objective"], result["updates"]].append(result)
     return found
+
+
+def is_of_grid(result: Mapping[str, Any]) -> bool:
+    """Returns True for a run of full length at the grid's learning rate; others were made to choose that rate."""
+    task = result["task"]
+    return result["steps"] == STEPS[task] and result["learning_rate"] == LEARNING_RATES[task]
 
 
 def never_worse(cells: Mapping[tuple[str, int], Results]) -> dict[str, list[int]]:
