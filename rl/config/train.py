@@ -48,7 +48,7 @@ class WatchdogConfig:
 
     action: Literal["off", "warn", "rollback"] = "warn"
     """warn: logs the signs, and what to try. rollback: also goes back to the newest checkpoint before them, switches the off-policy
-    sequence mask on, and divides num_minibatches by 4, or at last the learning rate by 2."""
+    sequence mask on, divides num_minibatches by 4, and halves the learning rate."""
     max_rollbacks: Count = 3
     """Rollbacks after which the next alarm ends the run."""
 

@@ -330,7 +330,7 @@ class Learner:
         limit = self.options.optimizer.max_grad_norm
         grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         is_finite = bool(grad_norm.isfinite())
-        learning_rate = self.scheduler.get_last_lr()[0]
+        learning_rate = self.optimizer.param_groups[0]["lr"]
         if is_finite:
             self.optimizer.step()
             self.scheduler.step()

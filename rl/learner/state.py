@@ -29,14 +29,21 @@ def load_trainer(
     folder: Path,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
 ) -> None:
-    """Restores the trainer state that `save_trainer` wrote; adapters are filled in place."""
+    """Restores the trainer state that `save_trainer` wrote; adapters are filled in place.
+
+    The learning rates stay those of the schedule, at the update that the checkpoint has reached: a rollback lowers them.
+    """
+    rates = list(scheduler.base_lrs)
     state = _state(model, optimizer, scheduler)
     dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     set_rng_state(state["rng"])
+    scheduler.base_lrs = rates
+    for group, rate, share in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+        group |= {"initial_lr": rate, "lr": rate * share(scheduler.last_epoch)}
 
 
 def _state(

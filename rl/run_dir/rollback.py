@@ -21,7 +21,9 @@ ABANDONED_FILE = "abandoned.jsonl"
 MASK_THRESHOLD = 0.1
 """Nats per token of the off-policy sequence mask that a rollback switches on."""
 FEWER_UPDATES = 4
-"""Factor by which a rollback lowers the updates per step: at half of them a collapse goes on."""
+"""Factor by which a rollback divides the updates per step; at half of them a collapse goes on."""
+SMALLER_STEPS = 2
+"""Factor by which it divides the learning rate."""
 
 C = TypeVar("C", bound=RunOptions)
 
@@ -58,15 +60,16 @@ def with_rollbacks(config: C) -> C:
 def careful_changes(options: LearningOptions) -> dict[str, Any]:
     """Returns the next more careful options.
 
-    The off-policy sequence mask is switched on, and the updates per step become a quarter. If nothing of that is left to change,
-    the learning rate is halved.
+    The off-policy sequence mask is switched on, the updates per step become a quarter, and the learning rate a half: how far a step
+    takes the policy depends on both.
     """
-    changes: dict[str, Any] = {}
+    rates = {name: getattr(options.optimizer, name) for name in ("learning_rate", "vision_learning_rate")}
+    changes: dict[str, Any] = {f"optimizer.{name}": rate / SMALLER_STEPS for name, rate in rates.items() if rate}
     if not options.correction.off_policy_threshold:
         changes["correction.off_policy_threshold"] = MASK_THRESHOLD
     if options.num_minibatches > 1:
         changes["num_minibatches"] = max(1, options.num_minibatches // FEWER_UPDATES)
-    return changes or {"optimizer.learning_rate": options.optimizer.learning_rate / 2}
+    return changes
 
 
 def step_before(good_until: int, checkpoints: Collection[int], every: int) -> int:

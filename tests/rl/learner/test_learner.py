@@ -314,58 +314,6 @@ def test_three_skipped_updates_in_a_row_stop_the_run_and_a_good_one_in_between_d
         learner.step(bad)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shown", [{"with_images": True}, {"with_images": False}], ids=["images", "text"])
-def test_saved_and_loaded_learner_goes_on_as_if_nothing_had_happened(
-    policy: Path, shown: dict[str, bool], tmp_path: Path
-):
-    options = config(num_minibatches=2, warmup_updates=6, weight_decay=0.01)
-    steps = [rollout(**shown, seed=seed) for seed in range(4)]
-    uninterrupted = Learner(options, policy)
-    expected = [uninterrupted.step(groups).metrics for groups in steps]
-
-    interrupted = Learner(options, policy)
-    for groups in steps[:2]:
-        interrupted.step(groups)
-    interrupted.save(tmp_path / "step_2")
-    draw = torch.rand(3)
-    resumed = Learner(options, tmp_path / "step_2")
-    resumed.load(tmp_path / "step_2")
-    assert torch.equal(torch.rand(3), draw)
-    got = [resumed.step(groups).metrics for groups in steps[2:]]
-
-    ours, theirs = parameters(resumed), parameters(uninterrupted)
-    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
-    for a, b in zip(got, expected[2:], strict=True):
-        assert {n: v for n, v in a.items() if not n.startswith(("time/", "memory/"))} == {
-            n: v for n, v in b.items() if not n.startswith(("time/", "memory/"))
-        }
-
-
-def test_a_policy_that_learnt_from_text_goes_on_with_images(dense_policy: Path, tmp_path: Path):
-    learner = Learner(config(), dense_policy)
-    learner.step(rollout(with_images=False))
-    learner.save(tmp_path)
-    resumed = Learner(config(), tmp_path)
-    resumed.load(tmp_path)
-    for each in (learner, resumed):
-        each.step(rollout(with_images=True))
-    assert all(
-        torch.equal(a, b) for a, b in zip(parameters(learner).values(), parameters(resumed).values(), strict=True)
-    )
-
-
-def test_saving_does_not_change_what_follows(dense_policy: Path, tmp_path: Path):
-    def run(between: Callable[[Learner], object]) -> dict[str, Tensor]:
-        learner = Learner(config(), dense_policy)
-        between(learner)
-        learner.step(rollout(num_groups=1))
-        return parameters(learner)
-
-    saved, not_saved = run(lambda learner: learner.save(tmp_path)), run(lambda learner: None)
-    assert all(torch.equal(saved[name], weight) for name, weight in not_saved.items())
-
-
 def test_bfloat16_learner_keeps_float32_weights_and_learns(policy: Path):
     learner, exact = (Learner(config(dtype=dtype), policy) for dtype in ("bfloat16", "float32"))
     groups = rollout()

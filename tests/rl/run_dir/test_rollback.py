@@ -46,15 +46,17 @@ def test_the_run_goes_back_to_the_newest_checkpoint_before_the_trouble_began(con
     assert (checkpoint, state.step) == (config.run_dir / "checkpoints" / "step_20", 20)
 
 
-def test_the_updates_become_a_quarter_and_the_mask_is_switched_on_whenever_the_run_starts(config: TrainConfig):
+def test_a_rollback_makes_smaller_steps_whenever_the_run_starts(config: TrainConfig):
     go_back(config, alarm(good_until=25))
     changed = with_rollbacks(config)
     assert (changed.num_minibatches, changed.correction.off_policy_threshold) == (2, 0.1)
-    assert read_rollbacks(config.run_dir) == [
-        Rollback(
-            step=34, to=20, reason="a sign", changes={"correction.off_policy_threshold": 0.1, "num_minibatches": 2}
-        )
-    ]
+    assert changed.optimizer.learning_rate == config.optimizer.learning_rate / 2
+    changes = {
+        "optimizer.learning_rate": config.optimizer.learning_rate / 2,
+        "correction.off_policy_threshold": 0.1,
+        "num_minibatches": 2,
+    }
+    assert read_rollbacks(config.run_dir) == [Rollback(step=34, to=20, reason="a sign", changes=changes)]
 
 
 def test_a_second_rollback_changes_what_the_first_has_left(config: TrainConfig):
@@ -97,20 +99,23 @@ def test_a_run_that_has_gone_back_too_often_stops_with_the_sign(config: TrainCon
     assert list(checkpoint_steps(config.run_dir)) == [10, 20], "its checkpoints stay"
 
 
+HALF, MASK = {"optimizer.learning_rate": 5e-5}, {"correction.off_policy_threshold": 0.1}
+MASKED = CorrectionConfig(off_policy_threshold=0.5)
+VISION = OptimizerConfig(learning_rate=1e-4, vision_learning_rate=1e-5)
+FROZEN = OptimizerConfig(learning_rate=1e-4, vision_learning_rate=0.0)
 CAREFUL: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"num_minibatches": 11}, {"correction.off_policy_threshold": 0.1, "num_minibatches": 2}),
-    ({"num_minibatches": 1}, {"correction.off_policy_threshold": 0.1}),
-    (
-        {"num_minibatches": 1, "correction": CorrectionConfig(off_policy_threshold=0.5)},
-        {"optimizer.learning_rate": 5e-5},
-    ),
-    ({"num_minibatches": 2, "correction": CorrectionConfig(off_policy_threshold=0.5)}, {"num_minibatches": 1}),
+    ({"num_minibatches": 11}, {**HALF, **MASK, "num_minibatches": 2}),
+    ({"num_minibatches": 1}, {**HALF, **MASK}),
+    ({"num_minibatches": 1, "correction": MASKED}, HALF),
+    ({"num_minibatches": 2, "correction": MASKED}, {**HALF, "num_minibatches": 1}),
+    ({"num_minibatches": 1, "optimizer": VISION}, {**HALF, **MASK, "optimizer.vision_learning_rate": 5e-6}),
+    ({"num_minibatches": 1, "optimizer": FROZEN}, {**HALF, **MASK}),
 ]
 
 
 @pytest.mark.parametrize(("options", "changes"), CAREFUL)
 def test_each_rollback_has_something_left_to_change(options: dict[str, Any], changes: dict[str, Any]):
-    config = TrainConfig(model="unused", optimizer=OptimizerConfig(learning_rate=1e-4), **options)
+    config = TrainConfig(**{"model": "unused", "optimizer": OptimizerConfig(learning_rate=1e-4), **options})
     assert careful_changes(config) == changes
 
 

@@ -1,0 +1,79 @@
+"""The trainer state of a checkpoint: a learner that is loaded goes on as the one that was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl.learner import Learner
+from tests.learning import config, parameters, rollout
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shown", [{"with_images": True}, {"with_images": False}], ids=["images", "text"])
+def test_saved_and_loaded_learner_goes_on_as_if_nothing_had_happened(
+    policy: Path, shown: dict[str, bool], tmp_path: Path
+):
+    options = config(num_minibatches=2, warmup_updates=6, weight_decay=0.01)
+    steps = [rollout(**shown, seed=seed) for seed in range(4)]
+    uninterrupted = Learner(options, policy)
+    expected = [uninterrupted.step(groups).metrics for groups in steps]
+
+    interrupted = Learner(options, policy)
+    for groups in steps[:2]:
+        interrupted.step(groups)
+    interrupted.save(tmp_path / "step_2")
+    draw = torch.rand(3)
+    resumed = Learner(options, tmp_path / "step_2")
+    resumed.load(tmp_path / "step_2")
+    assert torch.equal(torch.rand(3), draw)
+    got = [resumed.step(groups).metrics for groups in steps[2:]]
+
+    ours, theirs = parameters(resumed), parameters(uninterrupted)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    for a, b in zip(got, expected[2:], strict=True):
+        assert {n: v for n, v in a.items() if not n.startswith(("time/", "memory/"))} == {
+            n: v for n, v in b.items() if not n.startswith(("time/", "memory/"))
+        }
+
+
+def test_a_lower_learning_rate_holds_from_the_first_update_after_a_resume(dense_policy: Path, tmp_path: Path):
+    # A rise over 4 updates: after two of them the third has 3/4 of its rate, the fourth all of it.
+    learner = Learner(config(num_minibatches=2, warmup_updates=4, learning_rate=1e-3), dense_policy)
+    learner.step(rollout())
+    learner.save(tmp_path)
+    resumed = Learner(config(warmup_updates=4, learning_rate=2e-4, vision_learning_rate=1e-4), tmp_path)
+    resumed.load(tmp_path)
+    assert [group["lr"] for group in resumed.optimizer.param_groups] == pytest.approx([1.5e-4, 1.5e-4, 7.5e-5, 7.5e-5])
+    rates = [resumed.step(rollout(seed=seed)).metrics["policy/learning_rate"] for seed in (1, 2, 3)]
+    assert rates == pytest.approx([1.5e-4, 2e-4, 2e-4])
+
+
+def test_a_policy_that_learnt_from_text_goes_on_with_images(dense_policy: Path, tmp_path: Path):
+    learner = Learner(config(), dense_policy)
+    learner.step(rollout(with_images=False))
+    learner.save(tmp_path)
+    resumed = Learner(config(), tmp_path)
+    resumed.load(tmp_path)
+    for each in (learner, resumed):
+        each.step(rollout(with_images=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(parameters(learner).values(), parameters(resumed).values(), strict=True)
+    )
+
+
+def test_saving_does_not_change_what_follows(dense_policy: Path, tmp_path: Path):
+    def run(between: Callable[[Learner], object]) -> dict[str, Tensor]:
+        learner = Learner(config(), dense_policy)
+        between(learner)
+        learner.step(rollout(num_groups=1))
+        return parameters(learner)
+
+    saved, not_saved = run(lambda learner: learner.save(tmp_path)), run(lambda learner: None)
+    assert all(torch.equal(saved[name], weight) for name, weight in not_saved.items())
