@@ -1,9 +1,9 @@
-"""Fits the watchdog's bounds on half of the grid's runs, and tests them on the other half.
+"""Chooses the watchdog's signs and fits their bounds on half of the grid's runs, and tests them on the other half.
 
     python -m bench.gates.watchdog
 
-A bound lies beyond all that healthy runs of the first half have shown, by a margin. The margin and the number of signs that make an
-alarm are those that announce most collapses of that half without a false alarm there.
+A bound lies 2.5 standard deviations beyond what healthy runs have shown: of the logarithms of their extremes. Of all candidates
+those are chosen, one after the other, that announce most collapses, with the longest lead, and raise no alarm on a healthy run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,41 @@ from rich.table import Table
 from bench.gates.results import read_results
 from bench.gates.run import METRICS
 from bench.gates.tables import has_collapsed, scores
-from rl.watchdog import SIGNS, SIGNS_NEEDED, WINDOW, Sign, Watchdog
+from rl.watchdog import SIGNS, Sign, Watchdog
 
-COLUMNS = {"reward/mean": "reward", "rollout/response_tokens": "tokens"} | {
-    f"policy/{name}": column for name, column in METRICS.items()
-}
+COLUMNS = {
+    "reward/mean": "reward",
+    "rollout/response_tokens": "tokens",
+    "rollout/groups_without_variance": "equal",
+} | {f"policy/{name}": column for name, column in METRICS.items()}
 """Metric → column of a result."""
-MARGINS = (1.0, 1.1, 1.25, 1.5, 2.0)
+
+DEVIATIONS = 2.5
+"""Standard deviations between the mean of the healthy runs' extremes and a bound, on a logarithmic scale."""
+RANDOM_HALVES = 40
+SMALLEST = 1e-6
+"""Extremes below this count as this: a logarithm needs them positive."""
+
+# What a task's reward, entropy and length are, nobody knows beforehand: those are compared with themselves.
+CANDIDATES = tuple(
+    Sign(metric=metric, kind=kind, bound=0.0, text="", window=window)  # type: ignore[arg-type]
+    for metric, kinds in {
+        "reward/mean": "fall",
+        "rollout/groups_without_variance": "above rise",
+        "rollout/response_tokens": "rise fall",
+        "policy/entropy": "rise fall",
+        "policy/grad_norm": "rise fall",
+        "policy/log_ratio_variance": "above rise",
+        "policy/ratio_p01": "below fall",
+        "policy/ratio_p99": "above rise",
+        "policy/ratio_max": "above rise",
+        "policy/gate_mean": "below",
+        "policy/effective_sample_size": "below",
+        "policy/negative_below_half": "above",
+    }.items()
+    for kind in kinds.split()
+    for window in (5, 10)
+)
 
 Result = Mapping[str, Any]
 
@@ -37,10 +64,8 @@ class Outcome:
     """What the watchdog made of some runs."""
 
     collapses: int
-    announced: int
-    """Collapses with an alarm before the held-out score had halved."""
     leads: Sequence[int]
-    """Steps from the alarm to the halved score, of each announced collapse."""
+    """Steps from the alarm to the halved score, of each collapse with an alarm before it."""
     healthy: int
     false_alarms: int
     """Healthy runs with an alarm."""
@@ -63,31 +88,82 @@ def halved_at(result: Result) -> int | None:
     return int(result["held_out"][int(below[0]) + window][0])
 
 
-def alarm_at(result: Result, signs: Sequence[Sign], needed: int) -> int | None:
+def is_healthy(result: Result) -> bool:
+    """Returns True if the score never fell below three quarters of its best, and no measurement below half of the best one."""
+    values, raw = scores(result), np.array([score for _, score in result["held_out"]])
+    is_steady = (values >= 0.75 * np.maximum.accumulate(values)).all()
+    return not has_collapsed(result) and bool(is_steady and (raw >= np.maximum.accumulate(raw) / 2).all())
+
+
+def alarm_at(result: Result, signs: Sequence[Sign]) -> int | None:
     """Returns the step of the first alarm."""
-    dog = Watchdog(signs=signs, needed=needed)
+    dog = Watchdog(signs=signs)
     alarms = (dog.watch(step, row) for step, row in enumerate(rows_of(result), start=1))
     return next((alarm.step for alarm in alarms if alarm), None)
 
 
-def outcome(results: Sequence[Result], signs: Sequence[Sign], needed: int) -> Outcome:
-    """Runs the watchdog over some runs. A run counts as healthy if its score never fell below three quarters of its best."""
-    leads, collapses, healthy, false_alarms = [], 0, 0, 0
-    for result in results:
-        alarm, halved = alarm_at(result, signs, needed), halved_at(result)
-        if halved is not None:
-            collapses += 1
-            leads += [halved - alarm] if alarm is not None and alarm <= halved else []
-        elif is_healthy(result):
-            healthy += 1
-            false_alarms += alarm is not None
-    return Outcome(collapses=collapses, announced=len(leads), leads=leads, healthy=healthy, false_alarms=false_alarms)
+def outcome(results: Sequence[Result], signs: Sequence[Sign]) -> Outcome:
+    """Runs the watchdog over some runs; those between healthy and collapsed do not count."""
+    collapses = [(alarm_at(result, signs), halved) for result in results if (halved := halved_at(result)) is not None]
+    healthy = [alarm_at(result, signs) for result in results if is_healthy(result)]
+    return Outcome(
+        collapses=len(collapses),
+        leads=sorted(halved - alarm for alarm, halved in collapses if alarm is not None and alarm <= halved),
+        healthy=len(healthy),
+        false_alarms=sum(alarm is not None for alarm in healthy),
+    )
 
 
-def is_healthy(result: Result) -> bool:
-    """Returns True if the score never fell below three quarters of its best."""
-    values = scores(result)
-    return not has_collapsed(result) and bool((values >= 0.75 * np.maximum.accumulate(values)).all())
+def fit(results: Sequence[Result]) -> list[Sign]:
+    """Returns the chosen signs with their bounds."""
+    healthy = [result for result in results if is_healthy(result)]
+    collapses = [(result, halved) for result in results if (halved := halved_at(result)) is not None]
+    candidates = [sign for sign in (_with_bound(sign, healthy) for sign in CANDIDATES) if sign is not None]
+    # The alarm of several signs is the earliest of theirs: each is computed once.
+    leads = {
+        sign: np.array([_lead(alarm_at(result, [sign]), halved) for result, halved in collapses]) for sign in candidates
+    }
+    quiet = [sign for sign in candidates if all(alarm_at(result, [sign]) is None for result in healthy)]
+    chosen: list[Sign] = []
+    together = np.full(len(collapses), -1)
+    while quiet:
+        best = max(quiet, key=lambda sign: _quality(np.maximum(together, leads[sign])))
+        if _quality(np.maximum(together, leads[best])) <= _quality(together):
+            break
+        chosen.append(best)
+        together = np.maximum(together, leads[best])
+    return chosen
+
+
+def _lead(alarm: int | None, halved: int) -> int:
+    """Returns the steps between alarm and collapse; -1 without an alarm in time."""
+    return halved - alarm if alarm is not None and alarm <= halved else -1
+
+
+def _quality(leads: np.ndarray) -> tuple[int, int]:
+    return int((leads >= 0).sum()), int(leads.clip(0).sum())
+
+
+def _with_bound(sign: Sign, healthy: Sequence[Result]) -> Sign | None:
+    """Returns the sign with its bound; None if fewer than two healthy runs have the metric."""
+    is_upward = sign.kind in ("above", "rise")
+    shown = [list(_values(result, sign)) for result in healthy]
+    extremes = [(max if is_upward else min)(values) for values in shown if values]
+    if len(extremes) < 2:
+        return None
+    logs = np.log(np.maximum(extremes, SMALLEST))
+    away = DEVIATIONS * logs.std(ddof=1)
+    return replace(sign, bound=float(np.exp(logs.mean() + (away if is_upward else -away))))
+
+
+def _values(result: Result, sign: Sign) -> Iterator[float]:
+    """Yields what the sign compares with its bound, step by step."""
+    values = [row[sign.metric] for row in rows_of(result) if sign.metric in row]
+    window = sign.window
+    means = list(np.convolve(values, np.ones(window) / window, mode="valid")) if len(values) >= window else []
+    for count in range(1, len(means) + 1):
+        if (value := sign.value(means[:count])) is not None:
+            yield float(value)
 
 
 def in_first_half(result: Result) -> bool:
@@ -95,58 +171,50 @@ def in_first_half(result: Result) -> bool:
     return hashlib.blake2b(result["key"].encode(), digest_size=1).digest()[0] % 2 == 0
 
 
-def bounds_beyond(results: Sequence[Result], signs: Sequence[Sign], margin: float) -> list[Sign]:
-    """Returns the signs with bounds that no healthy run reaches, by a factor."""
-    fitted = []
-    for sign in signs:
-        shown = [value for result in results if is_healthy(result) for value in _values(result, sign)]
-        upwards = sign.kind in ("above", "rise")
-        extreme = (max if upwards else min)(shown, default=sign.bound)
-        fitted.append(replace(sign, bound=extreme * margin if upwards else extreme / margin))
-    return fitted
-
-
-def _values(result: Result, sign: Sign) -> Iterator[float]:
-    """Yields what the sign compares with its bound, step by step."""
-    values = [row[sign.metric] for row in rows_of(result) if sign.metric in row]
-    means = list(np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")) if len(values) >= WINDOW else []
-    for count in range(1, len(means) + 1):
-        if (value := sign.value(means[:count])) is not None:
-            yield float(value)
-
-
-def fit(results: Sequence[Result]) -> tuple[list[Sign], int]:
-    """Returns the signs and the number of them that announce most collapses without a false alarm, with the longest lead."""
-    best: tuple[tuple[int, float], list[Sign], int] | None = None
-    for margin, needed in product(MARGINS, (1, 2)):
-        signs = bounds_beyond(results, SIGNS, margin)
-        found = outcome(results, signs, needed)
-        quality = (found.announced, float(np.mean(found.leads)) if found.leads else 0.0)
-        if not found.false_alarms and (best is None or quality > best[0]):
-            best = (quality, signs, needed)
-    assert best is not None, "a bound beyond all healthy runs has no false alarm"
-    return best[1], best[2]
+def random_halves(results: Sequence[Result]) -> Outcome:
+    """Returns the outcomes of signs on the halves that they were not fitted on, over many random halves together."""
+    found = []
+    for seed in range(RANDOM_HALVES):
+        order = np.random.default_rng(seed).permutation(len(results))
+        first, second = ([results[i] for i in half] for half in np.array_split(order, 2))
+        found.append(outcome(second, fit(first)))
+    return Outcome(
+        collapses=sum(each.collapses for each in found),
+        leads=sorted(lead for each in found for lead in each.leads),
+        healthy=sum(each.healthy for each in found),
+        false_alarms=sum(each.false_alarms for each in found),
+    )
 
 
 def main() -> None:
-    """Prints the fitted bounds, and what they and the present ones announce in both halves."""
-    results, console = read_results(), Console(width=140)
-    halves = {
-        "first half (fitted)": [result for result in results if in_first_half(result)],
-        "second half": [result for result in results if not in_first_half(result)],
-    }
-    signs, needed = fit(halves["first half (fitted)"])
-    bounds = Table("metric", "kind", "bound now", "fitted bound")
-    for now, fitted in zip(SIGNS, signs, strict=True):
-        bounds.add_row(now.metric, now.kind, f"{now.bound:.3g}", f"{fitted.bound:.3g}")
-    console.print(bounds, f"signs needed: {SIGNS_NEEDED} now, {needed} fitted")
-    table = Table("runs", "bounds", "collapses", "announced", "median lead", "leads", "healthy", "false alarms")
-    for name, half in halves.items():
-        for which, its, count in (("fitted", signs, needed), ("now", SIGNS, SIGNS_NEEDED)):
-            found = outcome(half, its, count)
-            lead = f"{np.median(found.leads):.0f}" if found.leads else ""
-            numbers = (found.collapses, found.announced, lead, sorted(found.leads), found.healthy, found.false_alarms)
-            table.add_row(name, which, *map(str, numbers))
+    """Prints the chosen signs, those that ship, and what both announce."""
+    results, console = read_results(), Console(width=150)
+    first = [result for result in results if in_first_half(result)]
+    second = [result for result in results if not in_first_half(result)]
+    half, whole = fit(first), fit(results)
+    bounds = Table("metric", "kind", "window", "ships", "of the first half", "of all runs")
+    columns = [
+        {(sign.metric, sign.kind, str(sign.window)): f"{sign.bound:.3g}" for sign in signs}
+        for signs in (SIGNS, half, whole)
+    ]
+    for key in dict.fromkeys(key for column in columns for key in column):
+        bounds.add_row(*key, *(column.get(key, "") for column in columns))
+    console.print(bounds)
+    table = Table("runs", "signs", "collapses", "announced", "median lead", "lead ≥ 50", "healthy", "false alarms")
+    rows = (
+        ("first half", "of the first half", outcome(first, half)),
+        ("second half", "of the first half", outcome(second, half)),
+        (f"{RANDOM_HALVES} random second halves", "of the first half", random_halves(results)),
+        ("all", "of all runs", outcome(results, whole)),
+        ("all", "ships", outcome(results, SIGNS)),
+    )
+    for runs, signs, found in rows:
+        median, long = (
+            (f"{np.median(found.leads):.0f}", sum(lead >= 50 for lead in found.leads)) if found.leads else ("", 0)
+        )
+        table.add_row(
+            runs, signs, *map(str, (found.collapses, len(found.leads), median, long, found.healthy, found.false_alarms))
+        )
     console.print(table)
 
 

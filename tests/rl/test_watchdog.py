@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from rl.watchdog import SIGNS, WINDOW, Alarm, Sign, Watchdog
+from rl.watchdog import SIGNS, Alarm, Sign, Watchdog
 
 RISE = Sign(metric="a", kind="rise", bound=1.5, text="a is {value:.2f} times its smallest")
 FALL = Sign(metric="b", kind="fall", bound=0.5, text="b is {value:.2f} of its largest")
@@ -15,13 +17,9 @@ def watch(dog: Watchdog, first: int, rows: list[dict[str, float]]) -> list[Alarm
     return [dog.watch(first + index, row) for index, row in enumerate(rows)]
 
 
-def test_windows_are_five_steps():
-    assert WINDOW == 5
-
-
 def test_a_rise_is_compared_with_the_smallest_mean_before():
     # Five steps of 2, five of 1, then 4: the last five have 1, 1, 1, 1, 4 = 1.6 on average, then 1, 1, 1, 4, 4 = 2.2.
-    dog = Watchdog(signs=[RISE], needed=1)
+    dog = Watchdog(signs=[RISE])
     assert watch(dog, 1, [{"a": 2.0}] * 5 + [{"a": 1.0}] * 10) == [None] * 15
     alarm = dog.watch(16, {"a": 4.0})
     assert alarm is not None and alarm.text.startswith(
@@ -31,7 +29,7 @@ def test_a_rise_is_compared_with_the_smallest_mean_before():
 
 
 def test_a_fall_is_compared_with_the_largest_mean_before():
-    dog = Watchdog(signs=[FALL], needed=1)
+    dog = Watchdog(signs=[FALL])
     assert watch(dog, 1, [{"b": 1.0}] * 10 + [{"b": 0.0}] * 2) == [None] * 12  # 3/5 is left
     alarm = dog.watch(13, {"b": 0.0})
     assert alarm is not None and "b is 0.40 of its largest" in alarm.text
@@ -40,27 +38,40 @@ def test_a_fall_is_compared_with_the_largest_mean_before():
 
 def test_a_slow_fall_is_measured_from_where_it_began():
     # 1 for five steps, then .1 less each step: the mean of steps 1 to 5 is the largest, and half of it is left at step 13.
-    dog = Watchdog(signs=[FALL], needed=1)
+    dog = Watchdog(signs=[FALL])
     found = watch(dog, 1, [{"b": 1.0}] * 5 + [{"b": 1 - 0.1 * n} for n in range(1, 11)])
     (alarm,) = [alarm for alarm in found if alarm]
     assert (alarm.step, alarm.good_until) == (13, 0)
 
 
-def test_the_first_steps_raise_no_alarm_since_there_is_nothing_to_compare_with():
-    assert watch(Watchdog(signs=[ABOVE], needed=1), 1, [{"c": 1.0}] * 5) == [None] * 5
+def test_a_fixed_bound_holds_from_the_first_whole_window_on():
+    found = watch(Watchdog(signs=[ABOVE]), 1, [{"c": 1.0}] * 5)
+    assert found[:4] == [None] * 4
+    assert found[4] is not None and found[4].good_until == 0
 
 
-def test_one_sign_of_two_is_no_alarm_and_the_second_has_the_step_of_the_first():
-    dog = Watchdog(signs=[ABOVE, FALL], needed=2)
-    calm, half, both = {"b": 1.0, "c": 0.0}, {"b": 1.0, "c": 1.0}, {"b": 0.0, "c": 1.0}
-    # c: 2/5 at step 22; b: 2/5 at step 33.
-    assert watch(dog, 1, [calm] * 20 + [half] * 10 + [both] * 2) == [None] * 32
-    alarm = dog.watch(33, both)
-    assert alarm is not None and (alarm.step, alarm.good_until) == (33, 22 - WINDOW)
+def test_the_first_steps_have_nothing_to_compare_a_rise_or_a_fall_with():
+    first = [{"a": 1.0, "b": 1.0}] * 5 + [{"a": 100.0, "b": 0.0}] * 4
+    assert watch(Watchdog(signs=[RISE, FALL]), 1, first[:5]) == [None] * 5
+
+
+def test_two_signs_at_once_are_one_alarm_with_both_and_the_earlier_beginning():
+    dog = Watchdog(signs=[ABOVE, FALL])
+    assert watch(dog, 1, [{"b": 1.0, "c": 0.0}] * 20 + [{"b": 0.0, "c": 0.0}] * 2) == [None] * 22
+    alarm = dog.watch(23, {"b": 0.0, "c": 9.0})  # b: 2/5 is left, measured from steps 14 to 18; c: 9/5
+    assert alarm is not None and (alarm.step, alarm.good_until) == (23, 13)
+    assert "c is 1.80 and b is 0.40 of its largest: make fewer updates" in alarm.text
+
+
+def test_a_sign_may_have_a_window_of_its_own():
+    # Ten steps of 1, then 0: the means of ten steps fall by a tenth each, and .4 is left at step 26.
+    slow = replace(FALL, window=10)
+    found = [alarm for alarm in watch(Watchdog(signs=[slow]), 1, [{"b": 1.0}] * 20 + [{"b": 0.0}] * 10) if alarm]
+    assert [(alarm.step, alarm.good_until) for alarm in found] == [(26, 6)]
 
 
 def test_an_alarm_comes_once_until_its_signs_are_gone():
-    dog = Watchdog(signs=[ABOVE], needed=1)
+    dog = Watchdog(signs=[ABOVE])
     found = watch(dog, 1, [{"c": 0.0}] * 10 + [{"c": 1.0}] * 5 + [{"c": 0.0}] * 5 + [{"c": 1.0}] * 5)
     assert [alarm.step for alarm in found if alarm] == [12, 22]  # 2/5 is the first mean above 1/5
 
@@ -68,22 +79,22 @@ def test_an_alarm_comes_once_until_its_signs_are_gone():
 def test_a_resumed_run_watches_as_if_it_had_gone_on():
     rows = [{"step": step, "a": 1.0, "b": 1.0, "c": 0.0} for step in range(1, 21)]
     evaluation = {"step": 20, "eval/greedy": 0.5}
-    one, other = Watchdog(signs=[RISE, FALL], needed=2), Watchdog([*rows, evaluation], signs=[RISE, FALL], needed=2)
+    one, other = Watchdog(signs=[RISE, FALL]), Watchdog([*rows, evaluation], signs=[RISE, FALL])
     watch(one, 1, rows)
     sick = [{"a": 9.0, "b": 0.0}] * 4
     assert watch(one, 21, sick) == watch(other, 21, sick)
-    assert any(watch(Watchdog(rows, signs=[RISE, FALL], needed=2), 21, sick))
+    assert any(watch(Watchdog(rows, signs=[RISE, FALL]), 21, sick))
 
 
 def test_an_objective_without_ratios_is_watched_by_the_other_signs():
-    dog = Watchdog(signs=[RISE, ABOVE], needed=1)
+    dog = Watchdog(signs=[RISE, ABOVE])
     assert any(watch(dog, 1, [{"c": 1.0}] * 10))
 
 
 def test_a_reference_of_zero_is_no_sign():
-    assert not any(watch(Watchdog(signs=[RISE, FALL], needed=1), 1, [{"a": 0.0, "b": 0.0}] * 20))
+    assert not any(watch(Watchdog(signs=[RISE, FALL]), 1, [{"a": 0.0, "b": 0.0}] * 20))
 
 
-@pytest.mark.parametrize("sign", SIGNS, ids=[sign.metric for sign in SIGNS])
+@pytest.mark.parametrize("sign", SIGNS, ids=[f"{sign.metric} {sign.window}" for sign in SIGNS])
 def test_every_sign_can_be_put_into_words(sign: Sign):
     assert "{" not in sign.text.format(value=0.123)
