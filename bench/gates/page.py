@@ -1,4 +1,4 @@
-"""The page of the grid, docs/sapo_grid.md, and its picture: both are made of the results, and never by hand."""
+"""The page of the grid, docs/sapo_grid.md, and its pictures: all are made of the results, and never by hand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,20 @@ import numpy as np
 
 from bench.gates.cells import DECISIVE, GROUP_SIZE, LEARNING_RATES, PLACES, PROMPTS_PER_STEP, STEPS
 from bench.gates.tables import Results, cells_of, is_of_grid, tables
+from bench.gates.watchdog import alarm_at
+from rl.watchdog import SIGNS
 
 PAGE, PICTURE = Path("docs/sapo_grid.md"), Path("docs/sapo_grid.png")
+COLLAPSE = Path("docs/sapo_collapse.png")
+SHOWN = ("sapo", "grpo", "one-sided τ 20 + mask")
+"""Objectives of the picture of a collapse."""
+PANELS = {
+    "reward": "reward",
+    "equal": "groups without\nvariance",
+    "var": "variance of log r\nin a response",
+    "gate": "mean gate",
+}
+"""Curve → title of its panel."""
 HEAD = """# The grid of gates
 
 This page is written by `python -m bench.gates --page`. Do not edit it.
@@ -46,6 +58,7 @@ def write_page(results: Results) -> None:
     )
     PAGE.write_text(head + "\n".join(table.markdown() for table in tables(runs)), encoding="utf-8")
     _draw(runs)
+    _draw_collapse(cells_of(runs)["sums", "dense"])
     print(f"page: {PAGE}")
 
 
@@ -77,3 +90,35 @@ def _draw_runs(axis: Any, runs: Sequence[Mapping[str, Any]], colour: str, name: 
     for curve in curves:
         axis.plot(steps, curve, color=colour, alpha=0.25, linewidth=0.8)
     axis.plot(steps, curves.mean(0), color=colour, linewidth=2, label=f"{name} ({len(runs)})")
+
+
+def _draw_collapse(cells: Mapping[tuple[str, int], Results]) -> None:
+    """Draws a collapse beside two runs that hold, all of seed 0 at N = 32; a dot marks the watchdog's alarm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1 + len(PANELS), 1, figsize=(9, 11), sharex=True, layout="constrained")
+    for index, name in enumerate(SHOWN):
+        for run in cells.get((name, 32), []):
+            if run["seed"] == 0:
+                _draw_run(axes, run, f"C{index}", name)
+    for axis, title in zip(axes, ("held-out score", *PANELS.values()), strict=True):
+        axis.set(ylabel=title)
+        axis.grid(alpha=0.3)
+    axes[list(PANELS).index("var") + 1].set(yscale="log")
+    axes[-1].set(xlabel="step")
+    figure.legend(loc="outside upper center", frameon=False, ncols=3)
+    figure.savefig(COLLAPSE, dpi=110)
+    plt.close(figure)
+
+
+def _draw_run(axes: Sequence[Any], run: Mapping[str, Any], colour: str, name: str) -> None:
+    """Draws the curves of a run: held-out scores, then running means over five steps."""
+    axes[0].plot(*zip(*run["held_out"], strict=True), color=colour, label=name)
+    for axis, key in zip(axes[1:], PANELS, strict=True):
+        means = np.convolve(run["curves"][key], np.ones(5) / 5, mode="valid")
+        axis.plot(range(5, len(means) + 5), means, color=colour)
+        if key == "reward" and (alarm := alarm_at(run, SIGNS)) is not None:
+            axis.plot(alarm, means[alarm - 5], "o", color=colour)
