@@ -200,7 +200,7 @@ def _rounded(value: float | None) -> float | None:
 def summary(result: Mapping[str, Any]) -> str:
     """Returns one line on a result."""
     scores = [score for _, score in result["held_out"]]
-    last = result["curves"].get("gate_last", result["curves"]["gate"])
+    last = [gate for gate in result["curves"].get("gate_last", result["curves"]["gate"]) if gate is not None]
     return (
         f"{result['key']}: {scores[0]:.3f} → {scores[-1]:.3f} (best {max(scores):.3f}), least gate {min(last):.3f}, "
         f"{result['seconds']:.0f} s"
