@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.gates.cells import GROUP_SIZE, OBJECTIVES, PROMPTS_PER_STEP, STEPS, UPDATES, Cell, grid
+from bench.gates.cells import GROUP_SIZE, LEARNING_RATES, OBJECTIVES, PROMPTS_PER_STEP, STEPS, UPDATES, Cell, grid
 from bench.gates.engine import LocalEngine, seeds_of
-from bench.gates.run import start_policy
+from bench.gates.run import start_policy, summary
 from bench.gates.tables import cells_of, final, has_collapsed, interval, never_worse
 from rewards.types import Score
 from rl.config import LearnerConfig, OptimizerConfig, TrainConfig
@@ -110,7 +110,7 @@ def result(objective: str, updates: int, held_out: list[float], seed: int = 0) -
         objective=objective,
         updates=updates,
         seed=seed,
-        learning_rate=1e-4,
+        learning_rate=LEARNING_RATES["sums"],
         steps=STEPS["sums"],
     )
     fields = {name: getattr(cell, name) for name in Cell.__dataclass_fields__}
@@ -142,5 +142,14 @@ def test_an_objective_is_below_the_best_baseline_beyond_that_ones_interval():
     assert never_worse(cells_of(runs[1:3])["sums", "dense"]) == {}, "two seeds are too few"
 
 
-def test_runs_of_another_length_are_not_in_the_tables():
-    assert cells_of([{**result("sapo", 2, [0.5] * 3), "steps": 1 + STEPS["sums"]}]) == {}
+def test_runs_of_another_length_or_learning_rate_are_not_in_the_tables():
+    made = result("sapo", 2, [0.5] * 3)
+    assert cells_of([{**made, "steps": 1 + STEPS["sums"]}, {**made, "learning_rate": 2 * LEARNING_RATES["sums"]}]) == {}
+
+
+def test_a_run_is_summed_up_though_some_steps_had_a_single_update():
+    # A step that ends after one update has no gate of a last one.
+    made = {**result("sapo", 2, [0.2, 0.6, 0.4]), "seconds": 9.6, "curves": {"gate_last": [0.9, None, 0.7]}}
+    assert summary({**made, "curves": {"gate": [1.0], **made["curves"]}}) == (
+        "sums/dense/sapo/2/6e-05/120/0: 0.200 → 0.400 (best 0.600), least gate 0.700, 10 s"
+    )

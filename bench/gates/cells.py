@@ -64,6 +64,7 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
         "correction": CorrectionConfig(off_policy_threshold=0.1),
     },
     "sequence τ 30": {"objective": "sapo_sequence", "tau_pos": 30.0, "tau_neg": 31.5},
+    "sequence τ 60": {"objective": "sapo_sequence", "tau_pos": 60.0, "tau_neg": 63.0},
     "sapo log": {"objective": "sapo_log"},
     "sapo erf": {"objective": "sapo_erf"},
     "sapo arctan": {"objective": "sapo_arctan"},
@@ -100,7 +101,7 @@ DECISIVE = (
     "sapo + mask",
     "sapo + stop",
     "one-sided τ 20 + mask",
-    "sapo τ 10",
+    "sequence τ 60",
 )
 """Objectives that come first."""
 PLACES: tuple[tuple[TaskName, Kind], ...] = (("sums", "dense"), ("game", "dense"), ("sums", "moe"), ("game", "moe"))
