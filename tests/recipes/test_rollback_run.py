@@ -46,19 +46,32 @@ def steps(file: Path) -> list[int]:
     return [json.loads(line)["step"] for line in file.read_text().splitlines()]
 
 
-def test_an_alarm_sends_the_run_back_and_a_resume_keeps_the_careful_options(
-    tmp_path: Path, cluster, monkeypatch, caplog
-):
+def test_an_alarm_sends_the_run_back_with_careful_options(tmp_path: Path, cluster, monkeypatch, caplog):
     monkeypatch.setattr(rl.run, "Watchdog", OneAlarm)
+    monkeypatch.setattr(OneAlarm, "raised", False)
     run_dir = tmp_path / "run"
     run_here("digit_sums", words(run_dir, "--steps", "5"))
     (rollback,) = read_rollbacks(run_dir)
     assert (rollback.step, rollback.to, rollback.reason) == (ALARM_AT, 2, "step 4: a sign")
-    assert "back to step 2, with correction.off_policy_threshold = 0.1, num_minibatches = 1" in caplog.text
+    changes = "optimizer.learning_rate = 5e-05, correction.off_policy_threshold = 0.1, num_minibatches = 1"
+    assert f"back to step 2, with {changes}" in caplog.text
     assert steps(run_dir / "metrics.jsonl") == [0, 1, 2, 3, 4, 5]
     assert steps(run_dir / "abandoned.jsonl") == [3, 4]
     written = json.loads((run_dir / "config.json").read_text())
     assert (written["num_minibatches"], written["correction"]["off_policy_threshold"]) == (1, 0.1)
 
-    run_here("digit_sums", words(run_dir, "--steps", "5", "--resume", "auto"))  # it is done, and nothing is refused
-    assert max(checkpoint_steps(run_dir)) == 5
+
+def learned(run_dir: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in row if name.startswith(("policy/", "loss/", "reward/"))} for row in rows[1:]]
+
+
+def test_a_run_that_ends_after_its_rollback_resumes_to_the_last_digit(tmp_path: Path, cluster, monkeypatch):
+    monkeypatch.setattr(rl.run, "Watchdog", OneAlarm)
+    for name, parts in {"whole": ["--steps 6"], "resumed": ["--steps 4", "--steps 6 --resume auto"]}.items():
+        monkeypatch.setattr(OneAlarm, "raised", False)
+        for options in parts:
+            run_here("digit_sums", words(tmp_path / name, *options.split()))
+    assert max(checkpoint_steps(tmp_path / "resumed")) == 6
+    assert len(learned(tmp_path / "whole")) == 6
+    assert learned(tmp_path / "resumed") == learned(tmp_path / "whole")
