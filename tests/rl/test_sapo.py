@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rl.sapo import MAX_LOG_RATIO, gate_weight, sapo_loss
+from tests.losses import value_and_gradient
 
 INF, NAN = float("inf"), float("nan")
 
@@ -72,6 +73,15 @@ def test_a_token_pulls_hardest_at_about_twice_its_old_probability(tau: float, be
     pull = logprobs_BT.grad[:, 0].numpy()
     assert ratios[pull.argmax()] == pytest.approx(best_ratio, abs=0.0015)
     assert pull.max() == pytest.approx(largest, abs=ROUNDED)
+
+
+@pytest.mark.parametrize("tau", [1.0, 18.0, 60.0])
+def test_the_gate_is_a_half_and_a_tenth_where_the_documentation_says(tau: float):
+    # sech²(x) = ½ and 1/10 at x = arcosh √2 = .8814 and arcosh √10 = 1.8184: distances of 1.763/τ and 3.637/τ from 1.
+    ratios = [1 + 1.7627 / tau, 1 + 3.6369 / tau]
+    _, [gradient] = value_and_gradient(sapo_loss, [ratios], [1.0], tau_pos=tau)
+    gates = [-2 * slope / ratio for slope, ratio in zip(gradient, ratios, strict=True)]
+    assert gates == pytest.approx([0.5, 0.1], abs=1e-4)
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.5, 1.0, 1.05, 3.0, 20.0])
