@@ -32,8 +32,8 @@ class CorrectionConfig:
     off_policy_reference: Literal["learner", "engine"] = "learner"
     """The π_old of that mask: the learner's before the step's updates, or the engine's, which includes their mismatch."""
     target_kl: PositiveOrZero = 0.0
-    """Early stopping: a step's updates end, and the rest of its samples is dropped, once a minibatch shows a mean KL to the policy
-    that the step began with above this, in nats per token. 0: off."""
+    """Early stopping: a step's updates end once a minibatch shows a KL to the policy that the step began with above this, in nats
+    per token. The rest of the step's samples is dropped. 0: off."""
 
 
 @dataclass(frozen=True, kw_only=True)
