@@ -54,6 +54,7 @@ METHODS = (
     Gate("SSPO", OBJECTIVES["sspo"], "gold", ":", 1.8),
     Gate("SAPO, τ = 3", partial(SAPO, tau_pos=3.0, tau_neg=3.0), "tab:blue", "--"),
     Gate("SAPO, τ = 10", partial(SAPO, tau_pos=10.0, tau_neg=10.0), "tab:blue", ":"),
+    Gate("one-sided SAPO, τ = 20 / 21", OBJECTIVES["sapo_one_sided"], "tab:cyan", "-."),
     Gate("GRPO", OBJECTIVES["grpo"], "tab:red"),
     Gate("DAPO", OBJECTIVES["dapo"], "tab:orange", "--"),
     Gate("GSPO", OBJECTIVES["gspo"], "tab:brown", ":"),
@@ -69,7 +70,7 @@ SHAPES = (
     Gate("arctan", OBJECTIVES["sapo_arctan"], "tab:purple"),
     Gate("softsign", OBJECTIVES["sapo_softsign"], "tab:orange"),
     Gate("sigmoid of log r", OBJECTIVES["sapo_log"], "tab:red", "--"),
-    Gate("one-sided", OBJECTIVES["sapo_one_sided"], "black", ":"),
+    Gate("one-sided", partial(OBJECTIVES["sapo_one_sided"], tau_pos=1.0, tau_neg=1.05), "black", ":"),
     POLICY_GRADIENT,
 )
 """The lower row: SAPO with other shapes, τ = 1 / 1.05. For r > 1 and τ = 1 softsign is the sigmoid of log r."""

@@ -48,7 +48,7 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "sapo + stop": {"objective": "sapo", "correction": CorrectionConfig(target_kl=0.05)},
     "sapo + constant": {"objective": "sapo", "aggregation": "constant_length"},
     "sapo + KL": {"objective": "sapo", "kl_coefficient": 0.05},
-    "one-sided τ 1": {"objective": "sapo_one_sided"},
+    "one-sided τ 1": {"objective": "sapo_one_sided", "tau_pos": 1.0, "tau_neg": 1.05},
     "one-sided τ 10": {"objective": "sapo_one_sided", "tau_pos": 10.0, "tau_neg": 10.5},
     "one-sided τ 10 + mask": {
         "objective": "sapo_one_sided",

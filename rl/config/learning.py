@@ -91,10 +91,11 @@ class ObjectiveOptions:
     """sapo. Its gate on one side: sapo_one_sided; of the whole response: sapo_sequence; on the log ratio: sapo_log; of another
     shape: sapo_erf, sapo_arctan, sapo_softsign. For comparison: sspo, grpo, gspo, dapo, dr_grpo, cispo, vespo, policy_gradient. Or
     FILE.py:FUNCTION, an objective of yours."""
-    tau_pos: Positive = 1.0
-    """Gate temperature of SAPO, its variants and SSPO, for positive advantages. Larger: gradients fade nearer to on-policy."""
-    tau_neg: Positive = 1.05
-    """The same for negative (and zero) advantages."""
+    tau_pos: Annotated[float | None, Gt(0)] = None
+    """Gate temperature of SAPO, its variants and SSPO, for positive advantages. Larger: gradients fade nearer to on-policy. SAPO's
+    is 1. Default: the objective's own."""
+    tau_neg: Annotated[float | None, Gt(0)] = None
+    """The same for negative (and zero) advantages; SAPO's is 1.05."""
     clip_low: Annotated[float | None, Gt(0)] = None
     """Clipping range: how far a ratio may fall below 1, in objectives that clip. Default: the objective's own."""
     clip_high: Annotated[float | None, Gt(0)] = None

@@ -7,7 +7,7 @@ from functools import partial
 from types import MappingProxyType
 
 from rewards.loading import load_function
-from rl.config import Aggregation, LearningOptions, ObjectiveOptions
+from rl.config import Aggregation, LearningOptions
 from rl.objectives.aggregation import aggregated_loss
 from rl.objectives.clipped import (
     cispo_loss,
@@ -34,8 +34,11 @@ from rl.sapo import sapo_loss
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     {
         "sapo": sapo_loss,
-        "sapo_one_sided": partial(soft_gate_loss, gated=on_the_favoured_side),
-        "sapo_sequence": partial(soft_gate_loss, gated=on_the_favoured_side, level=of_sequence),
+        # A tenth of the gradient is left where PPO's clip of .2, or GSPO's bounds, would cut: at 3.6 / τ.
+        "sapo_one_sided": partial(soft_gate_loss, gated=on_the_favoured_side, tau_pos=20.0, tau_neg=21.0),
+        "sapo_sequence": partial(
+            soft_gate_loss, gated=on_the_favoured_side, level=of_sequence, tau_pos=9000.0, tau_neg=12000.0
+        ),
         "sapo_log": partial(soft_gate_loss, distance=LOG_RATIO),
         "sapo_erf": partial(soft_gate_loss, shape=ERF),
         "sapo_arctan": partial(soft_gate_loss, shape=ARCTAN),
@@ -62,6 +65,10 @@ OWN_AGGREGATION: Mapping[str, Aggregation] = MappingProxyType(
 """Name → the denominator that the objective has by itself."""
 
 
+CONSTANTS = ("tau_pos", "tau_neg", "clip_low", "clip_high")
+"""Options that are keyword arguments of the objectives that read them; one that is not set keeps the objective's own default."""
+
+
 def choose_objective(options: LearningOptions) -> Objective:
     """Returns the named objective, or the function of a file, bound to the options that it takes.
 
@@ -70,20 +77,11 @@ def choose_objective(options: LearningOptions) -> Objective:
     """
     named = ":" not in options.objective  # `check_config` has checked the name
     objective = OBJECTIVES[options.objective] if named else load_function(options.objective, "objective")
-    clips = {"clip_low": options.clip_low, "clip_high": options.clip_high}
-    bounds = {name: value for name, value in clips.items() if value is not None}
-    if extra := bounds.keys() - accepted(objective, bounds).keys():
-        values = ", ".join(f"{name} = {bounds[name]:g}" for name in sorted(extra))
-        raise ValueError(f"objective {options.objective!r} does not clip by {values}: leave it out")
-    temperatures = {"tau_pos": options.tau_pos, "tau_neg": options.tau_neg}
-    defaults = ObjectiveOptions()
-    for name in temperatures.keys() - accepted(objective, temperatures).keys():
-        if temperatures[name] != getattr(defaults, name):
-            raise ValueError(
-                f"objective {options.objective!r} has no gate with {name} = {temperatures[name]:g}: leave it out"
-            )
-    arguments = {**temperatures, "max_tokens": options.rollout.max_tokens, **bounds}
-    bound = partial(objective, **accepted(objective, arguments))
+    chosen = {name: value for name in CONSTANTS if (value := getattr(options, name)) is not None}
+    if unread := chosen.keys() - accepted(objective, chosen).keys():
+        values = " and ".join(f"{name} = {chosen[name]:g}" for name in CONSTANTS if name in unread)
+        raise ValueError(f"objective {options.objective!r} does not take {values}: leave it out")
+    bound = partial(objective, **accepted(objective, {**chosen, "max_tokens": options.rollout.max_tokens}))
     return _aggregated(bound, options) if options.aggregation is not None else bound
 
 

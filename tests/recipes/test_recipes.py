@@ -146,8 +146,8 @@ def test_unknown_option_is_named(recipe: Callable[..., Ended], name: str) -> Non
             "--reward {folder}/none.py:score",
             "reward '{folder}/none.py:score': there is no file {folder}/none.py; give the path of a Python file",
         ),
-        ("--objective grpo --tau-neg 2", "objective 'grpo' has no gate with tau_neg = 2: leave it out"),
-        ("--objective sapo --clip-low 0.2", "objective 'sapo' does not clip by clip_low = 0.2: leave it out"),
+        ("--objective grpo --tau-neg 2", "objective 'grpo' does not take tau_neg = 2: leave it out"),
+        ("--objective sapo --clip-low 0.2", "objective 'sapo' does not take clip_low = 0.2: leave it out"),
     ],
 )
 def test_bad_value_is_told_in_one_sentence_before_the_cold_start(

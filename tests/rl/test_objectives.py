@@ -43,12 +43,12 @@ ONE_TOKEN = [
     ("sapo_arctan", 3.0, 1.0, -2 * (math.pi / 2 + math.pi / 4), -3 / 2),  # u = 1
     ("sapo_arctan", 0.5, -1.0, 2 / 1.05 * (math.pi / 2 - math.atan(0.2625)), 0.5 / (1 + 0.2625**2)),
     ("sapo_softsign", 3.0, 1.0, -2 * 1.5, -3 / 4),  # u = 1: 1 + 1/2, and 1/4
-    ("sapo_one_sided", 2.0, 1.0, -gate(2.0, 1.0), -slope(2.0, 1.0)),  # favoured: SAPO
-    ("sapo_one_sided", 0.5, 1.0, -1.5, -0.5),  # a fallen good token: r − 1 + f(1) = −.5 + 2, slope r
-    ("sapo_one_sided", 0.5, -1.0, gate(0.5, 1.05), slope(0.5, 1.05)),
-    ("sapo_one_sided", 2.0, -1.0, 1 + 2 / 1.05, 2.0),  # a risen bad token
-    ("sapo_sequence", 2.0, 1.0, -gate(2.0, 1.0), -slope(2.0, 1.0)),  # of one token it is sapo_one_sided
-    ("sapo_sequence", 2.0, -1.0, 1 + 2 / 1.05, 2.0),
+    ("sapo_one_sided", 1.1, 1.0, -gate(1.1, 20.0), -slope(1.1, 20.0)),  # favoured: SAPO at τ = 20
+    ("sapo_one_sided", 0.5, 1.0, 0.4, -0.5),  # a fallen good token: r − 1 + f(1) = −.5 + 2/20, slope r
+    ("sapo_one_sided", 0.9, -1.0, gate(0.9, 21.0), slope(0.9, 21.0)),
+    ("sapo_one_sided", 2.0, -1.0, 1 + 2 / 21, 2.0),  # a risen bad token
+    ("sapo_sequence", 1.0004, 1.0, -gate(1.0004, 9000.0), -slope(1.0004, 9000.0)),  # sapo_one_sided at another τ
+    ("sapo_sequence", 2.0, -1.0, 1 + 2 / 12000, 2.0),
     ("sapo_log", 4.0, 1.0, -4 * 0.8, -4 * 0.8 * 0.2),  # σ(log 4) = 4/5: 4p, and 4p (1 − p) without r
     ("sapo_log", 0.25, 1.0, -4 * 0.2, -4 * 0.8 * 0.2),  # as at 4
     ("sspo", 2.0, 1.0, -gate(2.0, 1.0), -slope(2.0, 1.0)),  # of one token SSPO is SAPO
@@ -268,7 +268,7 @@ def config(**options: object) -> TrainConfig:
 
 def test_a_config_hands_its_options_to_the_objective_that_takes_them():
     chosen = choose_objective(config(tau_neg=1.3))
-    assert (chosen.func, chosen.keywords) == (sapo_loss, {"tau_pos": 1.0, "tau_neg": 1.3})
+    assert (chosen.func, chosen.keywords) == (sapo_loss, {"tau_neg": 1.3})
     chosen = choose_objective(config(objective="dr_grpo", clip_high=0.3))
     assert (chosen.func, chosen.keywords) == (dr_grpo_loss, {"max_tokens": 1024, "clip_high": 0.3})
 
@@ -278,13 +278,13 @@ def test_the_names_that_a_config_accepts_are_those_of_the_objectives():
 
 
 def test_an_option_that_the_objective_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="^objective 'grpo' has no gate with tau_neg = 1.2: leave it out$"):
+    with pytest.raises(ValueError, match="^objective 'grpo' does not take tau_neg = 1.2: leave it out$"):
         choose_objective(config(objective="grpo", tau_neg=1.2))
     with pytest.raises(
-        ValueError, match="^objective 'sapo' does not clip by clip_high = 0.2, clip_low = 0.1: leave it out$"
+        ValueError, match="^objective 'sapo' does not take clip_low = 0.1 and clip_high = 0.2: leave it out$"
     ):
         choose_objective(config(clip_low=0.1, clip_high=0.2))
-    with pytest.raises(ValueError, match="^objective 'cispo' does not clip by clip_low = 0.1: leave it out$"):
+    with pytest.raises(ValueError, match="^objective 'cispo' does not take clip_low = 0.1: leave it out$"):
         choose_objective(config(objective="cispo", clip_low=0.1))
 
 

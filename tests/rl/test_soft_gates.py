@@ -25,7 +25,7 @@ def test_sspo_weighs_every_token_by_the_geometric_mean_of_the_gates():
 
 def test_a_gate_of_the_sequence_weighs_every_token_by_gspos_ratio():
     # r = 4 and 1: s = 2 for both, A = 1: each token's gradient is ω(2) / 2, though one of them has not moved.
-    loss, [gradient] = value_and_gradient(OBJECTIVES["sapo_sequence"], [[4.0, 1.0]], [1.0])
+    loss, [gradient] = value_and_gradient(OBJECTIVES["sapo_sequence"], [[4.0, 1.0]], [1.0], tau_pos=1.0)
     assert loss == pytest.approx(-gate(2.0, 1.0))
     assert gradient == pytest.approx([-slope(2.0, 1.0) / 2] * 2)
 

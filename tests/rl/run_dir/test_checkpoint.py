@@ -160,7 +160,7 @@ def test_a_folder_that_holds_no_checkpoint_is_named_with_the_remedy(tmp_path: Pa
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"tau_neg": 1.2}, r"tau_neg = 1.2 \(was 1.05\)"),
+        ({"tau_neg": 1.2}, r"tau_neg = 1.2 \(was None\)"),
         ({"group_size": 4}, r"group_size = 4 \(was 8\)"),
         ({"seed": 1}, r"seed = 1 \(was 0\)"),
         ({"reward": "mine.py:f"}, r"reward = 'mine.py:f' \(was None\)"),
@@ -180,7 +180,7 @@ def test_another_config_is_refused_with_the_field_and_both_values(tmp_path: Path
 
 def test_every_difference_is_named(tmp_path: Path):
     changed = replace(CONFIG, tau_pos=0.9, num_minibatches=4, steps=7)
-    with pytest.raises(ValueError, match=r"num_minibatches = 4 \(was 2\), tau_pos = 0.9 \(was 1.0\); pass"):
+    with pytest.raises(ValueError, match=r"num_minibatches = 4 \(was 2\), tau_pos = 0.9 \(was None\); pass"):
         load_loop_state(save(tmp_path, 5), changed)
 
 
