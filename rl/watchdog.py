@@ -54,23 +54,16 @@ SIGNS = (
     Sign(
         metric="reward/mean",
         kind="fall",
-        window=5,
-        bound=0.54,
-        text="the reward of five steps is {value:.2f} of its best",
-    ),
-    Sign(
-        metric="reward/mean",
-        kind="fall",
         window=10,
-        bound=0.67,
-        text="the reward of ten steps is {value:.2f} of its best",
+        bound=0.68,
+        text="the reward is {value:.2f} of its best",
     ),
     Sign(
-        metric="policy/ratio_p99",
-        kind="above",
+        metric="rollout/response_tokens",
+        kind="rise",
         window=5,
-        bound=4.0,
-        text="one token in a hundred has become {value:.1f} times as likely within a step",
+        bound=1.24,
+        text="responses are {value:.2f} times as long as at their shortest",
     ),
 )
 ADVICE = (

@@ -2,7 +2,7 @@
 
     python -m bench.gates.watchdog
 
-A bound lies 2.5 standard deviations beyond what healthy runs have shown: of the logarithms of their extremes. Of all candidates
+A bound lies three standard deviations beyond what healthy runs have shown: of the logarithms of their extremes. Of all candidates
 those are chosen, one after the other, that announce most collapses, with the longest lead, and raise no alarm on a healthy run.
 """
 
@@ -29,7 +29,7 @@ COLUMNS = {
 } | {f"policy/{name}": column for name, column in METRICS.items()}
 """Metric → column of a result."""
 
-DEVIATIONS = 2.5
+DEVIATIONS = 3.0
 """Standard deviations between the mean of the healthy runs' extremes and a bound, on a logarithmic scale."""
 RANDOM_HALVES = 40
 SMALLEST = 1e-6
