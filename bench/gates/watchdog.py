@@ -24,7 +24,6 @@ from rl.watchdog import SIGNS, Sign, Watchdog
 
 COLUMNS = {
     "reward/mean": "reward",
-    "rollout/response_tokens": "tokens",
     "rollout/groups_without_variance": "equal",
 } | {f"policy/{name}": column for name, column in METRICS.items()}
 """Metric → column of a result."""
@@ -35,13 +34,13 @@ RANDOM_HALVES = 40
 SMALLEST = 1e-6
 """Extremes below this count as this: a logarithm needs them positive."""
 
-# What a task's reward, entropy and length are, nobody knows beforehand: those are compared with themselves.
+# What a task's reward and entropy are, nobody knows beforehand: those are compared with themselves. Lengths are no candidates: here
+# they stay the same, but responses that reason grow in healthy runs, too.
 CANDIDATES = tuple(
     Sign(metric=metric, kind=kind, bound=0.0, text="", window=window)  # type: ignore[arg-type]
     for metric, kinds in {
         "reward/mean": "fall",
         "rollout/groups_without_variance": "above rise",
-        "rollout/response_tokens": "rise fall",
         "policy/entropy": "rise fall",
         "policy/grad_norm": "rise fall",
         "policy/log_ratio_variance": "above rise",

@@ -44,10 +44,10 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
-    """The watchdog: signs of a collapse in the metrics of the last steps."""
+    """The watchdog: a sign of a collapse in the metrics of the last steps."""
 
     action: Literal["off", "warn", "rollback"] = "warn"
-    """warn: logs the signs, and what to try. rollback: also goes back to the newest checkpoint before them, switches the off-policy
+    """warn: logs the sign, and what to try. rollback: also goes back to the newest checkpoint before it, switches the off-policy
     sequence mask on, divides num_minibatches by 4, and halves the learning rate."""
     max_rollbacks: Count = 3
     """Rollbacks after which the next alarm ends the run."""
