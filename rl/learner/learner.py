@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ class Learner:
         self.optimizer = make_optimizer(self.model, options.optimizer)
         self.scheduler = make_scheduler(self.optimizer, options.optimizer)
         self.objective = objective or choose_objective(options)
-        self.routing, self._mode = RoutingReplay(self.model), options.learner.routing_replay
+        self.routing = RoutingReplay(self.model)
         if options.balance_coefficient and not self.routing.routers:
             raise ValueError(
                 f"balance_coefficient = {options.balance_coefficient:g}, but {options.model} has no experts to balance: "
@@ -354,6 +355,10 @@ class Learner:
             "policy/learning_rate": learning_rate,
             "policy/skipped_updates": float(not is_finite),
         }
+
+    @property
+    def _mode(self) -> Literal["off", "R2", "R3"]:
+        return self.options.learner.routing_replay
 
     def _experts(self, batch: Microbatch, old: OldPolicyPass | None) -> Tensor | None:
         """[K, N, k] the experts to replay: the engine's in R3; the old policy's in R2 after the first update; else None."""

@@ -24,6 +24,7 @@ def record(
         "sums": {},
         "mismatch": AGREEMENT,
         "weights": WEIGHTS,
+        "kl_sum": 0.0,
         "gaps_M": torch.zeros(0),
         "nonfinite_prompts": [],
     }
@@ -89,13 +90,22 @@ def test_one_microbatch_has_its_own_float32_means_to_the_last_bit():
         assert update_metrics([record({"policy/entropy": mean}, {"entropy": tokens})])["policy/entropy"] == mean
 
 
+def test_the_distance_is_a_mean_over_response_tokens_of_those_outside_the_loss_too():
+    # Sums of .3 over 2 tokens and .1 over 6, of which a mask has taken 5 out of the loss.
+    parts = [record({}, {"tokens": 2, "entropy": 2}, kl_sum=0.3), record({}, {"tokens": 1, "entropy": 6}, kl_sum=0.1)]
+    assert update_metrics(parts)["policy/approx_kl"] == pytest.approx(0.05)
+
+
 def test_the_gap_is_over_the_tokens_of_all_updates():
     gaps = [record({}, {}, gaps_M=torch.tensor(values)) for values in ([0.25], [0.5, 0.75, 1.0])]
     assert gap_metrics(gaps) == {"rollout/logprob_gap_mean": 0.625, "rollout/logprob_gap_max": 1.0}
     assert gap_metrics([]) == gap_metrics([record({}, {})]) == {}
 
 
-def test_the_gates_of_the_last_update_stand_beside_the_means():
-    reports = [{"policy/gate_mean": 1.0, "policy/entropy": 2.0}, {"policy/gate_mean": 0.5, "policy/entropy": 1.0}]
-    assert last_update(reports) == {"policy/gate_mean_last": 0.5}
+def test_gates_and_distance_of_the_last_update_stand_beside_the_means():
+    reports = [
+        {"policy/gate_mean": 1.0, "policy/approx_kl": 0.0, "policy/entropy": 2.0},
+        {"policy/gate_mean": 0.5, "policy/approx_kl": 0.2, "policy/entropy": 1.0},
+    ]
+    assert last_update(reports) == {"policy/gate_mean_last": 0.5, "policy/approx_kl_last": 0.2}
     assert last_update(reports[:1]) == last_update([]) == {}
