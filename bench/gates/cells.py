@@ -25,6 +25,14 @@ UPDATES = (1, 2, 4, 8, 16, 32)
 
 LEARNING_RATES: Mapping[TaskName, float] = {"sums": 6e-5, "game": 6e-5}
 
+MASK = {"correction": CorrectionConfig(off_policy_threshold=0.1)}
+
+
+def _gate(objective: str, tau: float) -> dict[str, Any]:
+    """Returns an objective with τ, and 1.05 τ for negative advantages as in SAPO's paper."""
+    return {"objective": objective, "tau_pos": tau, "tau_neg": 1.05 * tau}
+
+
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "sapo": {"objective": "sapo"},
     "grpo": {"objective": "grpo"},
@@ -35,36 +43,21 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "dapo": {"objective": "dapo"},
     "vespo": {"objective": "vespo"},
     "plain": {"objective": "policy_gradient"},
-    "sapo τ 3": {"objective": "sapo", "tau_pos": 3.0, "tau_neg": 3.15},
-    "sapo τ 10": {"objective": "sapo", "tau_pos": 10.0, "tau_neg": 10.5},
+    "sapo τ 3": _gate("sapo", 3.0),
+    "sapo τ 10": _gate("sapo", 10.0),
     "sapo τ 1/10": {"objective": "sapo", "tau_pos": 1.0, "tau_neg": 10.0},
-    "sapo + mask": {"objective": "sapo", "correction": CorrectionConfig(off_policy_threshold=0.1)},
-    "sapo τ 10 + mask": {
-        "objective": "sapo",
-        "tau_pos": 10.0,
-        "tau_neg": 10.5,
-        "correction": CorrectionConfig(off_policy_threshold=0.1),
-    },
+    "sapo + mask": {"objective": "sapo", **MASK},
+    "sapo τ 10 + mask": {**_gate("sapo", 10.0), **MASK},
     "sapo + stop": {"objective": "sapo", "correction": CorrectionConfig(target_kl=0.05)},
     "sapo + constant": {"objective": "sapo", "aggregation": "constant_length"},
     "sapo + KL": {"objective": "sapo", "kl_coefficient": 0.05},
-    "one-sided τ 1": {"objective": "sapo_one_sided", "tau_pos": 1.0, "tau_neg": 1.05},
-    "one-sided τ 10": {"objective": "sapo_one_sided", "tau_pos": 10.0, "tau_neg": 10.5},
-    "one-sided τ 10 + mask": {
-        "objective": "sapo_one_sided",
-        "tau_pos": 10.0,
-        "tau_neg": 10.5,
-        "correction": CorrectionConfig(off_policy_threshold=0.1),
-    },
-    "one-sided τ 20": {"objective": "sapo_one_sided", "tau_pos": 20.0, "tau_neg": 21.0},
-    "one-sided τ 20 + mask": {
-        "objective": "sapo_one_sided",
-        "tau_pos": 20.0,
-        "tau_neg": 21.0,
-        "correction": CorrectionConfig(off_policy_threshold=0.1),
-    },
-    "sequence τ 30": {"objective": "sapo_sequence", "tau_pos": 30.0, "tau_neg": 31.5},
-    "sequence τ 60": {"objective": "sapo_sequence", "tau_pos": 60.0, "tau_neg": 63.0},
+    "one-sided τ 1": _gate("sapo_one_sided", 1.0),
+    "one-sided τ 10": _gate("sapo_one_sided", 10.0),
+    "one-sided τ 10 + mask": {**_gate("sapo_one_sided", 10.0), **MASK},
+    "one-sided τ 20": _gate("sapo_one_sided", 20.0),
+    "one-sided τ 20 + mask": {**_gate("sapo_one_sided", 20.0), **MASK},
+    "sequence τ 30": _gate("sapo_sequence", 30.0),
+    "sequence τ 60": _gate("sapo_sequence", 60.0),
     "sapo log": {"objective": "sapo_log"},
     "sapo erf": {"objective": "sapo_erf"},
     "sapo arctan": {"objective": "sapo_arctan"},
