@@ -124,7 +124,7 @@ class _Curve:
             self._steps.append(step)
 
     def good_until(self) -> int:
-        """Returns the step before which all was well: the mean of steps 1 to 5 is of the policies after steps 0 to 4."""
+        """Returns the last step before the trouble began: the mean of steps 1 to 5 is of the policies after steps 0 to 4."""
         is_change = self.sign.kind in ("rise", "fall")
         index = self.sign.reference(self.means) if is_change else -1
         return self._steps[index] - self.sign.window
