@@ -81,12 +81,19 @@ def _compute(options: Options) -> None:
             for cell in islice(cells, count if time.monotonic() < deadline else 0):
                 running[pool.submit(run_cell, cell, options.cache)] = cell
 
+        failed: Exception | None = None
         start(options.processes)
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
-                _keep(cell, future)
+                try:
+                    _keep(cell, future)
+                except Exception as error:  # the runs beside it are kept before it ends the program
+                    error.add_note(f"run {cell.key}")
+                    failed, deadline = error, 0.0
                 start(1)
+    if failed:
+        raise failed
 
 
 def _keep(cell: Cell, future: Future[dict[str, Any]]) -> None:

@@ -33,6 +33,7 @@ from rl.learner.metrics import (
     UpdateRecord,
     gap_metrics,
     last_update,
+    mean_update,
     peak_memory,
     record_update,
     update_metrics,
@@ -145,11 +146,10 @@ class Learner:
             reports.append(update[0])
             records += update[1]
         timer.lap("updates")
-        means = {name: sum(report[name] for report in reports) / len(reports) for name in (reports or [{}])[0]}
         num_updates = sum(not report["policy/skipped_updates"] for report in reports)
         num_lost = sum(batch.num_lost for minibatch in minibatches for batch in minibatch)
         metrics = {
-            **means,
+            **mean_update(reports),
             **last_update(reports),
             **gap_metrics(records),
             "policy/updates": float(num_updates),

@@ -125,6 +125,19 @@ def update_metrics(records: Sequence[UpdateRecord]) -> dict[str, float]:
     )
 
 
+def mean_update(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of a step's metrics. A metric that some updates lack, as one of stale tokens, is a mean over the others.
+
+    Args:
+        reports: The metrics of each update.
+    """
+    values: dict[str, list[float]] = {}
+    for report in reports:
+        for name, value in report.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(column) / len(column) for name, column in values.items()}
+
+
 def last_update(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Gates and distance of a step's last update, `…_last`: its samples are as off-policy as the step makes them.
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from rl.corrections import MismatchSums
-from rl.learner.metrics import UpdateRecord, gap_metrics, last_update, update_metrics
+from rl.learner import Learner
+from rl.learner.metrics import UpdateRecord, gap_metrics, last_update, mean_update, update_metrics
 from rl.objectives.token_weights import WeightSums
+from tests.learning import config, rollout
 
 WEIGHTS = WeightSums(1, 1.0, 1.0, 0, 0.0, 0, 0, 1, 0)
 AGREEMENT = MismatchSums(tokens=1, ratio=1.0, ratio_squared=1.0, capped=0, masked=0)
@@ -109,3 +113,24 @@ def test_gates_and_distance_of_the_last_update_stand_beside_the_means():
     ]
     assert last_update(reports) == {"policy/gate_mean_last": 0.5, "policy/approx_kl_last": 0.2}
     assert last_update(reports[:1]) == last_update([]) == {}
+
+
+def test_a_metric_that_some_updates_lack_is_a_mean_over_the_others():
+    # As that of tokens of an older policy: the first minibatch may have none, or alone have some.
+    reports = [{"loss": 1.0}, {"loss": 2.0, "policy/gate_mean_stale": 0.5}, {"loss": 6.0}]
+    for ordered in (reports, reports[::-1], reports[1:] + reports[:1]):
+        assert mean_update(ordered) == {"loss": 3.0, "policy/gate_mean_stale": 0.5}
+    assert mean_update([]) == {}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize("with_stale", [(0, 1), (2, 3)], ids=["the first of two updates", "the second of two updates"])
+def test_a_step_may_have_samples_of_an_older_policy_in_one_update_alone(
+    dense_policy: Path, with_stale: tuple[int, ...]
+):
+    groups = [
+        [replace(sample, stale_mask=sample.loss_mask) if number in with_stale else sample for sample in group]
+        for number, group in enumerate(rollout())
+    ]
+    report = Learner(config(num_minibatches=2), dense_policy).step(groups)
+    assert report.num_updates == 2 and report.metrics["policy/gate_mean_stale"] > 0
