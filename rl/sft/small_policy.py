@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 import policies.small.qwen3_vl
 import rl.learner.learner
@@ -70,8 +71,17 @@ def cold_start(
         if value is not None and not value > 0:
             raise ValueError(f"{name} of the cold start must be > 0, got {value}")
     folder = config.cache_dir / _fingerprint(config, prompts_from(prompts), demonstrate)
-    if (folder / COLD_START_FILE).is_file():
-        return folder
+    config.cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(config.cache_dir / f"{folder.name}.lock"):  # of two runs that start at once, one waits for the other's
+        if not (folder / COLD_START_FILE).is_file():
+            _train_small_policy(config, folder, prompts, demonstrate, eval_prompts)
+    return folder
+
+
+def _train_small_policy(
+    config: ColdStartConfig, folder: Path, prompts: Rows, demonstrate: Demonstrate, eval_prompts: Rows | None
+) -> None:
+    """Fills a folder with a small policy, trained on demonstrations."""
     save_small_policy(folder, kind=config.kind, seed=config.seed)
     options = _sft_config(config, folder)
     checkpoint = supervise(options, prompts, demonstrate, eval_prompts)
@@ -90,7 +100,6 @@ def cold_start(
     # Written last: its presence marks the folder as whole.
     (folder / COLD_START_FILE).write_text(json.dumps(report, indent=1, default=str))
     shutil.rmtree(options.run_dir / "checkpoints")
-    return folder
 
 
 def _sft_config(config: ColdStartConfig, folder: Path) -> SftConfig:

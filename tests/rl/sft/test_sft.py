@@ -4,6 +4,8 @@ general: what a loss is of, what a kill loses, and how it is shared out."""
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +118,23 @@ def test_a_folder_that_was_cut_short_is_taught_again(config: ColdStartConfig, fo
     (folder / "model.safetensors").write_bytes(b"half")
     assert cold_start(config, PROMPTS) == folder
     assert torch.equal(load_policy(folder, dtype=torch.float32, device="cpu").lm_head.weight, before)
+
+
+def test_of_two_runs_that_start_at_once_one_waits_for_the_others_cold_start(
+    config: ColdStartConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Both would write the same files, and a mapped file that is written again ends its reader by SIGBUS.
+    runs: list[Path] = []
+
+    def slow(config: SftConfig, *arguments) -> Path:
+        runs.append(config.run_dir)
+        time.sleep(0.5)
+        return learns_nothing(config)
+
+    monkeypatch.setattr("rl.sft.small_policy.supervise", slow)
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: cold_start(replace(config, cache_dir=tmp_path), PROMPTS), range(2)))
+    assert folders[0] == folders[1] and len(runs) == 1
 
 
 def learns_nothing(config: SftConfig, *_) -> Path:
