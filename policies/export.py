@@ -7,22 +7,24 @@ A sharded policy is gathered one parameter at a time: every rank iterates over t
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
-from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from policies.dtensor import full_tensor
 from policies.lora import EXPERT_PARAMETERS, adapter_product, adapters, is_adapter, published_name
+from policies.weight_files import TensorFile, write_files
+
+MAX_SHARD_BYTES = 2 * 10**9
+"""Largest file of weights."""
 
 
 def exported_parameters(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -80,7 +82,7 @@ def save_policy(
     folder: Path | str,
     *,
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int = 2 * 10**9,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
     """Writes model and processor as a published folder, which `from_pretrained` and vLLM load.
 
@@ -99,43 +101,70 @@ def save_policy(
         The folder.
     """
     folder, dtype = Path(folder), dtype or model.dtype
-    rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    shapes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, _, shape in exported_metadata(model)}
-    split = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
-    if rank == 0:
-        _prepare_folder(model, processor, folder, dtype)
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            (folder / SAFETENSORS_INDEX_FILE).write_text(json.dumps(index, indent=2))
-    if num_ranks > 1:
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        for old in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
+            old.unlink()
+        describe_policy(model, processor, folder, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    if dist.is_initialized():
         dist.barrier()  # files of an older policy are gone
-    ours = list(split.filename_to_tensors)[rank::num_ranks]
-    unwritten: dict[str, dict[str, torch.Tensor]] = {}
-    written: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as writer:
-        for name, tensor in exported_parameters(model, dtype):
-            file = split.tensor_to_filename[name]
-            if file not in ours:
-                continue
-            weights = unwritten.setdefault(file, {})
-            weights[name] = tensor.to("cpu", dtype).contiguous()
-            if len(weights) == len(split.filename_to_tensors[file]):
-                wait(written)
-                written.append(writer.submit(save_file, unwritten.pop(file), folder / file, metadata={"format": "pt"}))
-    for writing in written:  # after the last parameter: the other ranks gather to the end, whatever fails here
-        writing.result()
+    write_files(policy_files(model, dtype=dtype, max_shard_bytes=max_shard_bytes), folder)
     return folder
 
 
-def _prepare_folder(model: PreTrainedModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype) -> None:
-    """Writes all but the weights, and removes old ones."""
+def policy_files(
+    model: PreTrainedModel,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    copy: bool = False,
+) -> Iterator[TensorFile]:
+    """Yields this rank's files of the published weights; the ranks take them in turn. Every rank must iterate to the end.
+
+    Args:
+        model: A Qwen3-VL, dense or MoE.
+        dtype: Precision of the weights on disk. Default: the model's.
+        max_shard_bytes: Largest file.
+        copy: True to copy tensors that are in host memory already: later updates leave them as they are.
+    """
+    dtype = dtype or model.dtype
+    rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    split = _split(model, dtype, max_shard_bytes)
+    ours = list(split.filename_to_tensors)[rank::num_ranks]
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in exported_parameters(model, dtype):
+        file = split.tensor_to_filename[name]
+        if file not in ours:
+            continue
+        weights = parts.setdefault(file, {})
+        weights[name] = tensor.to("cpu", dtype, copy=copy, memory_format=torch.contiguous_format).contiguous()
+        if len(weights) == len(split.filename_to_tensors[file]):
+            yield TensorFile(name=file, tensors=parts.pop(file))
+
+
+def describe_policy(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes all of a published folder but the weights; one rank does."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = copy.deepcopy(model.config)
+    config, dtype = deepcopy(model.config), dtype or model.dtype
     config.architectures = [type(model).__name__]
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
-    for old in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
-        old.unlink()
+    split = _split(model, dtype, max_shard_bytes)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / SAFETENSORS_INDEX_FILE).write_text(json.dumps(index, indent=2))
+
+
+def _split(model: PreTrainedModel, dtype: torch.dtype, max_shard_bytes: int) -> StateDictSplit:
+    """Assigns weights to files."""
+    shapes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, _, shape in exported_metadata(model)}
+    return split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)

@@ -95,9 +95,10 @@ def train_from_checkpoint(config: TrainConfig, arguments: TrainArguments) -> Run
             run.watch(step, metrics)
             if config.is_due(step, config.samples_every):
                 run.tracker.save_samples(f"step_{step:06d}", batch.groups, batch.scores)
-            if config.is_due(step, config.checkpoint_every):
-                checkpoint = run.save_checkpoint(step, metrics["time/elapsed"])
+            if run.checkpoints.is_due(step):
+                run.save_checkpoint(step)
             del batch  # the engines' nodes keep its experts until then
+        checkpoint = run.checkpoints.finish()
     return read_result(config.run_dir, checkpoint)
 
 

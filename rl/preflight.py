@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from rewards.loading import load_reward
+from rewards.loading import load_function, load_reward
 from rewards.trial.dry_run import dry_run
 from rewards.trial.references import check_references
 from rewards.types import Verifier
@@ -108,9 +108,11 @@ def check_options(config: TrainConfig) -> None:
     from rl.objectives import choose_objective  # torch, after the checks that need no torch
 
     choose_objective(config)
-    starting_point(config)
+    starting_point(config, quick=True)
     if config.reward:
         load_reward(config.reward)
+    if config.after_checkpoint:
+        load_function(config.after_checkpoint, kind="hook")
     if config.selection:
         read_selection(config.selection)
 

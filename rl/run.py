@@ -16,7 +16,8 @@ from rl.generation.batches import BatchProducer, Stages
 from rl.learner.group import LearnerGroup
 from rl.objectives import check_objective, choose_objective
 from rl.preflight import Inputs, TrainArguments, open_run_inputs
-from rl.run_dir.checkpoint import LoopState, save_checkpoint
+from rl.run_dir.checkpoint import LoopState, set_aside
+from rl.run_dir.checkpoint_writer import CheckpointWriter
 from rl.run_dir.html_report import write_report
 from rl.run_dir.tracker import ProgressLine, Tracker, read_metrics
 from rl.types import CollapseAhead
@@ -38,8 +39,6 @@ class Run:
     """The parts of one run, and the policy version that they are at."""
 
     config: TrainConfig
-    resumed: Path | None
-    """The checkpoint that the run started from."""
     version: int
     """Policy version of learner and engines; each step adds 1."""
     stream: Stream
@@ -48,11 +47,14 @@ class Run:
     teacher: Teacher | None
     batches: BatchProducer
     evaluator: Evaluator
+    checkpoints: CheckpointWriter
     tracker: Tracker
     watchdog: Watchdog
     progress: ProgressLine
     started: float = field(default_factory=time.perf_counter)
     """Start of training on this process's clock, minus the training time before a resume."""
+    latest: dict[str, float] = field(default_factory=dict)
+    """The latest value of each metric."""
 
     def sync(self) -> dict[str, float]:
         """Sends the learner's weights to all engines as `version`."""
@@ -74,6 +76,7 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and shows one step's metrics."""
+        self.latest |= metrics
         self.tracker.log(step, metrics)
         self.progress.advance(step, metrics)
 
@@ -90,17 +93,17 @@ class Run:
         if self.config.watchdog.action == "rollback":
             raise CollapseAhead(alarm.text, step=step, good_until=alarm.good_until)
 
-    def save_checkpoint(self, step: int, seconds: float) -> Path:
-        """Writes a checkpoint; deletes old ones as `keep_checkpoints` says."""
+    def save_checkpoint(self, step: int) -> None:
+        """Begins to write a checkpoint."""
         state = LoopState(
             step=step,
             policy_version=self.version,
             cursor=self.batches.cursor(),
-            seconds=seconds,
+            seconds=self.latest["time/elapsed"],
             config=config_dict(self.config),
+            metrics=self.latest,
         )
-        keep = self.config.keep_checkpoints
-        return save_checkpoint(self.config.run_dir, state, self.learner.save, keep=keep, in_use=self.resumed)
+        self.checkpoints.begin(state)
 
 
 @contextmanager
@@ -146,12 +149,14 @@ def open_run(
         evaluator = Evaluator(
             config.eval, run_inputs.held_out, pool, inputs.runner, sampling=sampling, seed=config.seed
         )
+        set_aside(config.run_dir, state.step)
+        checkpoints = CheckpointWriter(config, learner, checkpoint)
+        stack.callback(checkpoints.close)
         tracker = Tracker(config, config_dict(config), state.step)
         stack.callback(tracker.close)
         stack.callback(_write_report, config.run_dir)
         yield Run(
             config=config,
-            resumed=checkpoint,
             version=state.policy_version,
             stream=run_inputs.stream,
             learner=learner,
@@ -159,6 +164,8 @@ def open_run(
             teacher=teacher,
             batches=batches,
             evaluator=evaluator,
+            checkpoints=checkpoints,
+            latest=dict(state.metrics),
             tracker=tracker,
             watchdog=Watchdog(read_metrics(config.run_dir)),
             progress=stack.enter_context(tracker.progress(config.steps, state.step)),

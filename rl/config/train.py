@@ -92,6 +92,12 @@ class RunOptions:
     """Steps between checkpoints; the last step always writes one. 0: the last step only."""
     keep_checkpoints: Annotated[CountOrZero, RESUMABLE] = 2
     """Number of checkpoints to keep, the newest ones; 0 keeps all."""
+    keep_best: Annotated[str | None, RESUMABLE] = None
+    """A metric, such as eval/greedy: the checkpoint where it was greatest is kept, too."""
+    after_checkpoint: Annotated[str | None, RESUMABLE] = None
+    """FILE.py:FUNCTION, called with the folder of each new checkpoint while training goes on, for example to upload it."""
+    background_checkpoints: Annotated[bool, RESUMABLE] = True
+    """Writes a checkpoint while training goes on, from a copy of policy and optimizer in host memory. no: training waits for it."""
     wandb: Annotated[WandbMode, RESUMABLE] = "auto"
     """auto is online if the user is logged in, else offline."""
 

@@ -131,8 +131,8 @@ class _LearnerActor:
         self._empty_cuda_cache()
         return report
 
-    def save(self, folder: str) -> None:
-        self._learner.save(Path(folder))
+    def save(self, folder: str, background: bool) -> None:
+        self._learner.save(Path(folder), background=background)
         self._empty_cuda_cache()
 
 
@@ -174,6 +174,7 @@ class LearnerGroup:
             self._placement = claim_gpus(learner.gpus, width)
             places = places_of_ranks(self._placement, width)
         self._shares_gpus = rollout.shares_gpus
+        self.num_ranks = learner.num_ranks
         # A rank claims no CPU, since it works while the engines wait.
         options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
         self._actors = [ray.remote(_LearnerActor).options(**options, **place).remote() for place in places]
@@ -225,9 +226,9 @@ class LearnerGroup:
         """Sends the weights to these engines and commits them there as `policy_version`."""
         return self._on_all_ranks("sync", policy_version, engines)
 
-    def save(self, folder: Path) -> None:
-        """Writes weights and trainer state into `folder`, which every rank's node must be able to write."""
-        self._on_all_ranks("save", str(folder))
+    def save(self, folder: Path, *, background: bool = False) -> None:
+        """Writes every rank's part of a checkpoint into `folder`, on storage of all ranks' nodes; see `Learner.save`."""
+        self._on_all_ranks("save", str(folder), background)
 
     def close(self) -> None:
         """Ends the learner's processes."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from policies.dtensor import full_tensor
-from policies.export import save_policy
+from policies.export import describe_policy
 from policies.inputs import dummy_image, vision_tokens
 from policies.loading import load_processor
 from policies.lora import adapters_off
@@ -53,9 +53,10 @@ from rl.learner.policy import load_reference, load_trainable
 from rl.learner.prefixes import common_beginnings
 from rl.learner.ranks import gather, gather_on_first, num_ranks, rank_mesh, sum_over_ranks, this_rank
 from rl.learner.replay import engines_experts, num_copies, token_places
-from rl.learner.state import load_trainer, save_trainer
+from rl.learner.state import checkpoint_files, load_trainer
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
 from rl.objectives.token_weights import token_weights
+from rl.run_dir.parts import write_in_background, write_part
 from rl.samples import Sample
 from rl.stopwatch import Stopwatch
 from rl.types import StepReport
@@ -116,6 +117,7 @@ class Learner:
         # With LoRA the reference is the policy with its adapters switched off.
         has_reference = options.kl_coefficient and not options.lora.rank
         self.reference = load_reference(options, self.device, mesh) if has_reference else None
+        self.num_ranks = num_ranks()
         self._skipped_in_a_row = 0
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
@@ -386,11 +388,12 @@ class Learner:
             )
         return metrics
 
-    def save(self, folder: Path) -> None:
-        """Writes a folder that `from_pretrained` loads, and the trainer state into `trainer/`."""
-        save_policy(self.model, self.processor, folder)
-        save_trainer(folder / "trainer", self.model, self.optimizer, self.scheduler)
+    def save(self, folder: Path, *, background: bool = False) -> None:
+        """Writes this rank's part of a checkpoint (`rl.run_dir.parts`); with `background` in a thread, from copies on the host."""
+        files = checkpoint_files(self.model, self.optimizer, self.scheduler, copy=background)
+        write, rank = write_in_background if background else write_part, this_rank()
+        write(folder, rank, None if rank else partial(describe_policy, self.model, self.processor), files)
 
     def load(self, folder: Path) -> None:
         """Restores the trainer state that `save` wrote; the weights came from `model_path`."""
-        load_trainer(folder / "trainer", self.model, self.optimizer, self.scheduler)
+        load_trainer(folder, self.model, self.optimizer, self.scheduler)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from rl.config import RunOptions, config_dict
 from rl.config.checks import resumable_options
 from rl.run_dir.rollback import read_rollbacks
+from rl.run_dir.sums import SUMS_FILE, damage_of
+
+logger = logging.getLogger(__name__)
 
 LOOP_FILE = "loop.json"
 
@@ -31,71 +34,42 @@ class LoopState:
     """Training time so far, for the clock of the learning curve."""
     config: dict[str, Any]
     """Every choice of the run, to compare on resume."""
-
-
-def save_checkpoint(
-    run_dir: Path, state: LoopState, write: Callable[[Path], None], *, keep: int, in_use: Path | None = None
-) -> Path:
-    """Writes a checkpoint to a temporary folder and renames it: a folder named `step_N` is always whole.
-
-    Args:
-        run_dir: The run's folder.
-        state: The loop's state.
-        write: Fills a folder with weights and trainer state.
-        keep: Number of checkpoints to keep, the newest ones; 0 keeps all.
-        in_use: A checkpoint that also stays: the one that this run resumed from, which replaced engines load again.
-
-    Returns:
-        The checkpoint's folder.
-    """
-    folder = run_dir / "checkpoints" / f"step_{state.step}"
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    (temporary / LOOP_FILE).write_text(json.dumps(asdict(state), indent=1))
-    _flush(temporary)
-    if folder.exists():
-        _remove(folder)
-    temporary.rename(folder)
-    _flush(folder.parent)
-    for old in list_checkpoints(run_dir)[:-keep] if keep else []:
-        if in_use is None or old.resolve() != in_use.resolve():
-            _remove(old)
-    return folder
-
-
-def _remove(folder: Path) -> None:
-    """Renames a checkpoint, then deletes it: a kill leaves no partial folder with a checkpoint's name."""
-    temporary = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    folder.rename(temporary)
-    shutil.rmtree(temporary)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The latest value of each metric."""
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Lists the checkpoints of a run, oldest first."""
-    found = (run_dir / "checkpoints").glob("step_*")
-    return sorted((path for path in found if (path / LOOP_FILE).is_file()), key=lambda path: int(path.name[5:]))
+    found = (path for path in (run_dir / "checkpoints").glob("step_*") if path.name.removeprefix("step_").isdigit())
+    return sorted((path for path in found if (path / LOOP_FILE).is_file()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Returns the step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def checkpoint_steps(run_dir: Path) -> dict[int, Path]:
     """Returns step → folder of each checkpoint of a run, oldest first."""
-    return {int(path.name.removeprefix("step_")): path for path in list_checkpoints(run_dir)}
+    return {step_of(path): path for path in list_checkpoints(run_dir)}
 
 
-def starting_point(options: RunOptions) -> tuple[Path | None, LoopState]:
+def starting_point(options: RunOptions, *, quick: bool = False) -> tuple[Path | None, LoopState]:
     """Returns the checkpoint to resume, None for a new run, and the loop's state there.
 
+    Args:
+        options: Every choice of the run.
+        quick: True to leave out the files of weights when the files of the checkpoint are compared with their sums.
+
     Raises:
-        ValueError: `resume` names no checkpoint, or one of another config. Or `run_dir` holds a run and `resume` is None, or
-            it holds later checkpoints than the one to resume.
+        ValueError: `resume` names no checkpoint, a damaged one, or one of another config. Or `run_dir` holds a run and `resume` is
+            None, or it holds later checkpoints than the one to resume.
     """
-    checkpoint, found = find_checkpoint(options.run_dir, options.resume), list_checkpoints(options.run_dir)
+    checkpoint, found = find_checkpoint(options.run_dir, options.resume, quick=quick), list_checkpoints(options.run_dir)
     if checkpoint is not None:
         state = load_loop_state(checkpoint, options)
         # The run would overwrite or delete the later checkpoints.
-        if found and int(found[-1].name.removeprefix("step_")) > state.step:
+        if options.resume != "auto" and found and step_of(found[-1]) > state.step:
             raise ValueError(
                 f"--resume {options.resume} goes back to step {state.step}, but {options.run_dir} holds {found[-1].name}: "
                 "pass another --run-dir, or move the later checkpoints away"
@@ -108,29 +82,75 @@ def starting_point(options: RunOptions) -> tuple[Path | None, LoopState]:
     return None, LoopState(step=0, policy_version=0, cursor={}, seconds=0.0, config=config_dict(options))
 
 
-def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
+def find_checkpoint(run_dir: Path, resume: str | None, *, quick: bool = False) -> Path | None:
     """Finds the checkpoint that `--resume` names.
 
     Args:
         run_dir: The run's folder.
-        resume: `"auto"` for the newest checkpoint of `run_dir`, None if it has none. Or a checkpoint's folder. Or the folder of a
-            run, for its newest checkpoint.
+        resume: `"auto"` for the newest whole checkpoint of `run_dir`, None without checkpoints. Or a checkpoint's folder. Or the
+            folder of a run, for its newest whole checkpoint.
+        quick: As in `starting_point`.
 
     Raises:
-        ValueError: The folder is no checkpoint.
+        ValueError: The folder is no checkpoint, or it is damaged.
     """
     if resume is None:
         return None
     if resume == "auto":
-        return next(reversed(list_checkpoints(run_dir)), None)
+        return newest_whole(list_checkpoints(run_dir), quick=quick)
     folder = Path(resume)
     if (folder / LOOP_FILE).is_file():
+        if damage := damage_of(folder, quick=quick):
+            raise ValueError(f"--resume {resume}: {describe_damage(folder, damage)}; pass an earlier checkpoint")
         return folder
-    if newest := list_checkpoints(folder):
-        return newest[-1]
+    if found := list_checkpoints(folder):
+        return newest_whole(found, quick=quick)
     raise ValueError(
         f"--resume {resume}: no checkpoint there ({LOOP_FILE} is missing); pass a checkpoints/step_N folder"
     )
+
+
+def newest_whole(checkpoints: Sequence[Path], *, quick: bool = False) -> Path | None:
+    """Returns the newest checkpoint that is whole, and logs the damage of later ones; None without checkpoints.
+
+    Raises:
+        ValueError: All are damaged.
+    """
+    damages = []
+    for folder in reversed(checkpoints):
+        damage = damage_of(folder, quick=quick)
+        if not damage:
+            return folder
+        damages.append(describe_damage(folder, damage))
+        logger.warning("%s: the one before it is used", damages[-1])
+    if damages:
+        raise ValueError(f"no checkpoint is whole: {'; '.join(damages)}. Move them away to start anew")
+    return None
+
+
+def describe_damage(folder: Path, damage: str) -> str:
+    """Returns a sentence on a damaged checkpoint."""
+    if not (folder / SUMS_FILE).exists():
+        return f"{folder} has no {SUMS_FILE}: an older version wrote it, or it is incomplete"
+    return f"{folder} is damaged: {damage}"
+
+
+def set_aside(run_dir: Path, after: int) -> None:
+    """Renames the damaged checkpoints after a step from `step_N` to `damaged_step_N`: the run will write those steps again."""
+    for folder in list_checkpoints(run_dir):
+        if step_of(folder) > after:
+            target = folder.with_name(f"damaged_{folder.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            folder.rename(target)
+            logger.warning("%s is now %s", folder.name, target.name)
+
+
+def load_metrics(checkpoint: Path) -> dict[str, float]:
+    """Returns the latest value of each metric when a checkpoint was written; empty if they cannot be read."""
+    try:
+        return dict(json.loads((checkpoint / LOOP_FILE).read_text())["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def load_loop_state(checkpoint: Path, options: RunOptions) -> LoopState:
@@ -169,13 +189,13 @@ def _first_defaults(config: Any) -> dict[str, Any]:
     library = [
         cls for cls in type(config).__mro__ if is_dataclass(cls) and cls.__module__.split(".")[0] in ("rl", "rollout")
     ]
-    declared = {field.name: field for cls in library for field in fields(cls)}
+    declared = {option.name: option for cls in library for option in fields(cls)}
     defaults: dict[str, Any] = {}
-    for name, field in declared.items():
+    for name, option in declared.items():
         if is_dataclass(section := getattr(config, name)):
             defaults[name] = _first_defaults(section)
-        elif field.default is not MISSING:
-            defaults[name] = json.loads(json.dumps(field.default, default=str))
+        elif option.default is not MISSING:
+            defaults[name] = json.loads(json.dumps(option.default, default=str))
     return defaults
 
 
@@ -197,13 +217,3 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         elif a != b:
             found.append((f"{prefix}{key}", a, b))
     return found
-
-
-def _flush(folder: Path) -> None:
-    """Flushes a folder's files and entries to disk, so that no rename reaches the disk before them."""
-    for path in [folder, *folder.rglob("*")]:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

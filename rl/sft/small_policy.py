@@ -72,7 +72,9 @@ def cold_start(
             raise ValueError(f"{name} of the cold start must be > 0, got {value}")
     folder = config.cache_dir / _fingerprint(config, prompts_from(prompts), demonstrate)
     config.cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(config.cache_dir / f"{folder.name}.lock"):  # of two runs that start at once, one waits for the other's
+    with FileLock(
+        config.cache_dir / f"{folder.name}.lock"
+    ):  # of two runs that start at once, one waits for the other's
         if not (folder / COLD_START_FILE).is_file():
             _train_small_policy(config, folder, prompts, demonstrate, eval_prompts)
     return folder

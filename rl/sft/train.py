@@ -6,7 +6,6 @@ Shapes: B sequences, T predicted positions.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,7 +26,8 @@ from rl.hardware.memory import memory_table, plan_learner, this_machine
 from rl.hardware.placement import with_options
 from rl.hardware.precision import learner_dtype
 from rl.learner import Learner
-from rl.run_dir.checkpoint import LoopState, save_checkpoint, starting_point
+from rl.run_dir.checkpoint import LoopState, set_aside, starting_point
+from rl.run_dir.checkpoint_writer import CheckpointWriter
 from rl.run_dir.tracker import Tracker
 from rl.samples import Sample
 from rl.sft.config import SftConfig, check_sft
@@ -89,9 +89,10 @@ def supervise(
         stream.restore(state.cursor)
     config = replace(config, learner=with_learner_threads(config.learner, Console(), dtypes))
     with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process, as intended
         learner = _open_learner(config, checkpoint, stack)
+        set_aside(config.run_dir, state.step)
+        checkpoints, latest = CheckpointWriter(config, learner, checkpoint), dict(state.metrics)
+        stack.callback(checkpoints.close)
         tracker = Tracker(config, config_dict(config), state.step)
         stack.callback(tracker.close)
         evaluate = partial(held_out_loss, learner, held_out, config.batch_size)
@@ -109,12 +110,19 @@ def supervise(
             if held_out and config.is_due(step, config.eval_every):
                 metrics["eval/loss"] = evaluate()
             tracker.log(step, metrics)
-            if config.is_due(step, config.checkpoint_every):
-                seconds, plain = time.perf_counter() - started, config_dict(config)
-                state = LoopState(step=step, policy_version=step, cursor=stream.state(), seconds=seconds, config=plain)
-                checkpoint = save_checkpoint(config.run_dir, state, learner.save, keep=config.keep_checkpoints)
-    assert checkpoint is not None, "a run ends with a checkpoint"
-    return checkpoint
+            latest |= metrics
+            if checkpoints.is_due(step):
+                checkpoints.begin(
+                    LoopState(
+                        step=step,
+                        policy_version=step,
+                        cursor=stream.state(),
+                        seconds=metrics["time/elapsed"],
+                        config=config_dict(config),
+                        metrics=latest,
+                    )
+                )
+        return checkpoints.finish()
 
 
 def _print_plan(options: LearningOptions, keep_checkpoints: int) -> None:

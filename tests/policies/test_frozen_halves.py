@@ -96,7 +96,6 @@ def adapters_after_a_step(folder: Path, made: TrainConfig) -> tuple[int, Tensor]
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_ranks_that_share_the_policy_keep_it_so_too(ranks: RankPool, published: Path):
     one = adapters_after_a_step(published, options(published))
     for num_halved, adapters in ranks.run(2, adapters_after_a_step, published, options(published)):

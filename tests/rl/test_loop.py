@@ -16,18 +16,19 @@ import numpy as np
 import pytest
 
 from rewards import Score
-from rl.config import EvalConfig, LearnerConfig, TrainConfig, config_dict
+from rl.config import EvalConfig, LearnerConfig, TrainConfig
 from rl.evaluation.evaluator import Evaluator
 from rl.generation.batches import ScoredBatch
 from rl.loop import check_logprob_gap, check_scores, train
 from rl.metrics import rollout_metrics
-from rl.run_dir.checkpoint import LoopState, save_checkpoint
+from rl.run_dir.checkpoint import LoopState
 from rl.types import RunStopped
 from rollout import Completion, Group, Prompt, Video
 from rollout.config import RolloutConfig
 from rollout.pool.engine_pool import request_seed
 from rollout.types import Sampling
 from rollout.weights.senders import choose_backend
+from tests.checkpoints import write_checkpoints
 
 CONFIG = TrainConfig(model="/no/policy", learner=LearnerConfig(dtype="float32"), rollout=RolloutConfig(dtype="float32"))
 FAILED = Score(reward=0.0, error="reward 'r' raised KeyError for prompt 'p-7'")
@@ -165,8 +166,7 @@ def test_a_request_has_the_same_seed_wherever_it_runs_and_another_for_every_othe
 
 def test_a_run_that_is_finished_returns_its_result_without_starting_anything(tmp_path: Path):
     config = replace(CONFIG, run_dir=tmp_path, steps=4, resume="auto")
-    state = LoopState(step=4, policy_version=4, cursor={}, seconds=9.0, config=config_dict(config))
-    checkpoint = save_checkpoint(tmp_path, state, lambda folder: None, keep=0)
+    checkpoint = write_checkpoints(config, 4)
     rows = [{"step": 0, "eval/greedy": 0.25}, {"step": 4, "eval/greedy": 0.75}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = train(config, prompts=[], reward=lambda prompt, completion: 0.0)
@@ -206,6 +206,7 @@ def test_the_next_batch_is_generated_while_a_step_is_logged_and_saved_but_not_wh
         log=part("log"),
         watch=part("watch"),
         save_checkpoint=part("save"),
+        checkpoints=SimpleNamespace(is_due=lambda step: True, finish=part("finish")),
         tracker=SimpleNamespace(save_samples=part("samples")),
         batches=SimpleNamespace(start=lambda version: calls.append(f"generate from {version}")),
     )
@@ -213,7 +214,7 @@ def test_the_next_batch_is_generated_while_a_step_is_logged_and_saved_but_not_wh
     train_on(run, train_step, config, monkeypatch)
     # Before the checkpoint: a rollback must not find one of a policy that is about to collapse.
     after = ["evaluate", "generate from 1", "log", "watch", "samples", "save"]
-    assert calls == ["evaluate", "step 1", *after, "step 2", *[call.replace("1", "2") for call in after]]
+    assert calls == ["evaluate", "step 1", *after, "step 2", *[call.replace("1", "2") for call in after], "finish"]
 
 
 def test_a_step_that_is_over_keeps_nothing_of_its_groups(monkeypatch: pytest.MonkeyPatch):
@@ -232,7 +233,7 @@ def test_a_step_that_is_over_keeps_nothing_of_its_groups(monkeypatch: pytest.Mon
         evaluate=lambda with_blind: {},
         log=lambda step, metrics: None,
         watch=lambda step, metrics: None,
-        save_checkpoint=lambda step, seconds: None,
+        checkpoints=SimpleNamespace(is_due=lambda step: False, finish=lambda: None),
         tracker=nothing,
         batches=SimpleNamespace(start=lambda version: None),
         version=0,

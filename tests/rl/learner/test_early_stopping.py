@@ -16,8 +16,6 @@ from rl.objectives.penalty import kl_estimates
 from rl.samples import Sample
 from tests.learning import config, difference, parameters, rollout, watch_gradients
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
-
 
 def stopping_at(target_kl: float, **more: int) -> TrainConfig:
     made = config(num_minibatches=4, learning_rate=1e-4, **more)

@@ -24,8 +24,6 @@ from rl.samples import Sample
 from rollout.config import RolloutConfig
 from tests.learning import PROCESSOR, config, difference, learner_in_float64, parameters, rollout, watch_gradients
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
-
 CONTENT = pytest.mark.parametrize(
     "shown",
     [{"with_images": True}, {"with_images": False}, {"with_images": True, "with_videos": True}],

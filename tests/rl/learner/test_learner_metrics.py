@@ -123,7 +123,6 @@ def test_a_metric_that_some_updates_lack_is_a_mean_over_the_others():
     assert mean_update([]) == {}
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @pytest.mark.parametrize("with_stale", [(0, 1), (2, 3)], ids=["the first of two updates", "the second of two updates"])
 def test_a_step_may_have_samples_of_an_older_policy_in_one_update_alone(
     dense_policy: Path, with_stale: tuple[int, ...]

@@ -21,8 +21,6 @@ from rl.samples import Sample
 from rollout.types import unknown_expert
 from tests.learning import config, difference, learner_in_float64, parameters, rollout, watch_gradients
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))

@@ -24,10 +24,7 @@ from rl.samples import Sample
 from tests.learning import config, difference, parameters, rollout, watch_gradients
 from tests.ranks import RankPool
 
-pytestmark = [
-    pytest.mark.slow,  # four more processes with torch: 150 seconds
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
-]
+pytestmark = pytest.mark.slow  # four more processes with torch: 150 seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +298,7 @@ def test_each_rank_holds_its_share_of_weights_and_of_the_optimizers_state(ranks:
 
 def files_written(folder: Path, options: TrainConfig, target: Path, unwritable: str = "none") -> list[str] | str:
     """Saves the policy; the files that this rank has written, or the error of the one that cannot write its file."""
-    from policies import export
+    from policies import export, weight_files
 
     def noting(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
         if path.name.startswith(unwritable):
@@ -310,14 +307,14 @@ def files_written(folder: Path, options: TrainConfig, target: Path, unwritable: 
         save_file(tensors, path, **options)
 
     written: list[str] = []
-    learner, save_file = Learner(options, folder), export.save_file
-    export.save_file = noting
+    learner, save_file = Learner(options, folder), weight_files.save_file
+    weight_files.save_file = noting
     try:
         export.save_policy(learner.model, learner.processor, target, max_shard_bytes=300_000)
     except OSError as error:
         return str(error)
     finally:
-        export.save_file = save_file
+        weight_files.save_file = save_file
     return written
 
 

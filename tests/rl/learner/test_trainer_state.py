@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from policies.weight_files import TensorFile
 from rl.learner import Learner
+from rl.run_dir.parts import sums_of_parts
 from tests.learning import config, parameters, rollout
-
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 
 @pytest.mark.slow
@@ -77,3 +83,46 @@ def test_saving_does_not_change_what_follows(dense_policy: Path, tmp_path: Path)
 
     saved, not_saved = run(lambda learner: learner.save(tmp_path)), run(lambda learner: None)
     assert all(torch.equal(saved[name], weight) for name, weight in not_saved.items())
+
+
+def test_what_a_thread_writes_are_the_values_of_its_step(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    learner, go_on = Learner(config(), policy), Event()
+    learner.step(rollout())
+    learner.save(tmp_path / "at_once")
+    write = TensorFile.write
+    monkeypatch.setattr(TensorFile, "write", lambda file, folder: (go_on.wait(20), write(file, folder))[1])
+    learner.save(tmp_path / "by_thread", background=True)
+    learner.step(rollout(seed=1))
+    assert not list((tmp_path / "by_thread").rglob("*.safetensors"))
+    go_on.set()
+    while (sums := sums_of_parts(tmp_path / "by_thread", 1)) is None:
+        time.sleep(0.01)
+    assert sums == sums_of_parts(tmp_path / "at_once", 1)
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(dense_policy: Path, tmp_path: Path):
+    Learner(config(), dense_policy).save(tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            with pytest.raises((pickle.UnpicklingError, KeyError, EOFError, ValueError, IndexError)):
+                pickle.loads(path.read_bytes())
+
+
+def test_a_trainer_state_of_another_policy_is_refused_with_the_tensor(dense_policy: Path, tmp_path: Path):
+    learner = Learner(config(), dense_policy)
+    learner.save(tmp_path)
+    file = tmp_path / "trainer" / "rank_0.safetensors"
+    with safe_open(file, framework="pt") as saved:
+        tensors, metadata = {name: saved.get_tensor(name) for name in saved.keys()}, saved.metadata()  # noqa: SIM118
+    name = "exp_avg/model.language_model.norm.weight"
+    save_file({**tensors, name: torch.zeros(3)}, file, metadata=metadata)
+    with pytest.raises(ValueError, match=rf"trainer has 3 of \d+ rows of {name} from row 0 on"):
+        learner.load(tmp_path)
+    described = json.loads(metadata["trainer"])
+    del described["first_rows"][name]
+    save_file(tensors, file, metadata={"trainer": json.dumps(described)})
+    with pytest.raises(ValueError, match=f"trainer has no {name}: it is of another policy"):
+        learner.load(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"no rank_N.safetensors there: .* of an older version"):
+        learner.load(tmp_path)

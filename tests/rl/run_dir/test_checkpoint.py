@@ -8,34 +8,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from recipes.digit_sums import DigitSums
-from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TeacherConfig, TrainConfig, config_dict
+from rl.config import EvalConfig, LearnerConfig, OptimizerConfig, TeacherConfig, TrainConfig
 from rl.run_dir.checkpoint import (
     LoopState,
     find_checkpoint,
     list_checkpoints,
     load_loop_state,
-    save_checkpoint,
     starting_point,
 )
+from rl.run_dir.checkpoint_writer import delete_old
+from rl.run_dir.sums import damage_of
+from tests.checkpoints import OneWeight, state_of, write_checkpoints
 
 CONFIG = TrainConfig(model="small")
+FILES = ["SHA256SUMS", "config.json", "loop.json", "model-0.safetensors"]
 
 
 def state(step: int) -> LoopState:
-    cursor = {"epoch": 0, "position": 16 * step, "postponed": [3]}
-    return LoopState(step=step, policy_version=step, cursor=cursor, seconds=1.5 * step, config=config_dict(CONFIG))
+    return state_of(CONFIG, step)
 
 
 def save(run_dir: Path, *steps: int, keep: int = 0, in_use: Path | None = None) -> Path:
-    def write(folder: Path) -> None:
-        (folder / "trainer").mkdir()
-        (folder / "trainer" / "weights").write_text("w")
-
-    for step in steps:
-        folder = save_checkpoint(run_dir, state(step), write, keep=keep, in_use=in_use)
-    return folder
+    options = replace(CONFIG, run_dir=run_dir, keep_checkpoints=keep)
+    return write_checkpoints(options, *steps, in_use=in_use)
 
 
 def names(run_dir: Path) -> list[str]:
@@ -45,8 +43,8 @@ def names(run_dir: Path) -> list[str]:
 def test_what_was_saved_comes_back(tmp_path: Path):
     folder = save(tmp_path, 7)
     assert folder == tmp_path / "checkpoints" / "step_7"
-    assert (folder / "trainer" / "weights").read_text() == "w"
-    assert load_loop_state(folder, CONFIG) == state(7)
+    assert load_file(folder / "model-0.safetensors")["weight"] == 0
+    assert load_loop_state(folder, replace(CONFIG, run_dir=tmp_path)).cursor == state(7).cursor
 
 
 def test_checkpoints_are_listed_by_number_and_not_by_name(tmp_path: Path):
@@ -61,20 +59,21 @@ class Killed(BaseException):
     """What a test can do of a SIGKILL."""
 
 
-def test_a_checkpoint_that_was_cut_short_is_none(tmp_path: Path):
+def test_a_checkpoint_that_was_cut_short_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path, 5)
 
-    def write(folder: Path) -> None:
-        (folder / "weights").write_text("half of th")
+    def killed(*arguments: object) -> None:
         raise Killed
 
-    with pytest.raises(Killed):
-        save_checkpoint(tmp_path, state(10), write, keep=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("rl.run_dir.parts.write_files", killed)
+        with pytest.raises(Killed):
+            OneWeight().save(tmp_path / "checkpoints" / ".step_10.tmp")
     assert names(tmp_path) == ["step_5"]
     assert find_checkpoint(tmp_path, "auto") == tmp_path / "checkpoints" / "step_5"
-    assert load_loop_state(save(tmp_path, 10), CONFIG).step == 10
+    assert load_loop_state(save(tmp_path, 10), replace(CONFIG, run_dir=tmp_path)).step == 10
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_10", "step_5"]
-    assert not (tmp_path / "checkpoints" / "step_10" / "weights").exists()  # nothing of the half is left
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "step_10").iterdir()) == FILES
 
 
 def test_a_folder_without_the_loops_state_is_no_checkpoint(tmp_path: Path):
@@ -93,15 +92,16 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(tmp_path
     save(tmp_path, 1)
 
     def killed_half_way(path: Path, **_: object) -> None:
-        if (path / "trainer" / "weights").exists():
-            (path / "trainer" / "weights").unlink()
+        if (path / "model-0.safetensors").exists():
+            (path / "model-0.safetensors").unlink()
             raise Killed
 
+    save(tmp_path, 2)
     monkeypatch.setattr("shutil.rmtree", killed_half_way)
     with pytest.raises(Killed):
-        save(tmp_path, 2, keep=1)
+        delete_old(replace(CONFIG, run_dir=tmp_path, keep_checkpoints=1), in_use=None)
     assert names(tmp_path) == ["step_2"]
-    assert (list_checkpoints(tmp_path)[0] / "trainer" / "weights").exists()
+    assert damage_of(list_checkpoints(tmp_path)[0]) == ""
 
 
 @pytest.mark.parametrize(

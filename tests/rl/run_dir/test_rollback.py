@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from rl.config import CorrectionConfig, OptimizerConfig, TrainConfig, WatchdogConfig, config_dict
+from rl.config import CorrectionConfig, OptimizerConfig, TrainConfig, WatchdogConfig
 from rl.loop import go_back
-from rl.run_dir.checkpoint import LoopState, checkpoint_steps, save_checkpoint, starting_point
+from rl.run_dir.checkpoint import checkpoint_steps, starting_point
 from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, with_rollbacks
 from rl.types import CollapseAhead, RunStopped
+from tests.checkpoints import write_checkpoints
 
 
 @pytest.fixture
@@ -29,8 +30,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def save(config: TrainConfig, step: int) -> None:
-    state = LoopState(step=step, policy_version=step, cursor={}, seconds=0.0, config=config_dict(config))
-    save_checkpoint(config.run_dir, state, lambda folder: None, keep=0)
+    write_checkpoints(replace(config, keep_checkpoints=0), step)
 
 
 def alarm(good_until: int) -> CollapseAhead:
