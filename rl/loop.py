@@ -24,7 +24,7 @@ from rl.metrics import step_metrics, step_time
 from rl.objectives import Objective
 from rl.preflight import TrainArguments, prepare
 from rl.run import Run, open_run
-from rl.run_dir.checkpoint import checkpoint_steps, starting_point
+from rl.run_dir.checkpoint import checkpoint_steps, set_aside, starting_point
 from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, roll_back, step_before, with_rollbacks
 from rl.run_dir.summary import read_result
 from rl.samples import make_samples
@@ -82,6 +82,7 @@ def train_from_checkpoint(config: TrainConfig, arguments: TrainArguments) -> Run
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return read_result(config.run_dir, checkpoint)
+    set_aside(config.run_dir, state.step)
     with open_run(config, checkpoint, state, arguments) as run:
         if state.step == 0 and (metrics := run.evaluate(with_blind=True)):
             run.tracker.log(0, metrics)

@@ -16,7 +16,7 @@ from rl.generation.batches import BatchProducer, Stages
 from rl.learner.group import LearnerGroup
 from rl.objectives import check_objective, choose_objective
 from rl.preflight import Inputs, TrainArguments, open_run_inputs
-from rl.run_dir.checkpoint import LoopState, set_aside
+from rl.run_dir.checkpoint import LoopState
 from rl.run_dir.checkpoint_writer import CheckpointWriter
 from rl.run_dir.html_report import write_report
 from rl.run_dir.tracker import ProgressLine, Tracker, read_metrics
@@ -69,6 +69,7 @@ class Run:
         return {
             **self.pool.metrics(),
             **(self.teacher.metrics() if self.teacher else {}),
+            **self.checkpoints.metrics(),
             "time/elapsed": time.perf_counter() - self.started,
             "rollout/prompts_skipped": self.stream.skipped,
             "policy/version": self.version,
@@ -101,7 +102,7 @@ class Run:
             cursor=self.batches.cursor(),
             seconds=self.latest["time/elapsed"],
             config=config_dict(self.config),
-            metrics=self.latest,
+            metrics=dict(self.latest),
         )
         self.checkpoints.begin(state)
 
@@ -136,20 +137,14 @@ def open_run(
             pool.sync(state.policy_version, learner.sync)
 
         sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
-        stages = Stages(
-            stream=run_inputs.stream,
-            pool=pool,
-            runner=inputs.runner,
-            processor=inputs.processor,
-            teacher=teacher,
-        )
+        stream, runner, processor = run_inputs.stream, inputs.runner, inputs.processor
+        stages = Stages(stream=stream, pool=pool, runner=runner, processor=processor, teacher=teacher)
         steps = range(state.step + 1, config.steps + 1)
         batches = BatchProducer(config, sampling, stages, seed=config.seed, steps=steps)
         stack.callback(batches.close)
         evaluator = Evaluator(
             config.eval, run_inputs.held_out, pool, inputs.runner, sampling=sampling, seed=config.seed
         )
-        set_aside(config.run_dir, state.step)
         checkpoints = CheckpointWriter(config, learner, checkpoint)
         stack.callback(checkpoints.close)
         tracker = Tracker(config, config_dict(config), state.step)
@@ -165,10 +160,10 @@ def open_run(
             batches=batches,
             evaluator=evaluator,
             checkpoints=checkpoints,
-            latest=dict(state.metrics),
             tracker=tracker,
             watchdog=Watchdog(read_metrics(config.run_dir)),
             progress=stack.enter_context(tracker.progress(config.steps, state.step)),
+            latest=dict(state.metrics),
         )
 
 

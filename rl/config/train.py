@@ -97,7 +97,7 @@ class RunOptions:
     after_checkpoint: Annotated[str | None, RESUMABLE] = None
     """FILE.py:FUNCTION, called with the folder of each new checkpoint while training goes on, for example to upload it."""
     background_checkpoints: Annotated[bool, RESUMABLE] = True
-    """Writes a checkpoint while training goes on, from a copy of policy and optimizer in host memory. no: training waits for it."""
+    """Writes a checkpoint while training goes on, from a copy in host memory, if that has room. no: training waits for it."""
     wandb: Annotated[WandbMode, RESUMABLE] = "auto"
     """auto is online if the user is logged in, else offline."""
 

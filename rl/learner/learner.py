@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from policies.dtensor import full_tensor
-from policies.export import describe_policy
 from policies.inputs import dummy_image, vision_tokens
 from policies.loading import load_processor
 from policies.lora import adapters_off
@@ -53,10 +52,9 @@ from rl.learner.policy import load_reference, load_trainable
 from rl.learner.prefixes import common_beginnings
 from rl.learner.ranks import gather, gather_on_first, num_ranks, rank_mesh, sum_over_ranks, this_rank
 from rl.learner.replay import engines_experts, num_copies, token_places
-from rl.learner.state import checkpoint_files, load_trainer
+from rl.learner.state import load_trainer, save_part
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
 from rl.objectives.token_weights import token_weights
-from rl.run_dir.parts import write_in_background, write_part
 from rl.samples import Sample
 from rl.stopwatch import Stopwatch
 from rl.types import StepReport
@@ -389,10 +387,8 @@ class Learner:
         return metrics
 
     def save(self, folder: Path, *, background: bool = False) -> None:
-        """Writes this rank's part of a checkpoint (`rl.run_dir.parts`); with `background` in a thread, from copies on the host."""
-        files = checkpoint_files(self.model, self.optimizer, self.scheduler, copy=background)
-        write, rank = write_in_background if background else write_part, this_rank()
-        write(folder, rank, None if rank else partial(describe_policy, self.model, self.processor), files)
+        """Writes this rank's part of a checkpoint; see `save_part`."""
+        save_part(folder, self.model, self.processor, self.optimizer, self.scheduler, background=background)
 
     def load(self, folder: Path) -> None:
         """Restores the trainer state that `save` wrote; the weights came from `model_path`."""

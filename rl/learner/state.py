@@ -7,40 +7,64 @@ No object is pickled: a file that somebody else has written executes nothing.
 from __future__ import annotations
 
 import json
+import platform
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from policies.dtensor import local_shard
-from policies.export import policy_files
+from policies.export import describe_policy, policy_files
 from policies.lora import is_adapter
 from policies.weight_files import TensorFile
-from rl.learner.ranks import this_rank
+from rl.learner.ranks import gather, num_ranks, this_rank
+from rl.run_dir.parts import write_in_background, write_part
 
 FOLDER = "trainer"
+MARGIN = 1.2
+"""Free memory that a copy needs, relative to its size."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state of a parameter."""
 
 
-def checkpoint_files(
+def save_part(
+    folder: Path,
     model: PreTrainedModel,
+    processor: ProcessorMixin,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     *,
-    copy: bool,
-) -> Iterator[TensorFile]:
-    """Yields this rank's files of a checkpoint: weights, then trainer state. Every rank must iterate to the end."""
-    yield from policy_files(model, copy=copy)
-    yield trainer_file(model, optimizer, scheduler, copy=copy)
+    background: bool,
+) -> None:
+    """Writes this rank's part of a checkpoint, weights and trainer state; see `rl.run_dir.parts`. Every rank must call it.
+
+    Args:
+        folder: The checkpoint's folder.
+        model: The policy.
+        processor: Its processor.
+        optimizer: Its optimizer.
+        scheduler: The schedule of the learning rate.
+        background: True to return when the tensors are copied into host memory, and to write them in a thread. Without room for the
+            copies it writes them at once.
+    """
+    background = background and copy_fits(model, optimizer)
+    state = (trainer_file(model, optimizer, scheduler, copy=background) for _ in range(1))  # made after the weights
+    files = chain(policy_files(model, copy=background), state)
+    describe = partial(describe_policy, model, processor) if this_rank() == 0 else None
+    write = write_in_background if background else write_part
+    write(folder, this_rank(), describe, files)
 
 
 def trainer_file(
@@ -71,6 +95,31 @@ def trainer_file(
         tensors=tensors | generators,
         metadata={"trainer": json.dumps(described)},  # one entry: safetensors writes several in any order
     )
+
+
+def copy_fits(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Returns True if each node's free memory holds a copy of what its ranks write. All ranks get the same answer."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / num_ranks()
+    states = sum(local_shard(tensor)[0].nbytes for _, tensor in _state(model, optimizer))
+    ranks = gather((platform.node(), weights + states, available_bytes()))
+    needed = Counter[str]()
+    for node, num_bytes, _ in ranks:
+        needed[node] += num_bytes
+    return all(MARGIN * needed[node] <= available for node, _, available in ranks)
+
+
+def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns the memory that this process may still take: of the machine, and of the container's limit (cgroup v2).
+
+    Args:
+        cgroup: Folder of the container's limits.
+    """
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = ((cgroup / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+    except OSError:
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(used))
 
 
 def load_trainer(

@@ -69,7 +69,7 @@ class CheckpointWriter:
         self._thread: Thread | None = None
         self._failure: OSError | None = None
         self._failures = self._retry_at = 0
-        self._deadline = math.inf
+        self._deadline, self._seconds = math.inf, 0.0
 
     def is_due(self, step: int) -> bool:
         """Returns True at the steps of a checkpoint, and where one that failed is tried again."""
@@ -78,6 +78,7 @@ class CheckpointWriter:
 
     def begin(self, state: LoopState) -> None:
         """Copies the learner's state and starts to write it. Waits for the checkpoint before, if it is not written yet."""
+        started = time.perf_counter()
         self._collect(wait=True)
         self._state = state
         folder = checkpoint_folder(self._options.run_dir, state.step)
@@ -91,6 +92,12 @@ class CheckpointWriter:
         self._learner.save(temporary, background=self._options.background_checkpoints)
         self._thread = Thread(target=self._write, args=(temporary, folder, state), name=f"writes {folder.name}")
         self._thread.start()
+        self._seconds = time.perf_counter() - started
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the seconds that training has waited for the last checkpoint, once; empty in other steps."""
+        seconds, self._seconds = self._seconds, 0.0
+        return {"time/checkpoint": seconds} if seconds else {}
 
     def finish(self) -> Path:
         """Waits for the last checkpoint and returns it; tries again if it could not be written.

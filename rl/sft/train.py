@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -81,6 +81,7 @@ def supervise(
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:
         return checkpoint
+    set_aside(config.run_dir, state.step)
     processor = limit_pixels(load_processor(checkpoint or config.model), options.rollout)
     encoder = DemonstrationEncoder(processor, demonstrate, config.max_tokens)
     held_out = encoder.take(list(readable(eval_prompts or [], encoder.accept)))
@@ -90,7 +91,6 @@ def supervise(
     config = replace(config, learner=with_learner_threads(config.learner, Console(), dtypes))
     with ExitStack() as stack:
         learner = _open_learner(config, checkpoint, stack)
-        set_aside(config.run_dir, state.step)
         checkpoints, latest = CheckpointWriter(config, learner, checkpoint), dict(state.metrics)
         stack.callback(checkpoints.close)
         tracker = Tracker(config, config_dict(config), state.step)
@@ -112,17 +112,15 @@ def supervise(
             tracker.log(step, metrics)
             latest |= metrics
             if checkpoints.is_due(step):
-                checkpoints.begin(
-                    LoopState(
-                        step=step,
-                        policy_version=step,
-                        cursor=stream.state(),
-                        seconds=metrics["time/elapsed"],
-                        config=config_dict(config),
-                        metrics=latest,
-                    )
-                )
+                checkpoints.begin(_loop_state(config, step, stream.state(), latest))
         return checkpoints.finish()
+
+
+def _loop_state(config: SftConfig, step: int, cursor: dict[str, Any], latest: dict[str, float]) -> LoopState:
+    seconds, choices = latest["time/elapsed"], config_dict(config)
+    return LoopState(
+        step=step, policy_version=step, cursor=cursor, seconds=seconds, config=choices, metrics=dict(latest)
+    )
 
 
 def _print_plan(options: LearningOptions, keep_checkpoints: int) -> None:

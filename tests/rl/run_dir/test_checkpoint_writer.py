@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -225,3 +227,23 @@ def test_the_hook_gets_each_whole_checkpoint_and_its_errors_are_logged(options: 
     assert (tmp_path / "uploaded").read_text() == "step_10 step_20 step_30 "
     (record,) = caplog.records
     assert record.getMessage() == "after step_20: ConnectionError: no network"
+
+
+def test_the_command_lists_checkpoints_with_their_metric_and_what_is_damaged(options: TrainConfig):
+    writer = CheckpointWriter(options, OneWeight(), None)
+    for step, score in ((10, 0.5), (20, 0.75)):
+        writer.begin(state_of(options, step, {"eval/greedy": score}))
+    flip(writer.finish() / "model-0.safetensors")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "rl.checkpoints", str(options.run_dir), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "150"})
+
+    listed = run()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in listed.stdout.splitlines() if "│" in line]
+    assert rows == [
+        ["10", "0.000", "0.5", "whole"],
+        ["20", "0.000", "0.75", "damaged: model-0.safetensors differs from its SHA-256 sum"],
+    ]
+    assert listed.returncode == 1
+    assert run("--quick").returncode == 0

@@ -243,7 +243,10 @@ def test_a_cold_start_that_was_killed_goes_on(tmp_path: Path):
 
     def kills_once(prompt: Prompt) -> list[str]:
         nonlocal killed
-        if not killed and any(tmp_path.glob("*/run/checkpoints/step_4")):
+        rows = [row for file in tmp_path.glob("*/run/metrics.jsonl") for row in file.read_text().splitlines()]
+        if not killed and len(rows) == 4:
+            while not any(tmp_path.glob("*/run/checkpoints/step_4")):  # it is written while training goes on
+                time.sleep(0.01)
             killed = True
             raise KeyboardInterrupt
         return [prompt.answer]
