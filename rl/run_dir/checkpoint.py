@@ -124,7 +124,7 @@ def newest_whole(checkpoints: Sequence[Path], *, quick: bool = False) -> Path | 
         damages.append(describe_damage(folder, damage))
         logger.warning("%s: the one before it is used", damages[-1])
     if damages:
-        raise ValueError(f"no checkpoint is whole: {'; '.join(damages)}. Move them away to start anew")
+        raise ValueError(f"no checkpoint is whole: {'; '.join(damages)}. Move them away to start from scratch")
     return None
 
 

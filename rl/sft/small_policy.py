@@ -74,7 +74,7 @@ def cold_start(
     config.cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(
         config.cache_dir / f"{folder.name}.lock"
-    ):  # of two runs that start at once, one waits for the other's
+    ):  # runs that start at once share one
         if not (folder / COLD_START_FILE).is_file():
             _train_small_policy(config, folder, prompts, demonstrate, eval_prompts)
     return folder

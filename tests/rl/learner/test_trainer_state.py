@@ -17,6 +17,7 @@ from torch import Tensor
 
 from policies.weight_files import TensorFile
 from rl.learner import Learner
+from rl.learner.state import available_bytes, copy_fits
 from rl.run_dir.parts import sums_of_parts
 from tests.learning import config, parameters, rollout
 
@@ -126,3 +127,24 @@ def test_a_trainer_state_of_another_policy_is_refused_with_the_tensor(dense_poli
     file.unlink()
     with pytest.raises(ValueError, match=r"no rank_N.safetensors there: .* of an older version"):
         learner.load(tmp_path)
+
+
+def test_without_room_for_a_copy_training_waits_for_the_file(dense_policy: Path, tmp_path: Path, monkeypatch):
+    learner = Learner(config(), dense_policy)
+    # 4 bytes of weights and 8 of moments for each parameter, and a step for each tensor.
+    parameters = list(learner.model.parameters())
+    size = 12 * sum(parameter.numel() for parameter in parameters) + 4 * len(parameters)
+    for free, fits in ((1.2 * size, True), (1.2 * size - 1, False)):
+        monkeypatch.setattr("rl.learner.state.available_bytes", lambda free=free: free)
+        assert copy_fits(learner.model, learner.optimizer) == fits
+    learner.save(tmp_path, background=True)
+    assert sums_of_parts(tmp_path, 1)
+
+
+def test_free_memory_is_that_of_the_machine_and_within_the_containers_limit(tmp_path: Path):
+    assert available_bytes(tmp_path) > 2**20, "no limit there"
+    (tmp_path / "memory.current").write_text("1000000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(tmp_path) > 2**20
+    (tmp_path / "memory.max").write_text("1500000\n")
+    assert available_bytes(tmp_path) == 500_000
