@@ -1,6 +1,6 @@
 """Writes a run's checkpoints while training goes on.
 
-Training waits only until the ranks have copied their tensors into host memory. Their threads write the files. A thread of the driver
+Training waits only until the ranks have copied their tensors into host memory. Their threads write the files. A thread here
 adds state and sums, gives the checkpoint its name, and deletes older ones.
 
 A checkpoint that cannot be written, as on a full disk, is tried again some steps later. Earlier ones stay.
