@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import tyro
@@ -14,9 +16,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from rl.config import TrainConfig
+from rl.config import RunOptions, TrainConfig
 from rl.hardware.presets import PRESETS, Sized, print_plan, with_preset
 from rl.preflight import check_options
+from rl.stopping import STATUS_OF_SIGNAL, STOP
+from rl.supervisor import needs_supervisor, number_of_start, supervise
 from rl.types import RunStopped
 
 C = TypeVar("C")
@@ -37,6 +41,18 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
+    if isinstance(config, RunOptions) and not getattr(config, "plan", False):
+        if needs_supervisor():
+            command = [sys.executable, *sys.orig_argv[1:]]
+            sys.exit(supervise(command, stop_timeout=config.stop_timeout, restarts=config.restarts))
+        if number_of_start():
+            config = replace(config, resume="auto")
+    with STOP.handled():
+        _run(run, config)
+
+
+def _run(run: Callable[[C], object], config: C) -> None:
+    """Runs a recipe. Errors of the user and signals become an exit status."""
     try:
         if getattr(config, "plan", False):
             print_plan(cast(Sized, config), Console())
@@ -49,8 +65,11 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
             raise
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt:  # Ray's calls raise it without the signal's number
+        number = STOP.received or signal.SIGINT
+        remedy = "; --resume auto goes on" if isinstance(config, RunOptions) else ""
+        Console(stderr=True).print(f"stopped by {signal.Signals(number).name}{remedy}", highlight=False)
+        sys.exit(STATUS_OF_SIGNAL + number)
 
 
 def parse(config_type: type[C], arguments: Sequence[str], description: str | None = None) -> C:

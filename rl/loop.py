@@ -24,10 +24,11 @@ from rl.metrics import step_metrics, step_time
 from rl.objectives import Objective
 from rl.preflight import TrainArguments, prepare
 from rl.run import Run, open_run
-from rl.run_dir.checkpoint import checkpoint_steps, set_aside, starting_point
+from rl.run_dir.checkpoint import LoopState, checkpoint_steps, set_aside, starting_point
 from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, roll_back, step_before, with_rollbacks
 from rl.run_dir.summary import read_result
 from rl.samples import make_samples
+from rl.stopping import STOP
 from rl.stopwatch import Stopwatch
 from rl.types import CollapseAhead, RunResult, RunStopped
 from rollout.config import RolloutConfig
@@ -60,15 +61,17 @@ def train(
     Raises:
         ValueError: Config, prompts, reward or checkpoint cannot be used; before any engine starts.
         RunStopped: The run cannot make progress.
+        Stopped: A signal has ended the run; its last step is in a checkpoint.
     """
     arguments = TrainArguments(
         prompts=prompts, reward=reward, eval_prompts=eval_prompts or [], objective=objective, environment=environment
     )
-    while True:
-        try:
-            return train_from_checkpoint(prepare(with_rollbacks(config)), arguments)
-        except CollapseAhead as alarm:
-            config = go_back(with_rollbacks(config), alarm)
+    with STOP.handled():
+        while True:
+            try:
+                return train_from_checkpoint(prepare(with_rollbacks(config)), arguments)
+            except CollapseAhead as alarm:
+                config = go_back(with_rollbacks(config), alarm)
 
 
 def train_from_checkpoint(config: TrainConfig, arguments: TrainArguments) -> RunResult:
@@ -83,24 +86,48 @@ def train_from_checkpoint(config: TrainConfig, arguments: TrainArguments) -> Run
     if checkpoint is not None and state.step >= config.steps:
         return read_result(config.run_dir, checkpoint)
     set_aside(config.run_dir, state.step)
-    with open_run(config, checkpoint, state, arguments) as run:
-        if state.step == 0 and (metrics := run.evaluate(with_blind=True)):
-            run.tracker.log(0, metrics)
-        run.started = time.perf_counter() - state.seconds
-        for step in range(state.step + 1, config.steps + 1):
-            batch, metrics = train_step(run, step)
-            if config.is_due(step, config.eval.every):
-                metrics |= run.evaluate(with_blind=step == config.steps)
-            run.batches.start(run.version)  # the next batch is generated while this step is logged and saved
-            run.log(step, metrics)
-            run.watch(step, metrics)
-            if config.is_due(step, config.samples_every):
-                run.tracker.save_samples(f"step_{step:06d}", batch.groups, batch.scores)
-            if run.checkpoints.is_due(step):
-                run.save_checkpoint(step)
-            del batch  # the engines' nodes keep its experts until then
+    with STOP.kept(), open_run(config, checkpoint, state, arguments) as run:
+        try:
+            evaluate_first(run, state)
+            run.started = time.perf_counter() - state.seconds
+            for step in range(state.step + 1, config.steps + 1):
+                one_step(run, step)
+        except KeyboardInterrupt:
+            run.save_position()
+            raise
         checkpoint = run.checkpoints.finish()
     return read_result(config.run_dir, checkpoint)
+
+
+def evaluate_first(run: Run, state: LoopState) -> None:
+    """Evaluates before the first step, or where a signal has cut the evaluation of the step that the run resumes from."""
+    if state.step == 0 and (metrics := run.evaluate(with_blind=True)):
+        run.tracker.log(0, metrics)
+    if state.unlogged:
+        metrics = state.unlogged | run.evaluate(with_blind=state.step == run.config.steps)
+        run.log(state.step, metrics)
+        run.watch(state.step, metrics)
+
+
+def one_step(run: Run, step: int) -> None:
+    """One step with all that follows it: evaluation, metrics, samples, checkpoint.
+
+    A signal is raised before it, or while the batch is awaited or the policy evaluated.
+    """
+    config = run.config
+    STOP.check()
+    batch, metrics = train_step(run, step)
+    if config.is_due(step, config.eval.every):
+        run.note_position(step, unlogged=metrics)
+        metrics |= run.evaluate(with_blind=step == config.steps)
+    run.batches.start(run.version)  # the next batch is generated while this step is logged and saved
+    run.log(step, metrics)
+    run.watch(step, metrics)
+    if config.is_due(step, config.samples_every):
+        run.tracker.save_samples(f"step_{step:06d}", batch.groups, batch.scores)
+    run.note_position(step)
+    if run.checkpoints.is_due(step):
+        run.save_position()
 
 
 def train_step(run: Run, step: int) -> tuple[ScoredBatch, dict[str, float]]:
@@ -109,7 +136,8 @@ def train_step(run: Run, step: int) -> tuple[ScoredBatch, dict[str, float]]:
 
     # Generate and score: in the background, as far ahead as max_staleness allows.
     run.batches.start(run.version)
-    batch = run.batches.take(step)
+    with STOP.raised():
+        batch = run.batches.take(step)
     check_scores(step, batch.scores)
     timer.lap("wait")
 

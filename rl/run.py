@@ -20,6 +20,7 @@ from rl.run_dir.checkpoint import LoopState
 from rl.run_dir.checkpoint_writer import CheckpointWriter
 from rl.run_dir.html_report import write_report
 from rl.run_dir.tracker import ProgressLine, Tracker, read_metrics
+from rl.stopping import STOP
 from rl.types import CollapseAhead
 from rl.watchdog import Watchdog
 from rollout.cluster import cluster_nodes, local_ray, require_room_for_both
@@ -55,6 +56,8 @@ class Run:
     """Start of training on this process's clock, minus the training time before a resume."""
     latest: dict[str, float] = field(default_factory=dict)
     """The latest value of each metric."""
+    position: LoopState | None = None
+    """The state after the last step of the learner; None before the first."""
 
     def sync(self) -> dict[str, float]:
         """Sends the learner's weights to all engines as `version`."""
@@ -62,7 +65,8 @@ class Run:
 
     def evaluate(self, *, with_blind: bool) -> dict[str, float]:
         """`eval/` metrics of the present weights; empty without held-out prompts."""
-        return self.evaluator.run(self.version, with_blind=with_blind)
+        with STOP.raised():
+            return self.evaluator.run(self.version, with_blind=with_blind)
 
     def metrics(self) -> dict[str, float]:
         """State of the run: engines, teacher, clock, skipped prompts, policy version."""
@@ -94,17 +98,22 @@ class Run:
         if self.config.watchdog.action == "rollback":
             raise CollapseAhead(alarm.text, step=step, good_until=alarm.good_until)
 
-    def save_checkpoint(self, step: int) -> None:
-        """Begins to write a checkpoint."""
-        state = LoopState(
+    def note_position(self, step: int, *, unlogged: Mapping[str, float] = {}) -> None:
+        """Notes that the learner has done a step; `unlogged` has its metrics if its evaluation is still missing."""
+        self.position = LoopState(
             step=step,
             policy_version=self.version,
             cursor=self.batches.cursor(),
-            seconds=self.latest["time/elapsed"],
+            seconds=time.perf_counter() - self.started,
             config=config_dict(self.config),
             metrics=dict(self.latest),
+            unlogged=dict(unlogged),
         )
-        self.checkpoints.begin(state)
+
+    def save_position(self) -> None:
+        """Begins to write a checkpoint of the last step, unless there is one."""
+        if self.position is not None and self.position.step != self.checkpoints.step:
+            self.checkpoints.begin(self.position)
 
 
 @contextmanager
@@ -121,20 +130,22 @@ def open_run(
         objective = arguments.objective or choose_objective(config)
         check_objective(objective, by_token=config.teacher.model is not None)
         model = checkpoint or config.model
-        run_inputs = open_run_inputs(config, model, state.cursor, arguments, stack)
+        with STOP.raised():
+            run_inputs = open_run_inputs(config, model, state.cursor, arguments, stack)
         inputs = run_inputs.inputs
 
         stack.enter_context(local_ray())
-        learner = LearnerGroup(config, model, checkpoint, backend, objective)
-        stack.callback(learner.close)
-        teacher = _start_teacher(config, model, inputs)
-        if teacher is not None:
-            stack.callback(teacher.close)
-        pool = _start_engines(config, model, backend, inputs, learner, state.policy_version)
-        stack.callback(pool.close)
-        pool.connect(learner.connect)
-        if config.lora.sync == "adapter":  # the engines have loaded the policy without adapters
-            pool.sync(state.policy_version, learner.sync)
+        with STOP.raised():
+            learner = LearnerGroup(config, model, checkpoint, backend, objective)
+            stack.callback(learner.close)
+            teacher = _start_teacher(config, model, inputs)
+            if teacher is not None:
+                stack.callback(teacher.close)
+            pool = _start_engines(config, model, backend, inputs, learner, state.policy_version)
+            stack.callback(pool.close)
+            pool.connect(learner.connect)
+            if config.lora.sync == "adapter":  # the engines have loaded the policy without adapters
+                pool.sync(state.policy_version, learner.sync)
 
         sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature)
         stream, runner, processor = run_inputs.stream, inputs.runner, inputs.processor
@@ -147,7 +158,7 @@ def open_run(
         )
         checkpoints = CheckpointWriter(config, learner, checkpoint)
         stack.callback(checkpoints.close)
-        tracker = Tracker(config, config_dict(config), state.step)
+        tracker = Tracker(config, config_dict(config), state.first_row)
         stack.callback(tracker.close)
         stack.callback(_write_report, config.run_dir)
         yield Run(

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 from rollout.config import RolloutConfig
 
@@ -50,12 +54,37 @@ def local_ray() -> Iterator[None]:
         require_same_software()
         yield
         return
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.ERROR)
+    with keep_signal_handlers():
+        ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.ERROR)
+    folder = None if "RAY_ADDRESS" in os.environ else Path(ray._private.worker._global_node.get_session_dir_path())
+    failed = True
     try:
         require_same_software()
         yield
+        failed = False
+    except KeyboardInterrupt:
+        failed = False
+        raise
     finally:
         ray.shutdown()
+        if folder is not None and not failed:  # its logs tell why a process died
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def keep_signal_handlers() -> Iterator[None]:
+    """Keeps the handler of SIGTERM while Ray starts.
+
+    Ray has two of its own. The one in Python ends Ray's processes under their driver, which then crashes. The one in C++ prints a
+    crash dump; it replaces Python's without Python's knowledge.
+    """
+    import ray._private.utils
+
+    with mock.patch.object(ray._private.utils, "set_sigterm_handler", lambda handler: None):
+        yield
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def cluster_nodes() -> list[Node]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -29,6 +30,9 @@ LONGEST = """
     test_published_shapes test_rank_places test_cluster_software
     """.split()
 """Files that take 10 seconds and more, the longest first. The first two have clusters of their own, before others share one."""
+
+# Recipes run in the tests' own process, or in one that a test starts, watches and ends itself.
+os.environ.setdefault("SAPO_SUPERVISOR", "off")
 
 # During the imports of torch, transformers and vLLM the garbage collector finds nothing and takes a fifth of the CPU time.
 gc.disable()

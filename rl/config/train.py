@@ -98,6 +98,10 @@ class RunOptions:
     """FILE.py:FUNCTION, called with the folder of each new checkpoint while training goes on, for example to upload it."""
     background_checkpoints: Annotated[bool, RESUMABLE] = True
     """Writes a checkpoint while training goes on, from a copy in host memory, if that has room. no: training waits for it."""
+    stop_timeout: Annotated[Seconds, RESUMABLE] = 60.0
+    """Seconds after SIGTERM, SIGINT or SIGHUP in which the run writes a checkpoint and ends; then it is killed."""
+    restarts: Annotated[CountOrZero, RESUMABLE] = 0
+    """Times that a run which has died is started again, from its newest checkpoint."""
     wandb: Annotated[WandbMode, RESUMABLE] = "auto"
     """auto is online if the user is logged in, else offline."""
 

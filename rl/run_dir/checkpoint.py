@@ -36,6 +36,13 @@ class LoopState:
     """Every choice of the run, to compare on resume."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The latest value of each metric."""
+    unlogged: dict[str, float] = field(default_factory=dict)
+    """Metrics of the step, if a signal has cut its evaluation; the resumed run makes it and logs them."""
+
+    @property
+    def first_row(self) -> int:
+        """First step whose metrics are not written; 0 at the start."""
+        return self.step + (not self.unlogged) if self.step else 0
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

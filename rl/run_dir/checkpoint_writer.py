@@ -62,6 +62,8 @@ class CheckpointWriter:
     def __init__(self, options: RunOptions, learner: SavesParts, resumed: Path | None) -> None:
         self.newest = resumed
         """The newest whole checkpoint."""
+        self.step = 0
+        """Step of the last checkpoint that was begun and has not failed."""
         self._options, self._learner, self._resumed = options, learner, resumed
         self._after: Callable[[Path], object] | None = None
         if options.after_checkpoint:
@@ -80,7 +82,7 @@ class CheckpointWriter:
         """Copies the learner's state and starts to write it. Waits for the checkpoint before, if it is not written yet."""
         started = time.perf_counter()
         self._collect(wait=True)
-        self._state = state
+        self._state, self.step = state, state.step
         folder = checkpoint_folder(self._options.run_dir, state.step)
         temporary = folder.with_name(f".{folder.name}.tmp")
         try:
@@ -140,6 +142,7 @@ class CheckpointWriter:
         """Plans another try."""
         pause = min(2**self._failures, LONGEST_PAUSE)
         self._failures += 1
+        self.step = 0
         self._retry_at = self._state.step + pause
         logger.warning(
             "no checkpoint of step %d: %s; the next try is at step %d, and earlier checkpoints stay",

@@ -26,16 +26,16 @@ class Tracker:
     Args:
         options: The run's folder and its wandb mode.
         config: Every choice of the run as JSON has it, for `config.json` and wandb.
-        start_step: Number of steps done; rows of later steps are dropped.
+        first_row: The first step that is to be logged; rows from it on are dropped.
     """
 
-    def __init__(self, options: RunOptions, config: Mapping[str, Any], start_step: int) -> None:
+    def __init__(self, options: RunOptions, config: Mapping[str, Any], first_row: int) -> None:
         self.run_dir = options.run_dir
         self.samples_dir = self.run_dir / "samples"
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.metrics_file = self.run_dir / "metrics.jsonl"
         write_json(self.run_dir / "config.json", config)
-        keep_steps(self.metrics_file, start_step)
+        keep_rows(self.metrics_file, first_row)
         self.console = Console()
         self.wandb = _start_wandb(options.wandb, self.run_dir, config)
 
@@ -112,8 +112,8 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def keep_steps(metrics_file: Path, last_step: int) -> None:
-    """Drops rows past `last_step` and lines that are no JSON: a kill may cut the last line. A resumed run writes them again."""
+def keep_rows(metrics_file: Path, before: int) -> None:
+    """Drops rows from step `before` on, which a resumed run writes again, and lines that are no JSON, as a kill may leave."""
     if not metrics_file.exists():
         return
     kept = []
@@ -122,7 +122,7 @@ def keep_steps(metrics_file: Path, last_step: int) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if last_step and row["step"] <= last_step:
+        if row["step"] < before:
             kept.append(line + "\n")
     write_atomically(metrics_file, "".join(kept))
 

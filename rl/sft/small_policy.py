@@ -72,9 +72,7 @@ def cold_start(
             raise ValueError(f"{name} of the cold start must be > 0, got {value}")
     folder = config.cache_dir / _fingerprint(config, prompts_from(prompts), demonstrate)
     config.cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(
-        config.cache_dir / f"{folder.name}.lock"
-    ):  # runs that start at once share one
+    with FileLock(config.cache_dir / f"{folder.name}.lock"):  # runs that start at once share one
         if not (folder / COLD_START_FILE).is_file():
             _train_small_policy(config, folder, prompts, demonstrate, eval_prompts)
     return folder

@@ -93,7 +93,7 @@ def supervise(
         learner = _open_learner(config, checkpoint, stack)
         checkpoints, latest = CheckpointWriter(config, learner, checkpoint), dict(state.metrics)
         stack.callback(checkpoints.close)
-        tracker = Tracker(config, config_dict(config), state.step)
+        tracker = Tracker(config, config_dict(config), state.first_row)
         stack.callback(tracker.close)
         evaluate = partial(held_out_loss, learner, held_out, config.batch_size)
         if state.step == 0 and held_out:

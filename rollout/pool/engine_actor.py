@@ -30,6 +30,9 @@ from rollout.pool.channel import CallClient, CallServer, NumberedCall, Reply
 from rollout.ray_calls import EngineAddress, ray_answer
 from rollout.types import GenerateCall, Response
 
+LONGEST_SOCKET_FOLDER = 107 - len("/") - 36
+"""Most characters of a folder for sockets with names of 36: Linux allows 107 in a socket's path."""
+
 
 def engine_environment(config: RolloutConfig, model: str | Path) -> dict[str, str]:
     """Returns the environment variables of an engine's process, which vLLM's processes inherit."""
@@ -95,6 +98,7 @@ class _EngineActor:
         """Starts vLLM, on `devices` if they are not empty: GPUs that Ray has not assigned to this process."""
         if devices:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        self._place_sockets()
         try:
             self._engine = VllmEngine(spec)
         except Exception as error:
@@ -108,6 +112,13 @@ class _EngineActor:
             processes=tuple((process.pid, process.create_time()) for process in processes),
             segments=tuple(segments_of(processes)),
         )
+
+    def _place_sockets(self) -> None:
+        """Puts vLLM's sockets into the folder of Ray's session, which goes with it. Those in /tmp stay if vLLM is killed."""
+        context = ray.get_runtime_context()
+        folder = Path(context.get_temp_dir()) / context.get_session_name()
+        if len(str(folder)) <= LONGEST_SOCKET_FOLDER:
+            os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
 
     async def submit(self, calls: Sequence[NumberedCall]) -> None:
         self._server.submit(calls)

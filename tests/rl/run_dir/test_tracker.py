@@ -13,14 +13,14 @@ from PIL import Image
 from rewards.types import Score
 from rl.config import TrainConfig, config_dict
 from rl.run_dir.files import write_json
-from rl.run_dir.tracker import Tracker, keep_steps, read_metrics
+from rl.run_dir.tracker import Tracker, keep_rows, read_metrics
 from rl.run_dir.transcripts import film_strip
 from rollout.types import Completion, Group, Observation, Prompt, Turn, Video
 
 
-def tracker(run_dir: Path, start_step: int = 0, **changed: object) -> Tracker:
+def tracker(run_dir: Path, first_row: int = 0, **changed: object) -> Tracker:
     config = TrainConfig(model="small", run_dir=run_dir, wandb="disabled", **changed)
-    return Tracker(config, config_dict(config), start_step)
+    return Tracker(config, config_dict(config), first_row)
 
 
 def steps(run_dir: Path) -> list[float]:
@@ -41,7 +41,7 @@ def test_rows_past_the_checkpoint_are_dropped_on_resume(tmp_path: Path):
     run = tracker(tmp_path)
     for step in (0, 1, 2, 2, 3, 4):  # evaluation adds a row of its own
         run.log(step, {"x": step})
-    resumed = tracker(tmp_path, start_step=2)
+    resumed = tracker(tmp_path, first_row=3)
     assert steps(tmp_path) == [0, 1, 2, 2]
     resumed.log(3, {"x": 3})
     assert steps(tmp_path) == [0, 1, 2, 2, 3]
@@ -60,12 +60,12 @@ def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path: Path, rest: str)
         run.log(step, {"x": step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(rest)
-    tracker(tmp_path, start_step=3).log(3, {"x": 3})
+    tracker(tmp_path, first_row=3).log(3, {"x": 3})
     assert read_metrics(tmp_path) == [{"step": 1, "x": 1}, {"step": 2, "x": 2}, {"step": 3, "x": 3}]
 
 
 def test_without_a_metrics_file_there_is_nothing_to_keep(tmp_path: Path):
-    keep_steps(tmp_path / "metrics.jsonl", 3)
+    keep_rows(tmp_path / "metrics.jsonl", 3)
     assert list(tmp_path.iterdir()) == []
 
 
