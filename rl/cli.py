@@ -19,8 +19,8 @@ from rich.markup import escape
 from rl.config import RunOptions, TrainConfig
 from rl.hardware.presets import PRESETS, Sized, print_plan, with_preset
 from rl.preflight import check_options
-from rl.stopping import STATUS_OF_SIGNAL, STOP
-from rl.supervisor import needs_supervisor, number_of_start, supervise
+from rl.signals.stopping import STATUS_OF_SIGNAL, STOP
+from rl.signals.supervisor import needs_supervisor, number_of_start, supervise
 from rl.types import RunStopped
 
 C = TypeVar("C")

@@ -28,7 +28,7 @@ from rl.run_dir.checkpoint import LoopState, checkpoint_steps, set_aside, starti
 from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, roll_back, step_before, with_rollbacks
 from rl.run_dir.summary import read_result
 from rl.samples import make_samples
-from rl.stopping import STOP
+from rl.signals.stopping import STOP
 from rl.stopwatch import Stopwatch
 from rl.types import CollapseAhead, RunResult, RunStopped
 from rollout.config import RolloutConfig

@@ -20,7 +20,7 @@ from rl.run_dir.checkpoint import LoopState
 from rl.run_dir.checkpoint_writer import CheckpointWriter
 from rl.run_dir.html_report import write_report
 from rl.run_dir.tracker import ProgressLine, Tracker, read_metrics
-from rl.stopping import STOP
+from rl.signals.stopping import STOP
 from rl.types import CollapseAhead
 from rl.watchdog import Watchdog
 from rollout.cluster import cluster_nodes, local_ray, require_room_for_both

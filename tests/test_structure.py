@@ -28,7 +28,7 @@ SIBLINGS = {
 ROOMS = {
     "rl": """
         cli report checkpoints doctor loop run watchdog metrics evaluation sft curation generation learner preflight hardware
-        run_dir samples distillation objectives corrections advantages sapo data stopwatch config types
+        run_dir signals samples distillation objectives corrections advantages sapo data stopwatch config types
         """.split(),
     "rollout": "tasks environments pool weights engine data ray_calls rendering cluster types config".split(),
     "rewards": "check trial judge llm_judge code trl loading compose verifiers workers text metrics types".split(),

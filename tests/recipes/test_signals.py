@@ -16,7 +16,7 @@ import pytest
 
 from rl.run_dir.checkpoint import list_checkpoints, step_of
 from rl.run_dir.sums import damage_of
-from rl.supervisor import SUPERVISOR_VAR
+from rl.signals.supervisor import SUPERVISOR_VAR
 from tests.recipes.running import run_here
 from tests.recipes.test_resume import recipe, rows, wait_for_row
 

@@ -22,7 +22,7 @@ from types import FrameType
 
 import psutil
 
-from rl.stopping import RELAYED_SIGTERM, STATUS_OF_SIGNAL
+from rl.signals.stopping import RELAYED_SIGTERM, STATUS_OF_SIGNAL
 from rollout.engine.vllm_processes import remove_unmapped, segments_of, semaphores_of, wait_until_ended
 
 SUPERVISOR_VAR = "SAPO_SUPERVISOR"
@@ -60,7 +60,7 @@ def supervise(command: Sequence[str], *, stop_timeout: float, restarts: int) -> 
         stop_timeout: Seconds after a signal when the run is killed.
         restarts: Times that a run which has died is started again.
     """
-    _prctl(_SET_CHILD_SUBREAPER, 1)  # what the run leaves becomes a child of this process
+    _prctl(_SET_CHILD_SUBREAPER, 1)  # orphans of the run become children of this process
     for start in range(restarts + 1):
         run = _SupervisedRun(command, start, stop_timeout)
         status = run.wait()

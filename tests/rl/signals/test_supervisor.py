@@ -14,7 +14,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from rl import supervisor
+from rl.signals import supervisor
 supervisor.RESTART_PAUSE_SECONDS = supervisor.GRACE_SECONDS = .3
 supervisor.POLL_SECONDS = .05
 sys.exit(supervisor.supervise([sys.executable, "-c", sys.argv[1]], stop_timeout=float(sys.argv[2]), restarts=int(sys.argv[3])))
@@ -93,19 +93,18 @@ def test_what_a_killed_run_leaves_is_ended_and_its_shared_memory_removed():
 
 
 def test_a_run_ends_with_its_supervisor():
-    program = (
-        "import os\nfrom rl.supervisor import number_of_start\nnumber_of_start()\nprint(os.getpid(), flush=True)\n"
-    )
+    program = "import os\nfrom rl.signals.supervisor import number_of_start\nnumber_of_start()\nprint(os.getpid(), flush=True)\n"
     process = start(program + "import time; time.sleep(60)")
     run = psutil.Process(int(process.stdout.readline()))
     process.kill()
     process.wait()
     run.wait(10)
+    assert not run.is_running()
 
 
 DIES_TWICE = """
 import os, pathlib, sys
-from rl.supervisor import number_of_start
+from rl.signals.supervisor import number_of_start
 print("start", number_of_start(), flush=True)
 if number_of_start() < 2:
     os.abort()

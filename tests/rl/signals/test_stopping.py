@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from rl.stopping import RELAYED_SIGTERM, STATUS_OF_SIGNAL, STOP, Stopped
+from rl.signals.stopping import RELAYED_SIGTERM, STATUS_OF_SIGNAL, STOP, Stopped
 
 
 def send(number: int = signal.SIGTERM) -> None:
@@ -79,7 +79,7 @@ def test_in_another_thread_nothing_is_handled():
 def test_a_second_ctrl_c_ends_the_process_at_once():
     program = """
 import os, signal
-from rl.stopping import STOP
+from rl.signals.stopping import STOP
 with STOP.handled(), STOP.kept():
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -19,7 +19,7 @@ STATUS_OF_SIGNAL = 128
 
 
 RELAYED_SIGTERM = signal.SIGUSR1
-"""The supervisor's word for SIGTERM, which Ray's C++ code takes over while it starts: it prints a crash dump and ends the process."""
+"""The supervisor's word for SIGTERM, which Ray's C++ code takes over as it starts: it prints a crash dump and ends the process."""
 
 
 class Stopped(KeyboardInterrupt):
