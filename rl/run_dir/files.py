@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,23 @@ def write_atomically(path: Path, text: str) -> Path:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     return temporary.rename(path)
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Appends a text to a file; one that does not fit the disk leaves the file as it was.
+
+    Raises:
+        OSError: It does not fit, or the file cannot be written.
+    """
+    left = text.encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            os.truncate(path, size)
+            raise
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,9 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rewards.types import Score
 from rl.config import RunOptions, WandbMode
-from rl.run_dir.files import jsonl_line, write_atomically, write_json
+from rl.run_dir.files import append_whole, jsonl_line, write_atomically, write_json
 from rl.run_dir.transcripts import transcript
 from rollout.types import Group
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -36,14 +39,22 @@ class Tracker:
         self.metrics_file = self.run_dir / "metrics.jsonl"
         write_json(self.run_dir / "config.json", config)
         keep_rows(self.metrics_file, first_row)
+        self._unwritten: list[str] = []
         self.console = Console()
         self.wandb = _start_wandb(options.wandb, self.run_dir, config)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one row. A step may have several rows, as evaluation writes its own."""
+        """Appends one row. A step may have several rows, as evaluation writes its own.
+
+        Rows that a full disk has no room for are written with a later one.
+        """
         row = {"step": step, **{name: _as_number(value) for name, value in metrics.items()}}
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._unwritten.append(json.dumps(row) + "\n")
+        try:
+            append_whole(self.metrics_file, "".join(self._unwritten))
+            self._unwritten.clear()
+        except OSError as error:
+            logger.warning("metrics of step %d are not written so far: %s", step, error)
         if self.wandb is not None:
             self.wandb.log(dict(row), step=step)
 
@@ -51,12 +62,15 @@ class Tracker:
         self, name: str, groups: Sequence[Group], scores: Sequence[Sequence[Score]], limit: int = 4
     ) -> None:
         """Writes transcripts of the first groups to `samples/NAME.jsonl`, with their images and film strips."""
-        self.samples_dir.mkdir(exist_ok=True)
-        rows = [
-            transcript(self.samples_dir, f"{name}_{index}", group, group_scores)
-            for index, (group, group_scores) in enumerate(zip(groups[:limit], scores[:limit], strict=True))
-        ]
-        (self.samples_dir / f"{name}.jsonl").write_text("".join(jsonl_line(row) for row in rows))
+        try:
+            self.samples_dir.mkdir(exist_ok=True)
+            rows = [
+                transcript(self.samples_dir, f"{name}_{index}", group, group_scores)
+                for index, (group, group_scores) in enumerate(zip(groups[:limit], scores[:limit], strict=True))
+            ]
+            (self.samples_dir / f"{name}.jsonl").write_text("".join(jsonl_line(row) for row in rows))
+        except OSError as error:
+            logger.warning("no samples of %s: %s", name, error)
 
     @contextmanager
     def progress(self, total: int, done: int) -> Iterator[ProgressLine]:

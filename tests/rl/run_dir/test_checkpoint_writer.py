@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -22,6 +19,7 @@ from rl.run_dir.checkpoint_writer import CheckpointWriter
 from rl.run_dir.sums import SUMS_FILE, damage_of
 from rl.types import RunStopped
 from tests.checkpoints import OneWeight, state_of, write_checkpoints
+from tests.full_disk import files_of_at_most
 
 
 @pytest.fixture
@@ -143,16 +141,6 @@ def test_a_full_disk_costs_a_warning_and_later_tries_and_no_earlier_checkpoint(o
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 3 and "no checkpoint of step 20: rank 0: OSError: [Errno 28] No space left" in texts[0]
     assert not first.exists() and [path.name for path in first.parent.iterdir()] == ["step_40"]
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_an_error_of_the_disk_in_the_middle_of_a_file_is_one_of_the_checkpoint(options: TrainConfig, caplog):

@@ -16,6 +16,7 @@ from rl.run_dir.files import write_json
 from rl.run_dir.tracker import Tracker, keep_rows, read_metrics
 from rl.run_dir.transcripts import film_strip
 from rollout.types import Completion, Group, Observation, Prompt, Turn, Video
+from tests.full_disk import files_of_at_most
 
 
 def tracker(run_dir: Path, first_row: int = 0, **changed: object) -> Tracker:
@@ -196,3 +197,22 @@ def test_wandb_keeps_an_offline_run_in_the_runs_folder_and_closes(tmp_path: Path
     tracker.close()
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert any(offline.glob("run-*.wandb"))
+
+
+def test_rows_that_a_full_disk_has_no_room_for_are_written_later(tmp_path: Path, caplog):
+    run = tracker(tmp_path)
+    run.log(1, {"x": 1})
+    with files_of_at_most((tmp_path / "metrics.jsonl").stat().st_size + 10):  # half of a row
+        run.log(2, {"x": 2})
+        run.log(3, {"x": 3})
+        assert steps(tmp_path) == [1]
+    assert "metrics of step 2 are not written so far" in caplog.text
+    run.log(4, {"x": 4})
+    assert read_metrics(tmp_path) == [{"step": step, "x": step} for step in (1, 2, 3, 4)]
+
+
+def test_samples_that_cannot_be_written_cost_a_warning(tmp_path: Path, caplog):
+    run = tracker(tmp_path)
+    (tmp_path / "samples").write_text("a file")
+    run.save_samples("step_3", [], [])
+    assert "no samples of step_3" in caplog.text
