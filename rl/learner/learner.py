@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from policies.dtensor import full_tensor
 from policies.inputs import dummy_image, vision_tokens
@@ -47,6 +48,7 @@ from rl.learner.microbatches import (
     split_minibatches,
     split_ranks,
 )
+from rl.learner.nonfinite import nonfinite_origin
 from rl.learner.optimizer import make_optimizer, make_scheduler
 from rl.learner.policy import load_reference, load_trainable
 from rl.learner.prefixes import common_beginnings
@@ -255,7 +257,7 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             return None
         records = [record for rank_records in gather_on_first(records) for record in rank_records]
-        return update_metrics(records) | self._apply_gradient(records), records
+        return update_metrics(records) | self._apply_gradient(records, microbatches), records
 
     def _has_moved(self, records: Sequence[UpdateRecord]) -> bool:
         """Returns True if the policy's distance to that of the step's beginning exceeds `target_kl` (early stopping, as in PPO).
@@ -326,24 +328,25 @@ class Learner:
             batch.advantages_B, logprobs_BT, batch.teacher_logprobs_BT, batch.mask_BT, self.options.teacher
         )
 
-    def _apply_gradient(self, records: Sequence[UpdateRecord]) -> dict[str, float]:
-        """Clips and applies the gradient. Drops it if it is not finite, and logs the prompts that caused it."""
-        limit = self.options.optimizer.max_grad_norm
-        grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+    def _apply_gradient(self, records: Sequence[UpdateRecord], microbatches: Sequence[Microbatch]) -> dict[str, float]:
+        """Clips and applies the gradient. Drops it if it is not finite, and logs where that began, and the prompts."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        total_norm = get_total_norm([parameter.grad for parameter in trained])
+        grad_norm = full_tensor(total_norm)
         is_finite = bool(grad_norm.isfinite())
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if is_finite:
+            clip_grads_with_norm_(trained, self.options.optimizer.max_grad_norm, total_norm)
             self.optimizer.step()
             self.scheduler.step()
             self._skipped_in_a_row = 0
         else:
             self._skipped_in_a_row += 1
+            origin = nonfinite_origin(self.model, [partial(self.forward, batch) for batch in microbatches])
             if this_rank() == 0:
                 prompts = [prompt for record in records for prompt in record.nonfinite_prompts]
-                logger.warning(
-                    "update skipped: the gradient is not finite; prompts with log-probabilities that are not finite: %s",
-                    ", ".join(prompts or ["none of the sequences alone"]),
-                )
+                text = "update skipped: the gradient is not finite, first %s; prompts with log-probabilities that are not: %s"
+                logger.warning(text, origin, ", ".join(prompts or ["none of the sequences alone"]))
         self.optimizer.zero_grad(set_to_none=True)
         if self._skipped_in_a_row >= MAX_SKIPPED_UPDATES:
             raise FloatingPointError(

@@ -288,7 +288,8 @@ def test_update_without_a_finite_gradient_is_skipped_counted_and_named(dense_pol
     assert report.metrics["policy/grad_norm"] == 0.0
     assert report.num_updates == 0
     [message] = [record.message for record in caplog.records if record.name == "rl.learner.learner"]
-    assert message.startswith("update skipped: the gradient is not finite")
+    weights = "the weights of model.visual.patch_embed.proj.bias"
+    assert message.startswith(f"update skipped: the gradient is not finite, first {weights}; prompts with")
     assert message.count("prompt-2") == message.count("prompt-") == 3
     assert all(torch.allclose(before[n], w, rtol=0, atol=0, equal_nan=True) for n, w in parameters(learner).items())
     assert {state["step"].item() for state in learner.optimizer.state.values()} == {0.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rl.config import LoraConfig, TrainConfig
 from rl.hardware.learner_memory import checkpoint_size
 from rl.learner import Learner
 from rl.learner.microbatches import lengthen_plan, split_ranks
+from rl.learner.nonfinite import nonfinite_origin
 from rl.samples import Sample
 from tests.learning import config, difference, parameters, rollout, watch_gradients
 from tests.ranks import RankPool
@@ -334,6 +336,20 @@ def test_a_rank_that_cannot_write_fails_when_the_others_have_gathered_all(
 ):
     first, second = ranks.run(2, files_written, policy, config(), tmp_path, "model-00002")
     assert second == "no space left" and len(first) > 1
+
+
+def nonfinite_on_the_second_rank(folder: Path, options: TrainConfig, groups: list[list[Sample]]) -> str:
+    learner = Learner(options, folder)
+    batches = learner.make_microbatches([sample for group in groups for sample in group])
+    if torch.distributed.get_rank() == 1:
+        layer = learner.model.get_submodule("model.language_model.layers.1.mlp")
+        layer.register_forward_hook(lambda module, inputs, output: output / 0)
+    return nonfinite_origin(learner.model, [partial(learner.forward, batch) for batch in batches])
+
+
+def test_what_is_not_finite_on_one_rank_is_named_on_all(ranks: RankPool, dense_policy: Path):
+    found = ranks.run(2, nonfinite_on_the_second_rank, dense_policy, config(), rollout())
+    assert found == ["the output of model.language_model.layers.1.mlp"] * 2
 
 
 def test_samples_are_cut_in_order_into_shares_of_about_equal_tokens():
