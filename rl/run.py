@@ -13,6 +13,7 @@ from policies.loading import vision_token_ids
 from rl.config import TrainConfig, config_dict
 from rl.evaluation.evaluator import Evaluator
 from rl.generation.batches import BatchProducer, Stages
+from rl.hardware.usage import resource_usage
 from rl.learner.group import LearnerGroup
 from rl.objectives import check_objective, choose_objective
 from rl.preflight import Inputs, TrainArguments, open_run_inputs
@@ -69,11 +70,12 @@ class Run:
             return self.evaluator.run(self.version, with_blind=with_blind)
 
     def metrics(self) -> dict[str, float]:
-        """State of the run: engines, teacher, clock, skipped prompts, policy version."""
+        """State of the run: engines, teacher, memory, clock, skipped prompts, policy version."""
         return {
             **self.pool.metrics(),
             **(self.teacher.metrics() if self.teacher else {}),
             **self.checkpoints.metrics(),
+            **resource_usage(),
             "time/elapsed": time.perf_counter() - self.started,
             "rollout/prompts_skipped": self.stream.skipped,
             "policy/version": self.version,
