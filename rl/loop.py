@@ -87,14 +87,11 @@ def train_from_checkpoint(config: TrainConfig, arguments: TrainArguments) -> Run
         return read_result(config.run_dir, checkpoint)
     set_aside(config.run_dir, state.step)
     with STOP.kept(), open_run(config, checkpoint, state, arguments) as run:
-        try:
+        with run.checkpoints.saved_at_a_stop():
             evaluate_first(run, state)
             run.started = time.perf_counter() - state.seconds
             for step in range(state.step + 1, config.steps + 1):
                 one_step(run, step)
-        except KeyboardInterrupt:
-            run.save_position()
-            raise
         checkpoint = run.checkpoints.finish()
     return read_result(config.run_dir, checkpoint)
 
@@ -127,7 +124,7 @@ def one_step(run: Run, step: int) -> None:
         run.tracker.save_samples(f"step_{step:06d}", batch.groups, batch.scores)
     run.note_position(step)
     if run.checkpoints.is_due(step):
-        run.save_position()
+        run.checkpoints.save()
 
 
 def train_step(run: Run, step: int) -> tuple[ScoredBatch, dict[str, float]]:

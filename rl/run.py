@@ -57,8 +57,6 @@ class Run:
     """Start of training on this process's clock, minus the training time before a resume."""
     latest: dict[str, float] = field(default_factory=dict)
     """The latest value of each metric."""
-    position: LoopState | None = None
-    """The state after the last step of the learner; None before the first."""
 
     def sync(self) -> dict[str, float]:
         """Sends the learner's weights to all engines as `version`."""
@@ -102,20 +100,16 @@ class Run:
 
     def note_position(self, step: int, *, unlogged: Mapping[str, float] = {}) -> None:
         """Notes that the learner has done a step; `unlogged` has its metrics if its evaluation is still missing."""
-        self.position = LoopState(
+        state = LoopState(
             step=step,
             policy_version=self.version,
             cursor=self.batches.cursor(),
             seconds=time.perf_counter() - self.started,
             config=config_dict(self.config),
-            metrics=dict(self.latest),
-            unlogged=dict(unlogged),
+            metrics={name: float(value) for name, value in self.latest.items()},
+            unlogged={name: float(value) for name, value in unlogged.items()},
         )
-
-    def save_position(self) -> None:
-        """Begins to write a checkpoint of the last step, unless there is one."""
-        if self.position is not None and self.position.step != self.checkpoints.step:
-            self.checkpoints.begin(self.position)
+        self.checkpoints.note(state)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
@@ -62,14 +63,14 @@ class CheckpointWriter:
     def __init__(self, options: RunOptions, learner: SavesParts, resumed: Path | None) -> None:
         self.newest = resumed
         """The newest whole checkpoint."""
-        self.step = 0
-        """Step of the last checkpoint that was begun and has not failed."""
+        self._noted: LoopState | None = None
+        self._begun = 0  # the step of the last checkpoint that has not failed
         self._options, self._learner, self._resumed = options, learner, resumed
         self._after: Callable[[Path], object] | None = None
         if options.after_checkpoint:
             self._after = load_function(options.after_checkpoint, kind="hook")
         self._thread: Thread | None = None
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._failures = self._retry_at = 0
         self._deadline, self._seconds = math.inf, 0.0
 
@@ -78,18 +79,36 @@ class CheckpointWriter:
         self._collect(wait=False)
         return self._options.is_due(step, self._options.checkpoint_every) or 0 < self._retry_at <= step
 
+    def note(self, state: LoopState) -> None:
+        """Notes the state after the learner's last step, for `save`."""
+        self._noted = state
+
+    def save(self) -> None:
+        """Begins to write a checkpoint of the noted state, unless there is one."""
+        if self._noted is not None and self._noted.step != self._begun:
+            self.begin(self._noted)
+
+    @contextmanager
+    def saved_at_a_stop(self) -> Iterator[None]:
+        """Saves the noted state if a signal ends the block."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.save()
+            raise
+
     def begin(self, state: LoopState) -> None:
         """Copies the learner's state and starts to write it. Waits for the checkpoint before, if it is not written yet."""
         started = time.perf_counter()
         self._collect(wait=True)
-        self._state, self.step = state, state.step
+        self._state, self._begun = state, state.step
         folder = checkpoint_folder(self._options.run_dir, state.step)
         temporary = folder.with_name(f".{folder.name}.tmp")
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             (temporary / PARTS_FOLDER).mkdir(parents=True)
         except OSError as error:
-            self._note(error)
+            self._plan_retry(error)
             return
         self._learner.save(temporary, background=self._options.background_checkpoints)
         self._thread = Thread(target=self._write, args=(temporary, folder, state), name=f"writes {folder.name}")
@@ -133,16 +152,15 @@ class CheckpointWriter:
         self._thread.join()
         self._thread = None
         if self._failure is not None:
-            self._note(self._failure)
+            self._plan_retry(self._failure)
             self._failure = None
         else:
             self._failures = self._retry_at = 0
 
-    def _note(self, error: OSError) -> None:
-        """Plans another try."""
+    def _plan_retry(self, error: Exception) -> None:
         pause = min(2**self._failures, LONGEST_PAUSE)
         self._failures += 1
-        self.step = 0
+        self._begun = 0
         self._retry_at = self._state.step + pause
         logger.warning(
             "no checkpoint of step %d: %s; the next try is at step %d, and earlier checkpoints stay",
@@ -159,7 +177,7 @@ class CheckpointWriter:
                     raise OSError("the run ends, and its ranks have not written it")
                 time.sleep(POLL_SECONDS)
             complete(temporary, folder, state, sums)
-        except OSError as error:
+        except Exception as error:  # as a full disk; the thread must not end without a word
             self._failure = error
             shutil.rmtree(temporary, ignore_errors=True)
             return

@@ -32,6 +32,7 @@ from rl.run_dir.tracker import Tracker
 from rl.samples import Sample
 from rl.sft.config import SftConfig, check_sft
 from rl.sft.demonstrations import Demonstrate, DemonstrationEncoder, reference_answer
+from rl.signals.stopping import STOP
 from rollout.data.mixture import open_stream
 from rollout.data.prompts import Rows, readable
 from rollout.rendering import limit_pixels
@@ -89,30 +90,30 @@ def supervise(
     if state.cursor:
         stream.restore(state.cursor)
     config = replace(config, learner=with_learner_threads(config.learner, Console(), dtypes))
-    with ExitStack() as stack:
+    with STOP.kept(), ExitStack() as stack:
         learner = _open_learner(config, checkpoint, stack)
         checkpoints, latest = CheckpointWriter(config, learner, checkpoint), dict(state.metrics)
         stack.callback(checkpoints.close)
         tracker = Tracker(config, config_dict(config), state.first_row)
         stack.callback(tracker.close)
+        stack.enter_context(checkpoints.saved_at_a_stop())
         evaluate = partial(held_out_loss, learner, held_out, config.batch_size)
         if state.step == 0 and held_out:
             tracker.log(0, {"eval/loss": evaluate()})
         started = time.perf_counter() - state.seconds
         for step in track(range(state.step + 1, config.steps + 1), description="training", console=tracker.console):
+            STOP.check()
             step_started = time.perf_counter()
             samples = encoder.take(stream.next_batch())
-            metrics = _step_metrics(learner.step([[sample] for sample in samples]).metrics, samples) | {
-                "rollout/prompts_skipped": stream.skipped,
-                "time/step": time.perf_counter() - step_started,
-                "time/elapsed": time.perf_counter() - started,
-            }
+            metrics = _step_metrics(learner.step([[sample] for sample in samples]).metrics, samples)
+            metrics |= {"rollout/prompts_skipped": stream.skipped, **_times(step_started, started)}
             if held_out and config.is_due(step, config.eval_every):
                 metrics["eval/loss"] = evaluate()
             tracker.log(step, metrics)
             latest |= metrics
+            checkpoints.note(_loop_state(config, step, stream.state(), latest))
             if checkpoints.is_due(step):
-                checkpoints.begin(_loop_state(config, step, stream.state(), latest))
+                checkpoints.save()
         return checkpoints.finish()
 
 
@@ -136,6 +137,11 @@ def _step_metrics(report: Mapping[str, float], samples: Sequence[Sample]) -> dic
     """The learner's metrics that apply here, and the number of trained tokens."""
     kept = {name: value for name, value in report.items() if name in REPORTED or name.startswith("memory/")}
     return kept | {"loss/tokens": float(sum(sample.loss_mask.sum() for sample in samples))}
+
+
+def _times(step_started: float, started: float) -> dict[str, float]:
+    now = time.perf_counter()
+    return {"time/step": now - step_started, "time/elapsed": now - started}
 
 
 def _open_learner(config: SftConfig, checkpoint: Path | None, stack: ExitStack) -> Learner | LearnerGroup:

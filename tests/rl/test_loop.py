@@ -201,16 +201,19 @@ def test_the_next_batch_is_generated_while_a_step_is_logged_and_saved_but_not_wh
         batch = ScoredBatch(groups=[], scores=[], num_refills=0, seconds_to_generate=1, seconds_to_score=1)
         return part(f"step {step}", (batch, {"time/elapsed": 0.0}))()
 
+    config = replace(CONFIG, steps=2, eval=EvalConfig(every=1), checkpoint_every=1, samples_every=1)
     run = SimpleNamespace(
+        config=config,
         evaluate=part("evaluate", {}),
         log=part("log"),
         watch=part("watch"),
-        save_checkpoint=part("save"),
-        checkpoints=SimpleNamespace(is_due=lambda step: True, finish=part("finish")),
+        note_position=lambda step, unlogged=(): None,
+        checkpoints=SimpleNamespace(
+            is_due=lambda step: True, save=part("save"), finish=part("finish"), saved_at_a_stop=nullcontext
+        ),
         tracker=SimpleNamespace(save_samples=part("samples")),
         batches=SimpleNamespace(start=lambda version: calls.append(f"generate from {version}")),
     )
-    config = replace(CONFIG, steps=2, eval=EvalConfig(every=1), checkpoint_every=1, samples_every=1)
     train_on(run, train_step, config, monkeypatch)
     # Before the checkpoint: a rollback must not find one of a policy that is about to collapse.
     after = ["evaluate", "generate from 1", "log", "watch", "samples", "save"]
@@ -229,16 +232,19 @@ def test_a_step_that_is_over_keeps_nothing_of_its_groups(monkeypatch: pytest.Mon
         return batch, {"time/elapsed": 0.0}
 
     nothing = SimpleNamespace(save_samples=lambda name, groups, scores: None)
+    config = replace(CONFIG, steps=3)
     run = SimpleNamespace(
+        config=config,
         evaluate=lambda with_blind: {},
         log=lambda step, metrics: None,
         watch=lambda step, metrics: None,
-        checkpoints=SimpleNamespace(is_due=lambda step: False, finish=lambda: None),
+        note_position=lambda step, unlogged=(): None,
+        checkpoints=SimpleNamespace(is_due=lambda step: False, finish=lambda: None, saved_at_a_stop=nullcontext),
         tracker=nothing,
         batches=SimpleNamespace(start=lambda version: None),
         version=0,
     )
-    train_on(run, train_step, replace(CONFIG, steps=3), monkeypatch)
+    train_on(run, train_step, config, monkeypatch)
     assert len(kept) == 3
 
 

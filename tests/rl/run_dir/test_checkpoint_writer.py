@@ -235,3 +235,37 @@ def test_the_command_lists_checkpoints_with_their_metric_and_what_is_damaged(opt
     ]
     assert listed.returncode == 1
     assert run("--quick").returncode == 0
+
+
+def test_a_signal_saves_the_state_after_the_last_step_once(options: TrainConfig):
+    writer = CheckpointWriter(options, OneWeight(), None)
+    for step in (11, 20):
+        writer.note(state_of(options, step))
+        if writer.is_due(step):
+            writer.save()
+    with pytest.raises(KeyboardInterrupt), writer.saved_at_a_stop():
+        raise KeyboardInterrupt
+    writer.close()
+    assert steps(options) == [20], "that of the last step is there"
+    writer.note(state_of(options, 23))
+    with pytest.raises(KeyboardInterrupt), writer.saved_at_a_stop():
+        raise KeyboardInterrupt
+    writer.close()
+    assert steps(options) == [20, 23]
+
+
+def test_before_the_first_step_a_signal_saves_nothing(options: TrainConfig):
+    writer = CheckpointWriter(options, OneWeight(), None)
+    with pytest.raises(KeyboardInterrupt), writer.saved_at_a_stop():
+        raise KeyboardInterrupt
+    writer.close()
+    assert steps(options) == []
+
+
+def test_an_unexpected_error_of_the_thread_is_one_of_the_checkpoint(options: TrainConfig, monkeypatch, caplog):
+    writer = CheckpointWriter(options, OneWeight(), None)
+    with monkeypatch.context() as patch:
+        patch.setattr("rl.run_dir.checkpoint_writer.complete", lambda *arguments: {}["not there"])
+        writer.begin(state_of(options, 10))
+        writer.close()
+    assert "no checkpoint of step 10: 'not there'" in caplog.text and writer.is_due(11)
