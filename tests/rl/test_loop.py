@@ -19,7 +19,7 @@ from rewards import Score
 from rl.config import EvalConfig, LearnerConfig, TrainConfig
 from rl.evaluation.evaluator import Evaluator
 from rl.generation.batches import ScoredBatch
-from rl.loop import check_logprob_gap, check_scores, train
+from rl.loop import check_logprob_gap, check_scores, evaluate_first, one_step, train
 from rl.metrics import rollout_metrics
 from rl.run_dir.checkpoint import LoopState
 from rl.types import RunStopped
@@ -28,7 +28,7 @@ from rollout.config import RolloutConfig
 from rollout.pool.engine_pool import request_seed
 from rollout.types import Sampling
 from rollout.weights.senders import choose_backend
-from tests.checkpoints import write_checkpoints
+from tests.checkpoints import state_of, write_checkpoints
 
 CONFIG = TrainConfig(model="/no/policy", learner=LearnerConfig(dtype="float32"), rollout=RolloutConfig(dtype="float32"))
 FAILED = Score(reward=0.0, error="reward 'r' raised KeyError for prompt 'p-7'")
@@ -264,3 +264,35 @@ def test_weights_take_the_way_that_fits_the_devices(transfer, learner_gpus, engi
 def test_nccl_without_gpus_is_refused_with_both_counts():
     with pytest.raises(ValueError, match=r"nccl needs GPUs on both sides, got learner.gpus = 1 and .*per_engine = 0"):
         choose_backend(RolloutConfig(weight_transfer="nccl"), learner_gpus=1)
+
+
+def test_an_evaluation_that_a_signal_cuts_is_made_by_the_resumed_run_and_its_row_is_logged_once(tmp_path: Path):
+    logged: list[tuple[int, dict[str, float]]] = []
+    run = SimpleNamespace(
+        config=replace(CONFIG, steps=4),
+        evaluate=lambda with_blind: {"eval/greedy": 0.5, "blind": float(with_blind)},
+        log=lambda step, metrics: logged.append((step, metrics)),
+        watch=lambda step, metrics: None,
+    )
+    state = replace(state_of(CONFIG, 2), unlogged={"reward/mean": 0.25})
+    evaluate_first(run, state)
+    assert logged == [(2, {"reward/mean": 0.25, "eval/greedy": 0.5, "blind": 0.0})]
+    assert state.first_row == 2, "a row of step 2 that is there already is dropped"
+    assert replace(state, unlogged={}).first_row == 3 and state_of(CONFIG, 0).first_row == 0
+
+
+def test_where_an_evaluation_is_cut_the_step_is_noted_with_its_metrics(monkeypatch: pytest.MonkeyPatch):
+    def cut(with_blind: bool) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    noted: list[tuple[int, dict[str, float]]] = []
+    batch = ScoredBatch(groups=[], scores=[], num_refills=0, seconds_to_generate=1, seconds_to_score=1)
+    monkeypatch.setattr("rl.loop.train_step", lambda run, step: (batch, {"reward/mean": 0.25}))
+    run = SimpleNamespace(
+        config=replace(CONFIG, steps=4, eval=EvalConfig(every=1)),
+        evaluate=cut,
+        note_position=lambda step, unlogged=(): noted.append((step, dict(unlogged))),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        one_step(run, 2)
+    assert noted == [(2, {"reward/mean": 0.25})]
