@@ -29,12 +29,12 @@ HEAD = """# The grid of gates
 
 This page is written by `python -m bench.gates --page`. Do not edit it.
 
-{count} runs: {coverage}. Each has {steps} steps of {prompts} prompts × {group} completions, in float32 on CPUs, and starts
-from a policy of 3.7M parameters, the same for all objectives of a seed. The learning rate is {rates} for all objectives and all N, the optimizer updates of
-a step. The held-out score is the mean reward of sampled answers, over the last three measurements of 128, 128 and 256
-prompts. ± is half of the 95 % interval of the mean over seeds (Student's t); the number of seeds is in brackets. † counts
-collapses: runs whose score ended below half of its best. The baselines are GRPO, GSPO, GSPO with wider bounds, and CISPO.
-An objective is worse at an N if its mean lies below the interval of the best baseline there.
+{count} runs: {coverage}. Each has {steps} steps of {prompts} prompts × {group} completions, in float32 on CPUs. It starts from
+a policy of 3.7M parameters, the same for all objectives of a seed. The learning rate is {rates} for all objectives and all N,
+the optimizer updates of a step. The held-out score is the mean reward of sampled answers, over the last three measurements of
+128, 128 and 256 prompts. ± is half of the 95 % interval of the mean over seeds (Student's t); the number of seeds is in
+brackets. † counts collapses: runs whose score ended below half of its best. The baselines are GRPO, GSPO, GSPO with wider
+bounds, and CISPO. An objective is worse at an N if its mean lies below the interval of the best baseline there.
 
 Made on {machines}.
 
