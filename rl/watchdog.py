@@ -50,7 +50,7 @@ class Sign:
         return value > self.bound if self.kind in ("above", "rise") else value < self.bound
 
 
-SIGNS = (Sign(metric="reward/mean", kind="fall", window=10, bound=0.68, text="the reward is {value:.2f} of its best"),)
+SIGNS = (Sign(metric="reward/mean", kind="fall", window=10, bound=0.67, text="the reward is {value:.2f} of its best"),)
 """The signs that a run is watched for. The grid has no other that announces more collapses without an alarm in a healthy run."""
 ADVICE = (
     "make fewer updates of a step (num_minibatches), switch the off-policy sequence mask on (correction.off_policy_threshold 0.1), "

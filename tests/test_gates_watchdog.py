@@ -61,3 +61,13 @@ def test_a_bound_lies_three_deviations_beyond_the_extremes_of_healthy_runs():
 
 def test_without_a_collapse_no_sign_is_chosen():
     assert fit([HEALTHY, HEALTHY]) == []
+
+
+def test_a_bound_lies_at_the_most_extreme_healthy_run_if_that_is_farther():
+    # 19 rises to 1.2 and one to 2: e^(.20787 + 3 · .11423) = 1.734 is below 2. The collapse rises to 3.
+    alike = [run(str(number), [0.5] * 5, [1.0] * 10 + [1.2] * 10) for number in range(19)]
+    far = run("far", [0.5] * 5, [1.0] * 10 + [2.0] * 10)
+    healthy = [*alike, far]
+    (sign,) = fit([*healthy, COLLAPSED])
+    assert sign.bound == pytest.approx(2.0, rel=1e-8) and sign.bound > 2.0
+    assert outcome([*healthy, COLLAPSED], [sign]) == Outcome(collapses=1, leads=[12], healthy=20, false_alarms=0)

@@ -2,8 +2,9 @@
 
     python -m bench.gates.watchdog
 
-A bound lies three standard deviations beyond what healthy runs have shown: of the logarithms of their extremes. Of all candidates
-those are chosen, one after the other, that announce most collapses, with the longest lead, and raise no alarm on a healthy run.
+A bound lies three standard deviations beyond what healthy runs have shown: of the logarithms of their extremes; or at the most extreme
+one, if that is farther away. Of all candidates those are chosen, one after the other, that announce most collapses, with the longest
+lead.
 """
 
 from __future__ import annotations
@@ -122,11 +123,10 @@ def fit(results: Sequence[Result]) -> list[Sign]:
     leads = {
         sign: np.array([_lead(alarm_at(result, [sign]), halved) for result, halved in collapses]) for sign in candidates
     }
-    quiet = [sign for sign in candidates if all(alarm_at(result, [sign]) is None for result in healthy)]
     chosen: list[Sign] = []
     together = np.full(len(collapses), -1)
-    while quiet:
-        best = max(quiet, key=lambda sign: _quality(np.maximum(together, leads[sign])))
+    while candidates:
+        best = max(candidates, key=lambda sign: _quality(np.maximum(together, leads[sign])))
         if _quality(np.maximum(together, leads[best])) <= _quality(together):
             break
         chosen.append(best)
@@ -147,12 +147,15 @@ def _with_bound(sign: Sign, healthy: Sequence[Result]) -> Sign | None:
     """Returns the sign with its bound; None if fewer than two healthy runs have the metric."""
     is_upward = sign.kind in ("above", "rise")
     shown = [list(_values(result, sign)) for result in healthy]
-    extremes = [(max if is_upward else min)(values) for values in shown if values]
+    farthest = max if is_upward else min
+    extremes = [farthest(values) for values in shown if values]
     if len(extremes) < 2:
         return None
     logs = np.log(np.maximum(extremes, SMALLEST))
     away = DEVIATIONS * logs.std(ddof=1)
-    return replace(sign, bound=float(np.exp(logs.mean() + (away if is_upward else -away))))
+    bound = float(np.exp(logs.mean() + (away if is_upward else -away)))
+    hair = 1e-9 if is_upward else -1e-9  # the watchdog's sums round otherwise
+    return replace(sign, bound=farthest(bound, *extremes) * (1 + hair))
 
 
 def _values(result: Result, sign: Sign) -> Iterator[float]:
