@@ -2,9 +2,9 @@
 
     python -m bench.gates.watchdog
 
-A bound lies three standard deviations beyond what healthy runs have shown: of the logarithms of their extremes; or at the most extreme
-one, if that is farther away. Of all candidates those are chosen, one after the other, that announce most collapses, with the longest
-lead.
+A bound lies three standard deviations beyond what healthy runs have shown, of the logarithms of their extremes. If the most extreme
+of them is farther away, it lies there. Of all candidates those are chosen, one after the other, that announce most collapses, with
+the longest lead.
 """
 
 from __future__ import annotations
