@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,23 +18,11 @@ import pytest
 from rl.run_dir.checkpoint import list_checkpoints, step_of
 from rl.run_dir.sums import damage_of
 from rl.signals.supervisor import SUPERVISOR_VAR
+from rollout.engine.vllm_processes import segments_of, semaphores_of
 from tests.recipes.running import run_here
 from tests.recipes.test_resume import recipe, rows, wait_for_row
 
 pytestmark = pytest.mark.engine
-
-PLACES = (Path("/dev/shm"), Path(tempfile.gettempdir()), Path("/tmp/ray"))
-
-
-def seen() -> set[Path]:
-    """Files of shared memory and temporary ones, but Ray's links to its latest session."""
-    return {
-        path
-        for place in PLACES
-        if place.is_dir()
-        for path in place.iterdir()
-        if not path.is_symlink() and not path.name.startswith(("pytest-", "ray_current_cluster"))
-    }
 
 
 def processes_with(mark: str) -> list[psutil.Process]:
@@ -51,8 +40,9 @@ class SignalledRun:
     """A run in a process group of its own, with its supervisor."""
 
     def __init__(self, run_dir: Path, *options: str) -> None:
-        self.run_dir, self.mark, self.before = run_dir, f"{os.getpid()}-{run_dir}", seen()
-        environment = {**os.environ, "SIGNAL_TEST": self.mark}
+        self.run_dir, self.mark = run_dir, f"{os.getpid()}-{run_dir}"
+        self.temporary = Path(tempfile.mkdtemp(prefix="s-"))  # short: Ray's sockets are in it
+        environment = {**os.environ, "SIGNAL_TEST": self.mark, "TMPDIR": str(self.temporary)}
         del environment[SUPERVISOR_VAR]
         self.log = run_dir.parent / f"{run_dir.name}.log"
         command = [sys.executable, "-m", "recipes.digit_sums", *recipe(run_dir), *options]
@@ -70,6 +60,8 @@ class SignalledRun:
 
     def stop(self, number: int = signal.SIGTERM) -> float:
         """Sends the group a signal, checks the end, and returns its duration in seconds."""
+        living = processes_with(self.mark)
+        shared = segments_of(living) | {path for process in living for path in semaphores_of(process.pid)}
         sent = time.monotonic()
         os.killpg(self.process.pid, number)
         assert self.process.wait(90) == 128 + number, self.log.read_text()
@@ -78,7 +70,15 @@ class SignalledRun:
         assert f"stopped by {signal.Signals(number).name}; --resume auto goes on" in text
         assert not any(word in text for word in ("Traceback", "SIGABRT", "core dumped", "Check failed")), text
         assert processes_with(self.mark) == []
-        assert seen() - self.before == set()
+        assert [path for path in shared if path.exists()] == []
+        left = [*self.temporary.iterdir(), *(self.temporary / "ray").glob("*")]
+        # torch's cache of compiled code is meant to stay.
+        assert {path.name for path in left if not path.is_symlink()} <= {
+            "ray",
+            "ray_current_cluster",
+            "torchinductor_root",
+        }
+        shutil.rmtree(self.temporary)
         return seconds
 
 

@@ -107,6 +107,6 @@ def test_a_run_and_the_check_of_its_options_have_the_resolved_precision(
     made = TrainConfig(model="/no/policy", run_dir=tmp_path / "run")
     assert dtypes(prepare(made)) == ("float32", "float32")
     seen: list[tuple[str, str]] = []
-    monkeypatch.setattr("rl.preflight.starting_point", lambda options: seen.append(dtypes(options)))
+    monkeypatch.setattr("rl.preflight.starting_point", lambda options, quick: seen.append(dtypes(options)))
     check_options(made)
     assert seen == [("float32", "float32")]
