@@ -44,7 +44,8 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
     if isinstance(config, RunOptions) and not getattr(config, "plan", False):
         if needs_supervisor():
             command = [sys.executable, *sys.orig_argv[1:]]
-            sys.exit(supervise(command, stop_timeout=config.stop_timeout, restarts=config.restarts))
+            restarts = max(0, config.restarts)  # the run refuses a negative number
+            sys.exit(supervise(command, stop_timeout=config.stop_timeout, restarts=restarts))
         if number_of_start():
             config = replace(config, resume="auto")
     with STOP.handled():

@@ -182,6 +182,8 @@ class CheckpointWriter:
             shutil.rmtree(temporary, ignore_errors=True)
             return
         self.newest = folder
+        if (best := self._options.keep_best) and best not in state.metrics:
+            logger.warning("keep_best = %s: step %d has no such metric so far", best, state.step)
         try:
             delete_old(self._options, in_use=self._resumed)
             if self._after is not None:

@@ -190,7 +190,7 @@ def test_a_rank_that_has_died_is_not_waited_for(options: TrainConfig, monkeypatc
     assert "its ranks have not written it" in caplog.text and steps(options) == []
 
 
-def test_the_best_checkpoint_is_kept_beside_the_newest(options: TrainConfig):
+def test_the_best_checkpoint_is_kept_beside_the_newest(options: TrainConfig, caplog):
     options = replace(options, keep_checkpoints=1, keep_best="eval/greedy")
     writer = CheckpointWriter(options, OneWeight(), None)
     kept = []
@@ -199,6 +199,8 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(options: TrainConfig):
         writer.finish()
         kept.append(steps(options))
     assert kept == [[10], [20], [20, 30], [40], [40, 50]]  # of equal ones the newest
+    (record,) = caplog.records
+    assert record.getMessage() == "keep_best = eval/greedy: step 30 has no such metric so far"
 
 
 def test_the_hook_gets_each_whole_checkpoint_and_its_errors_are_logged(options: TrainConfig, tmp_path: Path, caplog):
