@@ -37,7 +37,8 @@ from rollout.engine.spec import EngineSpec
 from rollout.pool.channel import CallClient, CallServer, NumberedCall, Reply
 from rollout.pool.dispatcher import Dispatcher, Engine
 from rollout.pool.engine_actor import EngineHandle
-from rollout.pool.engine_pool import EnginePool, request_seed
+from rollout.pool.engine_pool import EnginePool
+from rollout.pool.seeds import request_seed
 from rollout.tasks.digit_sums import digit_sums, to_prompt
 from rollout.types import Completion, GenerateCall, Group, Prompt, Request, Response, Sampling
 

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rewards.types import Score, Verifier
 from rl.config import TrainConfig
@@ -23,6 +24,7 @@ from rl.generation.batches import ScoredBatch
 from rl.metrics import step_metrics, step_time
 from rl.objectives import Objective
 from rl.preflight import TrainArguments, prepare
+from rl.recovery import replace_learner
 from rl.run import Run, open_run
 from rl.run_dir.checkpoint import LoopState, checkpoint_steps, set_aside, starting_point
 from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, roll_back, step_before, with_rollbacks
@@ -30,7 +32,7 @@ from rl.run_dir.summary import read_result
 from rl.samples import make_samples
 from rl.signals.stopping import STOP
 from rl.stopwatch import Stopwatch
-from rl.types import CollapseAhead, RunResult, RunStopped
+from rl.types import CollapseAhead, LearnerFailed, RunResult, RunStopped
 from rollout.config import RolloutConfig
 from rollout.data.prompts import Rows
 from rollout.environments.environment import MakeEnvironment
@@ -87,13 +89,21 @@ def train_from_checkpoint(config: TrainConfig, arguments: TrainArguments) -> Run
         return read_result(config.run_dir, checkpoint)
     set_aside(config.run_dir, state.step)
     with STOP.kept(), open_run(config, checkpoint, state, arguments) as run:
-        with run.checkpoints.saved_at_a_stop():
-            evaluate_first(run, state)
-            run.started = time.perf_counter() - state.seconds
-            for step in range(state.step + 1, config.steps + 1):
-                one_step(run, step)
-        checkpoint = run.checkpoints.finish()
-    return read_result(config.run_dir, checkpoint)
+        while True:
+            try:
+                return read_result(config.run_dir, train_to_the_end(run, state))
+            except LearnerFailed as failure:
+                state = replace_learner(run, failure)
+
+
+def train_to_the_end(run: Run, state: LoopState) -> Path:
+    """Trains from a state on. Returns the last checkpoint."""
+    with run.checkpoints.saved_at_a_stop():
+        evaluate_first(run, state)
+        run.started = time.perf_counter() - state.seconds
+        for step in range(state.step + 1, run.config.steps + 1):
+            one_step(run, step)
+    return run.checkpoints.finish()
 
 
 def evaluate_first(run: Run, state: LoopState) -> None:

@@ -17,6 +17,7 @@ from rl.hardware.usage import resource_usage
 from rl.learner.group import LearnerGroup
 from rl.objectives import check_objective, choose_objective
 from rl.preflight import Inputs, TrainArguments, open_run_inputs
+from rl.recovery import LearnerFailures
 from rl.run_dir.checkpoint import LoopState
 from rl.run_dir.checkpoint_writer import CheckpointWriter
 from rl.run_dir.html_report import write_report
@@ -43,6 +44,8 @@ class Run:
     config: TrainConfig
     version: int
     """Policy version of learner and engines; each step adds 1."""
+    origin: tuple[Path | None, LoopState]
+    """The checkpoint that the run started from, None for `config.model`, and the loop's state there."""
     stream: Stream
     learner: LearnerGroup
     pool: EnginePool
@@ -53,6 +56,7 @@ class Run:
     tracker: Tracker
     watchdog: Watchdog
     progress: ProgressLine
+    failures: LearnerFailures
     started: float = field(default_factory=time.perf_counter)
     """Start of training on this process's clock, minus the training time before a resume."""
     latest: dict[str, float] = field(default_factory=dict)
@@ -77,6 +81,7 @@ class Run:
             "time/elapsed": time.perf_counter() - self.started,
             "rollout/prompts_skipped": self.stream.skipped,
             "policy/version": self.version,
+            "policy/learner_failures": self.failures.total,
         }
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -149,9 +154,7 @@ def open_run(
         steps = range(state.step + 1, config.steps + 1)
         batches = BatchProducer(config, sampling, stages, seed=config.seed, steps=steps)
         stack.callback(batches.close)
-        evaluator = Evaluator(
-            config.eval, run_inputs.held_out, pool, inputs.runner, sampling=sampling, seed=config.seed
-        )
+        evaluator = Evaluator(config.eval, run_inputs.held_out, pool, runner, sampling=sampling, seed=config.seed)
         checkpoints = CheckpointWriter(config, learner, checkpoint)
         stack.callback(checkpoints.close)
         tracker = Tracker(config, config_dict(config), state.first_row)
@@ -160,7 +163,8 @@ def open_run(
         yield Run(
             config=config,
             version=state.policy_version,
-            stream=run_inputs.stream,
+            origin=(checkpoint, state),
+            stream=stream,
             learner=learner,
             pool=pool,
             teacher=teacher,
@@ -170,6 +174,7 @@ def open_run(
             tracker=tracker,
             watchdog=Watchdog(read_metrics(config.run_dir)),
             progress=stack.enter_context(tracker.progress(config.steps, state.step)),
+            failures=LearnerFailures(limit=config.learner.max_failures),
             latest=dict(state.metrics),
         )
 

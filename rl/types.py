@@ -47,3 +47,7 @@ class CollapseAhead(Exception):
 
 class RunStopped(RuntimeError):
     """A run that cannot make progress; the message gives the reason and the remedy."""
+
+
+class LearnerFailed(RuntimeError):
+    """A process of the learner has died, hangs or has run out of memory. New ones may go on from the newest checkpoint."""

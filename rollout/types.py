@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -271,3 +271,12 @@ class Response:
 
 class EngineFailed(RuntimeError):
     """An engine's process has died, or it hangs. The message has the details."""
+
+
+class PlaysGroups(Protocol):
+    """Plays episodes of several turns: `rollout.environments.episodes.Episodes`."""
+
+    async def group(
+        self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int, *, batch: int = 0
+    ) -> Group:
+        """Plays one episode per seed."""

@@ -36,7 +36,8 @@ from rollout.cluster import Gpu
 from rollout.config import Backend, RolloutConfig
 from rollout.engine.spec import EngineSpec
 from rollout.engine.vllm_processes import _ForkedContext
-from rollout.pool.engine_actor import EngineProcesses, _EngineActor
+from rollout.pool.engine_actor import _EngineActor
+from rollout.processes import NodeProcesses
 from rollout.ray_calls import EngineAddress
 
 BUFFER_BYTES = 300_000
@@ -61,7 +62,7 @@ class FakeGpus(RolloutConfig):
 
 
 class FakeEngineActor(_EngineActor):
-    async def start(self, spec: EngineSpec, devices: Sequence[str]) -> EngineProcesses:
+    async def start(self, spec: EngineSpec, devices: Sequence[str]) -> NodeProcesses:
         assert isinstance(spec.config, FakeGpus)
         install(spec.config)
         return await super().start(spec, devices)

@@ -27,10 +27,10 @@ SIBLINGS = {
 
 ROOMS = {
     "rl": """
-        cli report checkpoints doctor loop run watchdog metrics evaluation sft curation generation learner preflight hardware
-        run_dir signals samples distillation objectives corrections advantages sapo data stopwatch config types
+        cli report checkpoints doctor loop run recovery watchdog metrics evaluation sft curation generation learner preflight
+        hardware run_dir signals samples distillation objectives corrections advantages sapo data stopwatch config types
         """.split(),
-    "rollout": "tasks environments pool weights engine data ray_calls rendering cluster types config".split(),
+    "rollout": "tasks environments pool weights processes engine data ray_calls rendering cluster types config".split(),
     "rewards": "check trial judge llm_judge code trl loading compose verifiers workers text metrics types".split(),
     "policies": """
         sharding response_logprobs frozen small model_sizes loading export lora inputs packing logprobs routing fused_norms
@@ -42,7 +42,15 @@ ROOMS = {
 ALGORITHM = ("sapo", "objectives", "advantages", "corrections", "distillation")
 ALGORITHM_IMPORTS = {"torch", "numpy", "rl.config", "rewards.types", "rewards.loading"}
 
-RAY = ("rl/learner/group.py", "rollout/ray_calls.py", "rollout/cluster.py", "rollout/pool/", "rollout/weights/")
+RAY = (
+    "rl/learner/group.py",
+    "rl/learner/calls.py",
+    "rollout/ray_calls.py",
+    "rollout/processes.py",
+    "rollout/cluster.py",
+    "rollout/pool/",
+    "rollout/weights/",
+)
 VLLM = ("rollout/engine/", "rollout/weights/")
 KNOW_TRAIN_CONFIG = ("rl/loop.py", "rl/run.py", "rl/preflight.py", "rl/hardware/")
 

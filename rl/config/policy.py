@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from rollout.config import RESUMABLE, Count, CountOrZero, Dtype
+from rollout.config import RESUMABLE, Count, CountOrZero, Dtype, Seconds
 
 Positive = Annotated[float, Gt(0)]
 PositiveOrZero = Annotated[float, Ge(0)]
@@ -66,6 +66,10 @@ class LearnerConfig:
     """Sequence packing: concatenates sequences instead of padding them to equal length."""
     share_prefixes: Annotated[bool, RESUMABLE] = True
     """With packing: a beginning that samples of a prompt have in common passes through the layers once, pictures included."""
+    step_timeout: Annotated[Seconds, RESUMABLE] = 3600.0
+    """Seconds for a step or a weight sync, after which the learner counts as hanging and is replaced."""
+    max_failures: Annotated[CountOrZero, RESUMABLE] = 3
+    """Times that new processes replace a learner that dies, hangs or runs out of memory in the same step; then the run stops."""
 
     @property
     def num_ranks(self) -> int:

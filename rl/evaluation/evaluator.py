@@ -13,7 +13,8 @@ from rl.config import EvalConfig
 from rl.evaluation.results import CorrectnessRule, evaluation_metrics, prompt_result
 from rl.run_dir.transcripts import transcript
 from rollout.data.prompts import blind
-from rollout.pool.engine_pool import EnginePool, request_seed
+from rollout.pool.engine_pool import EnginePool
+from rollout.pool.seeds import request_seed
 from rollout.types import Group, Prompt, Sampling
 
 EVAL_STEP = -1

@@ -30,7 +30,8 @@ from rollout.cluster import local_ray
 from rollout.data.media import UnreadablePrompt
 from rollout.data.prompts import Accept, Rows, SkipLog, accepted, blind
 from rollout.engine.spec import EngineSpec
-from rollout.pool.engine_pool import EnginePool, request_seed
+from rollout.pool.engine_pool import EnginePool
+from rollout.pool.seeds import request_seed
 from rollout.types import Group, Prompt, Sampling
 from rollout.weights.senders import choose_backend
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,8 @@ from rl.config import BatchOptions
 from rl.generation.dynamic_sampling import has_variance, refill_budget, select_groups
 from rl.samples import TeacherLogprobs
 from rollout.data.mixture import Stream
-from rollout.pool.engine_pool import EnginePool, request_seed
+from rollout.pool.engine_pool import EnginePool
+from rollout.pool.seeds import request_seed
 from rollout.pool.teacher import Teacher
 from rollout.rendering import require_same_tokens
 from rollout.types import Group, Prompt, Sampling
@@ -62,15 +63,6 @@ class Stages:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _PendingBatch:
-    """A batch in progress."""
-
-    cursor: dict[str, Any]
-    """Position of the prompt stream before the batch."""
-    future: Future[ScoredBatch]
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
 class _Draft:
     """The prompts of a batch so far, with the results of those that are done."""
 
@@ -83,6 +75,18 @@ class _Draft:
     """By the group's `id`."""
     generated: float = field(default_factory=time.perf_counter)
     """Time of the last completion."""
+    is_cancelled: bool = False
+    """True if the batch is not wanted any more."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _PendingBatch:
+    """A batch in progress."""
+
+    cursor: dict[str, Any]
+    """Position of the prompt stream before the batch."""
+    draft: _Draft
+    future: Future[ScoredBatch]
 
 
 class BatchProducer:
@@ -101,6 +105,19 @@ class BatchProducer:
         self._next_step, self._last_step = steps.start, steps.stop - 1
         self._stream_lock = threading.Lock()
         self._pending: dict[int, _PendingBatch] = {}
+        self._first_cursor = stages.stream.state()
+
+    def restart(self, step: int, cursor: Mapping[str, Any]) -> None:
+        """Cancels all batches in progress, and goes back to a step.
+
+        Args:
+            step: The next step to produce a batch for.
+            cursor: The stream's position there, as `cursor()` returned it; empty for where the stream was at first.
+        """
+        self.close()
+        with self._stream_lock:
+            self._stages.stream.restore(cursor or self._first_cursor)
+        self._next_step = step
 
     def start(self, policy_version: int) -> None:
         """Starts all batches that may start while the engines have `policy_version`.
@@ -111,9 +128,9 @@ class BatchProducer:
         while self._next_step <= last:
             with self._stream_lock:
                 cursor = self._stages.stream.state()
-                prompts = self._stages.stream.next_batch()
-            future = self._stages.pool.start(self._produce(self._next_step, prompts, policy_version))
-            self._pending[self._next_step] = _PendingBatch(cursor=cursor, future=future)
+                draft = self._draft(self._stages.stream.next_batch())
+            future = self._stages.pool.start(self._produce(self._next_step, draft, policy_version))
+            self._pending[self._next_step] = _PendingBatch(cursor=cursor, draft=draft, future=future)
             self._next_step += 1
 
     def take(self, step: int) -> ScoredBatch:
@@ -142,42 +159,41 @@ class BatchProducer:
             return self._stages.stream.state()
 
     def close(self) -> None:
-        """Cancels all batches in progress."""
-        for pending in self._pending.values():
-            pending.future.cancel()
+        """Cancels all batches in progress. They draw no prompts any more when it returns."""
+        with self._stream_lock:
+            for pending in self._pending.values():
+                pending.draft.is_cancelled = True
+                pending.future.cancel()
         self._pending.clear()
 
-    async def _produce(self, step: int, prompts: Sequence[Prompt], policy_version: int) -> ScoredBatch:
+    def _draft(self, prompts: Sequence[Prompt]) -> _Draft:
+        sources = [self._stages.stream.source(prompt) for prompt in prompts]
+        refills_left = refill_budget(self._options.refill_prompts, sources)
+        return _Draft(prompts=list(prompts), sources=sources, refills_left=refills_left)
+
+    async def _produce(self, step: int, draft: _Draft, policy_version: int) -> ScoredBatch:
         """Generates and scores one batch, refills included.
 
         The number of drawn prompts, the prompts and the selected groups do not depend on the order in which groups finish. Two
         batches that draw at the same time (`max_staleness` with `refill_prompts`) are the exception: they share one stream. In a
         mixture a refill comes from the source of the group that it replaces.
         """
-        started = time.perf_counter()
-        sources = [self._stages.stream.source(prompt) for prompt in prompts]
-        draft = _Draft(
-            prompts=list(prompts),
-            sources=sources,
-            refills_left=refill_budget(self._options.refill_prompts, sources),
-        )
-        tasks = [
-            asyncio.ensure_future(self._answer(draft, index, step, policy_version)) for index in range(len(prompts))
-        ]
+        started, size = time.perf_counter(), len(draft.prompts)
+        tasks = [asyncio.ensure_future(self._answer(draft, index, step, policy_version)) for index in range(size)]
         try:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
         scored = [draft.results[index] for index in range(len(draft.prompts))]
-        selected = select_groups(scored, draft.sources, len(prompts))
+        selected = select_groups(scored, draft.sources, size)
         teacher_logprobs = (
             [draft.teacher_logprobs[id(group)] for group, _ in selected] if self._stages.teacher else None
         )
         return ScoredBatch(
             groups=[group for group, _ in selected],
             scores=[scores for _, scores in selected],
-            num_refills=len(draft.prompts) - len(prompts),
+            num_refills=len(draft.prompts) - size,
             seconds_to_generate=draft.generated - started,
             seconds_to_score=time.perf_counter() - draft.generated,
             teacher_logprobs=teacher_logprobs,
@@ -203,6 +219,8 @@ class BatchProducer:
     def _refill(self, draft: _Draft, source: str) -> int:
         """Draws one more prompt of a source; returns its index."""
         with self._stream_lock:
+            if draft.is_cancelled:
+                raise asyncio.CancelledError
             draft.prompts.append(self._stages.stream.next_of(source))
             draft.sources.append(source)
             return len(draft.prompts) - 1

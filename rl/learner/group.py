@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -12,6 +13,7 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
+from ray.actor import ActorHandle
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -24,26 +26,36 @@ from policies.export import exported_metadata, exported_parameters
 from policies.lora import adapter_files
 from rl.config import LearnerConfig, LearningOptions
 from rl.learner import Learner
+from rl.learner.calls import results_of
 from rl.learner.ranks import COLLECTIVE_TIMEOUT, join_ranks
 from rl.objectives import Objective
 from rl.samples import Sample
-from rl.types import StepReport
+from rl.types import LearnerFailed, StepReport
 from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
 from rollout.config import Backend, RolloutConfig
-from rollout.ray_calls import EngineAddress, ray_get
+from rollout.processes import NodeProcesses, kill_processes, processes_here
+from rollout.ray_calls import EngineAddress
 from rollout.types import EngineFailed
 from rollout.weights.senders import AdapterSender, make_sender
 from rollout.weights.source import Sender, WeightSource
 from rollout.weights.update import RayEngineClient, SyncReport
 
-ERROR_GRACE_SECONDS = 10.0
-"""Seconds in which other ranks may still report an error after the first one."""
 CLAIM_TIMEOUT = 60.0
 """Seconds for Ray to find the learner's GPUs, which are either free or never will be."""
+
+KILL_TIMEOUT = 30.0
+"""Longest wait for the end of the ranks' processes, in seconds; those of a node that is lost do not answer."""
 
 
 class _LearnerActor:
     """One rank of the learner in its own process. Rank 0 sends the weights to the engines, and with CUDA IPC every rank."""
+
+    def processes(self) -> NodeProcesses:
+        """Returns this rank's process."""
+        return processes_here()
+
+    def ping(self) -> None:
+        """Does nothing."""
 
     def open_store(self) -> tuple[str, int]:
         """Opens the store through which the ranks find each other. Returns its host and port."""
@@ -155,7 +167,40 @@ class LearnerGroup:
         backend: Backend,
         objective: Objective,
     ) -> None:
-        learner = config.learner
+        self._config, self._backend, self._objective = config, backend, objective
+        self._shares_gpus = config.rollout.shares_gpus
+        self.num_ranks = config.learner.num_ranks
+        self._gpus: list[Gpu] = []
+        self._actors: list[ActorHandle] = []
+        self._calling = Lock()
+        self._pings: dict[ray.ObjectRef, int] = {}
+        self._placement: PlacementGroup | None = None
+        self._create()
+        self._start(model_path, resume_from)
+
+    def restart(self, model_path: str | Path, resume_from: str | Path | None) -> None:
+        """Ends all ranks, and starts new ones from a checkpoint; see the class. Returns when they have started.
+
+        Raises:
+            LearnerFailed: One has died, or they did not get the GPUs that engines share with them.
+            RuntimeError: One has not started.
+        """
+        self._kill_processes()
+        self.close()
+        self._create()
+        if self._gpus:  # rank and engine stay on the same GPU
+            gpus = _gpus_of(self._actors)
+            if set(gpus) != set(self._gpus):
+                raise LearnerFailed(
+                    "Ray has assigned other GPUs to the learner than those of the engines that share them"
+                )
+            self._actors = [self._actors[gpus.index(gpu)] for gpu in self._gpus]
+        self._start(model_path, resume_from)
+        self.wait()
+
+    def _create(self) -> None:
+        """Starts the ranks' processes."""
+        learner, rollout = self._config.learner, self._config.rollout
         environment = {
             "OMP_NUM_THREADS": str(learner.threads or 1),
             # Threads spin for some 50 µs, from one operation to the next. Those that sleep at once wake up late; those that spin
@@ -164,22 +209,33 @@ class LearnerGroup:
             "KMP_BLOCKTIME": "1",
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
-        rollout, self._backend, self._calling = config.rollout, backend, Lock()
         nodes = cluster_nodes()
         require_room(nodes, rollout, learner_gpus=0 if rollout.shares_gpus else learner.gpus)
-        self._placement: PlacementGroup | None = None
         places: list[dict[str, Any]] = [{}] * learner.num_ranks
         if learner.gpus:
             width = bundle_width(learner, rollout, max(node.gpus for node in nodes))
             self._placement = claim_gpus(learner.gpus, width)
             places = places_of_ranks(self._placement, width)
-        self._shares_gpus = rollout.shares_gpus
-        self.num_ranks = learner.num_ranks
         # A rank claims no CPU, since it works while the engines wait.
         options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
         self._actors = [ray.remote(_LearnerActor).options(**options, **place).remote() for place in places]
+        self._processes = [actor.processes.remote() for actor in self._actors]
+
+    def _kill_processes(self) -> None:
+        """Kills the ranks' processes. `ray.kill` would leave one that is stopped."""
+        answered, _ = ray.wait(self._processes, num_returns=self.num_ranks, timeout=0)
+        killing = []
+        for call in answered:
+            with suppress(ray.exceptions.RayError):  # it has died before its answer
+                killing.append(kill_processes(ray.get(call)))
+        if killing:
+            ray.wait(killing, num_returns=len(killing), timeout=KILL_TIMEOUT)
+
+    def _start(self, model_path: str | Path, resume_from: str | Path | None) -> None:
+        """Makes the ranks load the policy."""
+        learner = self._config.learner
         store_address = self._actors[0].open_store.remote() if shares_policy(learner) else None
-        make_learner = partial(Learner, config, str(model_path), objective)
+        make_learner = partial(Learner, self._config, str(model_path), self._objective)
         resume = None if resume_from is None else str(resume_from)
         self._started = [
             actor.start.remote(rank, store_address, learner, make_learner, resume)
@@ -193,8 +249,9 @@ class LearnerGroup:
         """
         if not self._shares_gpus:
             return []
-        _get_all(self._started)
-        return _get_all([actor.gpu.remote() for actor in self._actors])
+        self.wait()
+        self._gpus = _gpus_of(self._actors)
+        return self._gpus
 
     def wait(self) -> None:
         """Waits until every rank has started.
@@ -202,7 +259,20 @@ class LearnerGroup:
         Raises:
             RuntimeError: If one has not. The message is the rank's.
         """
-        _get_all(self._started)
+        results_of(self._started)
+
+    def check(self) -> None:
+        """Looks for ranks that have died, without waiting for those that are at work.
+
+        Raises:
+            LearnerFailed: One has.
+        """
+        with self._calling:
+            missing = set(range(self.num_ranks)) - set(self._pings.values())
+            self._pings |= {self._actors[rank].ping.remote(): rank for rank in sorted(missing)}
+            answered, _ = ray.wait(list(self._pings), num_returns=self.num_ranks, timeout=0)
+            for ping in answered:
+                results_of([ping], ranks=[self._pings.pop(ping)])
 
     def connect(self, engines: Sequence[EngineAddress]) -> None:
         """Opens the weight transfer from the learner to the engines.
@@ -210,7 +280,7 @@ class LearnerGroup:
         Raises:
             RuntimeError: If the learner has not started. The message is the rank's.
         """
-        _get_all(self._started)
+        self.wait()
         self._on_all_ranks("connect", self._backend, engines)
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
@@ -231,17 +301,24 @@ class LearnerGroup:
         self._on_all_ranks("save", str(folder), background)
 
     def close(self) -> None:
-        """Ends the learner's processes."""
+        """Ends the learner's processes, in any state."""
         for actor in self._actors:
             ray.kill(actor)
+        self._pings.clear()
         if self._placement is not None:
             remove_placement_group(self._placement)
+            self._placement = None
 
     def _on_all_ranks(self, method: str, *args: Any) -> Any:
-        """Calls a method on all ranks in parallel and returns rank 0's result."""
+        """Calls a method on all ranks in parallel and returns rank 0's result.
+
+        Raises:
+            LearnerFailed: A rank has died, has run out of memory, or hangs.
+            RuntimeError: A rank has failed otherwise. The message is the rank's.
+        """
         with self._calling:  # calls of two threads must reach all ranks in the same order
             calls = [getattr(actor, method).remote(*args) for actor in self._actors]
-        return _get_all(calls)[0]
+        return results_of(calls, timeout=self._config.learner.step_timeout)[0]
 
 
 def bundle_width(learner: LearnerConfig, rollout: RolloutConfig, node_gpus: int) -> int:
@@ -296,34 +373,5 @@ def shares_policy(config: LearnerConfig) -> bool:
     return config.num_ranks > 1 or config.offload
 
 
-def _get_all(calls: Sequence[ray.ObjectRef]) -> list[Any]:
-    """Returns every rank's result. Raises the error of the rank that failed first: the others may wait for that rank forever."""
-    waiting, results = list(calls), {}
-    while waiting:
-        [done], waiting = ray.wait(waiting)
-        try:
-            results[done] = ray.get(done)
-        except ray.exceptions.RayError:
-            others, _ = (
-                ray.wait(waiting, num_returns=len(waiting), timeout=ERROR_GRACE_SECONDS) if waiting else ([], [])
-            )
-            failed = min([done, *others], key=_error_priority)
-            try:
-                ray_get(failed)
-            except (ValueError, RuntimeError) as error:
-                if len(calls) == 1:
-                    raise
-                raise type(error)(f"rank {calls.index(failed)} of the learner: {error}") from error
-    return [results[call] for call in calls]
-
-
-def _error_priority(call: ray.ObjectRef) -> int:
-    """Returns a sort key: a rank's death, then its error, then a broken collective, which follows from either, then no error."""
-    try:
-        ray.get(call)
-    except ray.exceptions.RayActorError:
-        return 0
-    except ray.exceptions.RayTaskError as error:
-        text = f"{type(error.cause).__name__} {error.cause}".lower()
-        return 2 if any(word in text for word in ("disterror", "distbackend", "diststore", "gloo", "nccl")) else 1
-    return 3
+def _gpus_of(actors: Sequence[ActorHandle]) -> list[Gpu]:
+    return results_of([actor.gpu.remote() for actor in actors])

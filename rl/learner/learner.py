@@ -375,19 +375,19 @@ class Learner:
 
     def _rank_metrics(self, num_lost: int) -> dict[str, float]:
         """Routing agreement, lost experts and peak memory over all ranks, given this rank's sequences that lack lost experts."""
-        agreeing, compared, lost, peaks = zip(
-            *gather((*self.routing.take_agreement(), num_lost, peak_memory(self.device))), strict=True
-        )
+        ranks = gather((*self.routing.take_agreement(), num_lost, peak_memory(self.device)))
+        agreeing, compared, lost, peaks = zip(*ranks, strict=True)
         metrics = {"memory/learner_peak_bytes": float(max(peaks))}
         if sum(compared):
             metrics["policy/routing_agreement"] = sum(agreeing) / sum(compared)
         if self._mode == "R3":
             metrics["policy/lost_experts"] = float(sum(lost))
         if sum(lost) and this_rank() == 0:
-            logger.warning(
-                "the engine's experts of %d sequences are lost with their node: the router chooses", sum(lost)
-            )
+            logger.warning("the experts of %d sequences are lost with their node: the router chooses", sum(lost))
         return metrics
+
+    def check(self) -> None:
+        """Does nothing: a learner in this process has not died; see `LearnerGroup.check`."""
 
     def save(self, folder: Path, *, background: bool = False) -> None:
         """Writes this rank's part of a checkpoint; see `save_part`."""

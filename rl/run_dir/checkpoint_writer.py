@@ -47,6 +47,9 @@ class SavesParts(Protocol):
     num_ranks: int
     """Number of parts of a checkpoint."""
 
+    def check(self) -> None:
+        """Raises LearnerFailed if a rank has died: its part will never be whole."""
+
     def save(self, folder: Path, *, background: bool = ...) -> None:
         """Writes every rank's part of a checkpoint; with `background` it returns before that is done."""
 
@@ -110,7 +113,11 @@ class CheckpointWriter:
         except OSError as error:
             self._plan_retry(error)
             return
-        self._learner.save(temporary, background=self._options.background_checkpoints)
+        try:
+            self._learner.save(temporary, background=self._options.background_checkpoints)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         self._thread = Thread(target=self._write, args=(temporary, folder, state), name=f"writes {folder.name}")
         self._thread.start()
         self._seconds = time.perf_counter() - started
@@ -140,8 +147,14 @@ class CheckpointWriter:
             )
         return self.newest
 
+    def forget(self) -> None:
+        """Ends the checkpoint that is being written, and forgets the noted state: the learner has failed."""
+        self.close()
+        self._noted, self._begun, self._deadline = None, 0, math.inf
+        self._failures = self._retry_at = 0
+
     def close(self) -> None:
-        """Waits for the checkpoint that is being written, but not for ranks that have died."""
+        """Waits for the checkpoint that is being written, but not for ranks that have died or hang."""
         self._deadline = time.monotonic() + CLOSE_SECONDS
         self._collect(wait=True)
 
@@ -175,6 +188,7 @@ class CheckpointWriter:
             while (sums := sums_of_parts(temporary, self._learner.num_ranks)) is None:
                 if time.monotonic() > self._deadline:
                     raise OSError("the run ends, and its ranks have not written it")
+                self._learner.check()
                 time.sleep(POLL_SECONDS)
             complete(temporary, folder, state, sums)
         except Exception as error:  # as a full disk; the thread must not end without a word

@@ -58,6 +58,11 @@ class Tracker:
         if self.wandb is not None:
             self.wandb.log(dict(row), step=step)
 
+    def rewind(self, first_row: int) -> None:
+        """Drops the rows from a step on, which the run logs again."""
+        self._unwritten.clear()
+        keep_rows(self.metrics_file, first_row)
+
     def save_samples(
         self, name: str, groups: Sequence[Group], scores: Sequence[Sequence[Score]], limit: int = 4
     ) -> None:

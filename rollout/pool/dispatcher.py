@@ -273,6 +273,7 @@ class Dispatcher:
             slot.tasks.add(task)
             # Not at the end of `_work`: a task that is cancelled before it starts never gets there.
             task.add_done_callback(partial(self._on_call_done, slot, job))
+            job.future.add_done_callback(partial(_cancel_too, task))
             slot.add(len(job.seeds))
 
     async def _work(self, slot: EngineSlot, engine: Engine, job: _Job) -> None:
@@ -373,6 +374,12 @@ class Dispatcher:
         task = asyncio.ensure_future(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _cancel_too(task: asyncio.Task[None], future: asyncio.Future[Group]) -> None:
+    """Ends an engine's work at a group that nobody waits for any more."""
+    if future.cancelled():
+        task.cancel()
 
 
 def prompt_size(prompt: Prompt) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,14 +18,9 @@ from rollout.cluster import Gpu
 from rollout.config import RolloutConfig
 from rollout.engine.spec import EngineSpec
 from rollout.engine.vllm_engine import VllmEngine
-from rollout.engine.vllm_processes import (
-    ENGINE_PROCESS_VAR,
-    remove_unmapped,
-    segments_of,
-    semaphores_of,
-    wait_until_ended,
-)
+from rollout.engine.vllm_processes import ENGINE_PROCESS_VAR
 from rollout.pool.channel import CallClient, CallServer, NumberedCall, Reply
+from rollout.processes import NodeProcesses, kill_processes, processes_here
 from rollout.ray_calls import EngineAddress, ray_answer
 from rollout.types import GenerateCall, Response
 
@@ -79,22 +73,10 @@ def engine_options(config: RolloutConfig, model: str | Path, gpus: Sequence[Gpu]
     return options | {"runtime_env": {"env_vars": environment}}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineProcesses:
-    """The processes and shared memory of an engine, to be cleaned up if it dies."""
-
-    node: str
-    """The Ray node's id."""
-    processes: tuple[tuple[int, float], ...]
-    """Process id and start time of each process. The actor's own is the first."""
-    segments: tuple[Path, ...]
-    """Shared memory of vLLM's processes."""
-
-
 class _EngineActor:
     """A `VllmEngine` in a process of its own."""
 
-    async def start(self, spec: EngineSpec, devices: Sequence[str]) -> EngineProcesses:
+    async def start(self, spec: EngineSpec, devices: Sequence[str]) -> NodeProcesses:
         """Starts vLLM, on `devices` if they are not empty: GPUs that Ray has not assigned to this process."""
         if devices:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
@@ -105,13 +87,7 @@ class _EngineActor:
             # vLLM's error classes cannot be unpickled in the driver, so only the text is sent.
             raise RuntimeError(f"vLLM did not start: {type(error).__name__}: {error}") from None
         self._server = CallServer(self._engine)
-        actor = psutil.Process()
-        processes = [actor, *actor.children(recursive=True)]
-        return EngineProcesses(
-            node=ray.get_runtime_context().get_node_id(),
-            processes=tuple((process.pid, process.create_time()) for process in processes),
-            segments=tuple(segments_of(processes)),
-        )
+        return processes_here()
 
     def _place_sockets(self) -> None:
         """Puts vLLM's sockets into the folder of Ray's session, which goes with it. Those in /tmp stay if vLLM is killed."""
@@ -154,7 +130,7 @@ class EngineHandle:
         options = engine_options(spec.config, spec.model, gpus)
         self.actor: ActorHandle = ray.remote(_EngineActor).options(**options).remote()
         self.starting: ray.ObjectRef = self.actor.start.remote(spec, [gpu.device for gpu in gpus])
-        self.processes: EngineProcesses | None = None
+        self.processes: NodeProcesses | None = None
         self._client = CallClient(self.actor, stores_experts=spec.return_routed_experts)
 
     @property
@@ -168,7 +144,7 @@ class EngineHandle:
         """The address by which other processes call the engine, after the start."""
         return EngineAddress(name=self.name, node=self.node, actor=self.actor)
 
-    def has_started(self, processes: EngineProcesses) -> None:
+    def has_started(self, processes: NodeProcesses) -> None:
         """Stores the result of `starting`."""
         self.processes = processes
 
@@ -195,28 +171,9 @@ class EngineHandle:
         await self._client.close()
         if self.processes is None:
             return
-        there = NodeAffinitySchedulingStrategy(self.node, soft=False)
-        clean = ray.remote(_kill_and_clean).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
-        try:
-            await clean.remote(self.processes)
-        except ray.exceptions.RayError:  # the whole node is gone
-            return
+        with suppress(ray.exceptions.RayError):  # the whole node is gone
+            await kill_processes(self.processes)
 
     def close(self) -> ray.ObjectRef:
         """Shuts vLLM down in good order. Returns the call."""
         return self.actor.close.remote()
-
-
-def _kill_and_clean(engine: EngineProcesses) -> None:
-    processes = []
-    for pid, start in engine.processes:
-        try:
-            process = psutil.Process(pid)
-            if process.create_time() == start:  # else another process has got the same id
-                process.kill()
-                processes.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    wait_until_ended(processes, seconds=10)
-    semaphores = [path for pid, _ in engine.processes for path in semaphores_of(pid)]
-    remove_unmapped([*engine.segments, *semaphores])

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from threading import Thread
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import ray
 
 from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room, require_room_for_one
 from rollout.engine.spec import EngineSpec
 from rollout.pool.dispatcher import Dispatcher, Engine
-from rollout.pool.engine_actor import EngineHandle, EngineProcesses
+from rollout.pool.engine_actor import EngineHandle
+from rollout.processes import NodeProcesses
 from rollout.ray_calls import EngineAddress, ray_answer, ray_get
-from rollout.types import EngineFailed, GenerateCall, Group, Prompt, Request, Sampling
+from rollout.types import EngineFailed, GenerateCall, Group, PlaysGroups, Prompt, Request, Sampling
 from rollout.weights.update import PublishedWeights, SyncReport, load_published
 
 T = TypeVar("T")
@@ -26,21 +26,6 @@ Send = Callable[[int, Sequence[EngineAddress]], SyncReport]
 """Sends the learner's weights as a version to the engines at these addresses."""
 ROOM_CHECKED_EVERY = 30.0
 """Seconds between checks that Ray has room for an engine that has not started yet."""
-
-
-class PlaysGroups(Protocol):
-    """Plays episodes of several turns: `rollout.environments.episodes.Episodes`."""
-
-    async def group(
-        self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int, *, batch: int = 0
-    ) -> Group:
-        """Plays one episode per seed."""
-
-
-def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
-    """Returns the seed of one completion. It depends on the run, the step and the prompt, not on the engine."""
-    digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}/{sample}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
 
 
 class EnginePool:
@@ -216,12 +201,21 @@ class EnginePool:
         return await self.dispatcher.generate(call, batch=batch)
 
     def connect(self, connect: Callable[[Sequence[EngineAddress]], None]) -> None:
-        """Connects the engines to a learner.
-
-        Args:
-            connect: Opens the weight transfer from the learner to the engines at these addresses.
-        """
+        """Connects the engines to a learner, by a function that opens the weight transfer to the engines at these addresses."""
         connect(self.addresses)
+
+    def detach(self) -> None:
+        """Lets go of a learner that has failed. Its last weights are of no use, so replacements of engines wait for the next sync.
+
+        Engines that share its GPUs free their memory.
+
+        Raises:
+            RuntimeError: If engines have failed repeatedly.
+        """
+        self._hold_weights()
+        self._close_published()
+        if self.config.shares_gpus:
+            self._sleep()
 
     def sync(self, version: int, send: Send) -> dict[str, float]:
         """Sends new weights to all engines, which wake up for it. Engines that fail in the sync are replaced.
@@ -271,8 +265,11 @@ class EnginePool:
             return
         self._hold_weights()
         if self.config.shares_gpus:
-            self.run(self._on_all(lambda engine: engine.sleep()))
-            self._asleep = True
+            self._sleep()
+
+    def _sleep(self) -> None:
+        self.run(self._on_all(lambda engine: engine.sleep()))
+        self._asleep = True
 
     def _wake(self, part: Literal["weights", "kv_cache"]) -> float:
         """Makes sleeping engines take memory for a part of their state. Returns the seconds that it took."""
@@ -335,6 +332,9 @@ class EnginePool:
         ray.wait(closing, num_returns=len(closing), timeout=20)
         for engine in engines:
             self.run(engine.destroy())
+        self._close_published()
+
+    def _close_published(self) -> None:
         if self._published is not None:
             self._published.close()
             self._published = None
@@ -368,7 +368,7 @@ class EnginePool:
                 raise
         return engine
 
-    async def _start(self, engine: EngineHandle) -> EngineProcesses:
+    async def _start(self, engine: EngineHandle) -> NodeProcesses:
         """Waits for an engine's start. Looks again and again whether Ray has room for it: nodes may have been lost."""
         starting = asyncio.ensure_future(ray_answer(engine.starting))
         try:

@@ -25,7 +25,7 @@ from rl.run_dir.checkpoint import LoopState
 from rl.types import RunStopped
 from rollout import Completion, Group, Prompt, Video
 from rollout.config import RolloutConfig
-from rollout.pool.engine_pool import request_seed
+from rollout.pool.seeds import request_seed
 from rollout.types import Sampling
 from rollout.weights.senders import choose_backend
 from tests.checkpoints import state_of, write_checkpoints

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -178,6 +179,26 @@ def test_the_cursor_is_before_the_oldest_batch_that_nobody_has_taken(make):
     assert ids_of(stream.next_batch()) == in_order()[4:8] == ids(rollouts.take(2).groups)
     stream.restore(rollouts.cursor())  # all are taken: where the stream itself is
     assert ids_of(stream.next_batch()) == in_order()[8:]
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["from the start", "from a cursor"])
+def test_a_restart_cancels_what_is_in_progress_and_draws_the_same_prompts_again(make, after):
+    order = in_order()
+    rollouts, pool, stream = make(refill_prompts=4, flat=order[4:5], delay=lambda prompt: 0.02)
+    cursor: dict[str, Any] = {}
+    for version in range(after):
+        rollouts.start(version)
+        rollouts.take(version + 1)
+        cursor = rollouts.cursor()
+    rollouts.start(after)
+    assert steps_asked(pool)[-1] == after + 1
+    pool.asked.clear()
+    rollouts.restart(after + 1, cursor)
+    drawn = stream.state()
+    time.sleep(0.1)  # cancelled batches would refill now
+    assert pool.asked == [] and stream.state() == drawn
+    rollouts.start(after)
+    assert ids(rollouts.take(after + 1).groups) == (order[:4] if after == 0 else [*order[5:8], order[8]])
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["the first are done first", "the last are done first"])

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from rl.config import LearnerConfig
 from rl.learner.group import LearnerGroup
 from rl.objectives import Objective
 from rl.sapo import sapo_loss
+from rl.types import LearnerFailed
 from tests.learning import config, rollout
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]  # Ray, and processes with torch: 40 seconds
@@ -27,9 +29,12 @@ SOON = 60
 """Seconds within which a failure must show; ranks that wait for one another give up after an hour."""
 
 
-def new_group(model: str | Path, objective: Objective = sapo_loss, num_ranks: int = 2) -> LearnerGroup:
+def new_group(
+    model: str | Path, objective: Objective = sapo_loss, num_ranks: int = 2, **options_of_learner: Any
+) -> LearnerGroup:
+    learner = LearnerConfig(dtype="float32", cpu_ranks=num_ranks, **options_of_learner)
     # A key's bias has no gradient but rounding, which AdamW's usual eps would blow up to whole steps.
-    options = replace(config(eps=1e-5), learner=LearnerConfig(dtype="float32", cpu_ranks=num_ranks))
+    options = replace(config(eps=1e-5), learner=learner)
     return LearnerGroup(options, model, None, "shared_memory", objective)
 
 
@@ -91,7 +96,7 @@ def test_two_ranks_step_sync_and_save_as_one_does(make, two: LearnerGroup, dense
 def test_the_error_of_one_rank_is_told_soon_and_not_what_follows_from_it(
     two: LearnerGroup, flag: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("rl.learner.group.ERROR_GRACE_SECONDS", 3.0)  # rank 0 waits for rank 1, and is heard no more
+    monkeypatch.setattr("rl.learner.calls.ERROR_GRACE_SECONDS", 3.0)  # rank 0 waits for rank 1, and is heard no more
     flag.touch()
     started = time.monotonic()
     with pytest.raises(ValueError, match="rank 1 of the learner: no idea"):
@@ -108,9 +113,45 @@ def test_a_rank_that_dies_ends_the_step_soon_and_is_named(make):
     group = make(objective=dies)
     group.connect([])
     started = time.monotonic()
-    with pytest.raises(RuntimeError, match="rank 1 of the learner: a worker process died"):
+    with pytest.raises(LearnerFailed, match="rank 1 of the learner: a worker process died"):
         group.step(rollout())
+    with pytest.raises(LearnerFailed, match="rank 1 of the learner: a worker process died"):
+        group.check()
     assert time.monotonic() - started < SOON
+
+
+def test_a_group_that_hangs_fails_at_its_time_limit_and_starts_anew_from_a_checkpoint(make, tmp_path: Path):
+    others = learner_processes()
+    group = make(num_ranks=1, step_timeout=15.0)
+    group.connect([])
+    group.check()
+    first = comparable(group.step(rollout()).metrics)
+    group.save(tmp_path)
+    second = comparable(group.step(rollout()).metrics)
+    [learner] = learner_processes() - others
+    learner.suspend()
+    with pytest.raises(LearnerFailed, match=r"rank 0 .* not answered within learner.step_timeout = 15 s"):
+        group.step(rollout())
+    group.restart(tmp_path, tmp_path)
+    assert not learner.is_running() or learner.status() == psutil.STATUS_ZOMBIE
+    group.connect([])
+    group.check()
+    assert comparable(group.step(rollout()).metrics) == second != first
+
+
+def test_a_lack_of_memory_is_a_failure_of_the_process_and_another_error_is_not(make):
+    def lacks_memory(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT, *, num_tokens):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    group = make(objective=lacks_memory, num_ranks=1)
+    group.connect([])
+    with pytest.raises(LearnerFailed, match="OutOfMemoryError: tried to allocate 20 GiB"):
+        group.step(rollout())
+
+
+def learner_processes() -> set[psutil.Process]:
+    """Returns the ranks of this test's cluster."""
+    return {child for child in psutil.Process().children(recursive=True) if "_LearnerActor" in child.name()}
 
 
 def test_a_policy_that_lacks_a_weight_is_refused_by_its_name(make, dense_policy: Path, tmp_path: Path):

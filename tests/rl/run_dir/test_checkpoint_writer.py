@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from unittest.mock import Mock
 
 import pytest
 from safetensors.torch import load_file
@@ -17,7 +18,7 @@ from rl.config import TrainConfig
 from rl.run_dir.checkpoint import find_checkpoint, list_checkpoints, set_aside, starting_point
 from rl.run_dir.checkpoint_writer import CheckpointWriter
 from rl.run_dir.sums import SUMS_FILE, damage_of
-from rl.types import RunStopped
+from rl.types import LearnerFailed, RunStopped
 from tests.checkpoints import OneWeight, state_of, write_checkpoints
 from tests.full_disk import files_of_at_most
 
@@ -188,6 +189,25 @@ def test_a_rank_that_has_died_is_not_waited_for(options: TrainConfig, monkeypatc
     writer.begin(state_of(options, 10))
     writer.close()
     assert "its ranks have not written it" in caplog.text and steps(options) == []
+
+
+def test_a_learner_that_dies_ends_its_checkpoint_and_the_next_learner_writes_another(options: TrainConfig, caplog):
+    learner = OneWeight()
+    learner.num_ranks = 2
+    writer = CheckpointWriter(options, learner, None)
+    writer.note(state_of(options, 10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner, "save", lambda folder, background: OneWeight().save(folder))
+        patch.setattr(learner, "check", Mock(side_effect=LearnerFailed("rank 1 of the learner: a worker process died")))
+        writer.save()
+        writer.forget()
+    assert "no checkpoint of step 10: rank 1 of the learner: a worker process died" in caplog.text
+    assert not any(writer.is_due(step) for step in range(11, 20))
+    writer.save()  # nothing is noted: the state of step 10 is lost with the learner
+    writer.note(state_of(options, 10))
+    writer.save()
+    assert writer.finish().name == "step_10"
+    assert [path.name for path in (options.run_dir / "checkpoints").iterdir()] == ["step_10"]
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(options: TrainConfig, caplog):

@@ -26,7 +26,8 @@ from rollout.config import RolloutConfig
 from rollout.data.prompts import prompts_from
 from rollout.engine.spec import EngineSpec
 from rollout.pool.engine_actor import EngineHandle
-from rollout.pool.engine_pool import EnginePool, request_seed
+from rollout.pool.engine_pool import EnginePool
+from rollout.pool.seeds import request_seed
 from rollout.tasks.digit_sums import digit_sums, to_prompt
 from rollout.types import Group, Sampling
 from rollout.weights.slab import WeightSlab, map_slab

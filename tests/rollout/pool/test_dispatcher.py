@@ -44,6 +44,25 @@ def test_no_engine_has_more_completions_than_its_capacity_and_none_waits_while_t
     run(main())
 
 
+def test_work_that_nobody_waits_for_any_more_ends_at_the_engine() -> None:
+    async def main() -> None:
+        slow = FakeEngine(60.0)
+        queue = dispatcher(slow, capacity=2)
+        abandoned = asyncio.ensure_future(queue.generate(call(prompt("a"), [1, 2])))
+        waiting = asyncio.ensure_future(queue.generate(call(prompt("b"), [3])))
+        await asyncio.sleep(0.01)
+        assert slow.running == 2 and slow.asked == ["a"]
+        abandoned.cancel()
+        await asyncio.sleep(0.01)
+        assert slow.running == 1 and slow.asked == ["a", "b"]
+        slow.seconds = 0.0
+        waiting.cancel()
+        assert texts(await queue.generate(call(prompt("c"), [4]))) == ["4"]
+        await queue.close()
+
+    run(main())
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=40),

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from rl.types import LearnerFailed
 from rollout.config import Backend
 from tests.engines import largest_gap, process_of
 from tests.fake_gpus import open_groups
@@ -65,6 +67,25 @@ def test_an_engine_lost_while_the_learner_trains_gets_the_new_weights_afterwards
     link.sync()
     assert link.gap() <= 1e-5
     assert lost not in link.pool.engines
+
+
+def test_a_lost_rank_of_the_learner_is_replaced_and_the_same_engines_get_its_weights(link: Link):
+    engines, failures = link.replaced(), link.failures()
+    link.trained()
+    checkpoint = link.folder / f"checkpoint-{link.version}"
+    ranks = [each for each in psutil.Process().children(recursive=True) if "LearnerActor" in each.name()]
+    lost = max(ranks, key=lambda rank: rank.pid)
+    lost.send_signal(signal.SIGKILL)
+    link.pool.sleep()
+    with pytest.raises(LearnerFailed, match="a worker process died"):
+        link.learner.step(rollout())
+    link.pool.detach()
+    link.learner.restart(checkpoint, checkpoint)
+    link.pool.connect(link.learner.connect)
+    link.sync()
+    link.step()
+    assert link.gap() <= 1e-5
+    assert link.pool.engines == engines and link.failures() == failures
 
 
 FAULTS = [
