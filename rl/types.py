@@ -50,4 +50,4 @@ class RunStopped(RuntimeError):
 
 
 class LearnerFailed(RuntimeError):
-    """A process of the learner has died, hangs or has run out of memory. New ones may go on from the newest checkpoint."""
+    """A process of the learner is of no use: it has died, hangs, or has broken weights. New ones may go on from a checkpoint."""

@@ -1,4 +1,4 @@
-"""Scoring in worker processes: one that hangs or dies costs one completion its verdict, and never the run."""
+"""Scoring in worker processes: one that hangs or dies twice costs one completion its verdict, and never the run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class _Task:
     scores: list[Score] = field(default_factory=list)
     """Scores known so far, in the order of the completions."""
     num_timeouts: int = 0
-    """Calls that took too long."""
+    """Calls that took too long, without the one that was made again."""
+    has_tried_again: bool = False
+    """True after the first call that has hung or has lost its worker."""
 
     @property
     def remaining(self) -> Sequence[Completion]:
@@ -90,9 +92,10 @@ class WorkerSlot:
 class RewardRunner:
     """Scores groups with a reward function, in worker processes of one thread each.
 
-    A response whose call hangs counts as wrong, with the reason in `Score.timeout`. A worker that dies costs one completion its
-    verdict, with the reason in `Score.error`. The worker is replaced and the next completion is scored. Exceptions and bad values
-    become errors of scores, too. A reward that is async or `of_group` is one call for a whole group. Use the runner as a context
+    The first call of a group that hangs, or loses its worker, is made again in a new worker: the machine may be the cause. Any
+    other response whose call hangs counts as wrong, with the reason in `Score.timeout`. One whose worker dies gets no verdict, with
+    the reason in `Score.error`. Then the next one is scored. Exceptions and bad values become errors of scores at once. A reward
+    that is async or `of_group` is one call for a whole group. Use the runner as a context
     manager, or call `close`. Any thread may submit groups.
     """
 
@@ -243,7 +246,7 @@ class RewardRunner:
         slot.deadline = time.monotonic() + self._limit(slot) + (0.0 if slot.has_scored else _first_call_extra(slot))
 
     def _limit(self, slot: WorkerSlot) -> float:
-        """Returns the seconds of a call. Each call of its group that took too long halves them, so all cost twice the limit."""
+        """Returns the seconds of a call. Each one of its group that counts as too long halves them: all cost three limits."""
         assert slot.task is not None
         return self._timeout / 2**slot.task.num_timeouts
 
@@ -292,7 +295,8 @@ class RewardRunner:
     def _fail_call(self, slot: WorkerSlot, reason: str, *, is_timeout: bool = False) -> None:
         """Ends a worker that hangs or has died, and queues the rest of its group again.
 
-        A call of one response that took too long is the response's fault: it counts as wrong. Any other has an error.
+        The group's first such call is made again. Later, a call of one response that took too long is the response's fault: it
+        counts as wrong. Any other has an error.
         """
         task, message = slot.task, f"reward {self._name!r} {reason}"
         if task is None:
@@ -301,15 +305,19 @@ class RewardRunner:
         was_warming_up = slot.is_warming_up
         slot.stop()
         slot.is_replacement = not was_warming_up
+        self._queue.appendleft(task)  # `_dispatch` finishes it if nothing remains
+        if was_warming_up:
+            return
+        if not task.has_tried_again:
+            task.has_tried_again = True
+            return
         message = f"{message} for prompt {task.group.prompt.id!r}"
         if is_timeout and not slot.is_group_reward:
             score = Score(reward=0.0, timeout=message, failed=self._name)
             task.num_timeouts += 1
         else:
             score = Score(reward=0.0, error=message, failed=self._name)
-        if not was_warming_up:
-            task.scores += [score] * (len(task.remaining) if slot.is_group_reward else 1)
-        self._queue.appendleft(task)  # `_dispatch` finishes it if nothing remains
+        task.scores += [score] * (len(task.remaining) if slot.is_group_reward else 1)
 
     def _fail_all(self, slot: WorkerSlot, message: str) -> None:
         """Fails all queued groups, as the reward cannot be loaded; the next group starts a new attempt."""

@@ -16,8 +16,8 @@ ERROR_GRACE_SECONDS = 10.0
 DEATH, ERROR, BROKEN_COLLECTIVE, NO_ERROR = range(4)
 """Outcomes of a rank's call, in the order in which one explains another."""
 OF_A_COLLECTIVE = ("disterror", "distbackend", "diststore", "gloo", "nccl")
-LOST_WITH_THE_PROCESS = ("OutOfMemoryError", "MemoryError", "AcceleratorError")
-"""Errors after which the rank's process is of no use, and a new one may be."""
+LOST_WITH_THE_PROCESS = ("OutOfMemoryError", "MemoryError", "AcceleratorError", "WeightsNotFinite")
+"""Errors after which the rank's process is of no use, and a new one with earlier weights may be."""
 
 
 def results_of(

@@ -16,20 +16,38 @@ UNKNOWN = "no layer alone"
 """The answer where each number is finite, and only their sum is not."""
 
 
+class WeightsNotFinite(ArithmeticError):
+    """A weight of the policy is not finite: nothing after it is, and only an earlier checkpoint helps."""
+
+
+@torch.no_grad()
+def require_finite_weights(model: torch.nn.Module) -> None:
+    """Checks all weights. Every rank must call it.
+
+    Raises:
+        WeightsNotFinite: On every rank, if a weight of any is not finite; names the first one.
+    """
+    names, weights = zip(*model.named_parameters(), strict=True)
+    first = _first_of_ranks([number for number, weight in enumerate(weights) if not _is_finite(weight)])
+    if first is not None:
+        raise WeightsNotFinite(f"the weights of {names[first]} are not finite")
+
+
 @torch.no_grad()
 def nonfinite_origin(model: torch.nn.Module, forwards: Sequence[Callable[[], object]]) -> str:
-    """Returns the name of what is not finite first: weights, else an output of the forward passes, else a gradient.
+    """Returns the name of what is not finite first: an output of the forward passes, else a gradient.
 
     Every rank must call it, with as many forward passes as the others.
 
     Args:
         model: The policy, with the gradients of a backward pass, which nothing has scaled.
         forwards: Runs each microbatch of the update again.
+
+    Raises:
+        WeightsNotFinite: The weights are not.
     """
+    require_finite_weights(model)
     parameters = list(model.named_parameters())
-    weights = [number for number, (_, weight) in enumerate(parameters) if not _is_finite(weight)]
-    if (first := _first_of_ranks(weights)) is not None:
-        return f"the weights of {parameters[first][0]}"
     names = [name for name, _ in model.named_modules()]
     outputs = [names.index(name) for forward in forwards for name in _nonfinite_outputs(model, forward)[:1]]
     if (first := _first_of_ranks(outputs)) is not None:

@@ -29,6 +29,7 @@ from policies.dtensor import local_shard
 from policies.export import describe_policy, policy_files
 from policies.lora import is_adapter
 from policies.weight_files import TensorFile
+from rl.learner.nonfinite import require_finite_weights
 from rl.learner.ranks import gather, num_ranks, this_rank
 from rl.run_dir.parts import write_in_background, write_part
 
@@ -58,7 +59,11 @@ def save_part(
         scheduler: The schedule of the learning rate.
         background: True to return when the tensors are copied into host memory, and to write them in a thread. Without room for the
             copies it writes them at once.
+
+    Raises:
+        WeightsNotFinite: The weights are not: such a checkpoint would replace a good one.
     """
+    require_finite_weights(model)
     background = background and copy_fits(model, optimizer)
     state = (trainer_file(model, optimizer, scheduler, copy=background) for _ in range(1))  # made after the weights
     files = chain(policy_files(model, copy=background), state)

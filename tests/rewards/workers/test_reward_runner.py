@@ -146,6 +146,21 @@ def test_one_hanging_worker_does_not_hold_up_the_other() -> None:
     assert hung[1].reward >= start + 2.0
 
 
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_a_worker_that_the_machine_kills_or_stops_once_costs_no_score(tmp_path: Path, fault: str) -> None:
+    flag, number = tmp_path / "flag", signal.SIGKILL if fault == "killed" else signal.SIGSTOP
+
+    def unlucky(prompt: Prompt, completion: Completion) -> float:
+        if completion.text == "b" and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), number)
+        return float(len(completion.text))
+
+    with RewardRunner(unlucky, timeout=1.0) as rewards:
+        [scores] = rewards.score([group("p-7", "a", "b", "ccc")])
+    assert flag.exists() and scores == [Score(reward=1.0), Score(reward=1.0), Score(reward=3.0)]
+
+
 def test_a_worker_killed_between_two_rounds_is_replaced_without_loss() -> None:
     with RewardRunner(misbehaving()) as rewards:
         [[first]] = rewards.score([group("1", "pid")])

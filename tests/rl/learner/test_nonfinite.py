@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rl.learner import Learner
+from rl.learner.nonfinite import WeightsNotFinite
 from tests.learning import config, parameters, rollout
 
 LAYER = "model.language_model.layers.1.mlp"
@@ -25,6 +26,17 @@ def message_of(learner: Learner, caplog: pytest.LogCaptureFixture) -> str:
     assert all(torch.equal(before[name], weight) for name, weight in parameters(learner).items())
     (record,) = [record for record in caplog.records if record.name == "rl.learner.learner"]
     return record.getMessage()
+
+
+def test_weights_that_are_not_finite_are_named_and_neither_trained_nor_saved(dense_policy: Path, tmp_path: Path):
+    learner = Learner(config(), dense_policy)
+    with torch.no_grad():
+        for name in (PARAMETER, "model.language_model.layers.1.self_attn.k_proj.weight"):
+            learner.model.get_parameter(name)[0, 0] = torch.nan
+    for use in (lambda: learner.step(rollout(with_images=False)), lambda: learner.save(tmp_path)):
+        with pytest.raises(WeightsNotFinite, match=rf"^the weights of {PARAMETER} are not finite$"):
+            use()
+    assert list(tmp_path.iterdir()) == []
 
 
 def infinite(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
