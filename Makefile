@@ -10,7 +10,7 @@ PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 # Tests without engines wait for processes that they start, but take little memory.
 check: PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart check test static bench setup constraints clean
+.PHONY: help quickstart check test static bench chaos setup constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,6 +31,9 @@ static: $(STAMP)
 
 bench: $(STAMP)  ## run every script in bench/; each prints a table and writes JSON
 	@set -e; for script in bench/*.py; do $(RUN) -m bench.$$(basename $$script .py) $(ARGS); done
+
+chaos: $(STAMP)  ## bring 100 random faults upon a real run, and compare it with an undisturbed one: 40 minutes on two cores
+	@$(RUN) -m bench.chaos $(ARGS)
 
 setup: $(STAMP)  ## create .venv and install; CUDA=1 for NVIDIA GPUs, PYTHON=... for another Python
 

@@ -20,8 +20,8 @@ from rl.config import RunOptions, TrainConfig
 from rl.hardware.presets import PRESETS, Sized, print_plan, with_preset
 from rl.preflight import check_options
 from rl.signals.stopping import STATUS_OF_SIGNAL, STOP
-from rl.signals.supervisor import needs_supervisor, number_of_start, supervise
-from rl.types import RunStopped
+from rl.signals.supervisor import USER_ERROR, needs_supervisor, number_of_start, supervise
+from rl.types import LearnerFailed, RunStopped
 
 C = TypeVar("C")
 
@@ -61,11 +61,11 @@ def _run(run: Callable[[C], object], config: C) -> None:
         if isinstance(config, TrainConfig):
             check_options(config)
         run(config)
-    except (ValueError, RunStopped) as error:
+    except (ValueError, RunStopped, LearnerFailed) as error:
         if os.environ.get("RL_TRACEBACK"):
             raise
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, LearnerFailed) else USER_ERROR)
     except KeyboardInterrupt:  # Ray's calls raise it without the signal's number
         number = STOP.received or signal.SIGINT
         remedy = "; --resume auto goes on" if isinstance(config, RunOptions) else ""

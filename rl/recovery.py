@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rl.run_dir.checkpoint import LoopState, list_checkpoints, load_loop_state, newest_whole, set_aside
 from rl.run_dir.tracker import read_metrics
 from rl.signals.stopping import STOP
-from rl.types import LearnerFailed, RunStopped
+from rl.types import LearnerFailed
 from rl.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ class LearnerFailures:
         """Counts one.
 
         Raises:
-            RunStopped: Training does not get past a policy version.
+            LearnerFailed: Training does not get past a policy version. Another start of the run may, with another Ray.
         """
         if version > self.version:
             self.version, self.in_a_row = version, 0
         self.total += 1
         self.in_a_row += 1
         if self.in_a_row > self.limit:
-            raise RunStopped(
+            raise LearnerFailed(
                 f"{failure}\nThe learner has failed {self.in_a_row} times at policy version {self.version} "
                 f"(learner.max_failures = {self.limit}); the checkpoints up to here are good, and --resume auto goes on"
             )
@@ -54,7 +54,7 @@ def replace_learner(run: Run, failure: LearnerFailed) -> LoopState:
     """Starts the learner anew, as often as `learner.max_failures` allows. Returns the loop's state there.
 
     Raises:
-        RunStopped: It fails again and again.
+        LearnerFailed: It fails again and again.
         RuntimeError: It does not start for another reason.
         Stopped: A signal ends the run meanwhile.
     """

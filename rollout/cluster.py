@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,9 @@ from unittest import mock
 from rollout.config import RolloutConfig
 
 logger = logging.getLogger(__name__)
+
+REMOVAL_SECONDS = 5.0
+"""Longest time for deleting the folder of Ray's session, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,15 @@ def local_ray() -> Iterator[None]:
     finally:
         ray.shutdown()
         if folder is not None and not failed:  # its logs tell why a process died
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes the folder of a session that has ended. Some of its processes may still write their last words into it."""
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from rl.learner.ranks import COLLECTIVE_TIMEOUT, join_ranks
 from rl.objectives import Objective
 from rl.samples import Sample
 from rl.types import LearnerFailed, StepReport
-from rollout.cluster import Gpu, cluster_nodes, describe_nodes, require_room
+from rollout.cluster import Gpu, Node, cluster_nodes, describe_nodes, require_room
 from rollout.config import Backend, RolloutConfig
 from rollout.processes import NodeProcesses, kill_processes, processes_here
 from rollout.ray_calls import EngineAddress
@@ -182,12 +182,16 @@ class LearnerGroup:
         """Ends all ranks, and starts new ones from a checkpoint; see the class. Returns when they have started.
 
         Raises:
-            LearnerFailed: One has died, or they did not get the GPUs that engines share with them.
+            LearnerFailed: One has died, or Ray lacks room for them, or the GPUs that engines share with them.
             RuntimeError: One has not started.
         """
-        self._kill_processes()
-        self.close()
-        self._create()
+        try:
+            self._require_room(cluster_nodes())
+            self._kill_processes()
+            self.close()
+            self._create()
+        except ValueError as error:  # nodes are lost
+            raise LearnerFailed(f"the learner cannot start again: {error}") from error
         if self._gpus:  # rank and engine stay on the same GPU
             gpus = _gpus_of(self._actors)
             if set(gpus) != set(self._gpus):
@@ -210,7 +214,7 @@ class LearnerGroup:
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
         nodes = cluster_nodes()
-        require_room(nodes, rollout, learner_gpus=0 if rollout.shares_gpus else learner.gpus)
+        self._require_room(nodes)
         places: list[dict[str, Any]] = [{}] * learner.num_ranks
         if learner.gpus:
             width = bundle_width(learner, rollout, max(node.gpus for node in nodes))
@@ -220,6 +224,10 @@ class LearnerGroup:
         options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
         self._actors = [ray.remote(_LearnerActor).options(**options, **place).remote() for place in places]
         self._processes = [actor.processes.remote() for actor in self._actors]
+
+    def _require_room(self, nodes: Sequence[Node]) -> None:
+        rollout = self._config.rollout
+        require_room(nodes, rollout, learner_gpus=0 if rollout.shares_gpus else self._config.learner.gpus)
 
     def _kill_processes(self) -> None:
         """Kills the ranks' processes. `ray.kill` would leave one that is stopped."""

@@ -24,7 +24,7 @@ from rollout.weights.update import PublishedWeights, SyncReport, load_published
 T = TypeVar("T")
 Send = Callable[[int, Sequence[EngineAddress]], SyncReport]
 """Sends the learner's weights as a version to the engines at these addresses."""
-ROOM_CHECKED_EVERY = 30.0
+ROOM_CHECKED_EVERY = 10.0
 """Seconds between checks that Ray has room for an engine that has not started yet."""
 
 
@@ -352,6 +352,8 @@ class EnginePool:
             EngineFailed: If it dies.
             RuntimeError: If it does not start.
         """
+        if not await asyncio.to_thread(cluster_nodes):
+            raise EngineFailed("Ray has no node left")
         shared_gpus = cast(EngineHandle, lost).gpus
         async with AsyncExitStack() as no_change:
             if shared_gpus:  # they have room while the learner does not train

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rl.recovery import LearnerFailures
-from rl.types import LearnerFailed, RunStopped
+from rl.types import LearnerFailed
 
 FAILURE = LearnerFailed("rank 3 of the learner: a worker process died")
 
@@ -21,7 +21,7 @@ def test_a_policy_version_that_training_does_not_get_past_ends_the_run_with_the_
     failures = LearnerFailures(limit=3)
     for version in (7, 5, 7):  # it went back to 5, and has failed on its way
         failures.add(version, FAILURE)
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(LearnerFailed) as stopped:
         failures.add(6, FAILURE)
     assert str(stopped.value) == (
         "rank 3 of the learner: a worker process died\n"
@@ -31,5 +31,5 @@ def test_a_policy_version_that_training_does_not_get_past_ends_the_run_with_the_
 
 
 def test_without_replacements_the_first_failure_ends_the_run():
-    with pytest.raises(RunStopped, match="has failed 1 times at policy version 0"):
+    with pytest.raises(LearnerFailed, match="has failed 1 times at policy version 0"):
         LearnerFailures(limit=0).add(0, FAILURE)

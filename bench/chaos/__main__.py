@@ -1,0 +1,176 @@
+"""Brings random faults upon a real run, and compares it with an undisturbed one.
+
+    python -m bench.chaos --faults 100
+
+Kills, stops, signals, damaged files, a full disk: see `bench.chaos.faults`. Nobody helps the run; one that a signal has ended is
+started again, as a scheduler does. It exits with status 1 if a step is missing or there twice, if a metric that does not depend on
+the machine differs, if the last checkpoint does not load, or if a process, shared memory or temporary file remains.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from bench.chaos.faults import FAULTS, NotThere
+from bench.chaos.run import ChaosRun, segments
+from bench.faults import OF_ROUNDING, OF_THE_MACHINE, ROUNDING
+from rl.run_dir.sums import damage_of
+from rl.run_dir.tracker import read_metrics
+
+IN_RECOVERY = 0.15
+"""Share of the faults that come while the run recovers from the one before."""
+RECOVERY_SECONDS = 12.0
+"""They come within so many seconds after that one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the bench."""
+
+    faults: int = 100
+    """Number of faults, of all kinds in turn, in random order."""
+    seed: int = 0
+    """Seeds their order and their moments."""
+    only: str = ""
+    """Only the kinds with this in their names."""
+    folder: Path = Path("runs/chaos")
+    """Folder of the two runs; the undisturbed one is not repeated."""
+    output: Path = Path("bench/results/chaos.json")
+    """File of the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One fault that has come upon the run."""
+
+    kind: str
+    step: int
+    """The last step before it."""
+    in_recovery: bool
+    """It came while the run recovered from the one before."""
+    seconds: float
+    """Seconds until the next step was logged."""
+
+
+def main(options: Options) -> None:
+    """Runs both, compares them, prints a table, and writes JSON."""
+    started, console = time.monotonic(), Console(width=160)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    folder, steps = options.folder.resolve(), 3 * options.faults + 10
+    undisturbed = ChaosRun(folder, f"undisturbed_{steps}", steps)
+    if undisturbed.step() < steps:
+        undisturbed.start()
+        undisturbed.wait_for_step(steps + 1)
+    before, run = segments(), ChaosRun(folder, f"chaos_{options.seed}_{time.strftime('%m%d_%H%M%S')}", steps)
+    try:
+        events = disturb(run, options, console)
+    except BaseException:
+        run.kill()
+        raise
+    problems = differences(undisturbed.run_dir, run.run_dir, steps) + run.left_behind(before)
+    minutes = (time.monotonic() - started) / 60
+    console.print(
+        table_of(events), f"{len(events)} faults, {run.starts} starts, {minutes:.1f} minutes", highlight=False
+    )
+    console.print("\n".join(problems) or "nothing is missing, different or left behind", highlight=False)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    result = {"events": [vars(event) for event in events], "minutes": minutes, "problems": problems}
+    options.output.write_text(json.dumps(result, indent=1))
+    sys.exit(bool(problems))
+
+
+def disturb(run: ChaosRun, options: Options, console: Console) -> list[Event]:
+    """Starts the run and brings the faults upon it, one every two steps or so. Returns them when the run has ended."""
+    rng = random.Random(options.seed)
+    kinds = [name for name in FAULTS if options.only in name]
+    order = [kinds[number % len(kinds)] for number in range(options.faults)]
+    rng.shuffle(order)
+    events: list[Event] = []
+    run.start()
+    for number, kind in enumerate(order):
+        in_recovery = number > 0 and rng.random() < IN_RECOVERY
+        if not in_recovery:
+            run.wait_for_step(max(2 * number + 1, run.step()))
+        wait_at_most(run, rng.uniform(0.0, RECOVERY_SECONDS if in_recovery else 1.0))
+        while True:
+            if run.has_ended():
+                raise RuntimeError(f"the run has ended before fault {number + 1} of {len(order)}")
+            step = run.step()
+            try:
+                FAULTS[kind](run, rng)
+                break
+            except (NotThere, ProcessLookupError, IndexError):  # no such process now
+                time.sleep(0.2)
+        came = time.monotonic()
+        if not in_recovery and number + 1 < len(order):
+            run.wait_for_step(step + 1)
+        seconds = time.monotonic() - came
+        events.append(Event(kind=kind, step=step, in_recovery=in_recovery, seconds=seconds))
+        console.print(f"{number + 1:3d} step {step:4d} {kind}: {seconds:.1f} s", highlight=False)
+    run.wait_for_step(run.steps + 1)
+    return events
+
+
+def wait_at_most(run: ChaosRun, seconds: float) -> None:
+    """Waits so long, or until the next step is logged."""
+    step, until = run.step(), time.monotonic() + seconds
+    while run.step() <= step and time.monotonic() < until and not run.has_ended():
+        time.sleep(0.02)
+
+
+def differences(undisturbed: Path, disturbed: Path, steps: int) -> list[str]:
+    """Returns what is missing in the disturbed run, or differs from the undisturbed one."""
+    problems = []
+    rows = {}
+    for row in read_metrics(disturbed):
+        if row["step"] in rows:
+            problems.append(f"step {row['step']:g} is there twice")
+        rows[row["step"]] = row
+    for expected in read_metrics(undisturbed):
+        row = rows.get(expected["step"])
+        if row is None:
+            problems.append(f"step {expected['step']:g} is missing")
+            continue
+        for name in sorted(expected.keys() | row.keys()):
+            if not name.startswith(OF_THE_MACHINE) and "failures" not in name and not _equal(name, expected, row):
+                problems.append(
+                    f"step {expected['step']:g}: {name} is {row.get(name)}, undisturbed {expected.get(name)}"
+                )
+    checkpoint = disturbed / "checkpoints" / f"step_{steps}"
+    if damage := damage_of(checkpoint):
+        problems.append(f"{checkpoint}: {damage}")
+    else:
+        from transformers import AutoModelForImageTextToText
+
+        AutoModelForImageTextToText.from_pretrained(checkpoint)
+    return problems
+
+
+def _equal(name: str, expected: dict[str, float], row: dict[str, float]) -> bool:
+    if name not in expected or name not in row:
+        return False
+    return abs(expected[name] - row[name]) <= (ROUNDING if name.startswith(OF_ROUNDING) else 0.0)
+
+
+def table_of(events: list[Event]) -> Table:
+    """Returns a table of the kinds, with the seconds until the next step."""
+    table = Table("fault", "number", "median, s", "longest, s", title="until the next step")
+    for kind in dict.fromkeys(event.kind for event in sorted(events, key=lambda event: event.kind)):
+        those = [event for event in events if event.kind == kind]
+        seconds = [event.seconds for event in those if not event.in_recovery] or [0.0]
+        table.add_row(kind, str(len(those)), f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}")
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
