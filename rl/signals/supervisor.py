@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,7 +33,9 @@ debugger needs, which reads from the terminal."""
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 """Seconds that processes of an ended run have to end by themselves."""
-RESTART_PAUSE_SECONDS = 5.0
+GRACE_AFTER_KILL_SECONDS = 1.0
+"""The same where the run was killed, and has told them nothing."""
+RESTART_PAUSE_SECONDS = 2.0
 """Pause before a run that has died is started again, in seconds."""
 USER_ERROR = 2
 """The exit status of a mistake in the options, which another start would repeat."""
@@ -61,11 +65,16 @@ def supervise(command: Sequence[str], *, stop_timeout: float, restarts: int) -> 
         restarts: Times that a run which has died is started again.
     """
     _prctl(_SET_CHILD_SUBREAPER, 1)  # orphans of the run become children of this process
+    died: list[_SupervisedRun] = []
     for start in range(restarts + 1):
         run = _SupervisedRun(command, start, stop_timeout)
         status = run.wait()
+        if status == 0 or run.signal:
+            for each in died:  # until then, their logs could have told why
+                each.remove_ray_session()
         if status in (0, USER_ERROR) or run.signal or start == restarts:
             return status
+        died.append(run)
         print(f"the run has ended with status {status}: restart {start + 1} of {restarts}", file=sys.stderr, flush=True)
         time.sleep(RESTART_PAUSE_SECONDS)
     raise AssertionError("the last start returns")
@@ -95,7 +104,7 @@ class _SupervisedRun:
             if time.monotonic() > self._deadline:
                 print(f"not ended {self._stop_timeout:g} s after the signal: killed", file=sys.stderr, flush=True)
                 self._process.kill()
-        self._clean_up()
+        self._clean_up(GRACE_AFTER_KILL_SECONDS if status < 0 else GRACE_SECONDS)
         if status < 0:
             return STATUS_OF_SIGNAL + (self.signal or -status)
         return status
@@ -108,9 +117,15 @@ class _SupervisedRun:
         with suppress(ProcessLookupError):
             os.kill(self._process.pid, RELAYED_SIGTERM if number == signal.SIGTERM else number)
 
-    def _clean_up(self) -> None:
+    def remove_ray_session(self) -> None:
+        """Deletes the folder of the run's Ray session, with its logs."""
+        root = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
+        for folder in root.glob(f"session_*_{self._process.pid}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _clean_up(self, grace: float) -> None:
         """Waits for the run's processes, kills those that stay, and removes shared memory that nobody maps any more."""
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + grace
         while (left := self._descendants()) and time.monotonic() < deadline:
             self._note_segments()
             time.sleep(POLL_SECONDS / 4)

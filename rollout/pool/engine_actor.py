@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -80,7 +82,7 @@ class _EngineActor:
         """Starts vLLM, on `devices` if they are not empty: GPUs that Ray has not assigned to this process."""
         if devices:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        self._place_sockets()
+        self._place_files()
         try:
             self._engine = VllmEngine(spec)
         except Exception as error:
@@ -89,10 +91,16 @@ class _EngineActor:
         self._server = CallServer(self._engine)
         return processes_here()
 
-    def _place_sockets(self) -> None:
-        """Puts vLLM's sockets into the folder of Ray's session, which goes with it. Those in /tmp stay if vLLM is killed."""
+    def _place_files(self) -> None:
+        """Puts sockets and temporary files of vLLM into the folder of Ray's session, which goes with it.
+
+        Those in /tmp stay if vLLM is killed. The cache of torch's compiler, which is meant to stay, is where it would be.
+        """
         context = ray.get_runtime_context()
         folder = Path(context.get_temp_dir()) / context.get_session_name()
+        cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         if len(str(folder)) <= LONGEST_SOCKET_FOLDER:
             os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
 

@@ -54,6 +54,14 @@ os.kill(os.getpid(), 9)
 """
 
 
+DIES_ONCE = """
+import os, pathlib, tempfile
+pathlib.Path(tempfile.gettempdir(), "ray", f"session_now_{os.getpid()}").mkdir(parents=True)
+start = int(os.environ["SAPO_SUPERVISOR"].split()[1])
+os.kill(os.getpid(), 9) if start == 0 else os._exit(STATUS)
+"""
+
+
 def start(program: str, *, timeout: float = 60.0, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM, program, str(timeout), str(restarts)]
     return subprocess.Popen(
@@ -134,3 +142,13 @@ def test_a_run_that_a_signal_has_ended_is_not_started_again():
     ready(process)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 128 + signal.SIGTERM and process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("status", "folders"), [(0, 1), (1, 2)], ids=["went well", "ended with an error"])
+def test_logs_of_a_start_that_died_are_kept_until_the_run_has_ended_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, folders: int
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert start(DIES_ONCE.replace("STATUS", str(status)), restarts=1).wait() == status
+    assert len(list((tmp_path / "ray").iterdir())) == folders  # that of the last start is the run's own to delete
