@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -47,7 +47,7 @@ class Gpu:
 
 @contextmanager
 def local_ray() -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS names or that is already joined. Without one, runs Ray on this machine.
+    """Joins the cluster that RAY_ADDRESS names or that is already joined. Without one, runs Ray on this machine alone.
 
     Raises:
         ValueError: A node of the cluster has other software than this machine.
@@ -58,8 +58,9 @@ def local_ray() -> Iterator[None]:
         require_same_software()
         yield
         return
-    with keep_signal_handlers():
-        ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, logging_level=logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    with keep_signal_handlers(), on_loopback() if address == "local" else nullcontext():
+        ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR)
     folder = None if "RAY_ADDRESS" in os.environ else Path(ray._private.worker._global_node.get_session_dir_path())
     failed = True
     try:
@@ -81,6 +82,15 @@ def _remove(folder: Path) -> None:
     while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.1)
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Makes a Ray that starts in the block listen on the loopback interface alone: who reaches its ports can run any code."""
+    import ray._private.ray_constants
+
+    with mock.patch.object(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False):
+        yield
 
 
 @contextmanager

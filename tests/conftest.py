@@ -110,8 +110,11 @@ def cluster(zygote: Zygote) -> Iterator[None]:
     """Ray on this machine as `train()` starts it, for all tests that can share it."""
     import ray
 
+    from rollout.cluster import on_loopback
+
     options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
-    ray.init(address="local", **options, runtime_env=zygote.runtime_env)
+    with on_loopback():
+        ray.init(address="local", **options, runtime_env=zygote.runtime_env)
     yield
     ray.shutdown()
 

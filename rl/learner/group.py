@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -58,10 +59,19 @@ class _LearnerActor:
         """Does nothing."""
 
     def open_store(self) -> tuple[str, int]:
-        """Opens the store through which the ranks find each other. Returns its host and port."""
+        """Opens the store through which the ranks find each other, on Ray's network alone. Returns its host and port."""
         host = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT)
-        return host, self._store.port
+        listener = socket.create_server((host, 0))
+        port = listener.getsockname()[1]
+        self._store = dist.TCPStore(
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=COLLECTIVE_TIMEOUT,
+            master_listen_fd=listener.detach(),
+        )
+        return host, port
 
     def gpu(self) -> Gpu:
         """Returns the GPU that Ray has assigned to this rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
@@ -21,6 +22,9 @@ from rl.run_dir.transcripts import transcript
 from rollout.types import Group
 
 logger = logging.getLogger(__name__)
+
+WANDB_ID_FILE = "wandb_id"
+"""File of the id of wandb's run."""
 
 
 class Tracker:
@@ -56,7 +60,7 @@ class Tracker:
         except OSError as error:
             logger.warning("metrics of step %d are not written so far: %s", step, error)
         if self.wandb is not None:
-            self.wandb.log(dict(row), step=step)
+            self.wandb.log(row)  # its axis is the row's `step`: a resumed run may log a step again
 
     def rewind(self, first_row: int) -> None:
         """Drops the rows from a step on, which the run logs again."""
@@ -152,16 +156,28 @@ def _as_number(value: float) -> float | int:
 
 
 def _start_wandb(mode: WandbMode, run_dir: Path, config: Mapping[str, Any]) -> Any:
+    """Starts wandb's run, or goes on with it: the folder has its id."""
     if mode == "disabled":
         return None
     import wandb
 
     if mode == "auto":
         mode = "online" if _logged_in_to_wandb() else "offline"
-    settings = wandb.Settings(silent=True, console="off")
-    return wandb.init(
-        project="sapo", name=run_dir.name, dir=str(run_dir), mode=mode, config=dict(config), settings=settings
+    file = run_dir / WANDB_ID_FILE
+    if not file.exists():
+        write_atomically(file, secrets.token_hex(4) + "\n")
+    run = wandb.init(
+        project="sapo",
+        name=run_dir.name,
+        id=file.read_text().strip(),
+        resume="allow" if mode == "online" else None,
+        dir=str(run_dir),
+        mode=mode,
+        config=dict(config),
+        settings=wandb.Settings(silent=True, console="off"),
     )
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def _logged_in_to_wandb() -> bool:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -76,3 +76,18 @@ def test_a_killed_learner_is_replaced_in_the_run_and_nothing_else_is(undisturbed
     assert len(engines) == 2 and engines[0] == engines[1]
     last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["policy/learner_failures"] == 1 and last["rollout/engine_failures"] == 0
+
+
+def test_a_run_on_one_machine_listens_on_the_loopback_interface_alone(undisturbed: Path):
+    run_dir, found = undisturbed.with_name("listening"), set()
+
+    def look() -> None:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                found.update((process.name(), each.laddr.ip) for each in process.net_connections() if not each.raddr)
+
+    with at_step(run_dir, 2, look):
+        run_here("digit_sums", recipe(run_dir, "--learner.cpu-ranks", "2", "--steps", "3"))
+    names = {name for name, _ in found}
+    assert any("raylet" in name for name in names) and any("_LearnerActor" in name for name in names)
+    assert {address for _, address in found} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

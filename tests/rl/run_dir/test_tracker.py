@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from rewards.types import Score
 from rl.config import TrainConfig, config_dict
 from rl.run_dir.files import write_json
-from rl.run_dir.tracker import Tracker, keep_rows, read_metrics
+from rl.run_dir.tracker import WANDB_ID_FILE, Tracker, keep_rows, read_metrics
 from rl.run_dir.transcripts import film_strip
 from rollout.types import Completion, Group, Observation, Prompt, Turn, Video
 from tests.full_disk import files_of_at_most
@@ -190,13 +191,19 @@ def test_without_a_terminal_the_first_and_every_tenth_step_print_a_line(
     assert "reward 0.625  gap 2.0e-07  321 tok/s  1.50 s/step" in lines[0]
 
 
-def test_wandb_keeps_an_offline_run_in_the_runs_folder_and_closes(tmp_path: Path):
+def test_wandb_keeps_offline_runs_in_the_runs_folder_under_one_id_for_a_resumed_run(tmp_path: Path):
     config = TrainConfig(model="small", run_dir=tmp_path / "run", wandb="offline")
-    tracker = Tracker(config, config_dict(config), 0)
-    tracker.log(1, {"reward/mean": 0.5})
-    tracker.close()
-    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert any(offline.glob("run-*.wandb"))
+    for first_row, steps in ((0, (1, 2, 3)), (3, (3, 4))):
+        tracker = Tracker(config, config_dict(config), first_row)
+        for step in steps:
+            tracker.log(step, {"reward/mean": 0.5})
+        assert tracker.wandb.summary["step"] == steps[-1]
+        tracker.close()
+        time.sleep(1.1)  # wandb names a folder by the second
+    name = (tmp_path / "run" / WANDB_ID_FILE).read_text().strip()
+    folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2 and all(folder.name.endswith(f"-{name}") for folder in folders)
+    assert all(any(folder.glob(f"run-{name}.wandb")) for folder in folders)
 
 
 def test_rows_that_a_full_disk_has_no_room_for_are_written_later(tmp_path: Path, caplog):
