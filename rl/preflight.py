@@ -26,6 +26,7 @@ from rl.hardware.kv_cache import derive_kv_cache
 from rl.hardware.placement import resolve_placement, with_options
 from rl.hardware.precision import derive_dtypes
 from rl.run_dir.checkpoint import starting_point
+from rl.run_dir.files import reading
 from rl.run_dir.rollback import with_rollbacks
 from rollout.config import RolloutConfig
 from rollout.data.mixture import MixedStream, Stream, open_stream, rounds, shrunk, sources_of
@@ -166,7 +167,8 @@ def open_run_inputs(
     if isinstance(stream, MixedStream):
         Console().print(stream.plan(), highlight=False, soft_wrap=True)
     if cursor:
-        stream.restore(cursor)
+        with reading("the saved prompt order"):
+            stream.restore(cursor)
     held_out = list(islice(readable(inputs.as_seen(arguments.eval_prompts), inputs.accept), config.eval.num_prompts))
     first = first_prompts(prompts, inputs.accept)
     references = config.check_references and arguments.environment is None

@@ -31,6 +31,7 @@ from policies.lora import is_adapter
 from policies.weight_files import TensorFile
 from rl.learner.nonfinite import require_finite_weights
 from rl.learner.ranks import gather, num_ranks, this_rank
+from rl.run_dir.files import reading
 from rl.run_dir.parts import write_in_background, write_part
 
 FOLDER = "trainer"
@@ -145,18 +146,18 @@ def load_trainer(
         scheduler: The schedule of the learning rate.
 
     Raises:
-        ValueError: The checkpoint lacks rows of a tensor, or has it with another shape.
+        ValueError: The checkpoint lacks rows of a tensor, has it with another shape, or cannot be read.
     """
-    with ExitStack() as stack:
+    with reading(folder / FOLDER), ExitStack() as stack:
         ranks = _Files(folder / FOLDER, stack)
         for name, tensor in _state(model, optimizer):
             ranks.fill(name, *local_shard(tensor))
         described, generators = ranks.described[ranks.own], ranks.generators()
-    scheduler.last_epoch = described["updates"]
-    scheduler._step_count = scheduler.last_epoch + 1
-    for group, rate, share in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-        group["lr"] = rate * share(scheduler.last_epoch)
-    _set_rng_state(described["rng"], generators)
+        scheduler.last_epoch = described["updates"]
+        scheduler._step_count = scheduler.last_epoch + 1
+        for group, rate, share in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = rate * share(scheduler.last_epoch)
+        _set_rng_state(described["rng"], generators)
 
 
 class _Files:

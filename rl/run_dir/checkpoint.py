@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rl.config import RunOptions, config_dict
 from rl.config.checks import resumable_options
+from rl.run_dir.files import reading
 from rl.run_dir.rollback import read_rollbacks
 from rl.run_dir.sums import SUMS_FILE, damage_of
 
@@ -38,6 +39,22 @@ class LoopState:
     """The latest value of each metric."""
     unlogged: dict[str, float] = field(default_factory=dict)
     """Metrics of the step, if a signal has cut its evaluation; the resumed run makes it and logs them."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads the content of `loop.json`.
+
+        Raises:
+            ValueError: A value is of another kind, or the step is negative.
+        """
+        state = cls(**json.loads(text))
+        kinds: dict[str, Any] = {"step": int, "policy_version": int, "seconds": int | float}
+        kinds |= dict.fromkeys(("cursor", "config", "metrics", "unlogged"), dict)
+        for name, kind in kinds.items():
+            value = getattr(state, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or (name == "step" and value < 0):
+                raise ValueError(f"{LOOP_FILE} has {name} = {value!r}")
+        return state
 
     @property
     def first_row(self) -> int:
@@ -170,7 +187,8 @@ def load_loop_state(checkpoint: Path, options: RunOptions) -> LoopState:
     Raises:
         ValueError: The checkpoint's config differs in a choice that changes what a step learns.
     """
-    state = LoopState(**json.loads((checkpoint / LOOP_FILE).read_text()))
+    with reading(checkpoint / LOOP_FILE):
+        state = LoopState.from_json((checkpoint / LOOP_FILE).read_text())
     # A rollback has changed options on purpose, and they replace those of the command line.
     resumable = resumable_options(options) | {name for each in read_rollbacks(options.run_dir) for name in each.changes}
     then = _with_defaults(state.config, _first_defaults(options))

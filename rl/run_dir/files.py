@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def jsonl_line(row: Mapping[str, Any]) -> str:
     """One row of a JSONL file; objects that JSON lacks become text."""
     return json.dumps(row, default=str) + "\n"
+
+
+@contextmanager
+def reading(what: Path | str) -> Iterator[None]:
+    """Names what is read in the error, whatever its content makes the block raise.
+
+    Raises:
+        ValueError: The block has raised an error. A plain ValueError stays as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is ValueError:
+            raise
+        raise ValueError(f"{what} cannot be read: {type(error).__name__}: {error}") from error

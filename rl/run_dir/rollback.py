@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rl.config import LearningOptions, RunOptions, with_option
-from rl.run_dir.files import jsonl_line, write_atomically
+from rl.run_dir.files import jsonl_line, reading, write_atomically
 
 ROLLBACK_FILE = "rollbacks.jsonl"
 ABANDONED_FILE = "abandoned.jsonl"
@@ -43,10 +43,16 @@ class Rollback:
 
 
 def read_rollbacks(run_dir: Path) -> list[Rollback]:
-    """Returns the rollbacks of a run, in their order."""
+    """Returns the rollbacks of a run, in their order.
+
+    Raises:
+        ValueError: Their file cannot be read.
+    """
     file = run_dir / ROLLBACK_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [Rollback(**json.loads(line)) for line in lines]
+    if not file.is_file():
+        return []
+    with reading(file):
+        return [Rollback(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def with_rollbacks(config: C) -> C:

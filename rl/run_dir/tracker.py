@@ -130,24 +130,28 @@ class ProgressLine:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of a run's `metrics.jsonl`; none if it has not written any."""
+    """The rows of a run's `metrics.jsonl`; none if it has not written any. Lines that are no rows are left out."""
     file = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    return [row for row in map(_row_of, lines) if row is not None]
 
 
 def keep_rows(metrics_file: Path, before: int) -> None:
-    """Drops rows from step `before` on, which a resumed run writes again, and lines that are no JSON, as a kill may leave."""
+    """Drops rows from step `before` on, which a resumed run writes again, and lines that are no rows."""
     if not metrics_file.exists():
         return
-    kept = []
-    for line in metrics_file.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] < before:
-            kept.append(line + "\n")
+    lines = metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line + "\n" for line in lines if (row := _row_of(line)) is not None and row["step"] < before]
     write_atomically(metrics_file, "".join(kept))
+
+
+def _row_of(line: str) -> dict[str, float] | None:
+    """Returns the row of a line; None if it is no object with a step, as the last one of a killed run may be."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int | float) else None
 
 
 def _as_number(value: float) -> float | int:

@@ -116,7 +116,7 @@ class PromptStream:
         """Continues from a state that `state()` returned.
 
         Raises:
-            ValueError: If the state belongs to another number of prompts, another seed, or a mixture.
+            ValueError: If the state belongs to another number of prompts, another seed, or a mixture, or is none.
         """
         if "tasks" in state:
             raise ValueError(
@@ -124,14 +124,27 @@ class PromptStream:
                 "prompts: resume with the mixture of the saved run"
             )
         for name, ours in (("num_prompts", len(self._prompts)), ("seed", self._seed)):
-            if state[name] != ours:
+            if state.get(name) != ours:
                 raise ValueError(
-                    f"the saved prompt order has {name} {state[name]}, this run has {ours}: "
+                    f"the saved prompt order has {name} {state.get(name)}, this run has {ours}: "
                     "resume with the dataset and seed of the saved run"
                 )
+        self._require_cursor(state)
         self.skipped = state["skipped"]
         self._postponed = list(state["postponed"])
         self._go_to(epoch=state["epoch"], position=state["position"])
+
+    def _require_cursor(self, state: Mapping[str, Any]) -> None:
+        """Raises a ValueError for numbers that no stream of these prompts has."""
+        limits = {"epoch": None, "skipped": None, "position": len(self._prompts)}
+        indices = state.get("postponed")
+        numbers = [(name, state.get(name), limit) for name, limit in limits.items()]
+        numbers += [
+            ("postponed", index, len(self._prompts)) for index in (indices if isinstance(indices, list) else [None])
+        ]
+        for name, value, limit in numbers:
+            if type(value) is not int or value < 0 or (limit is not None and value >= limit):
+                raise ValueError(f"the saved prompt order has {name} {value!r}: the checkpoint's state is damaged")
 
     def _go_to(self, *, epoch: int, position: int) -> None:
         self._epoch, self._position = epoch, position
