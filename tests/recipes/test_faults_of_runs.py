@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from tests.recipes.running import run_here
 from tests.recipes.test_resume import recipe, rows
@@ -78,8 +79,15 @@ def test_a_killed_learner_is_replaced_in_the_run_and_nothing_else_is(undisturbed
     assert last["policy/learner_failures"] == 1 and last["rollout/engine_failures"] == 0
 
 
-def test_a_run_on_one_machine_listens_on_the_loopback_interface_alone(undisturbed: Path):
+KEY = "sk-canary-1f3a9b"
+
+
+def test_a_run_on_one_machine_listens_on_the_loopback_interface_alone_and_writes_no_key(
+    undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+):
     run_dir, found = undisturbed.with_name("listening"), set()
+    for name in ("OPENAI_API_KEY", "WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, KEY)
 
     def look() -> None:
         for process in psutil.Process().children(recursive=True):
@@ -91,3 +99,6 @@ def test_a_run_on_one_machine_listens_on_the_loopback_interface_alone(undisturbe
     names = {name for name, _ in found}
     assert any("raylet" in name for name in names) and any("_LearnerActor" in name for name in names)
     assert {address for _, address in found} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    files = [path for folder in (run_dir, session) for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 20 and not [path for path in files if KEY.encode() in path.read_bytes()]

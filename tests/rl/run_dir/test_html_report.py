@@ -90,6 +90,25 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
+def test_nothing_that_a_policy_a_dataset_or_an_environment_writes_becomes_markup(run: Path) -> None:
+    attack = "</p></div></details><script>alert(1)</script><img src=x onerror=alert(1)>\" onload='x'"
+    file = next((run / "samples").glob("step_000003.jsonl"))
+    sample = json.loads(file.read_text())
+    turn = {"text": attack, "start": 0, "stop": 1, "observation": attack, "images": []}
+    answer = completion(attack, 1.0, parts={attack: 0.5}, finish_reason=attack, turns=[turn])
+    sample |= {"prompt_id": attack, "task": attack, "answer": attack, "messages": [{"role": "user", "content": attack}]}
+    sample["completions"] = [answer, completion(attack, 0.0, error=attack), completion(attack, 0.0, thinking=True)]
+    file.write_text(json.dumps(sample) + "\n")
+    (run / "config.json").write_text(json.dumps({"model": attack, "steps": 3, "objective": attack}))
+    rows = (run / "metrics.jsonl").read_text() + json.dumps({"step": 3, f"eval/{attack}/avg": 0.5}) + "\n"
+    (run / "metrics.jsonl").write_text(rows)
+    source = write_report(run).read_text()
+    page = Page(source)  # everything that is opened is closed
+    assert "<script" not in source and "onerror=alert(1)>" not in source.replace("&gt;", "")
+    assert page.text.count("<script>alert(1)</script>") >= 8
+    assert all(image.startswith("data:image/") for image in page.images)
+
+
 def test_the_page_has_all_of_a_run_and_needs_nothing_else(run: Path) -> None:
     file = write_report(run)
     assert file == run / "report.html" and [path.name for path in run.glob(".*")] == []
