@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.run_dir.checkpoint import LoopState, list_checkpoints, load_loop_state, newest_whole, set_aside
-from rl.run_dir.tracker import read_metrics
 from rl.signals.stopping import STOP
 from rl.types import LearnerFailed
-from rl.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from rl.run import Run
@@ -80,7 +78,7 @@ def _restart_from_checkpoint(run: Run, failure: LearnerFailed) -> LoopState:
         run.sync()
     run.batches.restart(state.step + 1, state.cursor)
     run.tracker.rewind(state.first_row)
-    run.watchdog = Watchdog(read_metrics(run.config.run_dir))
+    run.watch_anew()
     run.latest = dict(state.metrics)
     run.started = time.perf_counter() - state.seconds
     return state

@@ -24,7 +24,7 @@ from rl.run_dir.html_report import write_report
 from rl.run_dir.tracker import ProgressLine, Tracker, read_metrics
 from rl.signals.stopping import STOP
 from rl.types import CollapseAhead
-from rl.watchdog import Watchdog
+from rl.watchdog import NOTICES, Notices, Watchdog, gap_notice
 from rollout.cluster import cluster_nodes, local_ray, require_room_for_both
 from rollout.config import Backend
 from rollout.data.mixture import Stream
@@ -54,13 +54,24 @@ class Run:
     evaluator: Evaluator
     checkpoints: CheckpointWriter
     tracker: Tracker
-    watchdog: Watchdog
     progress: ProgressLine
-    failures: LearnerFailures
+    watchdog: Watchdog = field(init=False)
+    notices: Notices = field(init=False)
+    failures: LearnerFailures = field(init=False)
     started: float = field(default_factory=time.perf_counter)
     """Start of training on this process's clock, minus the training time before a resume."""
     latest: dict[str, float] = field(default_factory=dict)
     """The latest value of each metric."""
+
+    def __post_init__(self) -> None:
+        self.failures = LearnerFailures(limit=self.config.learner.max_failures)
+        self.watch_anew()
+
+    def watch_anew(self) -> None:
+        """Watches as if the run had gone on from the rows that are written."""
+        rows = read_metrics(self.config.run_dir)
+        self.watchdog = Watchdog(rows)
+        self.notices = Notices(rows, signs=[*NOTICES, gap_notice(self.config.rollout.gap_bound)])
 
     def sync(self) -> dict[str, float]:
         """Sends the learner's weights to all engines as `version`."""
@@ -91,12 +102,16 @@ class Run:
         self.progress.advance(step, metrics)
 
     def watch(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Looks for signs of a collapse, and logs them.
+        """Looks for signs of trouble, and logs them.
 
         Raises:
             CollapseAhead: There are some, and the config asks for a rollback.
         """
-        alarm = self.watchdog.watch(step, metrics) if self.config.watchdog.action != "off" else None
+        if self.config.watchdog.action == "off":
+            return
+        for sentence in self.notices.watch(step, metrics):
+            logger.warning("%s", sentence)
+        alarm = self.watchdog.watch(step, metrics)
         if alarm is None:
             return
         logger.warning("%s", alarm.text)
@@ -172,9 +187,7 @@ def open_run(
             evaluator=evaluator,
             checkpoints=checkpoints,
             tracker=tracker,
-            watchdog=Watchdog(read_metrics(config.run_dir)),
             progress=stack.enter_context(tracker.progress(config.steps, state.step)),
-            failures=LearnerFailures(limit=config.learner.max_failures),
             latest=dict(state.metrics),
         )
 

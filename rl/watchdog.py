@@ -1,7 +1,9 @@
-"""The watchdog: signs of a collapse in the metrics of the last steps, before the held-out score shows it.
+"""The watchdog: signs of a collapse in the metrics of the last steps, and what else deserves a sentence.
 
 A sign compares a metric's mean over the last steps with a bound, or with the best such mean before. Signs and bounds come from the
 grid of gates: `python -m bench.gates.watchdog` chooses them on half of its runs, and tests them on the other half.
+
+A notice is a sign that announces no collapse there. Its bound lies beyond what all healthy runs of the grid have shown.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+SPIKE_WINDOW = 20
+"""Steps before a spike that it is compared with."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sign:
@@ -19,8 +24,9 @@ class Sign:
 
     metric: str
     """Name in `metrics.jsonl`."""
-    kind: Literal["above", "below", "rise", "fall"]
-    """above, below: the mean against the bound. rise, fall: its ratio to the smallest, or largest, mean of whole windows before."""
+    kind: Literal["above", "below", "rise", "fall", "spike"]
+    """above, below: the mean against the bound. rise, fall: its ratio to the smallest, or largest, mean of whole windows before.
+    spike: its ratio to the largest of the `SPIKE_WINDOW` means before."""
     bound: float
     text: str
     """The sign in words, with `{value}`."""
@@ -31,6 +37,9 @@ class Sign:
         """Returns what is compared with the bound, given the means so far; None as long as there are too few."""
         if self.kind in ("above", "below"):
             return means[-1] if means else None
+        if self.kind == "spike":
+            before = means[-SPIKE_WINDOW - 1 : -1]
+            return means[-1] / max(before) if len(before) == SPIKE_WINDOW and max(before) > 0 else None
         if len(means) <= self.window:
             return None
         reference = means[self.reference(means)]
@@ -47,7 +56,7 @@ class Sign:
         value = self.value(means)
         if value is None:
             return False
-        return value > self.bound if self.kind in ("above", "rise") else value < self.bound
+        return value > self.bound if self.kind in ("above", "rise", "spike") else value < self.bound
 
 
 SIGNS = (Sign(metric="reward/mean", kind="fall", window=10, bound=0.67, text="the reward is {value:.2f} of its best"),)
@@ -56,6 +65,39 @@ ADVICE = (
     "make fewer updates of a step (num_minibatches), switch the off-policy sequence mask on (correction.off_policy_threshold 0.1), "
     "end a step's updates early (correction.target_kl 0.05), or lower optimizer.learning_rate"
 )
+
+NOTICES = (
+    Sign(
+        metric="policy/grad_norm",
+        kind="spike",
+        window=1,
+        bound=10.0,
+        text="the gradient norm is {value:.0f} times the largest of the 20 steps before: look at this step's samples; a lower "
+        "optimizer.max_grad_norm limits what one step can do",
+    ),
+    Sign(
+        metric="policy/entropy",
+        kind="fall",
+        window=10,
+        bound=0.09,
+        text="the entropy is {value:.2f} of its highest: the policy hardly explores any more; raise rollout.temperature, or make "
+        "fewer updates of a step (num_minibatches)",
+    ),
+    Sign(
+        metric="rollout/truncated",
+        kind="above",
+        window=10,
+        bound=0.5,
+        text="{value:.0%} of the responses end at rollout.max_tokens: raise it, or let the reward count length",
+    ),
+)
+"""Signs of trouble other than a collapse."""
+
+
+def gap_notice(bound: float) -> Sign:
+    """Returns the notice of a gap between engine and learner that nears the bound at which the run stops."""
+    text = f"engine and learner differ by {{value:.2g}} nats per token; at {bound:g} (rollout.max_logprob_gap) the run stops"
+    return Sign(metric="rollout/logprob_gap_mean", kind="above", window=5, bound=bound / 2, text=text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +148,36 @@ class Watchdog:
             good_until=max(0, min(curve.good_until() for curve in shown)),
             text=f"step {step}: a collapse may be ahead: {texts}: {ADVICE}",
         )
+
+
+class Notices:
+    """Looks for what deserves a sentence and no alarm.
+
+    Args:
+        rows: The run's metrics so far, a row with its `step` for each step.
+        signs: The signs.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, float]] = (), *, signs: Sequence[Sign] = NOTICES) -> None:
+        self._curves = [_Curve(sign) for sign in signs]
+        self._shown: set[str] = set()
+        for row in rows:
+            self.watch(int(row["step"]), row)
+
+    def watch(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Takes one step's metrics. Returns a sentence for each sign that shows now and did not before."""
+        sentences = []
+        for curve in self._curves:
+            sign = curve.sign
+            if sign.metric not in metrics:
+                continue
+            curve.add(step, float(metrics[sign.metric]))
+            if not sign.is_shown(curve.means):
+                self._shown.discard(sign.metric)
+            elif sign.metric not in self._shown:
+                self._shown.add(sign.metric)
+                sentences.append(f"step {step}: {sign.text.format(value=sign.value(curve.means))}")
+        return sentences
 
 
 class _Curve:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
 
-from rl.watchdog import SIGNS, Alarm, Sign, Watchdog
+from rl.watchdog import NOTICES, SIGNS, Alarm, Notices, Sign, Watchdog, gap_notice
 
 RISE = Sign(metric="a", kind="rise", bound=1.5, text="a is {value:.2f} times its smallest")
 FALL = Sign(metric="b", kind="fall", bound=0.5, text="b is {value:.2f} of its largest")
@@ -98,3 +99,49 @@ def test_a_reference_of_zero_is_no_sign():
 @pytest.mark.parametrize("sign", SIGNS, ids=[f"{sign.metric} {sign.window}" for sign in SIGNS])
 def test_every_sign_can_be_put_into_words(sign: Sign):
     assert "{" not in sign.text.format(value=0.123)
+
+
+def notices(metric: str, values: Iterable[float], signs: Sequence[Sign] = NOTICES) -> list[str]:
+    """The sentences on one metric, step by step from 1."""
+    watching = Notices(signs=signs)
+    return [text for step, value in enumerate(values, start=1) for text in watching.watch(step, {metric: value})]
+
+
+def test_a_spike_is_ten_times_the_largest_gradient_norm_of_twenty_steps_before():
+    calm = [1.0, 2.0] * 10
+    assert notices("policy/grad_norm", [*calm, 20.0]) == []
+    (text,) = notices("policy/grad_norm", [*calm, 24.0, 1.0])
+    assert text.startswith("step 21: the gradient norm is 12 times the largest of the 20 steps before: ")
+    assert notices("policy/grad_norm", [*calm[:19], 1e9]) == []  # too few to compare with
+    assert notices("policy/grad_norm", [*([0.0] * 20), 1.0]) == []
+
+
+def test_a_notice_comes_once_and_again_after_it_has_gone():
+    spikes = [*([1.0] * 20), 11.0, *([1.0] * 20), 11.0]
+    assert [text[:8] for text in notices("policy/grad_norm", spikes)] == ["step 21:", "step 42:"]
+
+
+def test_an_entropy_below_a_tenth_of_its_highest_is_noticed_and_the_fall_of_a_healthy_run_is_not():
+    falling = [0.5] * 10 + [0.04] * 20
+    (text,) = notices("policy/entropy", falling)
+    assert text.startswith("step 20: the entropy is 0.08 of its highest")
+    assert notices("policy/entropy", [0.5] * 10 + [0.05] * 20) == []
+
+
+def test_responses_of_which_most_are_cut_are_noticed_with_their_share():
+    (text,) = notices("rollout/truncated", [0.6] * 12)
+    assert text.startswith("step 10: 60% of the responses end at rollout.max_tokens")
+
+
+def test_a_gap_beyond_half_of_the_bound_is_noticed_before_the_run_stops():
+    (text,) = notices("rollout/logprob_gap_mean", [6e-4] * 9, [gap_notice(1e-3)])
+    expected = (
+        "step 5: engine and learner differ by 0.0006 nats per token; at 0.001 (rollout.max_logprob_gap) the run stops"
+    )
+    assert text == expected
+    assert notices("rollout/logprob_gap_mean", [4e-4] * 9, [gap_notice(1e-3)]) == []
+
+
+def test_a_resumed_run_does_not_repeat_a_notice():
+    rows = [{"step": step, "rollout/truncated": 0.6} for step in range(1, 12)]
+    assert Notices(rows).watch(12, {"rollout/truncated": 0.6}) == []
