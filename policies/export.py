@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from policies.dtensor import full_tensor
+from policies.host_copies import HostCopies
 from policies.lora import EXPERT_PARAMETERS, adapter_product, adapters, is_adapter, published_name
 from policies.weight_files import TensorFile, write_files
 
@@ -116,7 +117,7 @@ def policy_files(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    copy: bool = False,
+    copies: HostCopies | None = None,
 ) -> Iterator[TensorFile]:
     """Yields this rank's files of the published weights; the ranks take them in turn. Every rank must iterate to the end.
 
@@ -124,7 +125,8 @@ def policy_files(
         model: A Qwen3-VL, dense or MoE.
         dtype: Precision of the weights on disk. Default: the model's.
         max_shard_bytes: Largest file.
-        copy: True to copy tensors that are in host memory already: later updates leave them as they are.
+        copies: Where the weights are copied to, so that later updates leave them as they are. None: those in host memory share the
+            model's.
     """
     dtype = dtype or model.dtype
     rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -136,7 +138,7 @@ def policy_files(
         if file not in ours:
             continue
         weights = parts.setdefault(file, {})
-        weights[name] = tensor.to("cpu", dtype, copy=copy, memory_format=torch.contiguous_format).contiguous()
+        weights[name] = copies.copy(name, tensor, dtype) if copies else tensor.to("cpu", dtype).contiguous()
         if len(weights) == len(split.filename_to_tensors[file]):
             yield TensorFile(name=file, tensors=parts.pop(file))
 

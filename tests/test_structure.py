@@ -34,7 +34,7 @@ ROOMS = {
     "rewards": "check trial judge llm_judge code trl loading compose verifiers workers text metrics types".split(),
     "policies": """
         sharding response_logprobs frozen small model_sizes loading export lora inputs packing logprobs routing fused_norms
-        vision_tower dtensor weight_files
+        vision_tower dtensor weight_files host_copies
         """.split(),
 }
 """Imports inside a package point from a room to one further down its list."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from policies.dtensor import full_tensor
+from policies.host_copies import HostCopies
 from policies.inputs import dummy_image, vision_tokens
 from policies.loading import load_processor
 from policies.lora import adapters_off
@@ -118,7 +119,7 @@ class Learner:
         has_reference = options.kl_coefficient and not options.lora.rank
         self.reference = load_reference(options, self.device, mesh) if has_reference else None
         self.num_ranks = num_ranks()
-        self._skipped_in_a_row = 0
+        self._host_copies, self._skipped_in_a_row = HostCopies(), 0
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
         """Learns from one step's samples by `num_minibatches` optimizer updates.
@@ -391,7 +392,8 @@ class Learner:
 
     def save(self, folder: Path, *, background: bool = False) -> None:
         """Writes this rank's part of a checkpoint; see `save_part`."""
-        save_part(folder, self.model, self.processor, self.optimizer, self.scheduler, background=background)
+        copies = self._host_copies if background else None
+        save_part(folder, self.model, self.processor, self.optimizer, self.scheduler, copies=copies)
 
     def load(self, folder: Path) -> None:
         """Restores the trainer state that `save` wrote; the weights came from `model_path`."""

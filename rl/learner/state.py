@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from policies.dtensor import local_shard
 from policies.export import describe_policy, policy_files
+from policies.host_copies import HostCopies
 from policies.lora import is_adapter
 from policies.weight_files import TensorFile
 from rl.learner.nonfinite import require_finite_weights
@@ -48,7 +49,7 @@ def save_part(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     *,
-    background: bool,
+    copies: HostCopies | None,
 ) -> None:
     """Writes this rank's part of a checkpoint, weights and trainer state; see `rl.run_dir.parts`. Every rank must call it.
 
@@ -58,27 +59,30 @@ def save_part(
         processor: Its processor.
         optimizer: Its optimizer.
         scheduler: The schedule of the learning rate.
-        background: True to return when the tensors are copied into host memory, and to write them in a thread. Without room for the
-            copies it writes them at once.
+        copies: Where all tensors are copied to, to return and write them in a thread. None, or no room for the copies: they are
+            written at once.
 
     Raises:
         WeightsNotFinite: The weights are not: such a checkpoint would replace a good one.
     """
     require_finite_weights(model)
-    background = background and copy_fits(model, optimizer)
-    state = (trainer_file(model, optimizer, scheduler, copy=background) for _ in range(1))  # made after the weights
-    files = chain(policy_files(model, copy=background), state)
+    if copies is not None:
+        copies.begin()
+        copies = copies if copy_fits(model, optimizer, copies) else None
+    state = (trainer_file(model, optimizer, scheduler, copies) for _ in range(1))  # made after the weights
+    files = chain(policy_files(model, copies=copies), state)
     describe = partial(describe_policy, model, processor) if this_rank() == 0 else None
-    write = write_in_background if background else write_part
-    write(folder, this_rank(), describe, files)
+    if copies is None:
+        write_part(folder, this_rank(), describe, files)
+    else:
+        copies.read_by(write_in_background(folder, this_rank(), describe, files))
 
 
 def trainer_file(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-    *,
-    copy: bool = False,
+    copies: HostCopies | None = None,
 ) -> TensorFile:
     """Returns this rank's file.
 
@@ -86,13 +90,13 @@ def trainer_file(
         model: The policy.
         optimizer: Its optimizer.
         scheduler: The schedule of the learning rate.
-        copy: True to copy tensors that are in host memory already: later updates leave them as they are.
+        copies: As in `save_part`.
     """
     tensors, first_rows = {}, {}
     for name, tensor in _state(model, optimizer):
         rows, first = local_shard(tensor)
         if _writes(tensor) and rows.numel():
-            tensors[name] = rows.to("cpu", copy=copy).contiguous()
+            tensors[name] = copies.copy(name, rows) if copies else rows.to("cpu").contiguous()
             first_rows[name] = first
     numbers, generators = _rng_state()
     described = {"first_rows": first_rows, "updates": scheduler.last_epoch, "rng": numbers}
@@ -103,11 +107,11 @@ def trainer_file(
     )
 
 
-def copy_fits(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-    """Returns True if each node's free memory holds a copy of what its ranks write. All ranks get the same answer."""
+def copy_fits(model: torch.nn.Module, optimizer: torch.optim.Optimizer, copies: HostCopies) -> bool:
+    """Returns True if each node's free memory holds what its ranks have still to copy. All ranks get the same answer."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / num_ranks()
     states = sum(local_shard(tensor)[0].nbytes for _, tensor in _state(model, optimizer))
-    ranks = gather((platform.node(), weights + states, available_bytes()))
+    ranks = gather((platform.node(), max(0.0, weights + states - copies.nbytes), available_bytes()))
     needed = Counter[str]()
     for node, num_bytes, _ in ranks:
         needed[node] += num_bytes

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from policies.host_copies import HostCopies
 from policies.weight_files import TensorFile
 from rl.learner import Learner
 from rl.learner.state import available_bytes, copy_fits
@@ -136,9 +137,33 @@ def test_without_room_for_a_copy_training_waits_for_the_file(dense_policy: Path,
     size = 12 * sum(parameter.numel() for parameter in parameters) + 4 * len(parameters)
     for free, fits in ((1.2 * size, True), (1.2 * size - 1, False)):
         monkeypatch.setattr("rl.learner.state.available_bytes", lambda free=free: free)
-        assert copy_fits(learner.model, learner.optimizer) == fits
+        assert copy_fits(learner.model, learner.optimizer, HostCopies()) == fits
     learner.save(tmp_path, background=True)
     assert sums_of_parts(tmp_path, 1)
+
+
+def test_each_checkpoint_has_the_weights_of_its_time_though_all_are_copied_into_the_same_memory(
+    policy: Path, tmp_path: Path
+):
+    learner = Learner(config(), policy)
+    pointers = []
+    for number in range(3):
+        learner.step(rollout(with_images=False, seed=number))
+        learner.save(tmp_path / f"background_{number}", background=True)
+        learner.save(tmp_path / f"at_once_{number}", background=False)
+        copies = learner._host_copies
+        pointers.append({name: copy.data_ptr() for name, copy in copies._copies.items()})
+        learner.step(rollout(with_images=False, seed=9))  # while the first one is written
+        learner._host_copies.begin()
+    assert pointers[0] == pointers[1] == pointers[2] and copies.nbytes > 10_000_000
+    for number in range(3):
+        folders = [tmp_path / f"{kind}_{number}" for kind in ("background", "at_once")]
+        written = [{path.relative_to(folder): path.read_bytes() for path in tensor_files(folder)} for folder in folders]
+        assert written[0] == written[1] and len(written[0]) >= 2
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
 
 
 def test_free_memory_is_that_of_the_machine_and_within_the_containers_limit(tmp_path: Path):
