@@ -75,6 +75,8 @@ class _Draft:
     """By the group's `id`."""
     generated: float = field(default_factory=time.perf_counter)
     """Time of the last completion."""
+    refills: list[tuple[int, str, str]] = field(default_factory=list)
+    """For each refill the first step that was not drawn before it, its source and its id."""
     is_cancelled: bool = False
     """True if the batch is not wanted any more."""
 
@@ -105,6 +107,8 @@ class BatchProducer:
         self._next_step, self._last_step = steps.start, steps.stop - 1
         self._stream_lock = threading.Lock()
         self._pending: dict[int, _PendingBatch] = {}
+        self._refills: list[tuple[int, str, str]] = []
+        """Refills of taken batches that may lie ahead of the cursor."""
         self._first_cursor = stages.stream.state()
 
     def restart(self, step: int, cursor: Mapping[str, Any]) -> None:
@@ -117,7 +121,7 @@ class BatchProducer:
         self.close()
         with self._stream_lock:
             self._stages.stream.restore(cursor or self._first_cursor)
-        self._next_step = step
+        self._next_step, self._refills = step, []
 
     def start(self, policy_version: int) -> None:
         """Starts all batches that may start while the engines have `policy_version`.
@@ -127,11 +131,11 @@ class BatchProducer:
         last = min(policy_version + 1 + self._options.max_staleness, self._last_step)
         while self._next_step <= last:
             with self._stream_lock:
-                cursor = self._stages.stream.state()
+                cursor, step = self._stages.stream.state(), self._next_step
                 draft = self._draft(self._stages.stream.next_batch())
-            future = self._stages.pool.start(self._produce(self._next_step, draft, policy_version))
-            self._pending[self._next_step] = _PendingBatch(cursor=cursor, draft=draft, future=future)
-            self._next_step += 1
+                self._next_step += 1
+            future = self._stages.pool.start(self._produce(step, draft, policy_version))
+            self._pending[step] = _PendingBatch(cursor=cursor, draft=draft, future=future)
 
     def take(self, step: int) -> ScoredBatch:
         """Waits for a step's batch.
@@ -146,17 +150,19 @@ class BatchProducer:
             pending.future.cancel()
             raise
         del self._pending[step]
+        self._refills += pending.draft.refills
         return batch
 
     def cursor(self) -> dict[str, Any]:
         """The stream's position for a resume: before the oldest batch that was not taken.
 
-        Refills that batches have drawn since then may be drawn a second time.
+        Refills that taken batches have drawn behind it do not come again.
         """
-        if self._pending:
-            return self._pending[min(self._pending)].cursor
         with self._stream_lock:
-            return self._stages.stream.state()
+            stream, oldest = self._stages.stream, min(self._pending, default=self._next_step)
+            self._refills = [refill for refill in self._refills if refill[0] > oldest]
+            used = [(source, prompt_id) for _, source, prompt_id in self._refills]
+            return stream.without(self._pending[oldest].cursor, used) if self._pending else stream.state()
 
     def close(self) -> None:
         """Cancels all batches in progress. They draw no prompts any more when it returns."""
@@ -221,8 +227,9 @@ class BatchProducer:
         with self._stream_lock:
             if draft.is_cancelled:
                 raise asyncio.CancelledError
-            draft.prompts.append(self._stages.stream.next_of(source))
+            draft.prompts.append(prompt := self._stages.stream.next_of(source))
             draft.sources.append(source)
+            draft.refills.append((self._next_step, source, prompt.id))
             return len(draft.prompts) - 1
 
     def _seeds(self, step: int, prompts: Sequence[Prompt], index: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -144,6 +144,9 @@ class Stream(Protocol):
     def state(self) -> dict[str, Any]:
         """Returns the cursor, for JSON."""
 
+    def without(self, state: Mapping[str, Any], used: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Returns a cursor from which prompts that were used ahead of it, by source and id, do not come again."""
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues from a state that `state()` returned. Raises a ValueError if it belongs to other prompts."""
 
@@ -246,6 +249,15 @@ class MixedStream:
             for name, share in self._mixture.shares.items()
         }
         return {"seed": self._seed, "tasks": tasks}
+
+    def without(self, state: Mapping[str, Any], used: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Returns a cursor from which prompts that were used ahead of it do not come again; see `PromptStream.without`."""
+        tasks = {
+            name: task
+            | {"stream": self._streams[name].without(task["stream"], [each for each in used if each[0] == name])}
+            for name, task in state["tasks"].items()
+        }
+        return {**state, "tasks": tasks}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues from a state that `state()` returned.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -56,6 +57,7 @@ class PromptStream:
         self._accept = accept
         self._unusable: set[int] = set()
         self._postponed: list[int] = []
+        self._used: Counter[str] = Counter()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="prompts")
         self._opened: dict[int, Future[Prompt]] = {}
         self._go_to(epoch=0, position=0)
@@ -80,6 +82,9 @@ class PromptStream:
             if index in taken and self._epoch < last_epoch:
                 self._postponed.append(index)
             elif (prompt := self._draw(index)) is not None:
+                if self._used[prompt.id]:
+                    self._used[prompt.id] -= 1
+                    continue
                 taken.add(index)
                 batch.append(prompt)
         self._postponed = waiting + self._postponed
@@ -103,7 +108,7 @@ class PromptStream:
 
     def state(self) -> dict[str, Any]:
         """Returns the cursor, for JSON. A stream that restores it continues with the same batches."""
-        return {
+        state = {
             "num_prompts": len(self._prompts),
             "seed": self._seed,
             "epoch": self._epoch,
@@ -111,6 +116,18 @@ class PromptStream:
             "postponed": list(self._postponed),
             "skipped": self.skipped,
         }
+        used = list(self._used.elements())
+        return {**state, "used": used} if used else state
+
+    def without(self, state: Mapping[str, Any], used: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Returns a cursor from which prompts that were used ahead of it do not come again.
+
+        Args:
+            state: A cursor of this stream.
+            used: Source and id of each of these prompts.
+        """
+        ids = [*state.get("used", []), *(prompt_id for _, prompt_id in used)]
+        return {**state, "used": ids} if ids else dict(state)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues from a state that `state()` returned.
@@ -132,12 +149,15 @@ class PromptStream:
         self._require_cursor(state)
         self.skipped = state["skipped"]
         self._postponed = list(state["postponed"])
+        self._used = Counter(state.get("used", []))
         self._go_to(epoch=state["epoch"], position=state["position"])
 
     def _require_cursor(self, state: Mapping[str, Any]) -> None:
         """Raises a ValueError for numbers that no stream of these prompts has."""
         limits = {"epoch": None, "skipped": None, "position": len(self._prompts)}
-        indices = state.get("postponed")
+        indices, used = state.get("postponed"), state.get("used", [])
+        if not isinstance(used, list) or not all(isinstance(each, str) for each in used):
+            raise ValueError(f"the saved prompt order has used {used!r}: the checkpoint's state is damaged")
         numbers = [(name, state.get(name), limit) for name, limit in limits.items()]
         numbers += [
             ("postponed", index, len(self._prompts)) for index in (indices if isinstance(indices, list) else [None])

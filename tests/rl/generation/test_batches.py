@@ -181,6 +181,24 @@ def test_the_cursor_is_before_the_oldest_batch_that_nobody_has_taken(make):
     assert ids_of(stream.next_batch()) == in_order()[8:]
 
 
+def test_a_refill_drawn_behind_a_batch_that_is_not_taken_does_not_come_again_after_a_resume(make):
+    order = in_order()
+    rollouts, _, _ = make(max_staleness=1, refill_prompts=1, flat=order[1:2], delay=lambda prompt: 0.02)
+    rollouts.start(0)  # draws steps 1 and 2, then the refill of step 1
+    assert ids(rollouts.take(1).groups) == [order[0], order[2], order[3], order[8]]
+    cursor = json.loads(json.dumps(rollouts.cursor()))
+    stream = PromptStream(PROMPTS, batch_size=4, seed=0)
+    stream.restore(cursor)
+    assert ids_of(stream.next_batch()) == order[4:8]
+    assert stream.state()["used"] == [order[8]]  # not come by so far
+    rest = PromptStream(PROMPTS, batch_size=4, seed=0)
+    rest.restore(stream.state())
+    assert ids_of(rest.next_batch(3)) == order[9:] and "used" not in rest.state()
+    rollouts.start(1)
+    rollouts.take(2)
+    assert "used" not in rollouts.cursor()  # step 3 was drawn behind the refill
+
+
 @pytest.mark.parametrize("after", [0, 1], ids=["from the start", "from a cursor"])
 def test_a_restart_cancels_what_is_in_progress_and_draws_the_same_prompts_again(make, after):
     order = in_order()

@@ -312,3 +312,14 @@ def test_what_is_no_mixture_is_refused(given, told):
 def test_a_stream_that_cannot_be_is_refused(options, told):
     with pytest.raises(ValueError, match=told):
         stream_of(three_to_one(), **{"batch_size": 4, "num_minibatches": 1, **options})
+
+
+def test_prompts_used_ahead_of_a_cursor_do_not_come_again_in_their_task():
+    tasks = {name: ([Prompt(id=str(number), messages=[]) for number in range(6)], 1) for name in ("a", "b")}
+    first = open_stream(mixture(tasks), batch_size=4, seed=0)
+    start = first.state()
+    used = first.next_of("b").id
+    second = open_stream(mixture(tasks), batch_size=4, seed=0)
+    second.restore(second.without(start, [("b", used)]))
+    drawn = [prompt.id for _ in range(2) for prompt in second.next_batch()]
+    assert used not in drawn and len([name for name in drawn if name.startswith("b/")]) == 4
