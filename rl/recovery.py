@@ -1,4 +1,4 @@
-"""Replaces a learner that has failed. Its ranks start anew from the newest checkpoint; engines and reward workers stay."""
+"""Replaces a learner that has failed. Its ranks start again from the newest checkpoint; engines and reward workers stay."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LearnerFailures:
 
 
 def replace_learner(run: Run, failure: LearnerFailed) -> LoopState:
-    """Starts the learner anew, as often as `learner.max_failures` allows. Returns the loop's state there.
+    """Starts the learner again, as often as `learner.max_failures` allows. Returns the loop's state there.
 
     Raises:
         LearnerFailed: It fails again and again.

@@ -118,8 +118,7 @@ class Learner:
         # With LoRA the reference is the policy with its adapters switched off.
         has_reference = options.kl_coefficient and not options.lora.rank
         self.reference = load_reference(options, self.device, mesh) if has_reference else None
-        self.num_ranks = num_ranks()
-        self._host_copies, self._skipped_in_a_row = HostCopies(), 0
+        self.num_ranks, self._host_copies, self._skipped_in_a_row = num_ranks(), HostCopies(), 0
 
     def step(self, groups: Sequence[Sequence[Sample]]) -> StepReport:
         """Learns from one step's samples by `num_minibatches` optimizer updates.

@@ -34,7 +34,7 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
 """Seconds that processes of an ended run have to end by themselves."""
 GRACE_AFTER_KILL_SECONDS = 1.0
-"""The same where the run was killed, and has told them nothing."""
+"""The same where the run was killed, and could not end them."""
 RESTART_PAUSE_SECONDS = 2.0
 """Pause before a run that has died is started again, in seconds."""
 USER_ERROR = 2
@@ -70,7 +70,7 @@ def supervise(command: Sequence[str], *, stop_timeout: float, restarts: int) -> 
         run = _SupervisedRun(command, start, stop_timeout)
         status = run.wait()
         if status == 0 or run.signal:
-            for each in died:  # until then, their logs could have told why
+            for each in died:  # until then, their logs were of use
                 each.remove_ray_session()
         if status in (0, USER_ERROR) or run.signal or start == restarts:
             return status

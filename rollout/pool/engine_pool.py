@@ -214,8 +214,7 @@ class EnginePool:
         """
         self._hold_weights()
         self._close_published()
-        if self.config.shares_gpus:
-            self._sleep()
+        self._sleep()
 
     def sync(self, version: int, send: Send) -> dict[str, float]:
         """Sends new weights to all engines, which wake up for it. Engines that fail in the sync are replaced.
@@ -264,12 +263,12 @@ class EnginePool:
         if self._spec.backend == "shared_memory":
             return
         self._hold_weights()
-        if self.config.shares_gpus:
-            self._sleep()
+        self._sleep()
 
     def _sleep(self) -> None:
-        self.run(self._on_all(lambda engine: engine.sleep()))
-        self._asleep = True
+        if self.config.shares_gpus:
+            self.run(self._on_all(lambda engine: engine.sleep()))
+            self._asleep = True
 
     def _wake(self, part: Literal["weights", "kv_cache"]) -> float:
         """Makes sleeping engines take memory for a part of their state. Returns the seconds that it took."""
