@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.chaos.faults import FAULTS, NotThere
-from bench.chaos.run import ChaosRun, segments
+from bench.chaos.run import ChaosRun
 from bench.faults import OF_ROUNDING, OF_THE_MACHINE, ROUNDING
 from rl.run_dir.sums import damage_of
 from rl.run_dir.tracker import read_metrics
@@ -71,20 +71,22 @@ def main(options: Options) -> None:
     if undisturbed.step() < steps:
         undisturbed.start()
         undisturbed.wait_for_step(steps + 1)
-    before, run = segments(), ChaosRun(folder, f"chaos_{options.seed}_{time.strftime('%m%d_%H%M%S')}", steps)
+    run = ChaosRun(folder, f"chaos_{options.seed}_{time.strftime('%m%d_%H%M%S')}", steps)
     try:
         events = disturb(run, options, console)
     except BaseException:
         run.kill()
         raise
-    problems = differences(undisturbed.run_dir, run.run_dir, steps) + run.left_behind(before)
+    problems = differences(undisturbed.run_dir, run.run_dir, steps) + run.left_behind()
     minutes = (time.monotonic() - started) / 60
     console.print(
         table_of(events), f"{len(events)} faults, {run.starts} starts, {minutes:.1f} minutes", highlight=False
     )
+    if run.exits:
+        console.print(f"{len(run.exits)} signals: ended after at most {max(run.exits):.1f} s", highlight=False)
     console.print("\n".join(problems) or "nothing is missing, different or left behind", highlight=False)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"events": [vars(event) for event in events], "minutes": minutes, "problems": problems}
+    result = {"events": [vars(event) for event in events], "minutes": minutes, "exits": run.exits, "problems": problems}
     options.output.write_text(json.dumps(result, indent=1))
     sys.exit(bool(problems))
 

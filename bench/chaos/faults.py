@@ -101,7 +101,7 @@ def _damage(cut: bool) -> Fault:
 
 def _signal_run(number: int) -> Fault:
     def fault(run: ChaosRun, rng: random.Random) -> None:
-        run.supervisor.send_signal(number)
+        run.stop(number)
 
     return fault
 

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 import psutil
 
 from rl.run_dir.checkpoint import list_checkpoints
+from rl.run_dir.sums import damage_of
 from rl.signals.supervisor import SUPERVISOR_VAR
 
 OPTIONS = """
@@ -55,6 +55,8 @@ AGAIN = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Exit statuses after which a scheduler would start the run again, and this bench does."""
 MARK = "BENCH_CHAOS"
 """Environment variable of the run's processes."""
+STOP_SECONDS = 60.0
+"""Seconds in which a signal must have ended the run, `--stop-timeout`."""
 START_SECONDS = 240.0
 """Longest time between two steps, in seconds, before the bench takes the run for stuck."""
 KEPT_IN_TMP = {"ray", "ray_current_cluster", "torchinductor_root"}
@@ -85,6 +87,9 @@ class ChaosRun:
         self._environment |= {MARK: str(self.temporary), "TMPDIR": str(self.temporary)}
         self._environment.pop(SUPERVISOR_VAR, None)
         self.starts = 0
+        self.exits: list[float] = []
+        """Seconds from each signal to the run's end."""
+        self._segments = segments()
         self._log: IO[str] | None = None
         self._process: subprocess.Popen[str] | None = None
 
@@ -157,6 +162,28 @@ class ChaosRun:
         """Returns the process with the training loop."""
         return self.supervisor.children()[0]
 
+    def stop(self, number: int) -> None:
+        """Sends the run a signal, waits for its end, and checks what it leaves.
+
+        Raises:
+            RuntimeError: It has ended late or with another status, or has left something, or a checkpoint that is not whole.
+        """
+        assert self._process is not None
+        sent = time.monotonic()
+        self._process.send_signal(number)
+        status = self._process.wait(STOP_SECONDS + 10)
+        self.exits.append(time.monotonic() - sent)
+        newest = self.newest_checkpoint()
+        problems = self.left_running()
+        if status not in (0, 128 + number):
+            problems.append(f"status {status}")
+        if self.exits[-1] > STOP_SECONDS:
+            problems.append(f"{self.exits[-1]:.1f} s")
+        if newest is not None and (damage := damage_of(newest)):
+            problems.append(f"{newest.name}: {damage}")
+        if problems:
+            raise RuntimeError(f"after {signal.Signals(number).name}: {'; '.join(problems)}")
+
     def newest_checkpoint(self) -> Path | None:
         """Returns the newest checkpoint, whole or not."""
         return next(iter(reversed(list_checkpoints(self.run_dir))), None)
@@ -170,10 +197,14 @@ class ChaosRun:
             except subprocess.TimeoutExpired:
                 self._process.kill()
 
-    def left_behind(self, segments_before: Mapping[str, int]) -> list[str]:
-        """Returns the names of processes, shared memory and temporary files that have outlived the run; deletes its folder."""
+    def left_running(self) -> list[str]:
+        """Returns the names of processes and shared memory that have outlived the run."""
         left = [f"process {each.pid} {each.name()}" for each in _marked(str(self.temporary))]
-        left += [f"/dev/shm/{name}" for name in sorted(segments().keys() - segments_before.keys())]
+        return left + [f"/dev/shm/{name}" for name in sorted(segments().keys() - self._segments.keys())]
+
+    def left_behind(self) -> list[str]:
+        """Returns what has outlived the run, temporary files included; deletes their folder."""
+        left = self.left_running()
         files = [*self.temporary.iterdir(), *(self.temporary / "ray").glob("*")]
         left += [str(path) for path in files if path.name not in KEPT_IN_TMP and not path.is_symlink()]
         shutil.rmtree(self.temporary, ignore_errors=True)
