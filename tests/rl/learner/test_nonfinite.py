@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rl.learner import Learner
-from rl.learner.nonfinite import WeightsNotFinite
+from rl.learner.nonfinite import WeightsNotFinite, require_finite_weights
 from tests.learning import config, parameters, rollout
 
 LAYER = "model.language_model.layers.1.mlp"
@@ -37,6 +37,17 @@ def test_weights_that_are_not_finite_are_named_and_neither_trained_nor_saved(den
         with pytest.raises(WeightsNotFinite, match=rf"^the weights of {PARAMETER} are not finite$"):
             use()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 50_000, 99_999])
+def test_one_number_that_is_not_finite_is_found_at_any_place(value: float, place: int):
+    layer = torch.nn.Linear(100_000, 1, bias=False)
+    require_finite_weights(layer)
+    with torch.no_grad():
+        layer.weight[0, place] = value
+    with pytest.raises(WeightsNotFinite, match="the weights of weight are not finite"):
+        require_finite_weights(layer)
 
 
 def infinite(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
