@@ -1,6 +1,6 @@
-"""Watches the memory of each process of a long run: does anything grow?
+"""Measures the growth of each process of a long run.
 
-    python -m bench.soak --steps 500
+    python -m bench.soak
 
 The smallest run, sampled once a second. After the warm-up a line is fitted to the resident memory of each process, to its open
 handles, and to the shared memory of the machine. It exits with status 1 if a process grows by more than a MB in 100 steps.
@@ -40,9 +40,9 @@ LIMIT_MB = 1.0
 class Options:
     """Options of the measurement."""
 
-    steps: int = 500
+    steps: int = 800
     """Steps of the run."""
-    warm_up: int = 100
+    warm_up: int = 300
     """Steps that do not count."""
     folder: Path = Path("runs/soak")
     """Folder of the run."""
