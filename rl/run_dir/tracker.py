@@ -141,17 +141,23 @@ def keep_rows(metrics_file: Path, before: int) -> None:
     if not metrics_file.exists():
         return
     lines = metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    kept = [line + "\n" for line in lines if (row := _row_of(line)) is not None and row["step"] < before]
+    kept = [line + "\n" for line in lines if _is_before(_row_of(line), before)]
     write_atomically(metrics_file, "".join(kept))
 
 
 def _row_of(line: str) -> dict[str, float] | None:
-    """Returns the row of a line; None if it is no object with a step, as the last one of a killed run may be."""
+    """Returns the row of a line; None if it is no object, as the last line of a killed run may be."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int | float) else None
+    return row if isinstance(row, dict) else None
+
+
+def _is_before(row: dict[str, float] | None, step: int) -> bool:
+    """Returns True for the row of an earlier step."""
+    found = None if row is None else row.get("step")
+    return isinstance(found, int | float) and found < step
 
 
 def _as_number(value: float) -> float | int:
