@@ -51,9 +51,13 @@ def test_a_metric_that_only_one_of_them_has_is_a_difference(compare):
     assert compare([*ROWS[:2], {**ROWS[2], "policy/kl": 0.0}]) == ["step 2: policy/kl is 0.0, undisturbed None"]
 
 
-def test_the_gap_of_rounding_may_differ_by_rounding(compare):
-    rows = [{**row, "rollout/logprob_gap_mean": 5e-6} for row in ROWS]
-    assert len(compare(rows)) == 3  # the undisturbed run lacks it here
+@pytest.mark.parametrize(("gap", "found"), [(9e-6, 0), (1.2e-5, 3)], ids=["by rounding", "by more"])
+def test_the_gap_between_engine_and_learner_may_differ_by_rounding_and_not_by_more(
+    compare, tmp_path: Path, gap: float, found: int
+):
+    with_gap = [{**row, "rollout/logprob_gap_mean": 0.0} for row in ROWS]
+    (tmp_path / "undisturbed" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in with_gap))
+    assert len(compare([{**row, "rollout/logprob_gap_mean": gap} for row in ROWS])) == found
 
 
 def test_there_are_more_than_ten_kinds_and_the_table_has_a_row_for_each_that_came():
