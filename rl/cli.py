@@ -29,8 +29,9 @@ C = TypeVar("C")
 def main(run: Callable[[C], object], config_type: type[C], description: str | None = None) -> None:
     """Runs a recipe from the command line.
 
-    A ValueError is a mistake of the user: it is printed as one sentence and ends the program with status 2. Other errors keep
-    their traceback; `RL_TRACEBACK=1` shows it for ValueErrors too.
+    A ValueError is a mistake of the user: it is printed as one sentence and ends the program with status 2. So is a RunStopped,
+    which another start would repeat. A LearnerFailed is printed, too, with status 1: another start may help. Other errors keep
+    their traceback; `RL_TRACEBACK=1` shows it for all.
 
     Args:
         run: The recipe.

@@ -63,6 +63,7 @@ def train(
     Raises:
         ValueError: Config, prompts, reward or checkpoint cannot be used; before any engine starts.
         RunStopped: The run cannot make progress.
+        LearnerFailed: The learner has failed again and again, `learner.max_failures` times without getting past a step.
         Stopped: A signal has ended the run; its last step is in a checkpoint.
     """
     arguments = TrainArguments(
@@ -83,6 +84,7 @@ def train_from_checkpoint(config: TrainConfig, arguments: TrainArguments) -> Run
         CollapseAhead: The watchdog raised an alarm, and the config asks for a rollback.
         ValueError: As `train`.
         RunStopped: As `train`.
+        LearnerFailed: As `train`.
     """
     checkpoint, state = starting_point(config)
     if checkpoint is not None and state.step >= config.steps:

@@ -64,6 +64,8 @@ class Event:
 
 def main(options: Options) -> None:
     """Runs both, compares them, prints a table, and writes JSON."""
+    if not any(options.only in name for name in FAULTS):
+        sys.exit(f"--only {options.only}: no fault has this in its name; there are {', '.join(FAULTS)}")
     started, console = time.monotonic(), Console(width=160)
     options.folder.mkdir(parents=True, exist_ok=True)
     folder, steps = options.folder.resolve(), 3 * options.faults + 10
