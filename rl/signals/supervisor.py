@@ -77,6 +77,8 @@ def supervise(command: Sequence[str], *, stop_timeout: float, restarts: int) -> 
         died.append(run)
         print(f"the run has ended with status {status}: restart {start + 1} of {restarts}", file=sys.stderr, flush=True)
         time.sleep(RESTART_PAUSE_SECONDS)
+        if run.signal:  # it came in the pause
+            return STATUS_OF_SIGNAL + run.signal
     raise AssertionError("the last start returns")
 
 

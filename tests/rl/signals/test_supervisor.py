@@ -152,3 +152,11 @@ def test_logs_of_a_start_that_died_are_kept_until_the_run_has_ended_well(
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     assert start(DIES_ONCE.replace("STATUS", str(status)), restarts=1).wait() == status
     assert len(list((tmp_path / "ray").iterdir())) == folders  # that of the last start is the run's own to delete
+
+
+def test_a_signal_in_the_pause_before_a_restart_ends_the_run_instead():
+    process = start("import os; os.kill(os.getpid(), 9)", restarts=1000)
+    assert "restart 1 of 1000" in process.stderr.readline()
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.stderr.read().count("restart") <= 1  # the signal may have come after the next start
