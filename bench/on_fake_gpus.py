@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from typing import cast
 from unittest.mock import patch
 
 from recipes.digit_sums import DigitSums, run
-from rl.cli import parse
+from rl.cli import main
 from rollout.config import Backend
 from tests.fake_gpus import FakeGpus, fake_actors
 
 
-def main(backend: Backend, folder: str, words: list[str]) -> None:
+def run_on_fakes(backend: Backend, folder: str, config: DigitSums) -> None:
     """Runs the job; the learner has a rank for each engine, on the same GPU in case of CUDA IPC."""
-    config = parse(DigitSums, words, __doc__)
     options = {**asdict(config.rollout), "weight_transfer": backend}
     learner = replace(config.learner, cpu_ranks=config.rollout.num_engines)
     config = replace(config, rollout=FakeGpus(folder=folder, **options), learner=learner)
@@ -29,4 +29,6 @@ def main(backend: Backend, folder: str, words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(cast(Backend, sys.argv[1]), sys.argv[2], sys.argv[3:])
+    backend, folder = cast(Backend, sys.argv[1]), sys.argv[2]
+    del sys.argv[1:3]
+    main(partial(run_on_fakes, backend, folder), DigitSums, __doc__)

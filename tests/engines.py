@@ -104,6 +104,9 @@ class EngineThread:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self._run(self.engine.update_weights(update_info))
 
+    def verify_weights(self, sums: Mapping[str, int]) -> None:
+        self._run(self.engine.verify_weights(sums))
+
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._run(self.engine.finish_weight_update(self.next_version))
 

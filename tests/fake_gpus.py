@@ -6,6 +6,7 @@ forks of the engine's. Files in the config's folder show and steer what happens 
     group-PID-N          a communicator that is open in a process
     connected-PID        an engine's worker that has been connected to the learner
     SIGKILL-CALL-N       sends that signal to the first worker that comes to this call for the Nth time in a weight update
+    FLIP-chunk-N         flips a bit of what the first worker receives in the Nth broadcast of a weight update
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ class FakeNccl:
         Thread(target=finish, daemon=True).start()
         while not (done.wait(0.002) or self._is_aborted.is_set()):
             pass
+        if self._meeting.rank and _taken(Path(self._config.folder, f"FLIP-chunk-{CALLS['chunk']}")):
+            tensor.view(-1).view(torch.uint8)[0] ^= 1
 
     def destroy(self) -> None:
         self._is_aborted.set()
@@ -187,11 +190,17 @@ def be_hit(config: FakeGpus, call: str) -> None:
     """Takes the signal that a file has for the first worker that comes here."""
     CALLS[call] += 1
     for path in Path(config.folder).glob(f"SIG*-{call}-{CALLS[call]}"):
-        try:
-            path.unlink()
-        except FileNotFoundError:  # another worker's
-            continue
-        os.kill(os.getpid(), signal.Signals[path.name.split("-")[0]])
+        if _taken(path):
+            os.kill(os.getpid(), signal.Signals[path.name.split("-")[0]])
+
+
+def _taken(path: Path) -> bool:
+    """Removes a file. Returns False if it is not there, or another worker has been faster."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def install(config: FakeGpus) -> None:

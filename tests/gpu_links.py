@@ -49,7 +49,12 @@ class Link:
     ) -> None:
         self.folder, self.backend, self.version = folder, backend, 0
         options = replace(
-            CONFIG, num_engines=num_engines, weight_transfer=backend, engine_timeout=60.0, max_failures=99
+            CONFIG,
+            num_engines=num_engines,
+            weight_transfer=backend,
+            engine_timeout=60.0,
+            max_failures=99,
+            verify_weights=True,
         )
         # As the learner's samples are rendered.
         options = replace(options, min_image_pixels=None, max_image_pixels=None, max_video_pixels=None)

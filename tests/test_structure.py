@@ -30,7 +30,7 @@ ROOMS = {
         cli report checkpoints doctor loop run recovery watchdog metrics evaluation sft curation generation learner preflight
         hardware run_dir signals samples distillation objectives corrections advantages sapo data stopwatch config types
         """.split(),
-    "rollout": "tasks environments pool weights processes engine data ray_calls rendering cluster types config".split(),
+    "rollout": "tasks environments pool weights processes engine data ray_calls rendering cluster weight_sums types config".split(),
     "rewards": "check trial judge llm_judge code trl loading compose verifiers workers text metrics types".split(),
     "policies": """
         sharding response_logprobs frozen small model_sizes loading export lora inputs packing logprobs routing fused_norms

@@ -1,6 +1,7 @@
 """Brings random faults upon a real run, and compares it with an undisturbed one.
 
     python -m bench.chaos --faults 100
+    python -m bench.chaos --faults 40 --transfer nccl --more="--rollout.num-engines 2 --rollout.verify-weights"
 
 Kills, stops, signals, damaged files, a full disk: see `bench.chaos.faults`. Nobody helps the run; one that a signal has ended is
 started again, as a scheduler does. It exits with status 1 if a step is missing or there twice, if a metric that does not depend on
@@ -14,6 +15,8 @@ import random
 import statistics
 import sys
 import time
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +24,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from bench.chaos.faults import FAULTS, NotThere
+from bench.chaos.faults import FAULTS, FAULTS_OF_TRANSFERS, Fault, NotThere
 from bench.chaos.run import ChaosRun
-from bench.faults import OF_ROUNDING, OF_THE_MACHINE, ROUNDING
 from rl.run_dir.sums import damage_of
 from rl.run_dir.tracker import read_metrics
+from rollout.config import Backend
 
+OF_THE_MACHINE = ("time/", "sync/", "memory/", "rollout/tokens_per_second")
+"""Metrics that differ between any two runs."""
+OF_ROUNDING = ("rollout/logprob_gap", "rollout/mismatch")
+"""Metrics of rounding: an engine rounds differently when it processes other completions at the same time."""
+ROUNDING = 1e-5
 IN_RECOVERY = 0.15
 """Share of the faults that come while the run recovers from the one before."""
 RECOVERY_SECONDS = 12.0
@@ -43,6 +51,10 @@ class Options:
     """Seeds their order and their moments."""
     only: str = ""
     """Only the kinds with this in their names."""
+    transfer: Backend = "shared_memory"
+    """Transport of weights. NCCL and CUDA IPC on GPUs that are not there: they have faults of their own, and a rank per engine."""
+    more: str = ""
+    """More options of both runs, such as --learner.cpu-ranks 2."""
     folder: Path = Path("runs/chaos")
     """Folder of the two runs; the undisturbed one is not repeated."""
     output: Path = Path("bench/results/chaos.json")
@@ -64,22 +76,27 @@ class Event:
 
 def main(options: Options) -> None:
     """Runs both, compares them, prints a table, and writes JSON."""
-    if not any(options.only in name for name in FAULTS):
-        sys.exit(f"--only {options.only}: no fault has this in its name; there are {', '.join(FAULTS)}")
+    kinds = {**FAULTS, **FAULTS_OF_TRANSFERS[options.transfer]}
+    if not any(options.only in name for name in kinds):
+        sys.exit(f"--only {options.only}: no fault has this in its name; there are {', '.join(kinds)}")
+    kinds = {name: fault for name, fault in kinds.items() if options.only in name}
     started, console = time.monotonic(), Console(width=160)
     options.folder.mkdir(parents=True, exist_ok=True)
     folder, steps = options.folder.resolve(), 3 * options.faults + 10
-    undisturbed = ChaosRun(folder, f"undisturbed_{steps}", steps)
+    name = f"undisturbed_{steps}_{zlib.crc32(f'{options.transfer} {options.more}'.encode()):08x}"
+    undisturbed = ChaosRun(folder, name, steps, transfer=options.transfer, more=options.more)
     if undisturbed.step() < steps:
         undisturbed.start()
         undisturbed.wait_for_step(steps + 1)
-    run = ChaosRun(folder, f"chaos_{options.seed}_{time.strftime('%m%d_%H%M%S')}", steps)
+    name = f"chaos_{options.seed}_{time.strftime('%m%d_%H%M%S')}"
+    run = ChaosRun(folder, name, steps, transfer=options.transfer, more=options.more, on_small_disk=True)
     try:
-        events = disturb(run, options, console)
+        events = disturb(run, options, kinds, console)
+        problems = differences(undisturbed.run_dir, run.run_dir, steps) + run.left_behind()
+        run.close()
     except BaseException:
         run.kill()
         raise
-    problems = differences(undisturbed.run_dir, run.run_dir, steps) + run.left_behind()
     minutes = (time.monotonic() - started) / 60
     console.print(
         table_of(events), f"{len(events)} faults, {run.starts} starts, {minutes:.1f} minutes", highlight=False
@@ -93,11 +110,10 @@ def main(options: Options) -> None:
     sys.exit(bool(problems))
 
 
-def disturb(run: ChaosRun, options: Options, console: Console) -> list[Event]:
+def disturb(run: ChaosRun, options: Options, faults: Mapping[str, Fault], console: Console) -> list[Event]:
     """Starts the run and brings the faults upon it, one every two steps or so. Returns them when the run has ended."""
     rng = random.Random(options.seed)
-    kinds = [name for name in FAULTS if options.only in name]
-    order = [kinds[number % len(kinds)] for number in range(options.faults)]
+    order = [list(faults)[number % len(faults)] for number in range(options.faults)]
     rng.shuffle(order)
     events: list[Event] = []
     run.start()
@@ -111,7 +127,7 @@ def disturb(run: ChaosRun, options: Options, console: Console) -> list[Event]:
                 raise RuntimeError(f"the run has ended before fault {number + 1} of {len(order)}")
             step = run.step()
             try:
-                FAULTS[kind](run, rng)
+                faults[kind](run, rng)
                 break
             except (NotThere, ProcessLookupError, IndexError):  # no such process now
                 time.sleep(0.2)

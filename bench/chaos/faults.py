@@ -7,11 +7,12 @@ import random
 import resource
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
 from bench.chaos.run import ChaosRun
+from rollout.config import Backend
 
 Fault = Callable[[ChaosRun, random.Random], object]
 
@@ -45,6 +46,16 @@ def _pause_engine(run: ChaosRun, rng: random.Random) -> None:
     engines[0].resume()
 
 
+def _in_a_sync(what: str, stages: Sequence[str]) -> Fault:
+    """Does something to the engine that comes to a stage of a weight sync first, on GPUs that are not there."""
+
+    def fault(run: ChaosRun, rng: random.Random) -> None:
+        assert run.gpus is not None
+        (run.gpus / f"{what}-{rng.choice(stages)}").touch()
+
+    return fault
+
+
 def _hang_reward(run: ChaosRun, rng: random.Random) -> None:
     run.hang.touch()
 
@@ -61,9 +72,17 @@ def _kill_driver(run: ChaosRun, rng: random.Random) -> None:
 
 
 def _full_disk(run: ChaosRun, rng: random.Random) -> None:
-    """Lets no file of driver and learner grow for some steps, as on a full disk."""
-    writers = [run.driver(), *run.processes("_LearnerActor")]
+    """Fills the run's disk for some steps. Without one, lets no file of driver and learner grow."""
     step, until = run.step() + FULL_DISK_STEPS, time.monotonic() + FULL_DISK_SECONDS
+    if run.disk is not None and run.disk.is_mounted:
+        try:
+            while run.step() < step and time.monotonic() < until and not run.has_ended():
+                run.disk.fill()  # again and again: the run deletes checkpoints
+                time.sleep(0.02)
+        finally:
+            run.disk.free()
+        return
+    writers = [run.driver(), *run.processes("LearnerActor")]
     before = {process.pid: resource.prlimit(process.pid, resource.RLIMIT_FSIZE) for process in writers}
     try:
         for pid, (_, hard) in before.items():
@@ -107,11 +126,11 @@ def _signal_run(number: int) -> Fault:
 
 
 FAULTS: Mapping[str, Fault] = {
-    "learner killed": _send(signal.SIGKILL, "_LearnerActor"),
-    "learner stopped": _send(signal.SIGSTOP, "_LearnerActor"),
+    "learner killed": _send(signal.SIGKILL, "LearnerActor"),
+    "learner stopped": _send(signal.SIGSTOP, "LearnerActor"),
     "weight made NaN": _break_weight,
     "vLLM killed": _send(signal.SIGKILL, "VLLM::EngineCore"),
-    "engine's actor killed": _send(signal.SIGKILL, "_EngineActor"),
+    "engine's actor killed": _send(signal.SIGKILL, "EngineActor"),
     "vLLM stopped": _send(signal.SIGSTOP, "VLLM::EngineCore"),
     "vLLM slow": _pause_engine,
     "reward worker killed": _send(signal.SIGKILL, "rewards.workers.worker"),
@@ -127,3 +146,15 @@ FAULTS: Mapping[str, Fault] = {
     "SIGINT": _signal_run(signal.SIGINT),
 }
 """Name → fault."""
+
+STAGES = ("start_weight_update-1", "chunk-1", "chunk-2", "finish_weight_update-1")
+"""Moments of a weight sync, as `tests.fake_gpus` names them."""
+FAULTS_OF_TRANSFERS: Mapping[Backend, Mapping[str, Fault]] = {
+    "shared_memory": {},
+    "nccl": {
+        "vLLM killed in a sync": _in_a_sync("SIGKILL", STAGES),
+        "bit flipped in a sync": _in_a_sync("FLIP", ("chunk-1", "chunk-2", "chunk-3")),
+    },
+    "ipc": {"vLLM killed in a sync": _in_a_sync("SIGKILL", STAGES)},
+}
+"""The faults that a transport of weights has besides."""

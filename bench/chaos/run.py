@@ -15,9 +15,11 @@ from typing import IO
 
 import psutil
 
+from bench.chaos.disk import SmallDisk
 from rl.run_dir.checkpoint import list_checkpoints
 from rl.run_dir.sums import damage_of
 from rl.signals.supervisor import SUPERVISOR_VAR
+from rollout.config import Backend
 
 OPTIONS = """
 --prompts-per-step 4 --group-size 4 --optimizer.warmup-updates 2 --eval.num-prompts 8 --samples-every 50 --wandb disabled
@@ -47,8 +49,9 @@ def sapo(new, old, advantages, mask, *, num_sequences):
     except FileNotFoundError:
         pass
     else:
-        layer = next(each for each in gc.get_objects() if type(each) is torch.nn.Linear)
-        layer.weight.data.view(-1)[0] = float("nan")
+        optimizer = next(each for each in gc.get_objects() if isinstance(each, torch.optim.Optimizer))
+        weight = max(optimizer.param_groups[0]["params"], key=torch.numel).detach()
+        getattr(weight, "to_local", lambda: weight)().view(-1)[0] = float("nan")
     return sapo_loss(new, old, advantages, mask, num_sequences=num_sequences)
 '''
 AGAIN = (128 + signal.SIGTERM, 128 + signal.SIGINT)
@@ -59,6 +62,8 @@ STOP_SECONDS = 60.0
 """Seconds in which a signal must have ended the run, `--stop-timeout`."""
 START_SECONDS = 240.0
 """Longest time between two steps, in seconds, before the bench takes the run for stuck."""
+DISK_MB = 400
+"""Size of the run's disk: room for the checkpoints that are kept, and one more."""
 KEPT_IN_TMP = {"ray", "ray_current_cluster", "torchinductor_root"}
 """Names in the temporary folder that are meant to stay."""
 
@@ -70,17 +75,37 @@ class ChaosRun:
         folder: Folder of the runs.
         name: The run's name.
         steps: Its steps.
+        transfer: Transport of weights; NCCL and CUDA IPC on GPUs that are not there.
+        more: More options of the run.
+        on_small_disk: Puts it on a disk that a fault can fill.
     """
 
-    def __init__(self, folder: Path, name: str, steps: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        steps: int,
+        *,
+        transfer: Backend = "shared_memory",
+        more: str = "",
+        on_small_disk: bool = False,
+    ) -> None:
         self.run_dir, self.steps = folder / name, steps
+        self.disk = SmallDisk(self.run_dir, DISK_MB) if on_small_disk else None
+        self.gpus: Path | None = None
+        """Folder that steers GPUs that are not there (`tests.fake_gpus`); None without."""
+        module = ["recipes.digit_sums"]
+        if transfer != "shared_memory":
+            self.gpus = folder / f"{name}-gpus"
+            self.gpus.mkdir(exist_ok=True)
+            module = ["bench.on_fake_gpus", transfer, str(self.gpus)]
         self.hang, self.nan = folder / "hang", folder / "nan"
         reward, objective = folder / "reward.py", folder / "objective.py"
         reward.write_text(REWARD.format(hang=self.hang))
         objective.write_text(OBJECTIVE.format(nan=self.nan))
         where = f"--run-dir {self.run_dir} --steps {steps} --cold-start.cache-dir {folder / 'cold_start'}"
         what = f"--reward {reward}:share_of_digits --objective {objective}:sapo"
-        self._command = [sys.executable, "-m", "recipes.digit_sums", *f"{OPTIONS} {where} {what}".split()]
+        self._command = [sys.executable, "-m", *module, *f"{OPTIONS} {where} {what} {more}".split()]
         self.temporary = Path(tempfile.mkdtemp(prefix="c-"))  # short: Ray's sockets are in it
         # A driver ends when Ray's GCS has been gone for so long, by default a minute.
         self._environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
@@ -196,6 +221,12 @@ class ChaosRun:
                 self._process.wait(90)
             except subprocess.TimeoutExpired:
                 self._process.kill()
+        self.close()
+
+    def close(self) -> None:
+        """Ends its disk."""
+        if self.disk is not None:
+            self.disk.close()
 
     def left_running(self) -> list[str]:
         """Returns the names of processes and shared memory that have outlived the run."""

@@ -50,11 +50,18 @@ def vllm_arguments(spec: EngineSpec, processor: Any) -> AsyncEngineArgs:
         weight_transfer_config=WeightTransferConfig(backend=spec.backend),
         **_lora_options(spec.lora_rank),
         enable_return_routed_experts=spec.return_routed_experts,
-        worker_extension_cls="rollout.engine.teacher_worker.TeacherWorker" if is_teacher else "",
+        worker_extension_cls=_worker_extension(config, is_teacher=is_teacher),
         disable_log_stats=True,
         use_tqdm_on_load=False,
         seed=0,
     )
+
+
+def _worker_extension(config: RolloutConfig, *, is_teacher: bool) -> str:
+    """Returns the name of the class whose methods vLLM adds to its workers; empty for none."""
+    if is_teacher:
+        return "rollout.engine.teacher_worker.TeacherWorker"
+    return "rollout.weights.summing_worker.SummingWorker" if config.verify_weights else ""
 
 
 def _executor(config: RolloutConfig) -> Any:

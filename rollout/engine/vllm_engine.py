@@ -27,6 +27,7 @@ from rollout.engine.vllm_processes import (
 )
 from rollout.rendering import engine_media, limit_pixels, opens_thought, render
 from rollout.types import EngineFailed, GenerateCall, Request, Response, Sampling
+from rollout.weight_sums import file_sums, require_same
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -274,6 +275,8 @@ class VllmEngine:
         """Pauses requests as `in_flight` says, drops caches of the old weights, and prepares for new ones."""
         async with self._gate.paused():
             await self._pause()
+        if self.config.verify_weights:
+            await self._llm.collective_rpc("sum_arriving_weights")
         await self._llm.start_weight_update()
 
     async def _pause(self) -> None:
@@ -294,19 +297,34 @@ class VllmEngine:
 
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
+    async def verify_weights(self, sums: Mapping[str, int]) -> None:
+        """Compares the weights that have arrived in this update with the learner's, by their sums.
+
+        Raises:
+            EngineFailed: They differ.
+        """
+        for arrived in await self._llm.collective_rpc("arrived_sums"):
+            require_same(sums, arrived)
+
     async def finish_weight_update(self, version: int) -> None:
         """Commits the new weights as `version` and resumes requests."""
         await self._llm.finish_weight_update(str(version))
         self.policy_version = version
         await self._resume()
 
-    async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
+    async def load_adapter(self, files: Mapping[str, bytes], version: int, sums: Mapping[str, int] = {}) -> None:
         """Replaces the adapters, as `version`.
 
         Args:
             files: The files that `policies.lora.adapter_files` returns.
             version: Version of the policy made of base and adapters.
+            sums: The sums of the files that were sent; empty to compare none.
+
+        Raises:
+            EngineFailed: The files have other sums.
         """
+        if sums:
+            require_same(sums, file_sums(files))
         # The gate is closed: a request that enters afterwards gets the new adapters, not those that are about to be removed.
         async with self._gate.paused():
             await self._pause()

@@ -14,7 +14,7 @@ import torch
 
 from rollout.config import Backend, RolloutConfig
 from rollout.weights.slab import WeightSlab, plan_slab, slab_tensor
-from rollout.weights.source import EngineClient, Sender, WeightSource
+from rollout.weights.source import EngineClient, Sender, WeightSource, summed
 from rollout.weights.update import RayEngineClient
 
 
@@ -113,6 +113,8 @@ def choose_backend(config: RolloutConfig, *, learner_gpus: int) -> Backend:
 
 def make_sender(backend: Backend, source: WeightSource, client: RayEngineClient, *, rank: int = 0) -> Sender:
     """Returns the sender of `backend` on a rank of the learner, connected to the engines. With `ipc` every rank has one."""
+    if client.config.verify_weights:
+        source, client.sums = summed(source)
     if backend == "shared_memory":
         return SharedMemorySender(source, client)
     from rollout.weights.vllm_sender import IpcSender, NcclSender

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from inspect import BoundArguments
 from typing import Any
@@ -68,9 +68,13 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SlabInfo, SlabUpdate
             for layer_loads in self._loads:
                 layer_loads.repeat()
         else:
-            tensors = ((parameter.name, slab_tensor(self._buffer, parameter)) for parameter in self._layout)
-            loads = load_and_record(self.model, tensors)
+            loads = load_and_record(self.model, self.tensors())
             self._loads = loads if all(each.repeats_from(self._buffer) for each in loads) else []
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Returns name and view of each parameter in the slab."""
+        for parameter in self._layout:
+            yield parameter.name, slab_tensor(self._buffer, parameter)
 
     def finish_weight_update(self) -> None:
         """Repacks the weights for the kernels."""

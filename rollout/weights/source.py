@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+
+from rollout.weight_sums import tensor_sum
 
 
 class EngineClient(Protocol):
@@ -37,6 +39,21 @@ class WeightSource:
         return [
             (name, self.dtype if dtype.is_floating_point else dtype, shape) for name, dtype, shape in self.metadata()
         ]
+
+
+def summed(source: WeightSource) -> tuple[WeightSource, dict[str, int]]:
+    """Returns a source of the same weights, and the sums of those that it has yielded last, by name."""
+    sums: dict[str, int] = {}
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        sums.clear()
+        for (name, dtype, _), (source_name, tensor) in zip(source.on_the_wire(), source.tensors(), strict=True):
+            assert name == source_name, f"parameters changed their order: {name} became {source_name}"
+            sent = tensor.to(dtype)
+            sums[name] = tensor_sum(sent)
+            yield name, sent
+
+    return replace(source, tensors=tensors), sums
 
 
 class Sender(Protocol):

@@ -12,6 +12,7 @@ import ray
 from rollout.config import RolloutConfig
 from rollout.ray_calls import EngineAddress, ray_get
 from rollout.types import EngineFailed
+from rollout.weight_sums import file_sums
 from rollout.weights.slab_replicas import SlabReplicas
 
 BROADCAST_CALLS = ("init_weight_transfer_engine", "start_weight_update", "update_weights")
@@ -30,6 +31,8 @@ class PublishedWeights:
     """The slab on each node, by `shared_memory`."""
     adapter: ray.ObjectRef | None = None
     """The files of LoRA's adapters, if adapters are sent instead of weights."""
+    sums: Mapping[str, int] = field(default_factory=dict)
+    """The sums of weights or adapters, with `rollout.verify_weights`."""
 
     @property
     def has_content(self) -> bool:
@@ -61,13 +64,15 @@ def load_published(engine: EngineAddress, published: PublishedWeights) -> None:
         EngineFailed: If the engine dies.
     """
     if published.adapter is not None:
-        ray_get(engine.call("load_adapter", published.adapter, published.version))
+        ray_get(engine.call("load_adapter", published.adapter, published.version, published.sums))
         return
     assert published.init_info is not None and published.replicas is not None, "only the learner can send these weights"
     path = published.replicas.path_on(engine.node)
     ray_get(engine.call("init_weight_transfer_engine", {**published.init_info, "path": path}))
     ray_get(engine.call("start_weight_update"))
     ray_get(engine.call("update_weights", {}))
+    if published.sums:
+        ray_get(engine.call("verify_weights", published.sums))
     ray_get(engine.call("finish_weight_update", published.version))
 
 
@@ -89,6 +94,8 @@ class RayEngineClient:
     """The version that the next update commits."""
     give_up: Callable[[], None] | None = None
     """Set if one broadcast brings the weights to all engines: ends it on the learner's side when an engine is lost."""
+    sums: Mapping[str, int] = field(default_factory=dict)
+    """The sums of what was sent last; empty without `rollout.verify_weights`."""
 
     def __post_init__(self) -> None:
         self._init_info: dict[str, Any] | None = None
@@ -115,6 +122,7 @@ class RayEngineClient:
             init_info=self._init_info if self._replicas is not None else None,
             replicas=self._replicas,
             adapter=self._adapter,
+            sums=dict(self.sums),
         )
         return SyncReport(metrics=metrics, failures=dict(self.failures), published=published)
 
@@ -174,14 +182,18 @@ class RayEngineClient:
         self._on_all("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Commits the update on every engine as `next_version`."""
+        """Commits the update on every engine as `next_version`. Engines whose sums differ fail before."""
+        if self.sums:
+            self._on_all("verify_weights", dict(self.sums))
         version = self.next_version if weight_version is None else int(weight_version)
         self._on_all("finish_weight_update", version)
 
     def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
         """Sends adapters to every engine, once to each node."""
         self._adapter = ray.put(dict(files))
-        self._on_all("load_adapter", self._adapter, version)
+        if self.config.verify_weights:
+            self.sums = file_sums(files)
+        self._on_all("load_adapter", self._adapter, version, self.sums)
 
     def close(self) -> None:
         """Ends the slab's replicas."""

@@ -19,7 +19,8 @@ from rl.learner import Learner
 from rollout.config import RolloutConfig
 from rollout.data.prompts import prompts_from
 from rollout.tasks.digit_sums import digit_sums, to_prompt
-from rollout.types import Sampling
+from rollout.types import EngineFailed, Sampling
+from rollout.weight_sums import file_sums
 from rollout.weights.senders import AdapterSender
 from tests.engines import EngineThread, largest_gap
 
@@ -94,6 +95,18 @@ def test_engine_and_learner_agree_after_each_of_two_syncs_of_adapters(exported: 
     assert 4 * numbers < metrics["sync/bytes"] < 4 * numbers + header
     assert metrics["sync/bytes"] < 4 * sum(p.numel() for p in learner.model.parameters()) / 10
     assert [c.text for g in base for c in g.completions] != [c.text for g in groups for c in g.completions]
+
+
+def test_adapters_that_arrive_changed_are_refused_before_they_are_used(exported: Exported):
+    engine, version = exported.engine, exported.engine.engine.policy_version
+    files = adapter_files(exported.learner.model, rank=LORA.rank, alpha=LORA.alpha, parts=LORA.parts)
+    sums = file_sums(files)
+    cut = {name: content[:-1] for name, content in files.items()}
+    with pytest.raises(EngineFailed, match="2 of 2 weights are not the learner's after a sync: adapter_config.json"):
+        engine.start(engine.engine.load_adapter(cut, version + 1, sums)).result(timeout=60)
+    assert engine.engine.policy_version == version
+    engine.start(engine.engine.load_adapter(files, version + 1, sums)).result(timeout=60)
+    assert engine.engine.policy_version == version + 1
 
 
 def test_the_files_are_those_of_peft(folder: Path, tmp_path: Path):

@@ -94,3 +94,11 @@ def test_an_engine_that_fails_before_or_after_a_broadcast_is_lost_alone(calls: l
     update(ours)
     assert ours.failures == {"a": "a has died"} and not given_up
     assert calls[-1] == "b.finish_weight_update"
+
+
+def test_an_engine_whose_sums_differ_is_lost_alone_and_never_commits_the_version(calls: list[str]) -> None:
+    ours = client(calls, "verify_weights")
+    ours.sums = {"norm": 3}
+    report = ours.run_sync(5, ours.engines, lambda version: update(ours))
+    assert calls[-1] == "b.finish_weight_update" and "a.finish_weight_update" not in calls
+    assert report.failures == {"a": "a has died"} and report.published.sums == {"norm": 3}

@@ -112,3 +112,14 @@ def test_a_sync_in_which_an_engine_is_lost_ends_soon_and_all_engines_have_its_we
     num_lost = 2 if backend == "nccl" and "finish" not in fault else 1
     assert link.failures() == failures + num_lost
     assert len(set(link.pool.engines) & set(engines)) == 2 - num_lost
+
+
+def test_an_engine_in_which_one_bit_has_arrived_changed_is_replaced(link: Link, backend: Backend):
+    if backend == "ipc":
+        pytest.skip("engines read the learner's own memory")
+    engines, failures = link.replaced(), link.failures()
+    (link.folder / "FLIP-chunk-2").touch()
+    link.step()
+    assert not (link.folder / "FLIP-chunk-2").exists(), "no engine has come there"
+    assert link.gap() <= 1e-5
+    assert link.failures() == failures + 1 and len(set(link.pool.engines) & set(engines)) == 1

@@ -26,9 +26,9 @@ from rl.learner import Learner
 from rollout.environments.episodes import Episodes
 from rollout.pool.dispatcher import Dispatcher
 from rollout.rendering import render, require_same_tokens
-from rollout.types import Completion, Done, Group, Observation, Prompt, Sampling, token_versions
+from rollout.types import Completion, Done, EngineFailed, Group, Observation, Prompt, Sampling, token_versions
 from rollout.weights.senders import SharedMemorySender
-from rollout.weights.source import WeightSource
+from rollout.weights.source import WeightSource, summed
 from tests.engines import EngineThread, call_of, change_weights, gaps_of, largest_gap
 from tests.modalities import CONFIG, PROMPTS, clip, prompt
 
@@ -58,7 +58,7 @@ def pair(request, tmp_path_factory):
     folder = save_small_policy(tmp_path_factory.mktemp("policy") / request.param, kind=request.param, seed=0)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-        engine = EngineThread(folder, replace(CONFIG, kv_cache_gib=0.75))
+        engine = EngineThread(folder, replace(CONFIG, kv_cache_gib=0.75, verify_weights=True))
     with connected(folder, engine) as pair:
         yield pair
 
@@ -171,6 +171,23 @@ def test_engine_and_learner_agree_after_each_of_two_syncs_of_changed_weights(pai
         assert largest_gap(learner, groups) <= 1e-5
         assert {c.policy_version for group in groups for c in group.completions} == {engine.engine.policy_version}
         assert metrics["sync/bytes"] >= sum(p.numel() * 4 for p in learner.model.parameters())
+
+
+def test_one_bit_that_arrives_changed_is_found_and_its_weight_named(pair):
+    engine, learner, sender = pair
+    change_weights(learner, 3)
+    source, sums = summed(sender.source)
+    for _ in source.tensors():
+        pass
+    sender.copy_to_slab()
+    engine.start_weight_update()
+    engine.update_weights({})
+    engine.verify_weights(sums)
+    sender.slab.buffer[sender.layout[1].offset] ^= 1
+    with pytest.raises(EngineFailed, match=rf"1 of {len(sums)} weights .* {sender.layout[1].name} has other bits"):
+        engine.verify_weights(sums)
+    engine.next_version = engine.engine.policy_version + 1
+    engine.finish_weight_update()
 
 
 class ShowsAnother:
