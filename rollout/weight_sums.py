@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rollout.types import EngineFailed
 
-CHUNK = 1 << 22
-"""Elements that are summed at once: 32 MB of integers."""
+CHUNK = 1 << 18
+"""Elements that are summed at once: 2 MB of integers, which a core's cache holds."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of an element -> the integers with its bits."""
 
