@@ -86,17 +86,15 @@ def main(options: Options) -> None:
     name = f"undisturbed_{steps}_{zlib.crc32(f'{options.transfer} {options.more}'.encode()):08x}"
     undisturbed = ChaosRun(folder, name, steps, transfer=options.transfer, more=options.more)
     if undisturbed.step() < steps:
-        undisturbed.start()
-        undisturbed.wait_for_step(steps + 1)
+        with undisturbed.killed_on_failure():
+            undisturbed.start()
+            undisturbed.wait_for_step(steps + 1)
     name = f"chaos_{options.seed}_{time.strftime('%m%d_%H%M%S')}"
     run = ChaosRun(folder, name, steps, transfer=options.transfer, more=options.more, on_small_disk=True)
-    try:
+    with run.killed_on_failure():
         events = disturb(run, options, kinds, console)
         problems = differences(undisturbed.run_dir, run.run_dir, steps) + run.left_behind()
         run.close()
-    except BaseException:
-        run.kill()
-        raise
     minutes = (time.monotonic() - started) / 60
     console.print(
         table_of(events), f"{len(events)} faults, {run.starts} starts, {minutes:.1f} minutes", highlight=False

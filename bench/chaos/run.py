@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +26,7 @@ from rollout.config import Backend
 OPTIONS = """
 --prompts-per-step 4 --group-size 4 --optimizer.warmup-updates 2 --eval.num-prompts 8 --samples-every 50 --wandb disabled
 --learner.threads 1 --cold-start.threads 1 --cold-start.updates 4 --checkpoint-every 2 --keep-checkpoints 3 --reward-timeout 3
---rollout.engine-timeout 15 --rollout.start-timeout 45 --learner.step-timeout 20 --restarts 1000 --stop-timeout 60 --resume auto
+--rollout.engine-timeout 15 --rollout.start-timeout 90 --learner.step-timeout 20 --restarts 1000 --stop-timeout 60 --resume auto
 """
 """A small run, on-policy and in float32, with time limits that fit it."""
 REWARD = '''
@@ -213,15 +215,20 @@ class ChaosRun:
         """Returns the newest checkpoint, whole or not."""
         return next(iter(reversed(list_checkpoints(self.run_dir))), None)
 
-    def kill(self) -> None:
-        """Ends the run, if the bench itself fails."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(90)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self.close()
+    @contextmanager
+    def killed_on_failure(self) -> Iterator[None]:
+        """Ends the run if the bench itself fails in the block."""
+        try:
+            yield
+        except BaseException:
+            if self._process is not None and self._process.poll() is None:
+                self._process.terminate()
+                try:
+                    self._process.wait(90)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends its disk."""
