@@ -30,7 +30,7 @@ for num_tokens in range(1, 801):
     if num_tokens % 400 == 0:
         print(mallinfo2().uordblks)
 """
-"""Multiplies numbers of tokens from 1 to 800 by one weight, as vLLM's layers do; prints the allocated bytes half way and at the end."""
+"""Multiplies 1 to 800 tokens by one weight, as vLLM's layers do; prints the allocated bytes half way and at the end."""
 
 
 def test_the_kernels_that_onednn_keeps_take_no_more_memory_after_many_numbers_of_tokens():
