@@ -26,7 +26,7 @@ from rollout.processes import NodeProcesses, kill_processes, processes_here
 from rollout.ray_calls import EngineAddress, ray_answer
 from rollout.types import GenerateCall, Response
 
-ONEDNN_KERNELS = 256
+ONEDNN_KERNELS = 512
 """Kernels that oneDNN keeps in a process. It compiles one for each number of tokens and each shape of a weight, of 70 to 280 kB.
 By default it keeps 1024: an engine on CPUs grows by 10 MB in 100 steps for a long time. vLLM keeps 32 for each shape besides."""
 LONGEST_SOCKET_FOLDER = 107 - len("/") - 36
