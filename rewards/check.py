@@ -10,6 +10,7 @@ hang or die without harm. The exit status is 1 if there is no verdict at all, an
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ class Check:
 
 def main() -> None:
     """Reads the command line and runs `check`; prints a ValueError, the user's mistake, in one sentence."""
-    options = tyro.cli(Check, prog="python -m rewards.check", description=__doc__)
+    options = tyro.cli(Check, prog=os.environ.get("SAPO_PROGRAM", "python -m rewards.check"), description=__doc__)
     try:
         sys.exit(check(options, Console()))
     except ValueError as error:

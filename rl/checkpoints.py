@@ -1,10 +1,11 @@
-"""Command that lists the checkpoints of a run, and checks them: `python -m rl.checkpoints runs/digit_sums`.
+"""Lists the checkpoints of a run, and checks them: `python -m rl.checkpoints runs/digit_sums`.
 
 All files are compared with their SHA-256 sums. Exits with status 1 if a checkpoint is damaged.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,4 +51,5 @@ def main(options: Options, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(bool(main(tyro.cli(Options, prog="python -m rl.checkpoints", description=__doc__), Console())))
+    program = os.environ.get("SAPO_PROGRAM", "python -m rl.checkpoints")
+    sys.exit(bool(main(tyro.cli(Options, prog=program, description=__doc__), Console())))

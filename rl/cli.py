@@ -1,4 +1,4 @@
-"""The command line of every recipe: options from a config class, errors as one sentence."""
+"""The command line of every recipe: a config file and options, by a config class; errors as one sentence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import tyro
@@ -17,8 +18,8 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from rl.config import RunOptions, TrainConfig
+from rl.config.file import command_line_of, is_config_file, read_config_file
 from rl.hardware.presets import PRESETS, Sized, print_plan, with_preset
-from rl.preflight import check_options
 from rl.signals.stopping import STATUS_OF_SIGNAL, STOP
 from rl.signals.supervisor import USER_ERROR, needs_supervisor, number_of_start, supervise
 from rl.types import LearnerFailed, RunStopped
@@ -38,7 +39,11 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
         config_type: A dataclass; its fields and their docstrings become the options of `--help`.
         description: The head of `--help`.
     """
-    config = parse(config_type, sys.argv[1:], description)
+    try:
+        config = parse(config_type, sys.argv[1:], description)
+    except ValueError as error:
+        print_error(str(error))
+        sys.exit(USER_ERROR)
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
@@ -60,12 +65,14 @@ def _run(run: Callable[[C], object], config: C) -> None:
             print_plan(cast(Sized, config), Console())
             return
         if isinstance(config, TrainConfig):
+            from rl.preflight import check_options  # late: `--help` does not wait for what a run needs
+
             check_options(config)
         run(config)
     except (ValueError, RunStopped, LearnerFailed) as error:
         if os.environ.get("RL_TRACEBACK"):
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        print_error(str(error))
         sys.exit(1 if isinstance(error, LearnerFailed) else USER_ERROR)
     except KeyboardInterrupt:  # Ray's calls raise it without the signal's number
         number = STOP.received or signal.SIGINT
@@ -74,8 +81,20 @@ def _run(run: Callable[[C], object], config: C) -> None:
         sys.exit(STATUS_OF_SIGNAL + number)
 
 
+def print_error(sentence: str) -> None:
+    """Prints a sentence to the terminal, as an error."""
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+
+
 def parse(config_type: type[C], arguments: Sequence[str], description: str | None = None) -> C:
-    """Parses the command line; with `--preset`, over the defaults of that preset."""
+    """Parses the command line, over the options of a config file if that is the first word; with `--preset`, over that preset's.
+
+    Raises:
+        ValueError: The config file cannot be read, or has an option that there is not.
+    """
+    if arguments and is_config_file(arguments[0]):
+        file = Path(arguments[0])
+        arguments = [*command_line_of(read_config_file(file), config_type, file), *arguments[1:]]
     default: Any = None
     if hasattr(config_type, "of_size"):
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -94,6 +113,8 @@ def parse(config_type: type[C], arguments: Sequence[str], description: str | Non
 
 
 def _program() -> str | None:
-    """The command for `--help`: `python -m recipes.digit_sums`."""
+    """The command for `--help`: `python -m recipes.digit_sums`, or what `sapo` has set."""
+    if program := os.environ.get("SAPO_PROGRAM"):
+        return program
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name}" if spec else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import os
@@ -235,4 +236,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog=os.environ.get("SAPO_PROGRAM", "python -m rl.doctor"), description=__doc__
+    ).parse_args()
     sys.exit(main())

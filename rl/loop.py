@@ -21,6 +21,7 @@ from pathlib import Path
 from rewards.types import Score, Verifier
 from rl.config import TrainConfig
 from rl.generation.batches import ScoredBatch
+from rl.hardware.stopwatch import Stopwatch
 from rl.metrics import step_metrics, step_time
 from rl.objectives import Objective
 from rl.preflight import TrainArguments, prepare
@@ -31,7 +32,6 @@ from rl.run_dir.rollback import Rollback, careful_changes, read_rollbacks, roll_
 from rl.run_dir.summary import read_result
 from rl.samples import make_samples
 from rl.signals.stopping import STOP
-from rl.stopwatch import Stopwatch
 from rl.types import CollapseAhead, LearnerFailed, RunResult, RunStopped
 from rollout.config import RolloutConfig
 from rollout.data.prompts import Rows

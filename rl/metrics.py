@@ -15,8 +15,8 @@ from rewards.metrics import reward_metrics
 from rewards.types import Score
 from rl.generation.batches import ScoredBatch
 from rl.generation.dynamic_sampling import has_variance
+from rl.hardware.stopwatch import Stopwatch
 from rl.samples import Sample, TeacherLogprobs
-from rl.stopwatch import Stopwatch
 from rollout.data.mixture import minibatch_sizes
 from rollout.types import Group, sampled_mask, token_versions
 

@@ -1,14 +1,16 @@
-"""Command that writes the HTML report of a run, at any time: `python -m rl.report runs/digit_sums`."""
+"""Writes the HTML report of a run, at any time: `python -m rl.report runs/digit_sums`."""
 
+import argparse
+import os
 import sys
 from pathlib import Path
 
 from rl.run_dir.html_report import write_report
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m rl.report RUN_DIR")
+    parser = argparse.ArgumentParser(prog=os.environ.get("SAPO_PROGRAM", "python -m rl.report"), description=__doc__)
+    parser.add_argument("run_dir", type=Path, help="the run's folder")
     try:
-        print(write_report(Path(sys.argv[1])))
+        print(write_report(parser.parse_args().run_dir))
     except ValueError as error:
         sys.exit(f"error: {error}")

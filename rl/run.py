@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from policies.loading import vision_token_ids
-from rl.config import TrainConfig, config_dict
+from rl.config import TrainConfig, config_dict, config_file
 from rl.evaluation.evaluator import Evaluator
 from rl.generation.batches import BatchProducer, Stages
 from rl.hardware.usage import resource_usage
@@ -172,7 +172,7 @@ def open_run(
         evaluator = Evaluator(config.eval, run_inputs.held_out, pool, runner, sampling=sampling, seed=config.seed)
         checkpoints = CheckpointWriter(config, learner, checkpoint)
         stack.callback(checkpoints.close)
-        tracker = Tracker(config, config_dict(config), state.first_row)
+        tracker = Tracker(config, config_file(config), state.first_row)
         stack.callback(tracker.close)
         stack.callback(_write_report, config.run_dir)
         yield Run(

@@ -27,8 +27,9 @@ SIBLINGS = {
 
 ROOMS = {
     "rl": """
-        cli report checkpoints doctor loop run recovery watchdog metrics evaluation sft curation generation learner preflight
-        hardware run_dir signals samples distillation objectives corrections advantages sapo data stopwatch config types
+        command cli report checkpoints doctor loop run recovery watchdog metrics evaluation sft curation generation
+        learner preflight hardware run_dir signals samples distillation objectives corrections advantages sapo data config
+        types
         """.split(),
     "rollout": "tasks environments pool weights processes engine data ray_calls rendering cluster weight_sums types config".split(),
     "rewards": "check trial judge llm_judge code trl loading compose verifiers workers text metrics types".split(),

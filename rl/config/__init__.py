@@ -26,6 +26,7 @@ from rl.config.train import (
     WatchdogConfig,
     check_config,
     config_dict,
+    config_file,
     with_option,
 )
 from rollout.config import RolloutConfig
@@ -54,5 +55,6 @@ __all__ = [
     "WatchdogConfig",
     "check_config",
     "config_dict",
+    "config_file",
     "with_option",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="DataclassInstance")
 AdvantageKind = Literal["group_std", "group_std_sample", "group_mean", "leave_one_out", "task_std"]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
+RECIPE = "recipe"
+"""Key of the recipe in a config file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +186,25 @@ class SmallRecipe(TrainConfig):
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(dtype="float32"))
 
 
+def recipe_of(config: Any) -> str:
+    """Returns the recipe whose options a config has: its name, or its file. Empty for a config of no recipe."""
+    module = type(config).__module__
+    if module == "__main__":
+        main = sys.modules[module]
+        module = main.__spec__.name if main.__spec__ else getattr(main, "__file__", None) or ""
+    package, _, name = module.partition(".")
+    if package == "recipes":
+        return name
+    return str(Path(module).resolve()) if module.endswith(".py") else ""
+
+
+def config_file(config: Any) -> dict[str, Any]:
+    """Returns the content of a run's `config.json`: its recipe and its options."""
+    return {RECIPE: recipe_of(config), **config_dict(config)}
+
+
 def config_dict(config: Any) -> dict[str, Any]:
-    """A config as JSON has it: the content of `config.json` and of checkpoints."""
+    """Returns a config as JSON has it."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return plain
 

@@ -29,6 +29,7 @@ from policies.routing import UNKNOWN, RoutingReplay, balance_loss
 from rl.config import LearningOptions
 from rl.corrections import mismatch_weights, off_policy_mask, scale_gradient
 from rl.distillation import token_advantages
+from rl.hardware.stopwatch import Stopwatch
 from rl.learner.metrics import (
     TokenTensors,
     UpdateRecord,
@@ -59,7 +60,6 @@ from rl.learner.state import load_trainer, save_part
 from rl.objectives import Objective, accepted, choose_objective, kl_penalty
 from rl.objectives.token_weights import token_weights
 from rl.samples import Sample
-from rl.stopwatch import Stopwatch
 from rl.types import StepReport
 from rollout.rendering import limit_pixels
 

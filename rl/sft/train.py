@@ -20,7 +20,7 @@ from torch import Tensor
 
 from policies.loading import load_processor
 from policies.model_sizes import shape_of_checkpoint
-from rl.config import LearningOptions, config_dict
+from rl.config import LearningOptions, config_dict, config_file
 from rl.hardware.cores import with_learner_threads
 from rl.hardware.memory import memory_table, plan_learner, this_machine
 from rl.hardware.placement import with_options
@@ -94,7 +94,7 @@ def supervise(
         learner = _open_learner(config, checkpoint, stack)
         checkpoints, latest = CheckpointWriter(config, learner, checkpoint), dict(state.metrics)
         stack.callback(checkpoints.close)
-        tracker = Tracker(config, config_dict(config), state.first_row)
+        tracker = Tracker(config, config_file(config), state.first_row)
         stack.callback(tracker.close)
         stack.enter_context(checkpoints.saved_at_a_stop())
         evaluate = partial(held_out_loss, learner, held_out, config.batch_size)
