@@ -40,10 +40,10 @@ LIMIT_MB = 1.0
 class Options:
     """Options of the measurement."""
 
-    steps: int = 800
+    steps: int = 1000
     """Steps of the run."""
-    warm_up: int = 300
-    """Steps that do not count."""
+    warm_up: int = 500
+    """Steps that do not count: until then heaps fill their gaps, and oneDNN its cache."""
     folder: Path = Path("runs/soak")
     """Folder of the run."""
     more: str = ""

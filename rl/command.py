@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "checkpoints": "rl.checkpoints",
     "report": "rl.report",
     "doctor": "rl.doctor",
+    "repair": "rl.hardware.repair",
 }
 """Subcommand → the module that it runs. `train` runs the recipes that are no subcommand."""
 

@@ -21,7 +21,9 @@ from rich.table import Table
 
 State = Literal["ok", "warning", "problem"]
 GIB = 2**30
-SETUP = "run `make setup`"
+SETUP = "run `make setup`, or install the package again"
+REMEDIES = {"torchvision": "run `sapo repair`"}
+"""Check → the remedy of a package that cannot be imported, if it is not `SETUP`."""
 OLDEST_DRIVER = 580
 """Oldest driver of NVIDIA that runs CUDA 13."""
 STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -77,7 +79,7 @@ def check_driver() -> Finding:
 
 
 def check_torchvision() -> Finding:
-    """Checks torchvision. Its Python parts suffice; `setup/install_repair.py` makes them importable with a CPU build of torch."""
+    """Checks torchvision. Its Python parts suffice; `sapo repair` makes them importable with a CPU build of torch."""
     importlib.import_module("torchvision")
     has_operators = importlib.import_module("torchvision.extension")._has_ops()
     importlib.import_module("torchvision.transforms.v2")
@@ -212,7 +214,7 @@ def examine(name: str) -> Finding:
         found = f"not installed ({error})"
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-    return finding(name, found, problem=name in NEEDED, warning=True, remedy=SETUP)
+    return finding(name, found, problem=name in NEEDED, warning=True, remedy=REMEDIES.get(name, SETUP))
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:

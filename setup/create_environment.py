@@ -115,7 +115,7 @@ def install_text_tasks(*options: str) -> None:
 
 def check_imports() -> None:
     """Repairs torchvision and its like where needed, and imports the packages that have compiled parts."""
-    for command in (["setup/install_repair.py"], ["-c", "import torchvision, ray; from vllm import AsyncEngineArgs"]):
+    for command in (["-m", "rl.hardware.repair"], ["-c", "import torchvision, ray; from vllm import AsyncEngineArgs"]):
         done, output = run(PYTHON, *command)
         if not done:
             fail(output, "an installed package cannot be imported. Try `make clean setup`.")

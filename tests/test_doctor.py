@@ -53,7 +53,7 @@ def test_a_check_that_raises_is_a_finding_as_grave_as_what_it_checks(
     monkeypatch.setitem(doctor.CHECKS, name, broken)
     finding = doctor.examine(name)
     assert (finding.state, finding.found) == (state, "RuntimeError: libcrypto.so [3] is too old")
-    assert finding.remedy == "run `make setup`"
+    assert finding.remedy == "run `make setup`, or install the package again"
 
 
 def test_every_needed_name_has_a_check() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -183,7 +184,7 @@ def fakes(tmp_path: Path) -> Path:
         torchaudio___extension__utils="def _load_lib(lib): raise OSError('libcudart.so')",
         torchcodec___internally_replaced_utils="def load_image_library(): raise OSError('libnvrtc.so')",
     )
-    shutil.copyfile(ROOT / "setup" / "repair_hook.py", tmp_path / "repair_hook.py")
+    shutil.copyfile(ROOT / "rl" / "hardware" / "repair_hook.py", tmp_path / "repair_hook.py")
     return tmp_path
 
 
@@ -232,13 +233,13 @@ def test_image_processing_works_in_a_process_of_a_process() -> None:
 
 
 def test_installing_the_hook_twice_leaves_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = script("install_repair")
+    module = importlib.import_module("rl.hardware.repair")
     monkeypatch.setattr(module, "INSTALLED_HOOK", tmp_path / "hook.py")
     monkeypatch.setattr(module, "INSTALLED_PTH", tmp_path / "hook.pth")
     module.install()
     module.install()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "hook.py": (ROOT / "setup" / "repair_hook.py").read_text(),
+        "hook.py": (ROOT / "rl" / "hardware" / "repair_hook.py").read_text(),
         "hook.pth": "import hook\n",
     }
 
@@ -246,7 +247,7 @@ def test_installing_the_hook_twice_leaves_two_files(tmp_path: Path, monkeypatch:
 def test_beside_a_cuda_build_of_torch_nothing_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    module = script("install_repair")
+    module = importlib.import_module("rl.hardware.repair")
     monkeypatch.setattr(module, "loads", lambda package: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert module.broken_packages() == []
@@ -257,7 +258,7 @@ def test_beside_a_cuda_build_of_torch_nothing_is_repaired(monkeypatch: pytest.Mo
 def test_a_library_that_does_not_load_is_told_from_one_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = script("install_repair")
+    module = importlib.import_module("rl.hardware.repair")
     monkeypatch.setattr(module, "LIBRARIES", {"broken": "_C.so", "plain": "_C.so", "absent": "_C.so"})
     package(tmp_path, broken__code="", plain__code="")
     (tmp_path / "broken" / "_C.so").write_text("no library")

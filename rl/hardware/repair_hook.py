@@ -1,6 +1,6 @@
 """Import hook that lets CUDA builds of torchvision, torchaudio and torchcodec lie beside a CPU build of torch.
 
-`setup/install_repair.py` copies this file into site-packages, where a `.pth` line imports it at the start of every
+`sapo repair` copies this file into site-packages, where a `.pth` line imports it at the start of every
 Python process, vLLM's and Ray's subprocesses included. Starting costs one entry in `sys.meta_path`; torch is not
 imported. Each repair runs right after the module that loads the compiled library, and changes nothing where that works.
 """

@@ -1,10 +1,17 @@
-"""Installs the import hook of `repair_hook.py` into this environment, only where CUDA builds lie beside a CPU torch.
+"""Makes CUDA builds of torchvision, torchaudio and torchcodec work beside a CPU build of torch; says what it has done.
 
-Usage: `.venv/bin/python setup/install_repair.py`. Safe to repeat. To undo, delete the two files that it names.
+    sapo repair
+
+It installs the import hook of `repair_hook.py` into this environment, only where one of them cannot load. Safe to repeat. To undo it,
+delete the two files that it names.
 """
 
+from __future__ import annotations
+
+import argparse
 import ctypes
 import importlib.util
+import os
 import shutil
 import sysconfig
 from pathlib import Path
@@ -18,14 +25,14 @@ LIBRARIES = {"torchvision": "_C.so", "torchaudio": "lib/_torchaudio*.so", "torch
 
 
 def broken_packages() -> list[str]:
-    """Those of `LIBRARIES` that are installed but cannot load their library, if torch is a CPU build; else none."""
+    """Returns those of `LIBRARIES` that are installed but cannot load their library; none beside a CUDA build of torch."""
     import torch  # the libraries link to torch's
 
     return [] if torch.version.cuda else [package for package in LIBRARIES if not loads(package)]
 
 
 def loads(package: str) -> bool:
-    """Whether the package's compiled libraries can be loaded; True if there is none."""
+    """Returns True if the package's compiled libraries can be loaded, or it has none."""
     spec = importlib.util.find_spec(package)  # finds it without importing it
     if spec is None or spec.origin is None:
         return True
@@ -44,6 +51,10 @@ def install() -> None:
 
 
 if __name__ == "__main__":
+    program = os.environ.get("SAPO_PROGRAM", "python -m rl.hardware.repair")
+    argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     if broken := broken_packages():
         install()
         print(f"{', '.join(broken)} cannot load beside this torch: repaired by {INSTALLED_PTH} and {INSTALLED_HOOK}")
