@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -264,6 +265,49 @@ def test_a_library_that_does_not_load_is_told_from_one_that_is_not_there(
     (tmp_path / "broken" / "_C.so").write_text("no library")
     monkeypatch.syspath_prepend(tmp_path)
     assert [module.loads(name) for name in ("broken", "plain", "absent")] == [False, True, True]
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_packages_with_their_types_the_licence_and_the_command(tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    for name in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+        "rl",
+        "rewards",
+        "rollout",
+        "policies",
+        "recipes",
+        "tests",
+    ):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        sources.mkdir(exist_ok=True)
+        copy(ROOT / name, sources / name)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        tmp_path,
+    ]
+    subprocess.run([*pip, sources], check=True, capture_output=True)
+    (file,) = tmp_path.glob("sapo_rl-*.whl")
+    wheel = zipfile.ZipFile(file)
+    names = set(wheel.namelist())
+    packages = {"rl", "rewards", "rollout", "policies", "recipes"}
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == packages
+    modules = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert {f"{package}/py.typed" for package in packages} <= names
+    info = file.name.removesuffix("-py3-none-any.whl") + ".dist-info"
+    assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= names
+    assert "sapo = rl.command:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
 # What an import may cost

@@ -2,8 +2,8 @@
 
     sapo repair
 
-It installs the import hook of `repair_hook.py` into this environment, only where one of them cannot load. Safe to repeat. To undo it,
-delete the two files that it names.
+It installs the import hook of `repair_hook.py` into this environment, only where one of them cannot load. Safe to repeat.
+To undo it, delete the two files that it names.
 """
 
 from __future__ import annotations
