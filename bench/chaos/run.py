@@ -26,7 +26,7 @@ from rollout.config import Backend
 OPTIONS = """
 --prompts-per-step 4 --group-size 4 --optimizer.warmup-updates 2 --eval.num-prompts 8 --samples-every 50 --wandb disabled
 --learner.threads 1 --cold-start.threads 1 --cold-start.updates 4 --checkpoint-every 2 --keep-checkpoints 3 --reward-timeout 3
---rollout.engine-timeout 15 --rollout.start-timeout 90 --learner.step-timeout 20 --restarts 1000 --stop-timeout 60 --resume auto
+--rollout.engine-timeout 20 --rollout.start-timeout 90 --learner.step-timeout 20 --restarts 1000 --stop-timeout 60 --resume auto
 """
 """A small run, on-policy and in float32, with time limits that fit it."""
 REWARD = '''
@@ -100,7 +100,7 @@ class ChaosRun:
         if transfer != "shared_memory":
             self.gpus = folder / f"{name}-gpus"
             self.gpus.mkdir(exist_ok=True)
-            module = ["bench.on_fake_gpus", transfer, str(self.gpus)]
+            module = ["bench.on_fake_gpus", transfer, "--rollout.folder", str(self.gpus)]
         self.hang, self.nan = folder / "hang", folder / "nan"
         reward, objective = folder / "reward.py", folder / "objective.py"
         reward.write_text(REWARD.format(hang=self.hang))
