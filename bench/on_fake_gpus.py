@@ -2,13 +2,14 @@
 
     python -m bench.on_fake_gpus nccl --rollout.folder FOLDER --steps 20
 
-The folder shows and steers what happens on the GPUs, as `tests.fake_gpus` says. All other options are those of `recipes.digit_sums`.
+The folder shows and steers what happens on the GPUs, as `tests.fake_gpus` says. All other options are those of
+`recipes.digit_sums`.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import cast
 from unittest.mock import patch
@@ -23,7 +24,7 @@ from tests.fake_gpus import FakeGpus, fake_actors
 class OnFakeGpus(DigitSums):
     """The main job on GPUs that are not there."""
 
-    rollout: FakeGpus = FakeGpus(folder="runs/fake_gpus", **asdict(DigitSums().rollout))
+    rollout: FakeGpus = field(default_factory=lambda: FakeGpus(folder="runs/fake_gpus", **asdict(DigitSums().rollout)))
 
 
 def run_on_fakes(backend: Backend, config: OnFakeGpus) -> None:

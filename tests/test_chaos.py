@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.chaos.__main__ import Event, differences, table_of
+from bench.chaos.disk import SmallDisk
 from bench.chaos.faults import FAULTS
 
 ROWS = [{"step": step, "loss/objective": 0.5 / (step + 1), "time/step": 1.0} for step in range(3)]
@@ -64,3 +65,22 @@ def test_there_are_more_than_ten_kinds_and_the_table_has_a_row_for_each_that_cam
     assert len(FAULTS) >= 10
     events = [Event(kind=kind, step=1, in_recovery=False, seconds=2.0) for kind in (*FAULTS, "SIGTERM")]
     assert table_of(events).row_count == len(FAULTS)
+
+
+def test_a_disk_that_is_filled_has_no_room_for_a_byte_and_its_files_stay_when_it_ends(tmp_path: Path):
+    disk = SmallDisk(tmp_path / "run", megabytes=2)
+    if not disk.is_mounted:
+        pytest.skip("only who may mount has a small disk")
+    try:
+        (tmp_path / "run" / "checkpoints").mkdir()
+        for name in ("metrics.jsonl", "checkpoints/weights"):
+            (tmp_path / "run" / name).write_text("3")
+        disk.fill()
+        with pytest.raises(OSError, match="No space left on device"):
+            (tmp_path / "run" / "more").write_text("x")
+        disk.free()
+        (tmp_path / "run" / "more").write_text("x" * 1_000_000)
+    finally:
+        disk.close()
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert files == ["run/metrics.jsonl", "run/more"], "checkpoints are large, and not kept"
