@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -89,10 +89,14 @@ def print_error(sentence: str) -> None:
 def parse(config_type: type[C], arguments: Sequence[str], description: str | None = None) -> C:
     """Parses the command line, over the options of a config file if that is the first word; with `--preset`, over that preset's.
 
+    Where the first word has a meaning of its own, such as a file of data, it is no config file.
+
     Raises:
         ValueError: The config file cannot be read, or has an option that there is not.
     """
-    if arguments and is_config_file(arguments[0]):
+    hints = get_type_hints(config_type, include_extras=True).values()
+    has_words = any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in hints)
+    if arguments and is_config_file(arguments[0]) and not has_words:
         file = Path(arguments[0])
         arguments = [*command_line_of(read_config_file(file), config_type, file), *arguments[1:]]
     default: Any = None

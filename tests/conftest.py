@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = Path("/dev/shm")
 LONGEST = """
-    test_cluster test_stored_experts test_vllm_senders test_resume test_ranks test_weight_sync test_hostile test_episode_run
-    test_vllm_workers test_asking test_distill test_v2_runner test_learner_options test_learner test_bad_rows test_judge_server
-    test_doctor test_bench test_recipes test_adapter_sync test_published_weights test_reward_runner test_learner_group
-    test_lost_experts test_sft test_transplant test_sandbox test_teacher test_code_cheats test_first_calls test_setup
-    test_published_shapes test_rank_places test_cluster_software
+    test_cluster test_stored_experts test_vllm_senders test_resume test_weight_sync test_resume_modes test_rollback_run
+    test_ranks test_asking test_hostile_checkpoints test_hostile_files test_faults_of_runs test_hostile test_episode_run
+    test_vllm_workers test_distill test_v2_runner test_learner_options test_learner test_bad_rows test_judge_server test_doctor
+    test_bench test_recipes test_adapter_sync test_published_weights test_reward_runner test_learner_group test_lost_experts
+    test_sft test_transplant test_sandbox test_teacher test_code_cheats test_first_calls test_setup test_published_shapes
+    test_rank_places test_cluster_software
     """.split()
 """Files that take 10 seconds and more, the longest first. The first two have clusters of their own, before others share one."""
 

@@ -53,7 +53,7 @@ def _parsed(text: str, suffix: str) -> Any:
 
 
 def recipe_in(file: Path) -> str:
-    """Returns the recipe that a file names.
+    """Returns the recipe that a file names: a name, or a script's path, which is relative to the file.
 
     Raises:
         ValueError: It names none, or cannot be read.
@@ -61,7 +61,7 @@ def recipe_in(file: Path) -> str:
     recipe = read_config_file(file).get(RECIPE)
     if not recipe:
         raise ValueError(f'{file} names no recipe: add one, such as {RECIPE} = "digit_sums" or "my_recipe.py"')
-    return str(recipe)
+    return str(file.parent / recipe) if str(recipe).endswith(".py") else str(recipe)
 
 
 def command_line_of(options: Mapping[str, Any], config_type: type, file: Path) -> list[str]:

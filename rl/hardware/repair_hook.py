@@ -8,6 +8,10 @@ imported. Each repair runs right after the module that loads the compiled librar
 import sys
 from importlib.machinery import PathFinder
 
+TYPE_CHECKING = False  # `typing` would cost each start of Python some milliseconds
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def _define_operators(extension):
     """torchvision: declares the two operators for which it registers shapes at import, without which it cannot load."""
@@ -61,15 +65,16 @@ class RepairFinder:
     def find_spec(name, path=None, target=None):
         repair = REPAIRS.get(name)
         spec = PathFinder.find_spec(name, path, target) if repair else None
-        if spec is None:
+        if repair is None or spec is None:
             return None
-        execute = spec.loader.exec_module
+        loader: Any = spec.loader
+        execute = loader.exec_module
 
         def execute_and_repair(module):
             execute(module)
             repair(module)
 
-        spec.loader.exec_module = execute_and_repair
+        loader.exec_module = execute_and_repair
         return spec
 
 

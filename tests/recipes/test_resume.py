@@ -1,4 +1,4 @@
-"""A run that is killed in the middle of a step and resumed, against what it had come to before: real Ray, real vLLM, fp32.
+"""A run that is killed or ended by a signal, and resumed, against what it had come to before: real Ray, real vLLM, fp32.
 
 A run of its own costs all imports, half a minute of a core: what it wrote before the kill, beyond its last checkpoint, is what it
 comes to undisturbed. Only the run that is to be killed has a process of its own.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from typing import Any
 import psutil
 import pytest
 
+from rl.run_dir.checkpoint import list_checkpoints, step_of
+from rl.run_dir.sums import damage_of
+from rl.signals.supervisor import SUPERVISOR_VAR
 from rollout.engine.vllm_processes import segments_of, semaphores_of
 from tests.recipes.running import ONE_THREAD, run_here
 
@@ -32,6 +37,8 @@ def share_of_digits(prompt, completion):
 """Sums are beyond a policy that has hardly seen any; this it can learn from at once."""
 SELECTED = range(7, 300, 2)
 """The rows of the training set that are trained on."""
+MARK = "RESUME_TEST"
+"""Environment variable of the processes of a run in a process of its own."""
 UNEQUAL = ("time/", "sync/", "memory/")
 """Metrics that tell of the machine, not of the policy."""
 
@@ -59,21 +66,22 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def processes_of(session: int) -> list[psutil.Process]:
-    """Living processes whose environment says that they belong to the killed run.
-
-    Zombies do not count, nor Ray's own agents, which wait up to a minute for connections that are still open.
-    """
+def processes_with(mark: str) -> list[psutil.Process]:
+    """Living processes that have this mark in their environment. Zombies do not count."""
     found = []
     for process in psutil.process_iter():
         try:
-            is_the_runs = process.environ().get("RESUME_TEST") == str(session)
-            is_agent = process.name() in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-            if is_the_runs and not is_agent and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
     return found
+
+
+def processes_of_killed() -> list[psutil.Process]:
+    """Those of the killed run, but for Ray's own agents, which wait up to a minute for connections that are still open."""
+    agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    return [process for process in processes_with(str(os.getpid())) if process.name() not in agents]
 
 
 @dataclass(frozen=True)
@@ -100,12 +108,12 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     """Killed past the checkpoint of step 3: steps 4 and 5 are lost, and step 6 is under way."""
     run_dir = tmp_path_factory.mktemp("runs") / "killed"
     command = [sys.executable, "-m", "recipes.digit_sums", *recipe(run_dir)]
-    environment = {**os.environ, "RESUME_TEST": str(os.getpid())}
+    environment = {**os.environ, MARK: str(os.getpid())}
     with (run_dir.parent / "log.txt").open("w") as log:
         run = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         wait_for_row(run, run_dir, KILLED_AFTER - 1)
-        living = processes_of(os.getpid())
+        living = processes_of_killed()
         names = [process.name() for process in living]
         mapped = "".join(Path(f"/proc/{process.pid}/maps").read_text() for process in living if process.is_running())
         shared = segments_of(living) | {path for process in living for path in semaphores_of(process.pid)}
@@ -121,9 +129,9 @@ def test_a_run_killed_in_the_middle_of_a_step_leaves_no_process_and_no_shared_me
     assert "VLLM::EngineCore" in killed.names and "VLLM::Worker" not in killed.names
     assert "memfd:policy-weights" in killed.mapped
     deadline = time.monotonic() + 60
-    while processes_of(os.getpid()) and time.monotonic() < deadline:
+    while processes_of_killed() and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert not processes_of(os.getpid()), "the killed run left processes behind"
+    assert not processes_of_killed(), "the killed run left processes behind"
     assert not [path for path in killed.shared if path.exists()], "the killed run left shared memory behind"
     assert not (killed.run_dir / "checkpoints" / f"step_{STEPS}").exists(), "it was to be killed before its end"
 
@@ -203,3 +211,71 @@ def test_a_checkpoint_loads_with_from_pretrained(resumed):
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     assert model.config.model_type == "qwen3_vl"
     assert AutoProcessor.from_pretrained(checkpoint).tokenizer.eos_token == "<|im_end|>"
+
+
+class SignalledRun:
+    """A run in a process group of its own, with its supervisor."""
+
+    def __init__(self, run_dir: Path, *options: str) -> None:
+        self.run_dir, self.mark = run_dir, f"{os.getpid()}-{run_dir}"
+        self.temporary = Path(tempfile.mkdtemp(prefix="s-"))  # short: Ray's sockets are in it
+        environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary)}
+        del environment[SUPERVISOR_VAR]
+        self.log = run_dir.parent / f"{run_dir.name}.log"
+        command = [sys.executable, "-m", "recipes.digit_sums", *recipe(run_dir), *options]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, process_group=0
+            )
+
+    def wait_for(self, name: str) -> None:
+        """Waits until a process with this in its name is there."""
+        deadline = time.monotonic() + 120
+        while not any(name in process.name() for process in processes_with(self.mark)):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def stop(self, number: int = signal.SIGTERM) -> float:
+        """Sends the group a signal, checks the end, and returns its duration in seconds."""
+        living = processes_with(self.mark)
+        shared = segments_of(living) | {path for process in living for path in semaphores_of(process.pid)}
+        sent = time.monotonic()
+        os.killpg(self.process.pid, number)
+        assert self.process.wait(90) == 128 + number, self.log.read_text()
+        seconds = time.monotonic() - sent
+        text = self.log.read_text()
+        assert f"stopped by {signal.Signals(number).name}; --resume auto goes on" in text
+        assert not any(word in text for word in ("Traceback", "SIGABRT", "core dumped", "Check failed")), text
+        assert processes_with(self.mark) == []
+        assert [path for path in shared if path.exists()] == []
+        left = [*self.temporary.iterdir(), *(self.temporary / "ray").glob("*")]
+        # torch's cache of compiled code is meant to stay.
+        assert {path.name for path in left if not path.is_symlink()} <= {
+            "ray",
+            "ray_current_cluster",
+            "torchinductor_root",
+        }
+        shutil.rmtree(self.temporary)
+        return seconds
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [step_of(path) for path in list_checkpoints(run_dir)]
+
+
+def test_in_a_step_a_signal_costs_nothing_that_was_learned(resumed: Path):
+    run = SignalledRun(resumed.parent / "in_a_step")
+    wait_for_row(run.process, run.run_dir, 4)
+    assert run.stop() < 60
+    (newest,) = (path for path in list_checkpoints(run.run_dir) if step_of(path) > 3)
+    assert damage_of(newest) == ""
+    assert [row["step"] for row in rows(run.run_dir)][-1] == step_of(newest) >= 4
+    run_here("digit_sums", [*recipe(run.run_dir), "--resume", "auto"])
+    assert rows(run.run_dir) == rows(resumed)
+
+
+def test_while_it_starts_a_signal_ends_it_and_leaves_nothing(resumed: Path):
+    run = SignalledRun(resumed.parent / "at_the_start")
+    run.wait_for("VLLM::EngineCore")
+    assert run.stop() < 60
+    assert steps(run.run_dir) == []

@@ -13,7 +13,7 @@ import pytest
 from rl import train
 from rl.config import EvalConfig, LearnerConfig, LoraConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from rollout import Completion, Prompt
-from rollout.data.mixture import mixture
+from rollout.data.mixture import mixture, open_stream
 from rollout.types import Done, Observation
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("cluster")]
@@ -116,17 +116,9 @@ def test_the_second_half_of_a_run_is_that_of_one_that_starts_from_its_checkpoint
     assert trained_prompts(tmp_path / "resumed", *second) == trained_prompts(tmp_path / "whole", *second)
 
 
-@pytest.fixture(scope="module")
-def in_order(dense_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """The prompts of each step of an on-policy run."""
-    run_dir = tmp_path_factory.mktemp("modes") / "on_policy"
-    run(dense_policy, run_dir, {})
-    return trained_prompts(run_dir, *range(1, STEPS + 1))
-
-
 @pytest.mark.parametrize("in_flight", ["keep", "requeue"])
 def test_a_run_whose_engines_are_ahead_trains_on_each_prompt_once_and_in_order(
-    in_flight: str, in_order: list[list[str]], dense_policy: Path, tmp_path: Path
+    in_flight: str, dense_policy: Path, tmp_path: Path
 ):
     rollout = RolloutConfig(dtype="float32", max_tokens=8, max_model_len=256, in_flight=in_flight)
     ahead = {"max_staleness": 2, "rollout": rollout}
@@ -134,5 +126,7 @@ def test_a_run_whose_engines_are_ahead_trains_on_each_prompt_once_and_in_order(
     rows = run(dense_policy, tmp_path / "run", {**ahead, "resume": "auto"})
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert max(row["rollout/staleness"] for row in rows) > 0, "no engine was ahead"
+    stream = open_stream(PROMPTS, batch_size=4, seed=0)
+    in_order = [[prompt.id for prompt in stream.next_batch()] for _ in range(STEPS)]
     assert trained_prompts(tmp_path / "run", *range(1, STEPS + 1)) == in_order
     assert len({name for step in in_order for name in step}) == 4 * STEPS

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipes.check_data import CheckData
 from recipes.digit_sums import DigitSums
 from recipes.general_rl import GeneralRl
 from rl.cli import parse
@@ -168,6 +169,15 @@ def test_flags_lists_and_texts_become_words():
         "language",
         "--model=-x",
     ]
+
+
+def test_a_recipes_script_lies_beside_the_file_that_names_it(tmp_path: Path):
+    assert recipe_in(file_with(tmp_path, "a.toml", 'recipe = "mine.py"')) == str(tmp_path / "mine.py")
+    assert recipe_in(file_with(tmp_path, "b.toml", 'recipe = "/else/mine.py"')) == "/else/mine.py"
+
+
+def test_a_file_of_data_is_not_taken_for_a_config_file():
+    assert parse(CheckData, ["train.json"]).data == "train.json"
 
 
 def test_a_file_that_names_no_recipe_does_not_start_one(tmp_path: Path):
