@@ -24,6 +24,7 @@ GIB = 2**30
 SETUP = "run `make setup`, or install the package again"
 REMEDIES = {"torchvision": "run `sapo repair`"}
 """Check → the remedy of a package that cannot be imported, if it is not `SETUP`."""
+PACKAGES = ("rl", "rewards", "rollout", "policies", "recipes")
 OLDEST_DRIVER = 580
 """Oldest driver of NVIDIA that runs CUDA 13."""
 STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -51,6 +52,16 @@ def finding(name: str, found: str, *, problem: bool = False, warning: bool = Fal
 def check_python() -> Finding:
     found = f"{sys.version.split()[0]} at {sys.executable}"
     return finding("python", found, problem=sys.version_info < (3, 11), remedy="use Python 3.11 or newer")
+
+
+def check_packages() -> Finding:
+    """Checks that the packages of this project are not hidden by others of the same names."""
+    specs = {name: importlib.util.find_spec(name) for name in PACKAGES}
+    places = {name: Path(spec.origin).parents[1] for name, spec in specs.items() if spec and spec.origin}
+    home = Path(__file__).resolve().parents[1]
+    others = [name for name in PACKAGES if name not in places or places[name].resolve() != home]
+    found = f"{', '.join(others)} is another's" if others else f"{', '.join(PACKAGES)} at {home}"
+    return finding("packages", found, problem=bool(others), remedy="use a virtual environment of its own")
 
 
 def check_torch() -> Finding:
@@ -187,6 +198,7 @@ def check_text_tasks() -> Finding:
 
 CHECKS: dict[str, Callable[[], Finding]] = {
     "python": check_python,
+    "packages": check_packages,
     "torch": check_torch,
     "driver": check_driver,
     "torchvision": check_torchvision,
@@ -203,7 +215,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "sandbox": check_sandbox,
     "text tasks": check_text_tasks,
 }
-NEEDED = {"python", "torch", "torchvision", "transformers", "vllm", "ray", "memfd"}
+NEEDED = {"python", "packages", "torch", "torchvision", "transformers", "vllm", "ray", "memfd"}
 
 
 def examine(name: str) -> Finding:

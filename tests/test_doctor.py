@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import subprocess
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+import rewards
 from rl import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +56,18 @@ def test_a_check_that_raises_is_a_finding_as_grave_as_what_it_checks(
     finding = doctor.examine(name)
     assert (finding.state, finding.found) == (state, "RuntimeError: libcrypto.so [3] is too old")
     assert finding.remedy == "run `make setup`, or install the package again"
+
+
+def test_a_package_of_another_that_has_the_name_of_ours_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor.check_packages().state == "ok"
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards" / "__init__.py").touch()
+    spec = importlib.util.spec_from_file_location("rewards", tmp_path / "rewards" / "__init__.py")
+    monkeypatch.setattr(rewards, "__spec__", spec)
+    finding = doctor.check_packages()
+    assert (finding.state, finding.found) == ("problem", "rewards is another's")
 
 
 def test_every_needed_name_has_a_check() -> None:
