@@ -32,7 +32,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
         options = _parsed(text, file.suffix)
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
-    except ValueError as error:  # of tomllib and json, and of what is no UTF-8
+    except ValueError as error:  # tomllib's, json's, and that of a text that is not UTF-8
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
     if not isinstance(options, dict):
         raise ValueError(f"{file} must have options with their values, got a {type(options).__name__}")

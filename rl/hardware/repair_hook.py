@@ -63,6 +63,7 @@ class RepairFinder:
 
     @staticmethod
     def find_spec(name, path=None, target=None):
+        """Returns the spec of a module to be repaired; None for all others, which other finders find."""
         repair = REPAIRS.get(name)
         spec = PathFinder.find_spec(name, path, target) if repair else None
         if repair is None or spec is None:

@@ -115,4 +115,4 @@ def test_what_differs_is_counted_and_the_first_named(arrived: dict[str, int], me
 
 
 def test_equal_sums_pass():
-    require_same({"a": 1, "b": 2}, {"b": 2, "a": 1})
+    assert require_same({"a": 1, "b": 2}, {"b": 2, "a": 1}) is None
