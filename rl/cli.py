@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from rl.config import RunOptions, TrainConfig
-from rl.config.file import command_line_of, is_config_file, read_config_file
+from rl.config.file import command_line_of, is_config_file, option_names, read_config_file
 from rl.hardware.presets import PRESETS, Sized, print_plan, with_preset
 from rl.signals.stopping import STATUS_OF_SIGNAL, STOP
 from rl.signals.supervisor import USER_ERROR, needs_supervisor, number_of_start, supervise
@@ -39,6 +39,9 @@ def main(run: Callable[[C], object], config_type: type[C], description: str | No
         config_type: A dataclass; its fields and their docstrings become the options of `--help`.
         description: The head of `--help`.
     """
+    if os.environ.get("SAPO_COMPLETE"):  # a shell completes a word
+        print("\n".join(option_names(config_type, but_for=_positional(config_type))))
+        return
     try:
         config = parse(config_type, sys.argv[1:], description)
     except ValueError as error:
@@ -94,9 +97,7 @@ def parse(config_type: type[C], arguments: Sequence[str], description: str | Non
     Raises:
         ValueError: The config file cannot be read, or has an option that there is not.
     """
-    hints = get_type_hints(config_type, include_extras=True).values()
-    has_words = any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in hints)
-    if arguments and is_config_file(arguments[0]) and not has_words:
+    if arguments and is_config_file(arguments[0]) and not _positional(config_type):
         file = Path(arguments[0])
         arguments = [*command_line_of(read_config_file(file), config_type, file), *arguments[1:]]
     default: Any = None
@@ -114,6 +115,12 @@ def parse(config_type: type[C], arguments: Sequence[str], description: str | Non
         config=(tyro.conf.AvoidSubcommands,),
         **({} if default is None else {"default": default}),
     )
+
+
+def _positional(config_type: type) -> set[str]:
+    """Returns the fields that a command line gives without their names."""
+    hints = get_type_hints(config_type, include_extras=True)
+    return {name for name, hint in hints.items() if tyro.conf.Positional in getattr(hint, "__metadata__", ())}
 
 
 def _program() -> str | None:

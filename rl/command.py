@@ -8,18 +8,19 @@ sapo report runs/digit_sums
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import os
 import runpy
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import NoReturn
 
-from rl.config.file import is_config_file, recipe_in
+from rl.config.file import is_config_file, recipe_in, suggestion
 
 COMMANDS: Mapping[str, str] = {
     "evaluate": "recipes.evaluate",
@@ -34,6 +35,17 @@ COMMANDS: Mapping[str, str] = {
     "repair": "rl.hardware.repair",
 }
 """Subcommand → the module that it runs. `train` runs the recipes that are no subcommand."""
+COMPLETIONS: Mapping[str, str] = {
+    "bash": """\
+_sapo() { local IFS=$'\\n'; COMPREPLY=($(sapo complete "${COMP_WORDS[@]:1:COMP_CWORD}")); }
+complete -o default -F _sapo sapo""",
+    "zsh": """\
+autoload -U +X bashcompinit && bashcompinit
+_sapo() { local IFS=$'\\n'; COMPREPLY=($(sapo complete "${COMP_WORDS[@]:1:COMP_CWORD}")); }
+complete -o default -F _sapo sapo""",
+    "fish": "complete -c sapo -a '(sapo complete (commandline -opc)[2..-1] (commandline -ct))'",
+}
+"""Shell → what completes `sapo` in it."""
 
 
 def main() -> None:
@@ -47,8 +59,14 @@ def main() -> None:
         train(words)
     elif name in COMMANDS:
         run(COMMANDS[name], f"sapo {name}", words)
+    elif name == "completion" and words and words[0] in COMPLETIONS:
+        print(COMPLETIONS[words[0]])
+    elif name == "completion":
+        fail(f"sapo completion SHELL: choose {', '.join(COMPLETIONS)}")
+    elif name == "complete":
+        print("\n".join(completions(words)))
     else:
-        fail(unknown("subcommand", name, ["train", *COMMANDS]))
+        fail(f"there is no subcommand {name}: {suggestion(name, ['train', *COMMANDS, 'completion'])}")
 
 
 def train(words: Sequence[str]) -> None:
@@ -56,20 +74,29 @@ def train(words: Sequence[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(list_of_recipes())
         return
-    recipe, rest = words[0], list(words[1:])
-    if is_config_file(recipe):
-        file, rest = Path(recipe), list(words)
-        try:
-            recipe = recipe_in(file)
-        except ValueError as error:
-            fail(str(error))
+    try:
+        recipe, module = found(words[0])
+    except ValueError as error:
+        fail(str(error))
+    run(module, f"sapo train {recipe}", words if is_config_file(words[0]) else words[1:])
+
+
+def found(word: str) -> tuple[str, str]:
+    """Returns the recipe that a word of the command line means, and its module or script.
+
+    Args:
+        word: The recipe's name, its script, or a config file that has one of these.
+
+    Raises:
+        ValueError: There is no such recipe.
+    """
+    recipe = recipe_in(Path(word)) if is_config_file(word) else word
     known = recipes()
     if recipe in known:
-        run(f"recipes.{recipe}", f"sapo train {recipe}", rest)
-    elif recipe.endswith(".py") and Path(recipe).is_file():
-        run(recipe, f"sapo train {recipe}", rest)
-    else:
-        fail(unknown("recipe", recipe, known))
+        return recipe, f"recipes.{recipe}"
+    if recipe.endswith(".py") and Path(recipe).is_file():
+        return recipe, recipe
+    raise ValueError(f"there is no recipe {recipe}: {suggestion(recipe, known)}")
 
 
 def run(module: str, program: str, words: Sequence[str]) -> None:
@@ -80,6 +107,34 @@ def run(module: str, program: str, words: Sequence[str]) -> None:
         runpy.run_path(module, run_name="__main__")
     else:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def completions(words: Sequence[str]) -> list[str]:
+    """Returns what the last word may become: a subcommand, a recipe, a config file or an option."""
+    *before, start = words or [""]
+    if not before:
+        names: Iterable[str] = ["train", *COMMANDS, "completion"]
+    elif before == ["train"] and not start.startswith("-"):
+        names = [*recipes(), *(str(file) for file in sorted(Path().glob("*.*")) if is_config_file(str(file)))]
+    elif before == ["completion"]:
+        names = COMPLETIONS
+    else:
+        names = options(before) if start.startswith("-") else []
+    return [name for name in names if name.startswith(start)]
+
+
+def options(words: Sequence[str]) -> list[str]:
+    """Returns the options of the recipe that a command line names; none for other subcommands."""
+    try:
+        module = found(words[1])[1] if words[0] == "train" else COMMANDS[words[0]]
+    except (ValueError, KeyError, IndexError):  # words that are no command so far
+        return []
+    if not module.startswith("recipes."):
+        return []
+    os.environ["SAPO_COMPLETE"] = "1"
+    with redirect_stdout(StringIO()) as printed:
+        run(module, "sapo", [])
+    return printed.getvalue().split()
 
 
 def recipes() -> dict[str, str]:
@@ -115,12 +170,6 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:{width}}  {text}" for name, text in rows)
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """Returns a sentence on a name that is not known, with the nearest that is."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"there is no {what} {name}: " + (f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}")
 
 
 def fail(sentence: str) -> NoReturn:

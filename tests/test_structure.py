@@ -122,7 +122,7 @@ def test_packages_import_only_the_siblings_that_they_may():
 def test_imports_inside_a_package_point_down_its_list_of_rooms(package: str):
     rooms = ROOMS[package]
     found = {path.stem if path.is_file() else path.name for path in (ROOT / package).iterdir()}
-    assert found - {"__init__", "__pycache__", "README"} == set(rooms)
+    assert found - {"__init__", "__pycache__", "README", "py"} == set(rooms)  # py.typed
     for path in files(package):
         here = name_of(path).removesuffix(".py").split("/")[1]
         if here == "__init__":  # the package's public names

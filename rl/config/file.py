@@ -7,7 +7,7 @@ import difflib
 import json
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -84,10 +84,7 @@ def _words(options: Mapping[str, Any], config_type: type, file: Path, prefix: st
     for written, value in options.items():
         name = written.replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1) or known
-            hint = "did you mean" if len(near) == 1 else "choose one of"
-            names = ", ".join(prefix + each for each in near)
-            raise ValueError(f"{file}: there is no option {prefix}{written}: {hint} {names}")
+            raise ValueError(f"{file}: there is no option {prefix}{written}: {suggestion(name, known, prefix)}")
         section = known[name] if dataclasses.is_dataclass(known[name]) else None
         if isinstance(section, type):
             if not isinstance(value, Mapping):
@@ -95,6 +92,29 @@ def _words(options: Mapping[str, Any], config_type: type, file: Path, prefix: st
             yield from _words(value, section, file, f"{prefix}{name}.")
         else:
             yield from _option(prefix + name, value, known[name])
+
+
+def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Returns the known name that is nearest to a mistyped one, as a question; all of them if none is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else f"choose {', '.join(prefix + each for each in names)}"
+
+
+def option_names(config_type: type, prefix: str = "", but_for: Collection[str] = ()) -> list[str]:
+    """Returns the options of a config class as a command line has them."""
+    hints = get_type_hints(config_type)
+    names = ["--help"] * (not prefix)
+    for field in dataclasses.fields(config_type):
+        kind = hints[field.name]
+        if field.name in but_for:
+            continue
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            names += option_names(kind, f"{prefix}{field.name}.")
+        else:
+            names += [word.partition("=")[0] for word in _option(prefix + field.name, True, kind)]
+            names += _option(prefix + field.name, False, kind) if kind is bool else ()
+    return names
 
 
 def _option(name: str, value: Any, kind: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from rl import command
-from rl.command import COMMANDS, recipes
+from rl.command import COMMANDS, COMPLETIONS, recipes
 
 MINE = '''
 """A recipe of mine."""
@@ -111,6 +112,55 @@ def test_a_recipe_of_ones_own_and_a_file_that_names_it_run(sapo, tmp_path: Path)
     assert sapo("train", file) == (0, "number 3\n", "")
     assert sapo("train", file, "--number", 5) == (0, "number 5\n", "")
     assert f"sapo train {recipe}" in sapo("train", recipe, "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", ["train", *COMMANDS, "completion"]),
+        ("che", ["check-data", "check-reward", "checkpoints"]),
+        ("train di", ["digit_sums", "distill"]),
+        ("train m", ["mine.toml"]),
+        ("train digit_sums --learner.off", ["--learner.offload"]),
+        ("train digit_sums --steps 3 --learner.no-off", ["--learner.no-offload"]),
+        ("train mine.toml --num-digits", ["--num-digits"]),
+        ("evaluate --sam", ["--samples", "--sampling"]),
+        ("evaluate --mod", []),  # a word without a name
+        ("completion z", ["zsh"]),
+        ("train no_recipe --", []),
+        ("report --", []),
+        ("xyz --", []),
+        ("train digit_sums ", []),
+    ],
+)
+def test_a_word_is_completed_by_what_there_is(
+    sapo, words: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mine.toml").write_text('recipe = "digit_sums"')
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAPO_COMPLETE", "")  # as it was, after the test
+    assert sapo("complete", *words.split(" ")) == (0, "\n".join(expected) + "\n", "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_by_the_script(tmp_path: Path):
+    script = tmp_path / "completion.bash"
+    script.write_text(COMPLETIONS["bash"])
+    lines = f"""
+        PATH={Path(sys.executable).parent}:$PATH; source {script}
+        COMP_WORDS=(sapo train easy); COMP_CWORD=2; _sapo
+        echo "${{COMPREPLY[*]}}"
+    """
+    ran = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=True)
+    assert ran.stdout == "easy_vqa\n"
+
+
+@pytest.mark.parametrize("shell", COMPLETIONS)
+def test_each_shell_has_a_script(sapo, shell: str):
+    status, out, _ = sapo("completion", shell)
+    assert status == 0 and "sapo complete" in out
+    assert sapo("completion", "tcsh")[2] == "error: sapo completion SHELL: choose bash, zsh, fish\n"
 
 
 def test_the_installed_script_is_this_command():
