@@ -90,7 +90,7 @@ def handed_to_train(name: str, options: list[Any], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("rl.train", lambda config, **rest: given.update(rest, config=config), raising=False)
     monkeypatch.setattr("rl.run_dir.summary.print_result", lambda result: None)
     # What checks the options before the recipe asks for GPUs, which are not here.
-    monkeypatch.setattr("rl.cli.check_options", lambda config: None)
+    monkeypatch.setattr("rl.preflight.check_options", lambda config: None)
     monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
     runpy.run_module(f"recipes.{name}", run_name="__main__", alter_sys=True)
     return given
