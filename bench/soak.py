@@ -105,7 +105,8 @@ def watch(run_dir: Path, command: Sequence[str]) -> tuple[Samples, list[tuple[in
         with suppress(psutil.NoSuchProcess):
             for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                    name = f"{process.name()} {process.pid}"
+                    # Ray adds the method that an actor runs to its name.
+                    name = f"{process.name().partition('.')[0]} {process.pid}"
                     samples[name].append((step, process.memory_info().rss, process.num_fds()))
         files = [path.stat().st_size for path in Path("/dev/shm").iterdir() if path.is_file()]
         shared.append((step, sum(files)))

@@ -17,6 +17,7 @@
 #SBATCH --signal=B:TERM@180
 set -euo pipefail
 
+: "${SLURM_JOB_ID:?there is no SLURM job: start this script by sbatch}"
 VENV=${VENV:-$SLURM_SUBMIT_DIR/.venv}
 PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}  # jobs that share a node have clusters of their own
 export PATH=$VENV/bin:$PATH

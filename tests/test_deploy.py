@@ -83,3 +83,9 @@ def test_a_preempted_slurm_job_ends_the_run_in_order_and_is_queued_again(environ
 def test_a_slurm_job_whose_run_fails_is_not_queued_again(environment: dict[str, str]):
     status, calls = ended(job(environment, STATUS="2"), environment)
     assert status == 2 and calls[-1] == "ray stop --force"
+
+
+def test_outside_a_slurm_job_the_script_says_how_it_is_started():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    ran = subprocess.run(["bash", SLURM], env=environment, capture_output=True, text=True)
+    assert ran.returncode != 0 and "there is no SLURM job: start this script by sbatch" in ran.stderr
