@@ -31,7 +31,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 README, DATA, ENVIRONMENTS = (PAGES[ROOT / name] for name in ("README.md", "docs/data.md", "docs/environments.md"))
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z.-]*[a-z]")
-OTHER_PROGRAMS = re.compile(r"(?:vllm serve|pip install|pip wheel|sha256sum|#SBATCH|sbatch|python -m bench|bench/)[^`]*")
+OTHER_PROGRAMS = re.compile(
+    r"(?:vllm serve|pip install|pip wheel|sha256sum|#SBATCH|sbatch|python -m bench|bench/)[^`]*"
+)
 
 
 def code_blocks(page: str) -> list[str]:
